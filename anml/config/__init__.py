@@ -1,0 +1,1 @@
+"""Typed, frozen experiment configs out of strict YAML. Nothing here imports torch."""

@@ -1,0 +1,118 @@
+"""Binds YAML data to a record and words every mistake: file, line, key, value found, what is allowed."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from anml.config.record import Record
+from anml.config.yaml_source import KeyPath, Source
+
+R = TypeVar("R", bound=Record)
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping (key: value)",
+    "mapping_type": "a mapping (key: value)",
+    "model_type": "a mapping (key: value)",
+    "model_attributes_type": "a mapping (key: value)",
+    "too_short": "at least one value",
+}
+
+
+def bind(record: type[R], source: Source, at: KeyPath = ()) -> tuple[R | None, list[str]]:
+    """Return the record made of the data at a key path, or None and every problem found."""
+    try:
+        return record.model_validate(value_at(source.data, at)), []
+    except ValidationError as error:
+        problems = [_describe(e, record, source, at) for e in error.errors()]
+        return None, list(dict.fromkeys(problems))
+
+
+def value_at(data: Any, key_path: KeyPath) -> Any:
+    """Return the value under a key path, or None where there is none."""
+    for key in key_path:
+        try:
+            data = data[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return "; did you mean X?" for a likely typo, else an empty string."""
+    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def problem(source: Source, key_path: KeyPath, message: str) -> str:
+    """Word one problem of the value at a key path, with file, line and dotted key."""
+    return f"{source.locate(key_path)}: {dotted(key_path)}: {message}"
+
+
+def dotted(key_path: KeyPath) -> str:
+    """Return `eval.olft.lr` for a key path; positions in lists are written `[2]`."""
+    text = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in key_path)
+    return text.lstrip(".") or "the file"
+
+
+def _describe(error: ErrorDetails, record: type[Record], source: Source, at: KeyPath) -> str:
+    loc = _real_path(error["loc"], value_at(source.data, at))
+    key_path = (*at, *loc)
+    found = error["input"]
+    if error["type"] == "extra_forbidden":
+        return problem(source, key_path, _unknown_key(str(loc[-1]), _fields_at(record, loc[:-1])))
+    if error["type"] == "missing":
+        return problem(source, key_path, "is required but missing")
+    if error["type"] == "literal_error":
+        allowed = str(error.get("ctx", {}).get("expected", "")).replace(" or ", ", ")
+        hint = nearest(str(found), [a.strip(" '") for a in allowed.split(",")])
+        return problem(source, key_path, f"{found!r} is not allowed; allowed: {allowed}{hint}")
+    wanted = _WANTED.get(error["type"])
+    if wanted:
+        return problem(source, key_path, f"must be {wanted}, found {found!r}")
+    message = error["msg"].replace("Input should be", "must be").replace("Value error, ", "")
+    return problem(source, key_path, f"{message}, found {found!r}")
+
+
+def _unknown_key(key: str, allowed: list[str]) -> str:
+    hint = nearest(key, allowed)
+    return f"unknown key{hint or '; allowed: ' + ', '.join(sorted(allowed))}"
+
+
+def _fields_at(record: type[Record], loc: KeyPath) -> list[str]:
+    """Names of the keys allowed at a place inside a record (the records nested in mappings included)."""
+    current: Any = record
+    for key in loc:
+        if not (isinstance(current, type) and issubclass(current, Record)):
+            break
+        annotation = current.model_fields[str(key)].annotation if str(key) in current.model_fields else None
+        nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if _is_record(a)]
+        current = nested[0] if nested else current
+    return list(current.model_fields)
+
+
+def _is_record(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Record)
+
+
+def _real_path(loc: tuple[int | str, ...], data: Any) -> KeyPath:
+    """Drop what pydantic adds to a location (names of union members): keep only steps that the data has."""
+    real: list[int | str] = []
+    for index, key in enumerate(loc):
+        is_last = index == len(loc) - 1
+        if isinstance(data, dict) and (key in data or is_last):
+            real.append(key)
+            data = data.get(key)
+        elif isinstance(data, (list, tuple)) and isinstance(key, int) and key < len(data):
+            real.append(key)
+            data = data[key]
+    return tuple(real)

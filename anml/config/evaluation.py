@@ -1,0 +1,52 @@
+"""One evaluation ("flavor"): which protocol, on which examples, at which learning rates."""
+
+from typing import Literal
+
+from anml.config.record import Count, Many, NotNegative, OneOrMany, Rate, Record
+
+EvalMethod = Literal["sequential", "iid", "zero_shot"]
+
+
+class EvalConfig(Record):
+    """What happens at test-train and test-test. The sweep is the product of all lists.
+
+    `classes`: unseen classes to learn. `train_examples`, `test_examples`: per class. `reinit_params`, `opt_params`:
+    `all`, `head`, or prefixes of parameter names. `eval_freq`: a period in classes (sequential) or in optimizer steps
+    (iid), 0 for only at the end, or a list of class counts. `init_size`: support examples of the least-squares
+    solution, 0 for one per class.
+    """
+
+    dataset: str | None = None
+    data_path: str | None = None
+    im_size: Count | None = None
+    augment: bool = False
+
+    train_examples: OneOrMany[Count] = (15,)
+    test_examples: OneOrMany[Count] = (5,)
+    classes: OneOrMany[Count] = (600,)
+    lr: OneOrMany[Rate] = (0.001,)
+
+    eval_method: EvalMethod = "sequential"
+    reinit_method: Literal["kaiming", "lstsq"] = "kaiming"
+    reinit_params: OneOrMany[str] = ("head",)
+    # The published table kept the old bias, the later code zeroes it.
+    reinit_bias: Literal["zero", "keep"] = "zero"
+    opt_params: OneOrMany[str] = ("head",)
+    init_size: NotNegative = 256
+    epochs: Count = 1
+    batch_size: Count = 256
+    eval_freq: NotNegative | Many[Count] | None = None
+    runs: Count = 10
+    # One seed for all trained models: every model then meets the same classes and examples (paired comparison).
+    seed: int = 1
+
+    model: str | None = None
+
+    def score_points(self, classes: int) -> tuple[int, ...]:
+        """Return after how many learned classes a sequential trajectory of `classes` classes is scored."""
+        if isinstance(self.eval_freq, tuple):
+            return tuple(sorted({n for n in self.eval_freq if n <= classes} | {classes}))
+        freq = max(1, classes // 20) if self.eval_freq is None else self.eval_freq
+        if freq == 0:
+            return (classes,)
+        return tuple(sorted({1, classes, *range(freq, classes, freq)}))

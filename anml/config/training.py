@@ -1,0 +1,127 @@
+"""One experiment: a model, how it is trained, and the evaluations that follow."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from anml.config.dataset_facts import DATASETS, DatasetFacts
+from anml.config.evaluation import EvalConfig
+from anml.config.model_args import MODEL_ARGS, ModelArgs
+from anml.config.record import Count, Many, NotNegative, OneOrMany, Rate, Record
+
+DatasetName = Literal["omniglot", "glyphs"]
+ModelName = Literal["anml", "sanml", "oml", "classifier"]
+TrainMethod = Literal["meta", "meta-first-order", "sequential_episodic", "iid"]
+EngineName = Literal["auto", "fast", "reference"]
+
+
+class TrainConfig(Record):
+    """An experiment, as written in `configs/train-*.yml`. Keys are those of higherANML where it has them.
+
+    An episode trains `num_batches` batches of `batch_size` examples of one class (`train_cycles` times over), then
+    updates the model on those and on `remember_size` random examples. `epochs` and `eval_steps` count episodes, for
+    `train_method: iid` epochs of the data and optimizer steps.
+    """
+
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    cluster: str | None = None
+
+    dataset: DatasetName
+    data_path: str | None = None
+    im_size: Count | None = None
+    augment: bool = False
+    train_size: Count | None = None
+    imgs_per_class: Count | None = None
+
+    train_method: TrainMethod = "meta"
+    sample_method: Literal["single", "uniform"] = "single"
+    batch_size: Count = 1
+    num_batches: Count | None = None
+    train_cycles: Count = 1
+    val_size: NotNegative = 0
+    remember_size: NotNegative = 64
+    remember_only: bool = False
+    lobotomize: bool = True
+    inner_lr: Rate = 0.1
+    outer_lr: Rate = 0.001
+    max_grad_norm: Rate | None = None
+    epochs: Count = 25000
+    max_steps: Count | None = None
+    save_freq: Count = 500
+    log_freq: Count = 10
+    seed: int = 1
+    seeds: Many[int] | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    engine: EngineName = "auto"
+
+    model: ModelName
+    model_name: str | None = None
+    model_args: dict[str, Any] = {}
+    inner_params: OneOrMany[str] = ("all",)
+    outer_params: OneOrMany[str] = ("all",)
+    output_layer: str = "head"
+
+    lr: Rate = 0.001
+    optimizer: str = "Adam"
+    optimizer_args: dict[str, Any] = {}
+    lr_scheduler: str | None = None
+    lr_scheduler_args: dict[str, Any] = {}
+    lobo_rate: Count | None = None
+    lobo_size: Count | None = None
+
+    eval_steps: OneOrMany[Count] | None = None
+    # Also evaluates the network before any training: what the meta-training added can then be read off the report.
+    eval_untrained: bool = False
+    eval: Mapping[str, EvalConfig] = {}
+
+    @property
+    def facts(self) -> DatasetFacts:
+        """Counts and sizes of the training data set."""
+        return DATASETS[self.dataset]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[channels, height, width] of the images the model sees."""
+        size = self.im_size or self.facts.default_size
+        return (self.facts.channels, size, size)
+
+    @property
+    def model_record(self) -> ModelArgs:
+        """The model's arguments as their own typed record."""
+        return MODEL_ARGS[self.model](**self.model_args)  # type: ignore[return-value]
+
+    @property
+    def display_name(self) -> str:
+        """The model's name in results and reports."""
+        return self.model_name or self.model
+
+    @property
+    def training_seeds(self) -> tuple[int, ...]:
+        """The seeds of the trainings of this experiment; each is trained and evaluated on its own."""
+        return self.seeds or (self.seed,)
+
+    @property
+    def examples_per_class(self) -> int:
+        """Examples of each background class that training may see; the others are for validation."""
+        return self.train_size or self.facts.examples_per_class
+
+    @property
+    def inner_steps(self) -> int:
+        """Batches of one pass of the inner loop."""
+        return self.num_batches or max(1, self.examples_per_class // self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Episodes (or, for i.i.d. training, optimizer steps) of the whole training."""
+        steps = self.epochs
+        if self.train_method == "iid":
+            images = self.facts.train_classes * self.examples_per_class
+            steps *= -(-images // self.batch_size)
+        return min(steps, self.max_steps or steps)
+
+    @property
+    def checkpoint_steps(self) -> tuple[int, ...]:
+        """Steps after which the model is kept and evaluated; a step beyond the end means the final model."""
+        wanted = self.eval_steps or (self.total_steps,)
+        return tuple(sorted({min(step, self.total_steps) for step in wanted}))

@@ -1,0 +1,1 @@
+"""Images by class, and the episodes and trajectories drawn from them."""

@@ -1,0 +1,104 @@
+"""Draws what a model meets: training episodes, shuffled batches, and test-train trajectories of unseen classes."""
+
+from typing import NamedTuple
+
+import torch
+
+from anml.config.training import TrainConfig
+from anml.data.class_images import ClassImages
+from anml.rng import torch_generator
+
+
+class Episode(NamedTuple):
+    """One episode of meta-training (train-train, then train-test).
+
+    images [M, C, H, W], labels int64 [M]: the examples of the inner loop, followed by the remember set.
+    support_index int64 [T, B]: which images the T batches of the inner loop hold, in order.
+    query_start: the meta loss is taken on images[query_start:], that is on all, or on the remember set only.
+    new_classes: the classes about to be learned, whose output rows are re-drawn before the inner loop.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    support_index: torch.Tensor
+    query_start: int
+    new_classes: tuple[int, ...]
+
+
+def draw_episode(
+    data: ClassImages, config: TrainConfig, seed: int, index: int, dtype: torch.dtype = torch.float32
+) -> Episode:
+    """Draw the episode with the given index (OML, Javed & White 2019, section 3; ANML, Beaulieu et al. 2020)."""
+    generator = torch_generator(seed, "episode", index)
+    count = config.batch_size * config.inner_steps
+    if config.sample_method == "single":
+        chosen = int(torch.randint(data.num_classes, (1,), generator=generator))
+        examples = torch.randperm(data.examples_per_class, generator=generator)[:count]
+        classes = torch.full_like(examples, chosen)
+    else:
+        classes, examples = _draw_anywhere(data, count, generator)
+    remember = _draw_anywhere(data, config.remember_size, generator)
+    images, labels = data.batch(torch.cat([classes, remember[0]]), torch.cat([examples, remember[1]]), dtype)
+    return Episode(
+        images=images,
+        labels=labels,
+        support_index=torch.arange(count).unflatten(0, (-1, config.batch_size)).repeat(config.train_cycles, 1),
+        query_start=count if config.remember_only else 0,
+        new_classes=tuple(sorted(set(classes.tolist()))),
+    )
+
+
+def _draw_anywhere(data: ClassImages, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw distinct examples from all classes: class and example indexes, int64 [count] each."""
+    chosen = torch.randperm(data.num_classes * data.examples_per_class, generator=generator)[:count]
+    return chosen // data.examples_per_class, chosen % data.examples_per_class
+
+
+def draw_validation(data: ClassImages, count: int, seed: int, index: int, dtype: torch.dtype) -> tuple:
+    """Draw `count` random examples (images [n, C, H, W], labels [n]) of a validation set."""
+    return data.batch(*_draw_anywhere(data, count, torch_generator(seed, "validation", index)), dtype)
+
+
+def shuffled_batch(
+    data: ClassImages, batch_size: int, seed: int, step: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return batch number `step` (from 0) of an endless i.i.d. pass: every epoch is a new shuffle of all images."""
+    total = data.num_classes * data.examples_per_class
+    per_epoch = -(-total // batch_size)
+    epoch, position = divmod(step, per_epoch)
+    order = torch.randperm(total, generator=torch_generator(seed, "shuffle", epoch))
+    chosen = order[position * batch_size : (position + 1) * batch_size]
+    return data.batch(chosen // data.examples_per_class, chosen % data.examples_per_class, dtype)
+
+
+class Trajectory(NamedTuple):
+    """What one run of an evaluation meets: classes in order of learning, relabelled 0, 1, 2, ...
+
+    classes: int64 [n], indexes into the data set. train_examples int64 [n, k], test_examples int64 [n, m]:
+    which of each class's examples are learned and which are held out.
+    """
+
+    classes: torch.Tensor
+    train_examples: torch.Tensor
+    test_examples: torch.Tensor
+
+    def images(self, data: ClassImages, examples: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return the images [n * k, C, H, W] of example indexes [n, k], class after class."""
+        classes = self.classes[:, None].expand_as(examples)
+        return data.batch(classes.reshape(-1), examples.reshape(-1), dtype)[0]
+
+
+def draw_trajectory(data: ClassImages, classes: int, train: int, test: int, seed: int, run: int) -> Trajectory:
+    """Draw the classes of a run and split the examples of each. The same run draws the same for every model.
+
+    Classes are drawn first and examples class by class, so a run of 100 classes is the beginning of the same run of
+    600 (the examples of a class depend on the seed, the run and the class alone).
+    """
+    order = torch.randperm(data.num_classes, generator=torch_generator(seed, "classes", run))[:classes]
+    picks = torch.stack(
+        [
+            torch.randperm(data.examples_per_class, generator=torch_generator(seed, "examples", run, int(c)))
+            for c in order
+        ]
+    )
+    return Trajectory(order, picks[:, :train], picks[:, train : train + test])

@@ -1,0 +1,83 @@
+"""The engine that runs: exact second-order gradients, at a fraction of the reference's cost, for every model.
+
+Three things make it fast, none changes the result: only what the inner loop moves is differentiated step by step (the
+reference asks for gradients of everything, at a cost that grows with the square of the steps); what does not depend on
+the fast weights (the gate, or a whole frozen encoder) is computed once for all images of the episode; and Linear layers
+learn in dual form (dual_linear.py).
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from anml.data.episodes import Episode
+from anml.meta.dual_linear import DualLinear, dual_linears
+from anml.meta.engine import EpisodeOutcome, accuracy
+from anml.models.meta_model import MetaModel
+from anml.models.parameters import belongs_to
+
+Weights = dict[str, torch.Tensor]
+
+
+class FastEngine:
+    """Autograd through the inner loop's fast weights only."""
+
+    name = "fast"
+
+    def __init__(self, model: MetaModel, inner_names: list[str], inner_lr: float) -> None:
+        self.model = model
+        self.inner_lr = inner_lr
+        self.linears = _fast_linears(model, set(inner_names))
+        in_dual_form = {f"{name}.{part}" for name in self.linears for part in ("weight", "bias")}
+        self.fast_names = [name for name in inner_names if name not in in_dual_form]
+        self.encoder_is_fixed = all(belongs_to(name, model.head_prefix) for name in inner_names)
+        self.gate_is_fixed = not any(belongs_to(name, model.gate_prefix) for name in inner_names)
+
+    def run(self, episode: Episode) -> EpisodeOutcome:
+        """Return loss, accuracy and gradients of one episode."""
+        slow: Weights = dict(self.model.named_parameters())
+        fast: Weights = {name: slow[name] for name in self.fast_names}
+        images, options = self._prepare(episode.images)
+        with dual_linears(list(self.linears.values()), self.inner_lr) as duals:
+            for index in episode.support_index:
+                logits = self._call(fast, images[index], _rows(options, index))
+                fast = self._step(fast, duals, cross_entropy(logits, episode.labels[index]))
+            query = slice(episode.query_start, None)
+            logits, labels = self._call(fast, images[query], _rows(options, query)), episode.labels[query]
+        loss = cross_entropy(logits, labels)
+        gradients = torch.autograd.grad(loss, list(slow.values()))
+        return EpisodeOutcome(loss.detach(), accuracy(logits, labels), dict(zip(slow, gradients, strict=True)))
+
+    def _prepare(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Compute once what the inner loop does not change: the features [M, d], or else the gate [M, d]."""
+        if self.encoder_is_fixed:
+            return self.model(images, part="encode"), {"part": "classify"}
+        return images, {"gate": self.model(images, part="modulate") if self.gate_is_fixed else None}
+
+    def _call(self, fast: Weights, inputs: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        return functional_call(self.model, fast, (inputs,), options)
+
+    def _step(self, fast: Weights, duals: list[DualLinear], loss: torch.Tensor) -> Weights:
+        """Take one differentiable SGD step."""
+        outputs = [dual.last_output for dual in duals if dual.last_output is not None]
+        gradients = torch.autograd.grad(loss, [*fast.values(), *outputs], create_graph=True)
+        for dual, delta in zip(duals, gradients[len(fast) :], strict=True):
+            dual.step(delta)
+        return {name: fast[name] - self.inner_lr * gradient for name, gradient in zip(fast, gradients, strict=False)}
+
+
+def _fast_linears(model: MetaModel, inner_names: set[str]) -> dict[str, nn.Linear]:
+    """Return the Linear layers all of whose parameters the inner loop moves."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and {f"{name}.{part}" for part, _ in module.named_parameters()} <= inner_names
+    }
+
+
+def _rows(options: dict[str, Any], index: torch.Tensor | slice) -> dict[str, Any]:
+    return {key: value[index] if isinstance(value, torch.Tensor) else value for key, value in options.items()}

@@ -1,0 +1,86 @@
+"""ANML (Beaulieu et al. 2020, arXiv 2002.09571) and SANML, which is ANML without neuromodulation."""
+
+import torch
+from torch import nn
+
+from anml.config.model_args import AnmlArgs, AnmlEncoderArgs, SanmlArgs
+from anml.errors import ConfigError
+from anml.models.blocks import conv_stack, stack_size
+from anml.models.meta_model import MetaModel
+
+
+class AnmlEncoder(nn.Module):
+    """Features of the prediction network `rln`, gated by the neuromodulatory network `nm`."""
+
+    def __init__(self, args: AnmlArgs | AnmlEncoderArgs, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, size, _ = image_shape
+        self.features = _features(size, args.num_blocks, args.pool_rln_output, args.rln_chs)
+        gate_inputs = _features(size, args.num_blocks, args.pool_nm_output, args.nm_chs)
+        self.rln = conv_stack(channels, args.rln_chs, args.num_blocks, args.pool_rln_output)
+        self.nm = conv_stack(channels, args.nm_chs, args.num_blocks, args.pool_nm_output)
+        self.nm.add_module("fc", nn.Linear(gate_inputs, self.features))
+
+    def modulate(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the gate [n, features], each in (0, 1)."""
+        return torch.sigmoid(self.nm(images))
+
+    def forward(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        """Return gated features [n, features]."""
+        return self.rln(images) * (self.modulate(images) if gate is None else gate)
+
+
+class Anml(MetaModel):
+    """ANML as published: parameters `rln.*`, `nm.*`, `fc.*`."""
+
+    head_layer = "fc"
+    head_prefix = "fc"
+    gate_prefix = "nm"
+
+    def __init__(self, args: AnmlArgs, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        encoder = AnmlEncoder(args, image_shape)
+        self.rln, self.nm = encoder.rln, encoder.nm
+        self.fc = nn.Linear(encoder.features, args.num_classes)
+
+    def modulate(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the gate [n, features]."""
+        return torch.sigmoid(self.nm(images))
+
+    def encode(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        """Return gated features [n, features]."""
+        return self.rln(images) * (self.modulate(images) if gate is None else gate)
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Return logits [n, classes]."""
+        return self.fc(features)
+
+
+class Sanml(MetaModel):
+    """SANML: parameters `rln.*`, `fc.*`."""
+
+    head_layer = "fc"
+    head_prefix = "fc"
+
+    def __init__(self, args: SanmlArgs, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, size, _ = image_shape
+        features = _features(size, args.num_blocks, args.pool_rln_output, args.rln_chs)
+        self.rln = conv_stack(channels, args.rln_chs, args.num_blocks, args.pool_rln_output)
+        self.fc = nn.Linear(features, args.num_classes)
+
+    def encode(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        """Return features [n, features]; there is no gate."""
+        return self.rln(images)
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Return logits [n, classes]."""
+        return self.fc(features)
+
+
+def _features(size: int, blocks: int, pool_last: bool, channels: int) -> int:
+    left = stack_size(size, blocks, pool_last)
+    if left < 1:
+        message = f"model_args: {blocks} blocks leave nothing of {size}x{size} images; set num_blocks lower"
+        raise ConfigError(message)
+    return channels * left * left

@@ -1,0 +1,19 @@
+"""The table of models: name to constructor."""
+
+from collections.abc import Callable
+from typing import Any
+
+from anml.config.model_args import MODEL_ARGS
+from anml.models.anml import Anml, Sanml
+from anml.models.classifier import Classifier
+from anml.models.meta_model import MetaModel, initialise
+from anml.models.oml import Oml
+
+MODELS: dict[str, Callable[..., MetaModel]] = {"anml": Anml, "sanml": Sanml, "oml": Oml, "classifier": Classifier}
+
+
+def build_model(name: str, args: dict[str, Any], image_shape: tuple[int, int, int], seed: int) -> MetaModel:
+    """Return a freshly initialised model. Raises ConfigError when the arguments do not fit the images."""
+    model = MODELS[name](MODEL_ARGS[name](**args), image_shape)
+    initialise(model, seed)
+    return model

@@ -1,0 +1,86 @@
+"""What the training engines and the evaluations ask of every model."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from anml.rng import torch_generator
+
+
+class MetaModel(nn.Module):
+    """A network that is used in two halves, so that what does not change is computed once.
+
+    `encode` turns images [n, C, H, W] into features [n, d]; `classify` turns features into logits [n, classes].
+    A model with a gate (neuromodulation) also has `modulate`, which gives the gate [n, d] that `encode` multiplies by.
+    `head_layer` names the output layer, `head_prefix` all that `classify` uses, `gate_prefix` all that `modulate` uses.
+    """
+
+    head_layer: str
+    head_prefix: str
+    gate_prefix: str | None = None
+
+    def encode(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        """Return features [n, d]; a gate given is used instead of computing it."""
+        raise NotImplementedError
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Return logits [n, classes]."""
+        raise NotImplementedError
+
+    def modulate(self, images: torch.Tensor) -> torch.Tensor | None:
+        """Return the gate [n, d], or None for a model without one."""
+        return None
+
+    def forward(
+        self, inputs: torch.Tensor, gate: torch.Tensor | None = None, part: str = "all"
+    ) -> torch.Tensor | None:
+        """Run the whole network, or one part ("encode", "classify", "modulate") of it.
+
+        torch.func.functional_call reaches a module only through forward; `part` makes every half reachable.
+        """
+        if part == "encode":
+            return self.encode(inputs, gate)
+        if part == "classify":
+            return self.classify(inputs)
+        if part == "modulate":
+            return self.modulate(inputs)
+        return self.classify(self.encode(inputs, gate))
+
+    @property
+    def head(self) -> nn.Linear:
+        """The output layer."""
+        layer = self.get_submodule(self.head_layer)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+
+def draw_kaiming(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Draw float32 weights, normal with variance 2 / fan_in (He et al. 2015, section 2.2)."""
+    fan_in = 1
+    for extent in shape[1:]:
+        fan_in *= extent
+    return torch.randn(shape, generator=generator) * (2.0 / fan_in) ** 0.5
+
+
+def initialise(model: MetaModel, seed: int) -> None:
+    """Draw every parameter from named generators, so that no global random state is used.
+
+    Convolutions kaiming normal, as in ANML; Linear layers and biases uniform in +-1/sqrt(fan_in), PyTorch's default;
+    norms one and zero. Each parameter has its own stream: the same layer starts alike in every model of a seed.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            _initialise_layer(module, lambda part, name=name: torch_generator(seed, "initial", f"{name}.{part}"))
+
+
+def _initialise_layer(layer: nn.Conv2d | nn.Linear, generator: Callable[[str], torch.Generator]) -> None:
+    weight = layer.weight
+    bound = (weight.numel() / weight.shape[0]) ** -0.5
+    with torch.no_grad():
+        if isinstance(layer, nn.Conv2d):
+            weight.copy_(draw_kaiming(tuple(weight.shape), generator("weight")))
+        else:
+            weight.copy_((torch.rand(weight.shape, generator=generator("weight")) * 2 - 1) * bound)
+        if layer.bias is not None:
+            layer.bias.copy_((torch.rand(layer.bias.shape, generator=generator("bias")) * 2 - 1) * bound)
