@@ -53,6 +53,9 @@ def _check_episode(config: TrainConfig, source: Source) -> list[str]:
     if config.examples_per_class > has:
         message = f"a class of {config.dataset} has {has} examples, found {config.examples_per_class}"
         problems.append(problem(source, ("train_size",), message))
+    if config.num_train_classes > config.facts.train_classes:
+        message = f"{config.dataset} has {config.facts.train_classes} background classes, found {config.train_classes}"
+        problems.append(problem(source, ("train_classes",), message))
     if config.val_size and config.examples_per_class >= has:
         message = f"validation needs examples that training leaves over; set train_size below {has}"
         problems.append(problem(source, ("val_size",), message))
@@ -72,8 +75,8 @@ def _check_episode(config: TrainConfig, source: Source) -> list[str]:
 
 def _check_outputs(config: TrainConfig, source: Source) -> list[str]:
     outputs = config.model_record.num_classes
-    if outputs < config.facts.train_classes:
-        message = f"num_classes is {outputs}, but {config.dataset} has {config.facts.train_classes} training classes"
+    if outputs < config.num_train_classes:
+        message = f"num_classes is {outputs}, but there are {config.num_train_classes} training classes"
         return [problem(source, ("model_args",), message)]
     return []
 

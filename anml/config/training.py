@@ -33,6 +33,8 @@ class TrainConfig(Record):
     augment: bool = False
     train_size: Count | None = None
     imgs_per_class: Count | None = None
+    # Only the first so many background classes: a small problem that a laptop learns in a minute.
+    train_classes: Count | None = None
 
     train_method: TrainMethod = "meta"
     sample_method: Literal["single", "uniform"] = "single"
@@ -107,6 +109,11 @@ class TrainConfig(Record):
         return self.train_size or self.facts.examples_per_class
 
     @property
+    def num_train_classes(self) -> int:
+        """Background classes that training uses."""
+        return self.train_classes or self.facts.train_classes
+
+    @property
     def inner_steps(self) -> int:
         """Batches of one pass of the inner loop."""
         return self.num_batches or max(1, self.examples_per_class // self.batch_size)
@@ -116,7 +123,7 @@ class TrainConfig(Record):
         """Episodes (or, for i.i.d. training, optimizer steps) of the whole training."""
         steps = self.epochs
         if self.train_method == "iid":
-            images = self.facts.train_classes * self.examples_per_class
+            images = self.num_train_classes * self.examples_per_class
             steps *= -(-images // self.batch_size)
         return min(steps, self.max_steps or steps)
 

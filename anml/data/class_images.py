@@ -35,6 +35,10 @@ class ClassImages:
         """Return the images without the examples outside [start, stop) of each class."""
         return ClassImages(self.images[:, start:stop], self.name)
 
+    def first_classes(self, count: int) -> "ClassImages":
+        """Return the images of the first `count` classes."""
+        return ClassImages(self.images[:count], self.name)
+
     def batch(self, classes: torch.Tensor, examples: torch.Tensor, dtype: torch.dtype = torch.float32) -> Batch:
         """Return images [n, C, H, W] scaled to [0, 1] and labels int64 [n], for index tensors [n]."""
         device = self.images.device

@@ -72,8 +72,10 @@ class Cluster:
             if self.daemon(name):
                 return False
             self._spawn(name)
+        # Without the lock: a node may have to wait for a slurmctld that another call is about to start.
+        if name not in NODES or self.daemon("slurmctld"):
             self._wait(lambda: self._serves(name), f"{name} to serve")
-            return True
+        return True
 
     def stop_controller(self) -> bool:
         """Stop slurmctld in an orderly way, so that its state is on disk. False if it does not run."""
@@ -110,8 +112,9 @@ class Cluster:
         try:
             for name in names:
                 self._spawn(name)
-                if name == "munged":  # the others give up at once without it
-                    self._wait(lambda: self._serves("munged"), "munged to serve")
+                # Without munged the others give up at once; a slurmd that finds no slurmctld pauses for a second.
+                if name not in NODES:
+                    self._wait(lambda name=name: self._serves(name), f"{name} to serve")
             self._wait(self._all_usable, "all nodes to be usable")
         except ClusterError as error:
             self._kill_all()
@@ -142,7 +145,7 @@ class Cluster:
             return ["slurmd", "-D", "-N", name]
         # --force: munged otherwise refuses folders that others may write to or that not everybody may enter, as a
         # system's munged should; this one serves a single user.
-        files = [f"--{kind}-file={self.state.folder / 'munged'}.{kind}" for kind in ("pid", "seed", "log")]
+        files = [f"--{kind}-file={self.state.folder / 'munged'}.{kind}" for kind in ("pid", "seed")]
         return ["munged", "-F", "--force", f"--socket={self.state.socket}", f"--key-file={self.state.key}", *files]
 
     def _record(self, name: str) -> tuple[Process, float] | None:

@@ -61,12 +61,10 @@ def status(cluster: Cluster, _: argparse.Namespace) -> int:
     if not cluster.state.conf.exists():
         say(f"down: nothing in {cluster.state.folder}")
         return 1
-    for name in DAEMONS:
-        process = cluster.daemon(name)
-        say(f"{name:10} {f'process {process.pid}' if process else 'not running'}")
-    for node, state in cluster.node_states().items():
-        say(f"{node:10} {state}")
-    return 1 if cluster.missing() else 0
+    found = {name: cluster.daemon(name) for name in DAEMONS}
+    lines = [f"{name:10} {f'process {process.pid}' if process else 'not running'}" for name, process in found.items()]
+    say("\n".join(lines + [f"{node:10} {state}" for node, state in cluster.node_states().items()]))
+    return 0 if all(found.values()) else 1
 
 
 def env(cluster: Cluster, _: argparse.Namespace) -> int:

@@ -139,16 +139,17 @@ class State:
 
 
 def user_name() -> str:
-    """The user's name; the number where a container has none, which Slurm takes as well."""
+    """The name of the user."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
-        return str(os.getuid())
+        message = f"user {os.getuid()} has no name on this machine (no line in /etc/passwd), which Slurm needs"
+        raise UsageError(message) from None
 
 
 def default_folder() -> Path:
-    """$ANML_DEV_CLUSTER, or a folder named for the user in the system's temporary folder."""
-    return Path(os.environ.get("ANML_DEV_CLUSTER") or f"{tempfile.gettempdir()}/anml-dev-cluster-{user_name()}")
+    """$ANML_DEV_CLUSTER, or a folder of this user in the system's temporary folder."""
+    return Path(os.environ.get("ANML_DEV_CLUSTER") or f"{tempfile.gettempdir()}/anml-dev-cluster-{os.getuid()}")
 
 
 def free_ports(names: list[str]) -> dict[str, int]:

@@ -26,7 +26,7 @@ def nearest_neighbour_accuracy(images: np.ndarray) -> float:
 
 def test_golden_bytes():
     digest = hashlib.sha256(draw_glyphs(range(3, 6), drawings=4, seed=7).tobytes()).hexdigest()
-    assert digest == "1b873751bf3968cb64ea2ce7aebbe02f443db7de0264b115c5135a7d0aa82f53"
+    assert digest == "78b0a476c00bb61c746228c93877e5627358aa9fd1f132230777d1f80246cdbb"
 
 
 def test_the_same_call_gives_the_same_bytes(glyphs: np.ndarray):
@@ -48,9 +48,10 @@ def test_another_seed_gives_other_characters(glyphs: np.ndarray):
 
 def test_the_global_random_state_is_neither_used_nor_changed(glyphs: np.ndarray):
     np.random.seed(3)
-    before = np.random.get_state()[1].copy()
+    expected = np.random.random()
+    np.random.seed(3)
     np.testing.assert_array_equal(draw_glyphs(range(2)), glyphs[:2])
-    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    assert np.random.random() == expected
 
 
 @pytest.mark.parametrize("size", [14, 28, 50, 112, 150])

@@ -1,0 +1,153 @@
+"""Checkpoints: tensors as safetensors beside readable JSON; written atomically, verified when read."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from anml import __version__
+from anml.atomic import new_folder, read_json
+from anml.errors import CheckpointError
+from anml.models.build import MODELS, build_model
+from anml.models.meta_model import MetaModel
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a checkpoint says of its model: enough to build it, and to know where it comes from.
+
+    step: episodes (or optimizer steps) trained; 0 is a freshly initialised network.
+    """
+
+    model: str
+    model_args: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    display_name: str
+    dataset: str
+    train_method: str
+    step: int
+    seed: int
+    code_version: str = __version__
+
+
+def save_checkpoint(folder: Path, model: MetaModel, card: ModelCard, training: dict[str, Any]) -> None:
+    """Write model, model card and training state (an optimizer's and scheduler's state_dict) as one folder."""
+    with new_folder(folder) as new:
+        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, new / "model.safetensors")
+        tensors, plain = _split_tensors(training)
+        save_file(tensors, new / "training.safetensors")
+        _write(new / "training.json", {"state": plain, "sha256": _sha256(new / "training.safetensors")})
+        _write(new / "model.json", {**asdict(card), "sha256": _sha256(new / "model.safetensors")})
+
+
+def load_model(folder: Path, device: torch.device | None = None) -> tuple[MetaModel, ModelCard]:
+    """Return the model of a checkpoint and its card. Raises CheckpointError when damaged or incomplete."""
+    card = read_card(folder)
+    model = build_model(card.model, card.model_args, card.image_shape, card.seed)
+    state = _load_tensors(folder / "model.safetensors", (read_json(folder / "model.json") or {}).get("sha256"))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        message = f"{folder}: the tensors do not fit the model its card describes: {error}"
+        raise CheckpointError(message) from None
+    return model.to(device or torch.device("cpu")), card
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Return the model card of a checkpoint. Raises CheckpointError."""
+    data = read_json(folder / "model.json")
+    if data is None:
+        message = f"{folder}: no checkpoint here: expected a folder with model.safetensors and model.json"
+        raise CheckpointError(message)
+    data.pop("sha256", None)
+    try:
+        card = ModelCard(**{**data, "image_shape": tuple(data["image_shape"])})
+    except (TypeError, KeyError) as error:
+        message = f"{folder / 'model.json'}: not a model card of this program ({error})"
+        raise CheckpointError(message) from None
+    if card.model not in MODELS:
+        message = f"{folder / 'model.json'}: unknown model {card.model!r}; known: {', '.join(MODELS)}"
+        raise CheckpointError(message)
+    return card
+
+
+def load_training_state(folder: Path) -> dict[str, Any]:
+    """Return the training state saved beside a model. Raises CheckpointError."""
+    data = read_json(folder / "training.json")
+    if data is None:
+        message = f"{folder}: holds no training state, so training cannot continue from it"
+        raise CheckpointError(message)
+    return _join_tensors(data["state"], _load_tensors(folder / "training.safetensors", data["sha256"]))
+
+
+def is_complete(folder: Path) -> bool:
+    """Say whether a checkpoint is there and intact."""
+    for name in ("model", "training"):
+        expected = (read_json(folder / f"{name}.json") or {}).get("sha256")
+        file = folder / f"{name}.safetensors"
+        if expected is None or not file.is_file() or _sha256(file) != expected:
+            return False
+    return True
+
+
+def steps_saved(checkpoints: Path) -> list[int]:
+    """Return the steps that a folder of checkpoints holds, in order (not verified)."""
+    return sorted(int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-[0-9]*") if path.is_dir())
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _load_tensors(file: Path, expected: str | None) -> dict[str, torch.Tensor]:
+    if not file.is_file():
+        message = f"{file}: missing; the checkpoint is incomplete"
+        raise CheckpointError(message)
+    if _sha256(file) != expected:
+        message = f"{file}: the content is not what was saved (checksum differs). Use another checkpoint."
+        raise CheckpointError(message)
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        message = f"{file}: cannot be read: {error}"
+        raise CheckpointError(message) from None
+
+
+def _split_tensors(state: Any, path: str = "") -> tuple[dict[str, torch.Tensor], Any]:
+    """Split nested dicts and lists into named tensors and a JSON-able rest that refers to them."""
+    if isinstance(state, torch.Tensor):
+        return {path: state.detach().cpu().contiguous()}, {"tensor": path}
+    if isinstance(state, (dict, list, tuple)):
+        items = state.items() if isinstance(state, dict) else enumerate(state)
+        parts = {str(key): _split_tensors(value, f"{path}/{key}") for key, value in items}
+        tensors = {name: tensor for part, _ in parts.values() for name, tensor in part.items()}
+        plain = {key: rest for key, (_, rest) in parts.items()}
+        kind = "dict" if isinstance(state, dict) else "list"
+        return tensors, {kind: plain if kind == "dict" else list(plain.values())}
+    return {}, {"value": state}
+
+
+def _join_tensors(plain: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    kind, content = next(iter(plain.items()))
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {_key(key): _join_tensors(value, tensors) for key, value in content.items()}
+    if kind == "list":
+        return [_join_tensors(value, tensors) for value in content]
+    return content
+
+
+def _key(key: str) -> str | int:
+    """Optimizer states are keyed by position, which JSON makes text of."""
+    return int(key) if key.isdigit() else key

@@ -1,0 +1,112 @@
+"""The experiment folder: every path is a property of one object, and so is nobody else's business."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """What belongs to one job (or to one task of an array): its script, log and status."""
+
+    root: Path
+    task: int | None = None
+
+    @property
+    def script(self) -> Path:
+        """The shell script, shared by all tasks of an array."""
+        return self.root / "job.sh"
+
+    @property
+    def _own(self) -> Path:
+        return self.root if self.task is None else self.root / f"task-{self.task:04d}"
+
+    @property
+    def log(self) -> Path:
+        """Everything the job printed, appended across requeues."""
+        return self._own / "log.txt"
+
+    @property
+    def status(self) -> Path:
+        """The job's own word on its state and progress."""
+        return self._own / "status.json"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """`experiments/<project>/<group>/` and every path in it. `seed` is None unless several seeds are trained."""
+
+    root: Path
+
+    @property
+    def project(self) -> str:
+        """Name of the project."""
+        return self.root.parent.name
+
+    @property
+    def group(self) -> str:
+        """Name of the group: of this experiment, and of its W&B runs."""
+        return self.root.name
+
+    @property
+    def config_file(self) -> Path:
+        """The fully resolved config."""
+        return self.root / "config.yml"
+
+    @property
+    def plan_file(self) -> Path:
+        """Jobs, dependencies, scheduler ids, submission times."""
+        return self.root / "plan.json"
+
+    @property
+    def environment_file(self) -> Path:
+        """Where the experiment came from: git commit, packages, command line."""
+        return self.root / "environment.json"
+
+    @property
+    def code(self) -> Path:
+        """The code as launched."""
+        return self.root / "code"
+
+    @property
+    def wandb_dir(self) -> Path:
+        """Where W&B keeps the files of this experiment's runs."""
+        return self.root / "wandb"
+
+    @property
+    def results(self) -> Path:
+        """Folder of the evaluations' results."""
+        return self.root / "results"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report."""
+        return self.root / "report"
+
+    def job(self, name: str, task: int | None = None) -> JobFolder:
+        """Return the folder of a job."""
+        return JobFolder(self.root / "jobs" / name, task)
+
+    def checkpoints(self, seed: int | None = None) -> Path:
+        """Return the folder of the checkpoints of a training."""
+        folder = self.root / "checkpoints"
+        return folder if seed is None else folder / f"seed-{seed}"
+
+    def checkpoint(self, step: int, seed: int | None = None) -> Path:
+        """Return the folder of one checkpoint."""
+        return self.checkpoints(seed) / f"step-{step:06d}"
+
+    def metrics(self, seed: int | None = None) -> Path:
+        """Return the training's log, one JSON object a line."""
+        return self.root / "metrics" / ("train.jsonl" if seed is None else f"train-seed-{seed}.jsonl")
+
+    def result(self, flavor: str, step: int, seed: int | None = None, task: int | None = None) -> Path:
+        """Return the results file of one evaluation job (or of one task of it)."""
+        return self.results / f"{result_name(flavor, step, seed, task)}.csv"
+
+
+def result_name(flavor: str, step: int, seed: int | None = None, task: int | None = None) -> str:
+    """Return `<flavor>-step-010000[-seed-1][-task-0003]`, the name of results files and evaluation jobs."""
+    parts = [flavor, f"step-{step:06d}"]
+    parts += [] if seed is None else [f"seed-{seed}"]
+    parts += [] if task is None else [f"task-{task:04d}"]
+    return "-".join(parts)

@@ -1,0 +1,93 @@
+"""The rows of `results/*.csv`: their columns, writing, reading, merging the parts of an array job."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from anml.atomic import write_text
+from anml.errors import DataError
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One scoring of one run. Accuracies are fractions, means over the classes learned so far; None: does not apply."""
+
+    flavor: str
+    protocol: str
+    model: str
+    dataset: str
+    checkpoint_step: int
+    classes: int
+    train_examples: int
+    test_examples: int
+    lr: float | None
+    train_seed: int
+    run: int
+    epoch: int
+    step: int
+    classes_trained: int
+    train_acc: float
+    test_acc: float
+    train_top5: float
+    test_top5: float
+
+
+COLUMNS = tuple(field.name for field in fields(ResultRow))
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Accuracy of one class at one scoring; `position` is its place in the order of learning, from 0."""
+
+    classes: int
+    train_examples: int
+    test_examples: int
+    lr: float | None
+    run: int
+    step: int
+    classes_trained: int
+    position: int
+    train_acc: float
+    test_acc: float
+
+
+def write_results(path: Path, rows: Sequence[ResultRow], class_rows: Sequence[ClassRow]) -> None:
+    """Write results as CSV, and the per-class values beside it as Parquet."""
+    import pyarrow as pa  # Only evaluation jobs write: status and the like stay quick.
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [field.name for field in fields(ClassRow)]
+    columns = zip(*(astuple(row) for row in class_rows), strict=True) if class_rows else ([] for _ in names)
+    pq.write_table(pa.table(dict(zip(names, map(list, columns), strict=True))), path.with_suffix(".parquet"))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(["" if value is None else value for value in astuple(row)] for row in rows)
+    write_text(path, text.getvalue())
+
+
+def read_results(paths: Iterable[Path]) -> list[ResultRow]:
+    """Read result files, in the order given. Raises DataError on a file with other columns."""
+    return [row for path in paths for row in _read_file(path)]
+
+
+def _read_file(path: Path) -> list[ResultRow]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        header = tuple(next(reader, ()))
+        if header != COLUMNS:
+            message = f"{path}: not a results file of this program: its columns are {', '.join(header)}"
+            raise DataError(message)
+        return [_parse(values) for values in reader]
+
+
+def _parse(values: list[str]) -> ResultRow:
+    kinds = {"flavor": str, "protocol": str, "model": str, "dataset": str}
+    numbers = {"lr": float, "train_acc": float, "test_acc": float, "train_top5": float, "test_top5": float}
+    parsed = {}
+    for name, value in zip(COLUMNS, values, strict=True):
+        parsed[name] = None if value == "" else (kinds | numbers).get(name, int)(value)
+    return ResultRow(**parsed)

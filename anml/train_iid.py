@@ -1,0 +1,75 @@
+"""Ordinary i.i.d. pre-training, the baseline of meta-training: shuffled batches, any torch optimizer by name."""
+
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from anml.config.training import TrainConfig
+from anml.data.class_images import ClassImages
+from anml.data.episodes import shuffled_batch
+from anml.errors import ConfigError
+from anml.meta.engine import EpisodeOutcome, accuracy
+from anml.meta.step import lobotomize
+from anml.models.meta_model import MetaModel
+from anml.rng import torch_generator
+
+
+class IidStep:
+    """One step is one batch. With `lobo_rate`, `lobo_size` output rows are re-drawn every `lobo_rate` epochs."""
+
+    def __init__(self, config: TrainConfig, model: MetaModel, data: ClassImages, seed: int) -> None:
+        self.config, self.model, self.data, self.seed = config, model, data, seed
+        self.steps_per_epoch = -(-data.num_classes * data.examples_per_class // config.batch_size)
+        arguments = {"lr": config.lr, **config.optimizer_args}
+        self.optimizer = _by_name(torch.optim, "optimizer", config.optimizer, model.parameters(), arguments)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+
+    def step(self, index: int) -> EpisodeOutcome:
+        """Train on batch `index` (from 0)."""
+        epoch, position = divmod(index, self.steps_per_epoch)
+        if position == 0:
+            self._set_rates(epoch)
+            self._zap(epoch)
+        images, labels = shuffled_batch(self.data, self.config.batch_size, self.seed, index, torch.float32)
+        logits = self.model(images)
+        loss = cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return EpisodeOutcome(loss.detach(), accuracy(logits.detach(), labels), {})
+
+    def _set_rates(self, epoch: int) -> None:
+        """Set the learning rates of an epoch by replaying the schedule: nothing of it needs to be saved."""
+        if self.config.lr_scheduler is None:
+            return
+        dummy = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": rate} for rate in self.base_rates], lr=0.1)
+        scheduler = _by_name(
+            torch.optim.lr_scheduler, "lr_scheduler", self.config.lr_scheduler, dummy, self.config.lr_scheduler_args
+        )
+        for _ in range(epoch):
+            dummy.step()
+            scheduler.step()
+        for group, planned in zip(self.optimizer.param_groups, dummy.param_groups, strict=True):
+            group["lr"] = planned["lr"]
+
+    def _zap(self, epoch: int) -> None:
+        """Re-draw random output rows ("zapping", Frati et al. 2023)."""
+        rate, size = self.config.lobo_rate, self.config.lobo_size
+        if rate and size and epoch and epoch % rate == 0:
+            generator = torch_generator(self.seed, "zap", epoch)
+            rows = torch.randperm(self.data.num_classes, generator=generator)[:size]
+            lobotomize(self.model.head, tuple(rows.tolist()), generator)
+
+
+def _by_name(module: Any, key: str, name: str, first: Any, arguments: dict[str, Any]) -> Any:
+    """Make an optimizer or a schedule by its name in torch. Raises ConfigError naming what is wrong."""
+    kind = getattr(module, name, None)
+    if not isinstance(kind, type):
+        message = f"{key}: torch has no {name!r}; examples: Adam, AdamW, SGD / StepLR, CosineAnnealingLR"
+        raise ConfigError(message)
+    try:
+        return kind(first, **arguments)
+    except (TypeError, ValueError) as error:
+        message = f"{key}_args: {name} does not take {arguments}: {error}"
+        raise ConfigError(message) from None
