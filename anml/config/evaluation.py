@@ -50,3 +50,8 @@ class EvalConfig(Record):
         if freq == 0:
             return (classes,)
         return tuple(sorted({1, classes, *range(freq, classes, freq)}))
+
+    def count_points(self) -> int:
+        """Return the number of trajectories of the sweep (see evaluate/sweep.py)."""
+        rates = 1 if self.eval_method == "zero_shot" else len(self.lr)
+        return len(self.classes) * len(self.train_examples) * len(self.test_examples) * self.runs * rates

@@ -74,7 +74,7 @@ class Cluster:
             self._spawn(name)
         # Without the lock: a node may have to wait for a slurmctld that another call is about to start.
         if name not in NODES or self.daemon("slurmctld"):
-            self._wait(lambda: self._serves(name), f"{name} to serve")
+            self._wait(lambda: self._serves(name), [name])
         return True
 
     def stop_controller(self) -> bool:
@@ -114,12 +114,12 @@ class Cluster:
                 self._spawn(name)
                 # Without munged the others give up at once; a slurmd that finds no slurmctld pauses for a second.
                 if name not in NODES:
-                    self._wait(lambda name=name: self._serves(name), f"{name} to serve")
-            self._wait(self._all_usable, "all nodes to be usable")
-        except ClusterError as error:
-            self._kill_all()
-            message = f"{error}\nThe cluster was stopped; its logs stay until `down`."
-            raise ClusterError(message) from error
+                    self._wait(lambda name=name: self._serves(name), [name])
+            self._wait(self._all_usable, list(DAEMONS))
+        except BaseException:  # an interrupt, too: what did not come up must not stay
+            for name in names:
+                self._kill_all(name)
+            raise
 
     def _spawn(self, name: str) -> None:
         home = self.state.home(name)
@@ -157,14 +157,13 @@ class Cluster:
 
     # Waiting
 
-    def _wait(self, ready: Callable[[], bool], what: str) -> None:
-        expected = [name for name in DAEMONS if self.daemon(name)]
+    def _wait(self, ready: Callable[[], bool], names: list[str]) -> None:
         end = time.monotonic() + START_SECONDS
         while not ready():
-            dead = [name for name in expected if not self.daemon(name)]
+            dead = [name for name in names if not self.daemon(name)]
             if dead or time.monotonic() > end:
-                reason = f"{', '.join(dead)} died" if dead else f"{START_SECONDS:.0f} s were not enough"
-                message = f"waited for {what}: {reason}\n{self._log_tails(dead or list(DAEMONS))}"
+                reason = "died" if dead else f"did not serve within {START_SECONDS:.0f} s"
+                message = f"{', '.join(dead or names)} {reason}\n{self._log_tails(dead or names)}"
                 raise ClusterError(message)
             time.sleep(0.05)
 
@@ -203,36 +202,36 @@ class Cluster:
     def _log_tails(self, names: list[str]) -> str:
         parts = []
         for log in map(self.state.log, names):
-            tail = log.read_text(errors="replace").splitlines()[-8:] if log.exists() else ["(no log)"]
+            tail = log.read_text(errors="replace").splitlines()[-12:] if log.exists() else ["(no log)"]
             parts.append("\n".join([f"--- {log}", *tail]))
         return "\n".join(parts)
 
     # Killing
 
-    def _kill_all(self, node: str | None = None) -> bool:
+    def _kill_all(self, name: str | None = None) -> bool:
         found = False
         for _ in range(20):  # again: a process may start another one between our look and the signal
-            targets = self._everything(node)
+            targets = self._everything(name)
             if not targets:
                 return found
             found = True
             for process in targets:
                 process.kill()
             processes.wait_gone(targets, 2)
-        message = f"these processes do not die: {sorted(process.pid for process in self._everything(node))}"
+        message = f"these processes do not die: {sorted(process.pid for process in self._everything(name))}"
         raise ClusterError(message)
 
-    def _everything(self, node: str | None) -> set[Process]:
-        """Daemons, their helpers and all processes of jobs, of one node or of the whole cluster."""
+    def _everything(self, name: str | None) -> set[Process]:
+        """Daemons, their helpers and all processes of jobs; of one daemon (a node) or of the whole cluster."""
         entries = processes.living()
-        daemons = map(self.daemon, [node] if node else DAEMONS)
+        daemons = map(self.daemon, [name] if name else DAEMONS)
         roots = {process for process in daemons if process}
         # slurmstepd and slurmscriptd inherit the folder a daemon works in, a job's own processes do not.
-        home = self.state.home(node) if node else self.state.folder
+        home = self.state.home(name) if name else self.state.folder
         helpers = (entry.process for entry in entries if entry.command.startswith("slurm"))
         roots |= {process for process in helpers if processes.works_in(process, home)}
         # What a job leaves behind when its slurmstepd is killed has lost its parent, but not Slurm's variables.
-        marks = [f"SLURM_CONF={self.state.conf}", "SLURM_JOB_ID=", f"SLURMD_NODENAME={node or ''}"]
+        marks = [f"SLURM_CONF={self.state.conf}", "SLURM_JOB_ID=", f"SLURMD_NODENAME={name or ''}"]
         roots |= {entry.process for entry in entries if processes.was_given(entry.process, marks)}
         return processes.family(roots, entries)
 

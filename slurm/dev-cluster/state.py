@@ -41,7 +41,6 @@ class State:
         self.settings = self.folder / "dev-cluster.json"  # also the mark that the folder is ours to remove
         self.socket = self.folder / "munge.socket"
         self.key = self.folder / "munge.key"
-        self.spool = self.folder / "spool"
 
     def log(self, daemon: str) -> Path:
         """What the daemon writes."""
@@ -52,8 +51,8 @@ class State:
         return self.folder / "pids" / daemon
 
     def home(self, daemon: str) -> Path:
-        """The current folder of the daemon, by which we know its helper processes."""
-        return self.spool / daemon if daemon in NODES else self.folder / "ctld"
+        """The daemon's own folder and its current one, by which we know its helper processes."""
+        return self.folder / "spool" / daemon
 
     @property
     def max_array_size(self) -> int:
@@ -108,7 +107,7 @@ class State:
 
     def configure(self, max_array_size: int) -> None:
         """Write everything the daemons read. slurm.conf comes last: where it is, all the rest is, too."""
-        for name in ("ctld", "spool", "log", "pids", "gpus"):
+        for name in ("spool", "log", "pids", "gpus"):
             (self.folder / name).mkdir(exist_ok=True)
         for number in range(GPUS_PER_NODE):
             link = self.folder / "gpus" / f"gpu{number}"

@@ -1,0 +1,110 @@
+"""What a job says of itself: `jobs/<job>/status.json`, written by the job, read by everyone else."""
+
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from anml.atomic import read_json, write_json
+
+# interrupted: stopped before its end with its work saved; skipped: a job it needs did not succeed.
+State = Literal["pending", "running", "done", "failed", "interrupted", "requeued", "skipped", "cancelled"]
+ENDED: tuple[State, ...] = ("done", "failed", "interrupted", "skipped", "cancelled")
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """State and progress of one job. Times are seconds since 1970; `done` of `total` counts `unit`s.
+
+    attempt: how often the job has been started. busy_seconds: run time of all attempts before this one.
+    """
+
+    state: State = "pending"
+    message: str = ""
+    done: float = 0.0
+    total: float = 0.0
+    unit: str = ""
+    rate: float = 0.0
+    attempt: int = 0
+    started: float | None = None
+    ended: float | None = None
+    updated: float | None = None
+    busy_seconds: float = 0.0
+    host: str = ""
+    pid: int = 0
+
+    @property
+    def elapsed(self) -> float:
+        """Run time so far in seconds, all attempts together."""
+        if self.started is None:
+            return self.busy_seconds
+        return self.busy_seconds + (self.ended or self.updated or self.started) - self.started
+
+    @property
+    def has_vanished(self) -> bool:
+        """Say whether the process of a running job is gone (only this machine can tell)."""
+        if self.state != "running" or self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+
+def read_status(path: Path) -> JobStatus:
+    """Return a job's status; a job that never started is pending."""
+    data = read_json(path)
+    if data is None:
+        return JobStatus()
+    known = {key: value for key, value in data.items() if key in JobStatus.__dataclass_fields__}
+    return JobStatus(**known)
+
+
+def write_status(path: Path, status: JobStatus) -> None:
+    """Write a job's status."""
+    write_json(path, asdict(status))
+
+
+class StatusFile:
+    """The status of the job that this process is; writes at most once a second."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        before = read_status(path)
+        now = time.time()
+        self.status = JobStatus(
+            state="running",
+            attempt=before.attempt + 1,
+            busy_seconds=before.elapsed,
+            started=now,
+            updated=now,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+        self._first_done: float | None = None
+        write_status(path, self.status)
+
+    def progress(self, done: float, total: float, unit: str) -> None:
+        """Record how far the job is."""
+        now = time.time()
+        if self._first_done is None:
+            self._first_done, self._first_time = done, now
+        seconds = now - self._first_time
+        rate = (done - self._first_done) / seconds if seconds > 0 else 0.0
+        self.status = replace(self.status, done=done, total=total, unit=unit, rate=rate)
+        if now - (self.status.updated or 0) >= 1 or done >= total:
+            self._write(updated=now)
+
+    def end(self, state: State, message: str = "") -> None:
+        """Record how the job ended."""
+        now = time.time()
+        self._write(state=state, message=message, updated=now, ended=now)
+
+    def _write(self, **changes: object) -> None:
+        self.status = replace(self.status, **changes)  # type: ignore[arg-type]
+        write_status(self.path, self.status)

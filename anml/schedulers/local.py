@@ -1,0 +1,172 @@
+"""Runs a plan on the machine at hand: the same scripts as processes, in dependency order, with a job limit."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tqdm import tqdm
+
+from anml.config.profile import ClusterProfile
+from anml.experiment import Experiment
+from anml.job_status import ENDED, JobStatus, State, read_status, write_status
+from anml.plan import Job, Plan
+from anml.schedulers.base import TASK_VARIABLE, SchedulerState, script_body
+
+# How long children get to save their work after Ctrl-C.
+GRACE_SECONDS = 30.0
+POLL_SECONDS = 0.1
+
+
+@dataclass
+class Running:
+    """One process: a job, or one task of an array."""
+
+    job: Job
+    task: int | None
+    process: subprocess.Popen
+    bar: tqdm
+
+
+class LocalScheduler:
+    """Queues on `submit`, runs on `finish`."""
+
+    def __init__(self, experiment: Experiment, profile: ClusterProfile, wandb_mode: str) -> None:
+        self.experiment, self.profile, self.wandb_mode = experiment, profile, wandb_mode
+        self.queued: list[str] = []
+
+    def render(self, job: Job) -> str:
+        """Return the job's script."""
+        return f"#!/bin/bash\n{script_body(job, self.experiment, self.profile, self.wandb_mode)}"
+
+    def command(self, job: Job, after: Sequence[str]) -> list[str]:
+        """Return the command line that runs the job's script."""
+        return ["bash", str(self.experiment.job(job.name).script)]
+
+    def submit(self, job: Job, after: Sequence[str]) -> str:
+        """Queue a job; its name is its id."""
+        self.queued.append(job.name)
+        for task in job.task_numbers:
+            status_file = self.experiment.job(job.name, task).status
+            before = read_status(status_file)
+            write_status(status_file, replace(before, state="pending", message="", done=0.0))
+        return job.name
+
+    def finish(self, plan: Plan) -> None:
+        """Run all queued jobs. Ctrl-C ends the running ones and leaves everything resumable."""
+        waiting = [(job, task) for job in plan.jobs if job.name in self.queued for task in job.task_numbers]
+        running: list[Running] = []
+        try:
+            while waiting or running:
+                waiting = [item for item in waiting if not self._skip_if_hopeless(*item, plan)]
+                self._start_ready(waiting, running, plan)
+                time.sleep(POLL_SECONDS)
+                running = [item for item in running if not self._has_ended(item)]
+        except KeyboardInterrupt:
+            self._interrupt(running)
+            raise
+
+    def states(self, ids: Mapping[str, str]) -> dict[str, dict[int | None, SchedulerState]]:
+        """Return nothing: the jobs' own status files say all there is to say."""
+        return {}
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """End the named jobs that run on this machine."""
+        for name in ids:
+            for status_file in sorted(self.experiment.job(name).root.rglob("status.json")):
+                status = read_status(status_file)
+                if status.state == "running" and not status.has_vanished:
+                    _signal_group(status.pid, signal.SIGKILL)
+                if status.state not in ENDED:
+                    write_status(status_file, replace(status, state="cancelled", ended=time.time()))
+
+    def _start_ready(self, waiting: list, running: list[Running], plan: Plan) -> None:
+        for item in list(waiting):
+            if len(running) >= self.profile.job_limit:
+                return
+            job, task = item
+            if all(self._state(name, plan) in ENDED for name in job.after):
+                waiting.remove(item)
+                running.append(self._start(job, task))
+
+    def _start(self, job: Job, task: int | None) -> Running:
+        folder = self.experiment.job(job.name, task)
+        folder.log.parent.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | ({} if task is None else {TASK_VARIABLE: str(task - job.first_task)})
+        if self.profile.job_limit > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.profile.job_limit)))
+        with folder.log.open("ab") as log:
+            process = subprocess.Popen(
+                self.command(job, ()), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+        label = job.name if task is None else f"{job.name}[{task}]"
+        bar = tqdm(total=None, desc=label, unit="", leave=True, bar_format="{desc}: starting {elapsed}")
+        return Running(job, task, process, bar)
+
+    def _has_ended(self, item: Running) -> bool:
+        folder = self.experiment.job(item.job.name, item.task)
+        code = item.process.poll()
+        status = read_status(folder.status)
+        _show(item.bar, status)
+        if code is None:
+            return False
+        if status.state not in ENDED:
+            status = replace(status, state="failed", message=_cause(code), ended=time.time())
+            write_status(folder.status, status)
+        if status.state != "done":
+            item.bar.write(f"{item.bar.desc}: {status.state}: {status.message or 'see the log'}\n  log: {folder.log}")
+        item.bar.close()
+        return True
+
+    def _skip_if_hopeless(self, job: Job, task: int | None, plan: Plan) -> bool:
+        """Skip a job that needs another's success when that one ended without it."""
+        failed = [n for n in job.after if not job.after_any and self._state(n, plan) in set(ENDED) - {"done"}]
+        if failed:
+            status_file = self.experiment.job(job.name, task).status
+            status = JobStatus(state="skipped", message=f"needs {failed[0]}, which did not succeed")
+            write_status(status_file, status)
+        return bool(failed)
+
+    def _state(self, name: str, plan: Plan) -> State:
+        """Return the state of a whole job: that of its worst task."""
+        states = {read_status(self.experiment.job(name, task).status).state for task in plan.job(name).task_numbers}
+        order: list[State] = ["running", "requeued", "pending", "failed", "cancelled", "interrupted", "skipped", "done"]
+        return min(states, key=order.index)
+
+    def _interrupt(self, running: list[Running]) -> None:
+        tqdm.write("Stopping: the running jobs save their work ...")
+        for item in running:
+            _signal_group(item.process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        for item in running:
+            try:
+                item.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _signal_group(item.process.pid, signal.SIGKILL)
+                item.process.wait()
+            self._has_ended(item)
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _cause(code: int) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code} before it could say why"
+
+
+def _show(bar: tqdm, status: JobStatus) -> None:
+    if status.total:
+        bar.bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]{postfix}"
+        bar.total, bar.unit = status.total, status.unit
+        bar.set_postfix_str(status.message, refresh=False)
+        bar.n = status.done
+    bar.refresh()

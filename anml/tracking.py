@@ -1,0 +1,82 @@
+"""Weights & Biases: one group per launch, one run per training and per evaluation job.
+
+The local files (metrics/*.jsonl, results/*.csv) are the truth; W&B receives a copy. The mode is decided once, at launch:
+wandb cannot fall back in a process whose online start has failed.
+"""
+
+import hashlib
+import netrc
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from anml.config.profile import WandbMode
+from anml.config.training import TrainConfig
+from anml.experiment import Experiment
+
+
+def default_mode() -> WandbMode:
+    """Return the mode when none is asked for: WANDB_MODE, else online where an account is set up, else offline."""
+    wanted = os.environ.get("WANDB_MODE", "")
+    if wanted in ("online", "offline", "disabled"):
+        return wanted
+    return "online" if os.environ.get("WANDB_API_KEY") or _has_login() else "offline"
+
+
+def _has_login() -> bool:
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC", str(Path("~/.netrc").expanduser()))).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class Tracker:
+    """One W&B run. In disabled mode wandb is not even imported.
+
+    The run's id follows from the experiment and the run's name, so a requeued or resumed job continues its own run.
+    """
+
+    def __init__(self, experiment: Experiment, config: TrainConfig, name: str, job_type: str, mode: WandbMode) -> None:
+        self.run = None
+        if mode == "disabled":
+            return
+        import wandb  # A second and a half: only jobs that log pay for it.
+
+        experiment.wandb_dir.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(silent=True, console="off", init_timeout=60)
+        self.run = wandb.init(
+            project=experiment.project,
+            entity=config.entity,
+            group=experiment.group,
+            job_type=job_type,
+            name=f"{experiment.group}/{name}",
+            id=_run_id(experiment, name),
+            resume="allow" if mode == "online" else None,
+            config=config.model_dump(mode="json"),
+            dir=experiment.wandb_dir,
+            mode=mode,
+            settings=settings,
+        )
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Log values at a step. The step is always explicit: offline, wandb counts from 0 again after a resume."""
+        if self.run is not None:
+            self.run.log(values, step=step)
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """Set summary values."""
+        if self.run is not None:
+            self.run.summary.update(values)
+
+    def finish(self, exit_code: int = 0) -> None:
+        """End the run and wait until its files are written (or sent)."""
+        if self.run is not None:
+            self.run.finish(exit_code=exit_code)
+
+
+def _run_id(experiment: Experiment, name: str) -> str:
+    """Return an id that no other experiment has: groups may repeat between machines, folders' births do not."""
+    birth = experiment.config_file.stat().st_mtime_ns
+    return hashlib.sha256(f"{experiment.project}/{experiment.group}/{birth}/{name}".encode()).hexdigest()[:16]
