@@ -16,7 +16,7 @@ class Job:
     """One job. `argv` follows `python`, relative to the experiment's code folder.
 
     after: names of jobs that come first; all must succeed, unless `after_any`, then it is enough that they ended.
-    tasks: number of array tasks (None: not an array), numbered from `first_task`.
+    tasks: number of array tasks, numbered from 0 (None: not an array).
     """
 
     name: str
@@ -25,12 +25,11 @@ class Job:
     after: tuple[str, ...] = ()
     after_any: bool = False
     tasks: int | None = None
-    first_task: int = 0
 
     @property
     def task_numbers(self) -> tuple[int | None, ...]:
         """Numbers of the tasks, or a single None for a job that is no array."""
-        return (None,) if self.tasks is None else tuple(range(self.first_task, self.first_task + self.tasks))
+        return (None,) if self.tasks is None else tuple(range(self.tasks))
 
 
 @dataclass(frozen=True)
@@ -105,5 +104,5 @@ def _evaluation(
         count = min(max_array_size, tasks - first)
         part_name = name if tasks <= max_array_size else f"{name}-part-{part + 1}"
         part_argv = (*argv, "--first-task", str(first))
-        jobs.append(Job(part_name, "evaluate", part_argv, (segment,), tasks=count, first_task=first))
+        jobs.append(Job(part_name, "evaluate", part_argv, (segment,), tasks=count))
     return jobs

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from anml.atomic import read_json
 from anml.config.profile import WandbMode
 from anml.config.training import TrainConfig
 from anml.experiment import Experiment
@@ -77,6 +78,6 @@ class Tracker:
 
 
 def _run_id(experiment: Experiment, name: str) -> str:
-    """Return an id that no other experiment has: groups may repeat between machines, folders' births do not."""
-    birth = experiment.config_file.stat().st_mtime_ns
-    return hashlib.sha256(f"{experiment.project}/{experiment.group}/{birth}/{name}".encode()).hexdigest()[:16]
+    """Return an id that no other experiment's run has: groups of the same name may exist on other machines."""
+    launch = (read_json(experiment.environment_file) or {}).get("launch_id", str(experiment.root))
+    return hashlib.sha256(f"{launch}/{name}".encode()).hexdigest()[:16]

@@ -21,8 +21,7 @@ class IidStep:
     def __init__(self, config: TrainConfig, model: MetaModel, data: ClassImages, seed: int) -> None:
         self.config, self.model, self.data, self.seed = config, model, data, seed
         self.steps_per_epoch = -(-data.num_classes * data.examples_per_class // config.batch_size)
-        arguments = {"lr": config.lr, **config.optimizer_args}
-        self.optimizer = _by_name(torch.optim, "optimizer", config.optimizer, model.parameters(), arguments)
+        self.optimizer = make_optimizer(config, model)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def step(self, index: int) -> EpisodeOutcome:
@@ -44,9 +43,7 @@ class IidStep:
         if self.config.lr_scheduler is None:
             return
         dummy = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": rate} for rate in self.base_rates], lr=0.1)
-        scheduler = _by_name(
-            torch.optim.lr_scheduler, "lr_scheduler", self.config.lr_scheduler, dummy, self.config.lr_scheduler_args
-        )
+        scheduler = make_schedule(self.config, dummy)
         for _ in range(epoch):
             dummy.step()
             scheduler.step()
@@ -62,10 +59,24 @@ class IidStep:
             lobotomize(self.model.head, tuple(rows.tolist()), generator)
 
 
+def make_optimizer(config: TrainConfig, model: MetaModel) -> torch.optim.Optimizer:
+    """Return the optimizer that a config names. Raises ConfigError."""
+    arguments = {"lr": config.lr, **config.optimizer_args}
+    return _by_name(torch.optim, "optimizer", config.optimizer, model.parameters(), arguments)
+
+
+def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return the learning-rate schedule that a config names, or a constant one. Raises ConfigError."""
+    if config.lr_scheduler is None:
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    arguments = config.lr_scheduler_args
+    return _by_name(torch.optim.lr_scheduler, "lr_scheduler", config.lr_scheduler, optimizer, arguments)
+
+
 def _by_name(module: Any, key: str, name: str, first: Any, arguments: dict[str, Any]) -> Any:
     """Make an optimizer or a schedule by its name in torch. Raises ConfigError naming what is wrong."""
     kind = getattr(module, name, None)
-    if not isinstance(kind, type):
+    if not isinstance(kind, type) or name.startswith("_"):
         message = f"{key}: torch has no {name!r}; examples: Adam, AdamW, SGD / StepLR, CosineAnnealingLR"
         raise ConfigError(message)
     try:

@@ -48,10 +48,16 @@ def run_sweep(
     data: ClassImages,
     points: list[Point],
     progress: Callable[[float], None] = lambda done: None,
-) -> SweepResults:
-    """Evaluate a model at the given points. `progress` receives how many points are done, fractions included."""
+    stop: Callable[[], bool] = lambda: False,
+) -> SweepResults | None:
+    """Evaluate a model at the given points. `progress` receives how many points are done, fractions included.
+
+    Returns None when stopped between two points.
+    """
     results = SweepResults()
     for done, (point, trial) in enumerate(_with_trials(model, config, data, points)):
+        if stop():
+            return None
         for score in _scores(trial, config, point, lambda part, done=done: progress(done + part)):
             results.rows.append(_row(score, point, card, config, flavor))
             results.class_rows += _class_rows(score, point)

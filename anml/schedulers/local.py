@@ -94,7 +94,7 @@ class LocalScheduler:
     def _start(self, job: Job, task: int | None) -> Running:
         folder = self.experiment.job(job.name, task)
         folder.log.parent.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | ({} if task is None else {TASK_VARIABLE: str(task - job.first_task)})
+        environment = os.environ | ({} if task is None else {TASK_VARIABLE: str(task)})
         if self.profile.job_limit > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.profile.job_limit)))
         with folder.log.open("ab") as log:

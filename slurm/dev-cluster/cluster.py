@@ -33,12 +33,12 @@ class Cluster:
         self.environment = {**kept, "PATH": path, "SLURM_CONF": str(state.conf)}
 
     def daemon(self, name: str) -> Process | None:
-        """The daemon's process, None if it does not run."""
+        """Return the daemon's process, None if it does not run."""
         record = self._record(name)
         return record[0] if record and record[0].alive else None
 
     def missing(self) -> list[str]:
-        """The daemons that do not run."""
+        """Name the daemons that do not run."""
         return [name for name in DAEMONS if not self.daemon(name)]
 
     def up(self, max_array_size: int | None) -> bool:
@@ -46,7 +46,7 @@ class Cluster:
         self._check_installed()
         self.state.claim()
         with self.state.locked():
-            if not self.state.conf.exists():
+            if not self.state.exists:
                 self.state.configure(max_array_size or DEFAULT_MAX_ARRAY_SIZE)
             current = self.state.max_array_size
             if max_array_size not in (None, current):
@@ -71,6 +71,8 @@ class Cluster:
         with self.state.locked():
             if self.daemon(name):
                 return False
+            if name in NODES:
+                self._declare_down(name)
             self._spawn(name)
         # Without the lock: a node may have to wait for a slurmctld that another call is about to start.
         if name not in NODES or self.daemon("slurmctld"):
@@ -95,7 +97,7 @@ class Cluster:
             return self._kill_all(node)
 
     def node_states(self) -> dict[str, str]:
-        """The state of every node; empty while slurmctld does not answer."""
+        """Return the state of every node; empty while slurmctld does not answer."""
         return {node: fields["State"] for node, fields in self._nodes().items()}
 
     # Starting
@@ -120,6 +122,12 @@ class Cluster:
             for name in names:
                 self._kill_all(name)
             raise
+
+    def _declare_down(self, node: str) -> None:
+        # A rebooted node tells by its boot time that its jobs are lost. Ours does not reboot, and Slurm would think for
+        # 20 s that a missing job is only slow to start: say it instead. The node is back in service as it registers.
+        if self.node_states().get(node):
+            self._run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=stop-node")
 
     def _spawn(self, name: str) -> None:
         home = self.state.home(name)
@@ -179,7 +187,7 @@ class Cluster:
         return all(self._usable(node, nodes) for node in NODES)
 
     def _usable(self, node: str, nodes: dict[str, dict[str, str]]) -> bool:
-        """Registered by the slurmd that runs now: a state alone may be what slurmctld remembers of the last one."""
+        """Tell if the slurmd that runs now has registered; a state alone may be what slurmctld recalls of another."""
         fields, record = nodes.get(node, {}), self._record(node)
         try:
             registered = datetime.fromisoformat(fields.get("SlurmdStartTime", "")).timestamp()
@@ -191,13 +199,16 @@ class Cluster:
         # Without slurmctld scontrol would try for some 9 seconds.
         if not _listens(socket.AF_INET, ("127.0.0.1", self.state.controller_port)):
             return {}
-        command = ["scontrol", "show", "node", "--oneliner"]
+        lines = self._run("scontrol", "show", "node", "--oneliner").splitlines()
+        rows = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines)
+        return {row["NodeName"]: row for row in rows if "NodeName" in row}
+
+    def _run(self, *command: str) -> str:
         try:
             done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=5)
         except subprocess.TimeoutExpired:
-            return {}
-        rows = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in done.stdout.splitlines())
-        return {row["NodeName"]: row for row in rows if "NodeName" in row}
+            return ""
+        return done.stdout
 
     def _log_tails(self, names: list[str]) -> str:
         parts = []
@@ -231,7 +242,8 @@ class Cluster:
         helpers = (entry.process for entry in entries if entry.command.startswith("slurm"))
         roots |= {process for process in helpers if processes.works_in(process, home)}
         # What a job leaves behind when its slurmstepd is killed has lost its parent, but not Slurm's variables.
-        marks = [f"SLURM_CONF={self.state.conf}", "SLURM_JOB_ID=", f"SLURMD_NODENAME={name or ''}"]
+        # (All of them: a shell that merely uses this cluster has SLURM_CONF, and may itself be a job of another one.)
+        marks = [f"SLURM_CONF={self.state.conf}", "SLURM_CLUSTER_NAME=anml-dev", f"SLURMD_NODENAME={name or ''}"]
         roots |= {entry.process for entry in entries if processes.was_given(entry.process, marks)}
         return processes.family(roots, entries)
 

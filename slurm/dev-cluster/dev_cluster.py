@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Describe the command line."""
     top = argparse.ArgumentParser(prog="dev_cluster.py", description=__doc__)
     common = argparse.ArgumentParser(add_help=False)
     place = "the cluster's folder (default: $ANML_DEV_CLUSTER, else in the system's temporary folder)"
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def array_size(text: str) -> int:
-    """A MaxArraySize that Slurm takes."""
+    """Read a MaxArraySize that Slurm takes."""
     if not text.isdecimal() or not 1 <= int(text) <= LARGEST_MAX_ARRAY_SIZE:
         message = f"{text!r} is not a whole number from 1 to {LARGEST_MAX_ARRAY_SIZE}"
         raise argparse.ArgumentTypeError(message)
@@ -58,7 +58,7 @@ def down(cluster: Cluster, _: argparse.Namespace) -> int:
 
 def status(cluster: Cluster, _: argparse.Namespace) -> int:
     """Say what runs."""
-    if not cluster.state.conf.exists():
+    if not cluster.state.exists:
         say(f"down: nothing in {cluster.state.folder}")
         return 1
     found = {name: cluster.daemon(name) for name in DAEMONS}
@@ -69,7 +69,7 @@ def status(cluster: Cluster, _: argparse.Namespace) -> int:
 
 def env(cluster: Cluster, _: argparse.Namespace) -> int:
     """Print what a shell evaluates to use the cluster."""
-    if not cluster.state.conf.exists():
+    if not cluster.state.exists:
         message = f"no dev cluster in {cluster.state.folder}: run `up` first"
         raise ClusterError(message)
     return say(f"export SLURM_CONF={shlex.quote(str(cluster.state.conf))}")

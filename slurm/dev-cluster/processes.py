@@ -1,5 +1,6 @@
 """Processes known by id and start time, so that a recycled id is never signalled; read from /proc, nothing by name."""
 
+import contextlib
 import os
 import signal
 import time
@@ -24,10 +25,8 @@ class Process:
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal, unless the process is gone."""
         if self.alive:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it may end between the two lines
                 os.kill(self.pid, number)
-            except ProcessLookupError:
-                pass  # it ended between the two lines
 
 
 @dataclass(frozen=True)
@@ -51,19 +50,19 @@ def _stat(pid: int) -> Entry | None:
 
 
 def lookup(pid: int) -> Process | None:
-    """The living process with this id."""
+    """Return the living process with this id."""
     entry = _stat(pid)
     return entry.process if entry else None
 
 
 def living() -> list[Entry]:
-    """Every living process of the machine."""
+    """List every living process of the machine."""
     entries = [_stat(int(folder.name)) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
     return [entry for entry in entries if entry]
 
 
 def works_in(process: Process, folder: Path) -> bool:
-    """Whether its current folder lies in `folder`; False where we may not look."""
+    """Tell if its current folder lies in `folder`; False where we may not look."""
     try:
         return Path(os.readlink(f"/proc/{process.pid}/cwd")).is_relative_to(folder)
     except OSError:
@@ -71,7 +70,7 @@ def works_in(process: Process, folder: Path) -> bool:
 
 
 def was_given(process: Process, marks: list[str]) -> bool:
-    """Whether it was started with these variables: NAME=VALUE, or NAME= for any value; False where we may not look."""
+    """Tell if it was started with these variables: NAME=VALUE, or NAME= for any value; False where we may not look."""
     try:
         given = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
     except OSError:
@@ -81,7 +80,7 @@ def was_given(process: Process, marks: list[str]) -> bool:
 
 
 def family(roots: Iterable[Process], entries: list[Entry]) -> set[Process]:
-    """The roots with all their descendants, without the calling process and its ancestors."""
+    """Return the roots with all their descendants, without the calling process and its ancestors."""
     members = set(roots)
     while True:
         pids = {process.pid for process in members}

@@ -1,4 +1,4 @@
-"""The folder of one private Slurm: every path in it, its configuration files, and the right to write to or remove it."""
+"""The folder of one private Slurm: every path in it, its configuration, and the right to write to or remove it."""
 
 import fcntl
 import json
@@ -19,7 +19,7 @@ GPUS_PER_NODE = 4
 DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's own default
 LARGEST_MAX_ARRAY_SIZE = 4_000_001  # Slurm's own limit
 
-# Other characters would need quoting that slurm.conf does not have (a blank, `#`, `,`, `=`) or would be replaced (`%n`).
+# Other characters would need quoting that slurm.conf does not have (a blank, `#`, `,`, `=`) or be replaced (`%n`).
 # slurmd's sockets, up to 33 characters longer than this path, must fit into the 107 of a Unix socket.
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+@-]{2,74}")
 
@@ -42,16 +42,21 @@ class State:
         self.socket = self.folder / "munge.socket"
         self.key = self.folder / "munge.key"
 
+    @property
+    def exists(self) -> bool:
+        """Whether `up` was here and `down` was not."""
+        return self.settings.is_file() and self.conf.is_file()
+
     def log(self, daemon: str) -> Path:
-        """What the daemon writes."""
+        """Return the file the daemon's messages go to."""
         return self.folder / "log" / f"{daemon}.log"
 
     def record(self, daemon: str) -> Path:
-        """Which process the daemon is."""
+        """Return the file that says which process the daemon is."""
         return self.folder / "pids" / daemon
 
     def home(self, daemon: str) -> Path:
-        """The daemon's own folder and its current one, by which we know its helper processes."""
+        """Return the folder the daemon works in, by which we know its helper processes."""
         return self.folder / "spool" / daemon
 
     @property
@@ -138,7 +143,7 @@ class State:
 
 
 def user_name() -> str:
-    """The name of the user."""
+    """Return the name of the user."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
@@ -147,12 +152,12 @@ def user_name() -> str:
 
 
 def default_folder() -> Path:
-    """$ANML_DEV_CLUSTER, or a folder of this user in the system's temporary folder."""
+    """Return $ANML_DEV_CLUSTER, or a folder of this user in the system's temporary folder."""
     return Path(os.environ.get("ANML_DEV_CLUSTER") or f"{tempfile.gettempdir()}/anml-dev-cluster-{os.getuid()}")
 
 
 def free_ports(names: list[str]) -> dict[str, int]:
-    """A free port for each name, below the range that outgoing connections get theirs from.
+    """Find a free port for each name, below the range that outgoing connections get theirs from.
 
     A port that slurmctld leaves for a while (it may be stopped and started) must not be taken by a passing connection.
     """

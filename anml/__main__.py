@@ -1,0 +1,39 @@
+"""`python -m anml COMMAND`: everything that is not launching, training or evaluating."""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from anml.commands.arguments import EXIT_DONE, EXIT_USAGE, run_command
+
+# Command: module of anml.commands that has a `main`, and one line for the list below.
+COMMANDS = {
+    "status": ("status", "what ran, what runs, what failed and why"),
+    "report": ("report", "write an experiment's report again"),
+    "download": ("download", "fetch and convert a data set ahead of time"),
+    "sync": ("sync", "send W&B runs that were recorded offline"),
+}
+INTERNAL = {"check-config": "check_config", "report-job": "report_job"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Find the command and run it."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return EXIT_DONE if arguments else EXIT_USAGE
+    name, rest = arguments[0], arguments[1:]
+    module = INTERNAL.get(name) or (COMMANDS[name][0] if name in COMMANDS else None)
+    if module is None:
+        print(f"unknown command {name!r}\n\n{_usage()}", file=sys.stderr)
+        return EXIT_USAGE
+    command: Callable[[Sequence[str]], int] = import_module(f"anml.commands.{module}").main
+    return command(rest)
+
+
+def _usage() -> str:
+    lines = [f"  {name:10} {line}" for name, (_, line) in COMMANDS.items()]
+    return "usage: python -m anml COMMAND ...\n\n" + "\n".join(lines) + "\n\nEach has its own --help."
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,63 @@
+"""What the command lines share: errors as words, exit codes, and arguments that several of them take."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from anml.errors import AnmlError, ConfigError
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+
+def run_command(main: Callable[[Sequence[str]], int]) -> int:
+    """Run a command and return its exit code: 0 done, 2 the input is wrong, 1 anything else."""
+    try:
+        return main(sys.argv[1:])
+    except ConfigError as error:
+        count = len(error.problems)
+        head = "" if count == 1 else f"{count} problems:\n"
+        print(f"{head}{error}", file=sys.stderr)
+        return EXIT_USAGE
+    except AnmlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return EXIT_FAILED
+    except BrokenPipeError:
+        return EXIT_FAILED
+
+
+def config_file(text: str) -> Path:
+    """Return the path of a config that exists, for argparse."""
+    path = Path(text)
+    if not path.is_file():
+        beside = [p.name for p in sorted(path.parent.glob("*.yml"))] if path.parent.is_dir() else []
+        hint = f"; in {path.parent} there are: {', '.join(beside)}" if beside else ""
+        message = f"no file {text}{hint}"
+        raise argparse.ArgumentTypeError(message)
+    return path
+
+
+def add_set_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --set key=value."""
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="override a key of the config, e.g. --set inner_lr=0.05 --set eval.olft.runs=3 (repeatable)",
+    )  # fmt: skip
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the scripts of planned jobs pass along (not meant for typing)."""
+    group = parser.add_argument_group("set by job scripts")
+    group.add_argument("--job", help=argparse.SUPPRESS)
+    group.add_argument("--cluster-device", default="auto", help=argparse.SUPPRESS)
+    group.add_argument("--min-free-gb", type=float, default=0.0, help=argparse.SUPPRESS)
+    group.add_argument("--max-requeues", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def print_notices(notices: Sequence[str]) -> None:
+    """Print what the user should know, apart from the output proper."""
+    for notice in notices:
+        print(f"note: {notice}", file=sys.stderr)

@@ -1,0 +1,81 @@
+"""`python -m anml check-config`: what can only be checked with torch at hand. Reads a config, answers in JSON.
+
+Run by the launcher as a child process, so that login-node commands stay quick.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from anml.config.load import load_train_config
+from anml.config.training import TrainConfig
+from anml.errors import AnmlError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check the config on standard input and print {"problems": [...], "notices": [...]} as the last line."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
+        file.write(sys.stdin.read())
+        file.flush()
+        config = load_train_config(Path(file.name)).config
+    print(json.dumps({"problems": find_problems(config), "notices": []}))
+    return 0
+
+
+def find_problems(config: TrainConfig) -> list[str]:
+    """Return what is wrong between the config, the model it names and the data on this machine."""
+    from anml.models.build import build_model
+
+    try:
+        model = build_model(config.model, config.model_args, config.image_shape, config.seed)
+    except AnmlError as error:
+        return [str(error)]
+    return _name_problems(config, model) + _data_problems(config) + _optimizer_problems(config, model)
+
+
+def _name_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001 (torch is imported late)
+    from anml.models.parameters import check_output_layer, select_names
+
+    checks = [("inner_params", config.inner_params), ("outer_params", config.outer_params)]
+    for name, flavor in config.eval.items():
+        checks += [(f"eval.{name}.opt_params", flavor.opt_params), (f"eval.{name}.reinit_params", flavor.reinit_params)]
+    problems = []
+    for key, selectors in checks:
+        try:
+            select_names(model, selectors)
+        except AnmlError as error:
+            problems.append(f"{key}: {error}")
+    try:
+        check_output_layer(model, config.output_layer)
+    except AnmlError as error:
+        problems.append(f"output_layer: {error}")
+    return problems
+
+
+def _data_problems(config: TrainConfig) -> list[str]:
+    """Convert the data now, if need be, so that a missing data set is found before jobs wait in a queue."""
+    from anml.data.load import array_file
+
+    wanted = {(config.dataset, "train", config.image_shape[1], config.data_path)}
+    wanted |= {(str(f.dataset), "eval", config.image_shape[1], f.data_path) for f in config.eval.values()}
+    problems = []
+    for dataset, split, size, data_path in sorted(wanted, key=str):
+        try:
+            array_file(dataset, split, size, data_path)  # type: ignore[arg-type]
+        except AnmlError as error:
+            problems.append(f"data_path: {error}")
+    return problems
+
+
+def _optimizer_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
+    if config.train_method != "iid":
+        return []
+    from anml.train_iid import make_optimizer, make_schedule
+
+    try:
+        make_schedule(config, make_optimizer(config, model))
+    except AnmlError as error:
+        return [str(error)]
+    return []

@@ -1,0 +1,83 @@
+"""`eval_anml.py`: one evaluation, planned or by hand."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from anml.commands.arguments import add_job_arguments, add_set_argument, config_file, print_notices
+from anml.config.evaluation import EvalConfig
+from anml.config.load import load_eval_config, load_train_config
+from anml.errors import ConfigError
+from anml.experiment import Experiment
+from anml.job import JobContext, array_task, run_job
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the argument parser."""
+    parser = argparse.ArgumentParser(
+        prog="eval_anml.py", description="Evaluate a trained model on classes it has never seen.", allow_abbrev=False
+    )
+    parser.add_argument("-c", "--config", metavar="PATH", type=config_file, help="evaluation config")
+    parser.add_argument("-m", "--model", metavar="CHECKPOINT", help="folder of a checkpoint (step-NNNNNN)")
+    parser.add_argument("--data-path", metavar="DIR", help="where the data set is (default: ANML_DATA, or download)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
+    parser.add_argument("--classes", type=int, help="how many classes to learn")
+    parser.add_argument("--train-examples", type=int, help="examples of each class to learn from")
+    parser.add_argument("--test-examples", type=int, help="examples of each class to be tested on")
+    parser.add_argument("-l", "--lr", type=float, action="append", help="learning rate (repeatable)")
+    parser.add_argument("-r", "--runs", type=int, help="runs, each with its own classes and examples")
+    parser.add_argument("--seed", type=int, help="seed of the evaluation")
+    parser.add_argument("-o", "--output", metavar="CSV", help="also write the results to this file")
+    parser.add_argument("--wandb", choices=["online", "offline", "disabled"], default="disabled", help=argparse.SUPPRESS)
+    add_set_argument(parser)
+    add_job_arguments(parser)
+    for name in ("--run-dir", "--flavor"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    for name in ("--step", "--train-seed", "--points-per-job", "--first-task"):
+        parser.add_argument(name, type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Evaluate."""
+    options = make_parser().parse_args(arguments)
+    return _planned(options) if options.run_dir else _by_hand(options)
+
+
+def _planned(options: argparse.Namespace) -> int:
+    experiment = Experiment(Path(options.run_dir))
+    config = load_train_config(experiment.config_file).config
+    if options.flavor not in config.eval or options.step is None:
+        message = f"--flavor {options.flavor}: this experiment has: {', '.join(config.eval)}; and it needs --step"
+        raise ConfigError(message)
+    task = array_task() if options.points_per_job else None
+
+    def work(context: JobContext) -> bool:
+        from anml.evaluate_job import evaluate_checkpoint  # torch: after --help and config errors.
+
+        share = None if task is None else task + (options.first_task or 0)
+        return evaluate_checkpoint(
+            context, config, experiment, options.flavor, options.step, options.train_seed, share,
+            options.points_per_job, options.cluster_device, options.wandb, options.min_free_gb,
+        )  # fmt: skip
+
+    return run_job(experiment, options.job, task, work, options.max_requeues)
+
+
+def _by_hand(options: argparse.Namespace) -> int:
+    if options.config is None:
+        message = "give an evaluation config: -c configs/eval-omni-anml.yml"
+        raise ConfigError(message)
+    names = ("classes", "train_examples", "test_examples", "lr", "runs", "seed", "data_path", "model")
+    config, notices = load_eval_config(options.config, options.overrides, {n: getattr(options, n) for n in names})
+    print_notices(notices)
+    if config.model is None:
+        message = "give the checkpoint to evaluate: -m experiments/<project>/<group>/checkpoints/step-NNNNNN"
+        raise ConfigError(message)
+    return run_job(None, None, None, lambda context: _evaluate(context, config, options))
+
+
+def _evaluate(context: JobContext, config: EvalConfig, options: argparse.Namespace) -> bool:
+    from anml.evaluate_job import evaluate_by_hand  # torch: after --help and config errors.
+
+    return evaluate_by_hand(context, config, Path(str(config.model)), options.device, options.output)

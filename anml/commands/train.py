@@ -1,0 +1,82 @@
+"""`train_anml.py`: one training job, planned or by hand."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from anml.atomic import write_text
+from anml.commands.arguments import add_job_arguments, add_set_argument, config_file, print_notices
+from anml.config.load import dump_config, load_train_config
+from anml.config.training import TrainConfig
+from anml.errors import ConfigError
+from anml.experiment import Experiment
+from anml.job import JobContext, array_task, run_job
+from anml.launch import experiments_dir
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the argument parser."""
+    parser = argparse.ArgumentParser(
+        prog="train_anml.py", description="Run one training, or continue it from its last checkpoint.", allow_abbrev=False
+    )
+    parser.add_argument("-c", "--config", metavar="PATH", type=config_file, help="training config")
+    parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: experiments/by-hand/<model>)")
+    parser.add_argument("--data-path", metavar="DIR", help="where the data set is (default: ANML_DATA, or download)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="where to compute")
+    parser.add_argument("--seed", type=int, help="which seed to train")
+    parser.add_argument("--until-step", type=int, help="stop after this step (default: train to the end)")
+    parser.add_argument("--wandb", choices=["online", "offline", "disabled"], default="disabled", help="W&B mode")
+    add_set_argument(parser)
+    add_job_arguments(parser)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train."""
+    options = make_parser().parse_args(arguments)
+    config, experiment = _config_and_folder(options)
+    several = config.seeds is not None
+    if several and options.seed is None:
+        message = f"this config trains several seeds; say which one: --seed {' | '.join(map(str, config.training_seeds))}"
+        raise ConfigError(message)
+
+    def work(context: JobContext) -> bool:
+        from anml.train_job import train_segment  # torch: after --help and config errors.
+
+        return train_segment(
+            context, config, experiment, options.seed if several else None, options.until_step,
+            options.cluster_device, options.wandb, options.min_free_gb,
+        )  # fmt: skip
+
+    code = run_job(experiment, options.job, array_task(), work, options.max_requeues)
+    if options.job is None and code == 0:
+        print(f"Checkpoints: {experiment.checkpoints(options.seed if several else None)}")
+    return code
+
+
+def _config_and_folder(options: argparse.Namespace) -> tuple[TrainConfig, Experiment]:
+    if options.config is None and options.run_dir is None:
+        message = "give a config (-c CONFIG), or the folder of a run to continue (--run-dir DIR)"
+        raise ConfigError(message)
+    run_dir = Path(options.run_dir).expanduser().resolve() if options.run_dir else None
+    path = options.config or run_dir / "config.yml"  # type: ignore[operator]
+    flags = {"device": options.device, "data_path": options.data_path}
+    if options.config is not None:
+        flags["seed"] = options.seed
+    config, notices = load_train_config(path, options.overrides, flags)
+    print_notices(notices)
+    if run_dir is None:
+        run_dir = experiments_dir(None) / (config.project or "by-hand") / (config.group or config.display_name)
+    experiment = Experiment(run_dir)
+    if options.config is not None:
+        _claim(experiment, config)
+    return config, experiment
+
+
+def _claim(experiment: Experiment, config: TrainConfig) -> None:
+    """Write the config of a run by hand, or make sure that the folder holds the same run. Raises ConfigError."""
+    text = dump_config(config)
+    if experiment.config_file.is_file() and experiment.config_file.read_text(encoding="utf-8") != text:
+        message = f"{experiment.root}: holds a run with another config; choose another --run-dir"
+        raise ConfigError(message)
+    write_text(experiment.config_file, text)

@@ -1,0 +1,128 @@
+"""The evaluation job: one flavor at one checkpoint (or one task's share of its sweep), into one results file."""
+
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from anml.checkpoint import load_model
+from anml.config.evaluation import EvalConfig
+from anml.config.profile import Device, WandbMode
+from anml.config.training import TrainConfig
+from anml.data.load import load_images
+from anml.evaluate.sweep import run_sweep, sweep_points
+from anml.disk import check_folder
+from anml.errors import ConfigError
+from anml.experiment import Experiment
+from anml.job import JobContext
+from anml.machine import prepare_device
+from anml.results import ResultRow, write_results
+from anml.tracking import Tracker
+
+
+def evaluate_checkpoint(
+    context: JobContext,
+    config: TrainConfig,
+    experiment: Experiment,
+    flavor: str,
+    step: int,
+    seed: int | None,
+    task: int | None,
+    points_per_job: int | None,
+    device: Device,
+    wandb_mode: WandbMode,
+    min_free_gb: float = 0.0,
+) -> bool:
+    """Run a flavor's sweep on a checkpoint and write its results. An evaluation is short: it is not resumed."""
+    check_folder(experiment.root, min_free_gb)
+    compute_on = prepare_device(device if config.device == "auto" else config.device)
+    evaluation = config.eval[flavor]
+    model, card = load_model(experiment.checkpoint(step, seed), compute_on)
+    data = load_images(str(evaluation.dataset), "eval", card.image_shape[1], evaluation.data_path).to(compute_on)
+    points = sweep_points(evaluation)
+    if task is not None and points_per_job is not None:
+        points = points[task * points_per_job : (task + 1) * points_per_job]
+    path = experiment.result(flavor, step, seed, task)
+    tracker = Tracker(experiment, config, path.stem, "evaluate", wandb_mode)
+    context.progress(0, len(points), "trajectories")
+    results = run_sweep(
+        model, card, evaluation, flavor, data, points, lambda done: context.progress(done, len(points), "trajectories"),
+        context.stop,
+    )  # fmt: skip
+    if results is None:
+        tracker.finish(exit_code=1)
+        return False
+    write_results(path, results.rows, results.class_rows)
+    _log_curves(tracker, results.rows)
+    tracker.finish()
+    for line in accuracy_lines(results.rows):
+        print(line)
+    return True
+
+
+def accuracy_lines(rows: Sequence[ResultRow]) -> list[str]:
+    """Return a line per size and learning rate: mean and standard deviation over runs at the trajectory's end."""
+    lines = []
+    for key, finals in _finals(rows).items():
+        classes, rate = key[0], key[-1]
+        label = f"{classes} classes" + ("" if rate is None else f", lr {rate:g}")
+        columns = (("train", [r.train_acc for r in finals]), ("test", [r.test_acc for r in finals]))
+        parts = [f"{name} {statistics.mean(v):.1%} (std {_std(v):.1%})" for name, v in columns]
+        lines.append(f"{label}: {' | '.join(parts)}, {len(finals)} runs")
+    return lines
+
+
+def _finals(rows: Sequence[ResultRow]) -> dict[tuple, list[ResultRow]]:
+    """Return the last scoring of each trajectory, by size and learning rate."""
+    last: dict[tuple, ResultRow] = {}
+    for row in rows:
+        last[(row.classes, row.train_examples, row.test_examples, row.lr, row.run)] = row
+    grouped: dict[tuple, list[ResultRow]] = {}
+    for key, row in last.items():
+        grouped.setdefault(key[:-1], []).append(row)
+    return grouped
+
+
+def _std(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _log_curves(tracker: Tracker, rows: Sequence[ResultRow]) -> None:
+    """Log mean accuracies against classes learned, a curve per learning rate, and the best final one."""
+    if tracker.run is None:
+        return
+    curves: dict[int, dict[str, list[float]]] = {}
+    for row in rows:
+        name = "accuracy" if row.lr is None else f"lr {row.lr:g}"
+        curves.setdefault(row.step, {}).setdefault(f"test/{name}", []).append(row.test_acc)
+        curves[row.step].setdefault(f"train/{name}", []).append(row.train_acc)
+    for step in sorted(curves):
+        tracker.log({name: statistics.mean(values) for name, values in curves[step].items()}, step=step)
+    best = max(_finals(rows).values(), key=lambda finals: statistics.mean(r.test_acc for r in finals))
+    tracker.summary({"best_test_acc": statistics.mean(r.test_acc for r in best), "best_lr": best[0].lr})
+
+
+def evaluate_by_hand(
+    context: JobContext, config: EvalConfig, checkpoint: Path, device: Device, output: str | None
+) -> bool:
+    """Evaluate any checkpoint and print its accuracy; write the results only where they are asked for."""
+    compute_on = prepare_device(device)
+    model, card = load_model(checkpoint, compute_on)
+    dataset, size = config.dataset or card.dataset, card.image_shape[1]
+    if config.im_size not in (None, size):
+        message = f"im_size {config.im_size}: this model was trained on {size} pixels"
+        raise ConfigError(message)
+    data = load_images(dataset, "eval", size, config.data_path or os.environ.get("ANML_DATA")).to(compute_on)
+    points = sweep_points(config)
+    context.progress(0, len(points), "trajectories")
+    results = run_sweep(
+        model, card, config, "eval", data, points, lambda done: context.progress(done, len(points), "trajectories"),
+        context.stop,
+    )  # fmt: skip
+    if results is None:
+        return False
+    if output:
+        write_results(Path(output), results.rows, results.class_rows)
+    for line in accuracy_lines(results.rows):
+        print(line)
+    return True

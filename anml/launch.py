@@ -1,0 +1,161 @@
+"""From a checked config to running jobs: folder, frozen code, scripts, submission, record. All or nothing."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from anml.atomic import read_json, write_json, write_text
+from anml.config.load import dump_config
+from anml.config.profile import ClusterProfile, WandbMode
+from anml.config.training import TrainConfig
+from anml.errors import ConfigError, JobError
+from anml.experiment import Experiment
+from anml.job_status import read_status
+from anml.plan import Job, Plan, make_plan
+from anml.schedulers.base import Scheduler
+from anml.schedulers.select import make_scheduler
+from anml.snapshot import REPOSITORY, copy_code, describe_environment
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Everything decided before anything is created."""
+
+    config: TrainConfig
+    experiment: Experiment
+    profile: ClusterProfile
+    wandb_mode: WandbMode
+    command_line: Sequence[str] = ()
+
+    @property
+    def plan(self) -> Plan:
+        """The jobs of this launch."""
+        return make_plan(self.config, self.profile.points_per_job, self.profile.max_array_size)
+
+
+def new_group(project: Path) -> str:
+    """Return a readable name that no experiment of the project has: two words and a number."""
+    import coolname
+
+    existing = [path.name for path in project.iterdir()] if project.is_dir() else []
+    numbers = [int(name.rsplit("-", 1)[-1]) for name in existing if name.rsplit("-", 1)[-1].isdigit()]
+    return f"{coolname.generate_slug(2)}-{max(numbers, default=0) + 1}"
+
+
+def check_with_model(config: TrainConfig) -> list[str]:
+    """Check what needs the model and the data, in a child process, so that this one never imports torch.
+
+    Raises ConfigError with every problem. Returns notices.
+    """
+    result = subprocess.run(
+        [sys.executable, "-m", "anml", "check-config"],
+        input=dump_config(config), capture_output=True, text=True, cwd=REPOSITORY, check=False,
+    )  # fmt: skip
+    try:
+        answer = json.loads(result.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        message = f"the check of the config could not run:\n{result.stderr.strip()[-2000:]}"
+        raise JobError(message) from None
+    if answer["problems"]:
+        raise ConfigError(answer["problems"])
+    return answer["notices"]
+
+
+def create_experiment(launch: Launch) -> None:
+    """Make the experiment folder, or accept an existing one whose config is the same. Raises ConfigError."""
+    experiment = launch.experiment
+    config_text = dump_config(launch.config)
+    if experiment.config_file.exists():
+        _check_same(experiment, config_text)
+        return
+    experiment.root.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        experiment.root.mkdir()  # Claims the name: of two launches at once, one gets it.
+    except FileExistsError:
+        message = f"--group {experiment.group}: {experiment.root} exists and is no experiment; choose another name"
+        raise ConfigError(message) from None
+    copy_code(experiment.code)
+    write_json(experiment.environment_file, describe_environment(launch.command_line))
+    write_text(experiment.config_file, config_text)
+
+
+def run_launch(launch: Launch, announce: Callable[[dict[str, str]], None] = lambda ids: None) -> None:
+    """Submit every job that is not done, and (on the machine at hand) run them. Raises SubmissionError.
+
+    announce: receives the submitted jobs' ids by name.
+    """
+    scheduler = make_scheduler(launch.experiment, launch.profile, launch.wandb_mode)
+    ids = submit(launch, scheduler, [job for job in launch.plan.jobs if not is_done(launch.experiment, job)])
+    announce(ids)
+    scheduler.finish(launch.plan)
+
+
+def is_done(experiment: Experiment, job: Job) -> bool:
+    """Say whether a job (all tasks of it) has done its work. A report is never done: it is cheap and may be stale."""
+    tasks = [read_status(experiment.job(job.name, task).status).state for task in job.task_numbers]
+    return job.kind != "report" and all(state == "done" for state in tasks)
+
+
+def submit(launch: Launch, scheduler: Scheduler, jobs: Sequence[Job]) -> dict[str, str]:
+    """Write the scripts of jobs and submit them, dependencies first. Returns scheduler ids by job name.
+
+    If one is refused for good, those submitted are cancelled. Raises SubmissionError.
+    """
+    ids: dict[str, str] = {}
+    try:
+        for job in jobs:
+            write_text(launch.experiment.job(job.name).script, scheduler.render(job), mode=0o755)
+            ids[job.name] = scheduler.submit(job, [ids[name] for name in job.after if name in ids])
+            record(launch, ids)
+    except BaseException:
+        scheduler.cancel(list(ids.values()))
+        record(launch, {}, forget=list(ids))
+        raise
+    return ids
+
+
+def record(launch: Launch, ids: dict[str, str], forget: Sequence[str] = ()) -> None:
+    """Write plan.json: the jobs, and the scheduler's ids of those submitted."""
+    before = read_plan_file(launch.experiment)
+    known: dict[str, Any] = {name: v for name, v in before.get("submitted", {}).items() if name not in forget}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    known |= {name: {"id": id_, "time": now} for name, id_ in ids.items() if known.get(name, {}).get("id") != id_}
+    data = {
+        "cluster": launch.profile.model_dump(mode="json"),
+        "wandb": launch.wandb_mode,
+        "jobs": launch.plan.to_json(),
+        "submitted": known,
+    }
+    write_json(launch.experiment.plan_file, data)
+
+
+def read_plan_file(experiment: Experiment) -> dict[str, Any]:
+    """Return the content of plan.json, empty when nothing was submitted."""
+    return read_json(experiment.plan_file) or {}
+
+
+def _check_same(experiment: Experiment, config_text: str) -> None:
+    before = experiment.config_file.read_text(encoding="utf-8").splitlines()
+    pairs = itertools.zip_longest(before, config_text.splitlines(), fillvalue="(nothing)")
+    different = [f"  {old.strip()}  ->  {new.strip()}" for old, new in pairs if old != new]
+    if different:
+        shown = "\n".join(different[:5])
+        message = (
+            f"--group {experiment.group}: this group exists with another config, so it is left alone:\n{shown}\n"
+            "Choose another --group (or none, for a new one), or launch with the same config to complete it."
+        )
+        raise ConfigError(message)
+
+
+def experiments_dir(chosen: str | None) -> Path:
+    """Return where experiments are kept: the option, ANML_EXPERIMENTS, or `experiments/` beside the code."""
+    return Path(chosen or os.environ.get("ANML_EXPERIMENTS") or REPOSITORY / "experiments").expanduser().resolve()
+
+

@@ -1,0 +1,51 @@
+"""Checks the machine a job finds itself on, so that a wrong one costs seconds and not a night."""
+
+import os
+
+import torch
+
+from anml.config.profile import Device
+from anml.errors import JobError
+
+
+def prepare_device(wanted: Device) -> torch.device:
+    """Return the device to compute on. Raises JobError when the machine does not have what the profile promises."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    problems = _build_problems(wanted) + mask_problems(dict(os.environ))
+    if not problems and not torch.cuda.is_available():
+        problems.append("no GPU answers. Was one asked for (sbatch: gres gpu:1)? Does `nvidia-smi` or `rocm-smi` see it?")
+    if problems:
+        raise JobError("\n".join(problems))
+    device = torch.device("cuda")
+    try:
+        torch.ones(2, device=device).sum().item()
+    except RuntimeError as error:
+        message = f"the GPU is there but does not compute: {error}. Report the node, or exclude it (--exclude=NODE)."
+        raise JobError(message) from error
+    return device
+
+
+def _build_problems(wanted: Device) -> list[str]:
+    """Say what is wrong with the installed torch: PyTorch for ROCm also answers through torch.cuda."""
+    is_rocm, is_cuda = torch.version.hip is not None, torch.version.cuda is not None
+    build = "ROCm" if is_rocm else "CUDA" if is_cuda else "CPU-only"
+    if wanted == "cuda" and not is_cuda:
+        return [f"this profile is for CUDA, but torch {torch.__version__} is a {build} build: use environment.yml"]
+    if wanted == "rocm" and not is_rocm:
+        return [f"this profile is for ROCm, but torch {torch.__version__} is a {build} build: use environment-rocm.yml"]
+    return []
+
+
+def mask_problems(environment: dict[str, str]) -> list[str]:
+    """Say whether device masks hide GPUs twice: ROCm applies HIP and CUDA masks inside what ROCR already hides."""
+    if not environment.get("ROCR_VISIBLE_DEVICES"):
+        return []
+    twice = [name for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES") if environment.get(name)]
+    twice += ["GPU_DEVICE_ORDINAL"] if environment.get("GPU_DEVICE_ORDINAL") else []
+    if not twice:
+        return []
+    return [
+        f"ROCR_VISIBLE_DEVICES and {', '.join(twice)} are set together, so GPUs are hidden twice. "
+        f"Add `unset {' '.join(twice)}` to the profile's setup lines."
+    ]

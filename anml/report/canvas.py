@@ -1,0 +1,88 @@
+"""What all figures share: style, colours, a grid of panels, and PNG files that are the same every time."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import matplotlib.style
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+T = TypeVar("T")
+
+# Okabe and Ito's colours, told apart with every common form of colour blindness; yellow is too pale for lines.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
+GREY = "#6b6b6b"
+STYLE = {
+    "font.family": "DejaVu Sans",  # Comes with matplotlib: the same picture on every machine.
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+}
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Set the style of figures made and saved inside, whatever the user's own matplotlib settings."""
+    with matplotlib.style.context(["default", STYLE]):
+        yield
+
+
+def colour(place: int) -> str:
+    """Return the colour of the line at a place."""
+    return COLOURS[place % len(COLOURS)]
+
+
+def marker(place: int) -> str:
+    """Return the marker of the line at a place; with the colour it stays unique for dozens of lines."""
+    return MARKERS[place % len(MARKERS)]
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Return at most `count` items, evenly spread, first and last among them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(place)] for place in np.linspace(0, len(items) - 1, count)]
+
+
+def panel_grid(rows: int, columns: int, panel_height: float = 3.1) -> tuple[Figure, np.ndarray]:
+    """Return a figure and its axes [rows, columns], all on the same scales."""
+    width = {1: 6.6, 2: 8.6, 3: 10.4}.get(columns, 11.6)
+    figure = Figure(figsize=(width, panel_height * rows + 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+
+
+def accuracy_axis(axes: Axes) -> None:
+    """Show the whole range of a fraction, with room for markers at its ends."""
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_yticks(np.linspace(0, 1, 6))
+
+
+def legend_below(figure: Figure, axes: Iterable[Axes], columns: int) -> None:
+    """Put one legend for all panels under them, where no data can be."""
+    found: dict[str, Artist] = {}
+    for panel in axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure; without the program's version in it, the same data give the same bytes."""
+    figure.savefig(path, format="png", metadata={"Software": None})

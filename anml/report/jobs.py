@@ -1,0 +1,123 @@
+"""How the jobs of an experiment ended: what their status files say, and what follows for those that cannot say."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from anml.atomic import read_json
+from anml.experiment import Experiment, JobFolder
+from anml.job_status import JobStatus, State, read_status
+from anml.plan import Job
+
+GOING: tuple[State, ...] = ("running", "requeued", "pending")
+BAD: tuple[State, ...] = ("failed", "cancelled", "interrupted", "skipped")
+TAIL_LINES = 20
+TAIL_BYTES = 8192
+_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """State of one job, or of one task of an array."""
+
+    name: str
+    kind: str
+    task: int | None
+    state: State
+    message: str
+    status: JobStatus
+    folder: JobFolder
+
+    @property
+    def label(self) -> str:
+        """The job's name, with the task's number."""
+        return self.name if self.task is None else f"{self.name}[{self.task}]"
+
+    @property
+    def log_tail(self) -> str:
+        """The last lines of its log."""
+        return log_tail(self.folder.log)
+
+
+def read_jobs(experiment: Experiment) -> list[JobOutcome]:
+    """Return the outcome of every job but the report itself, in the order of the plan."""
+    report = read_status(experiment.job("report").status)
+    # The report job runs when all others have ended, so what still says "running" then was killed.
+    everything_ended = report.state == "running" and report.pid == os.getpid()
+    outcomes: list[JobOutcome] = []
+    for job in _planned(experiment) or _from_folders(experiment):
+        if job.kind != "report":
+            needs = () if job.after_any else job.after
+            broken = next((o.name for o in outcomes if o.name in needs and o.state in BAD), None)
+            outcomes += [_outcome(experiment, job, task, broken, everything_ended) for task in job.task_numbers]
+    return outcomes
+
+
+def _outcome(
+    experiment: Experiment, job: Job, task: int | None, broken: str | None, everything_ended: bool
+) -> JobOutcome:
+    folder = experiment.job(job.name, task)
+    status = read_status(folder.status)
+    state, message = status.state, status.message
+    if state == "running" and (everything_ended or status.has_vanished):
+        state, message = "failed", "killed before it could say why (out of memory, time limit or a lost node?)"
+    elif state == "pending" and broken:
+        # A scheduler drops such jobs without a word in their status files.
+        state, message = "skipped", f"needs {broken}, which did not succeed"
+    return JobOutcome(job.name, job.kind, task, state, message, status, folder)
+
+
+def _planned(experiment: Experiment) -> list[Job]:
+    data = read_json(experiment.plan_file)
+    entries = data.get("jobs", []) if isinstance(data, dict) else data or []
+    known = {field.name for field in fields(Job)}
+    return [Job(**{key: _as_tuple(entry[key]) for key in known & entry.keys()}) for entry in entries]
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _from_folders(experiment: Experiment) -> list[Job]:
+    """Return the jobs that have a folder, for an experiment whose plan is lost."""
+    jobs = []
+    for folder in sorted(path for path in experiment.job("").root.glob("*") if path.is_dir()):
+        kind = "report" if folder.name == "report" else "train" if folder.name.startswith("train-step-") else "evaluate"
+        tasks = sorted(int(path.name.removeprefix("task-")) for path in folder.glob("task-*"))
+        array = {"tasks": len(tasks), "first_task": tasks[0]} if tasks else {}
+        jobs.append(Job(folder.name, kind, (), **array))
+    return jobs
+
+
+def overall_state(outcomes: Sequence[JobOutcome]) -> str:
+    """Return the state of an experiment in a few words."""
+    bad = sum(outcome.state in BAD for outcome in outcomes)
+    going = sum(outcome.state in GOING for outcome in outcomes)
+    if bad:
+        return f"{bad} of {len(outcomes)} jobs did not succeed" + (f", {going} to go" if going else "")
+    if going:
+        return f"{going} of {len(outcomes)} jobs to go"
+    return "done" if outcomes else "no jobs"
+
+
+def count_states(outcomes: Iterable[JobOutcome]) -> str:
+    """Return how many jobs are in which state, as `97 done, 3 failed`; the best first."""
+    states = [outcome.state for outcome in outcomes]
+    order = [state for state in ("done", *GOING, *BAD) if state in states]
+    if len(states) == 1:
+        return states[0]
+    return ", ".join(f"{states.count(state)} {state}" for state in order)
+
+
+def log_tail(path: Path) -> str:
+    """Return the last lines of a log, without the terminal codes and overwritten lines of progress bars."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    return "\n".join(_TERMINAL_CODES.sub("", line) for line in lines if line)[-TAIL_BYTES:].strip()

@@ -1,0 +1,66 @@
+"""How the report says things: numbers, times, units, and what was run in one sentence."""
+
+from collections.abc import Sequence
+
+from anml.config.training import TrainConfig
+
+_METHODS = {
+    "meta": "meta-trained",
+    "meta-first-order": "meta-trained (first order)",
+    "sequential_episodic": "trained in sequence, without meta-learning,",
+    "iid": "trained on shuffled batches (i.i.d.)",
+}
+_DATA_SETS = {"omniglot": "Omniglot", "glyphs": "glyphs (procedurally drawn)"}
+_IMAGES = {"omniglot": "drawings", "glyphs": "drawings"}
+
+
+def unit(config: TrainConfig | None) -> str:
+    """Return what checkpoints and training curves count."""
+    return "steps" if config is not None and config.train_method == "iid" else "episodes"
+
+
+def images(dataset: str) -> str:
+    """Return what the examples of a data set are called."""
+    return _IMAGES.get(dataset, "images")
+
+
+def checkpoint(step: int, unit: str) -> str:
+    """Return the name of a checkpoint: `after 600 episodes`, `untrained`."""
+    return f"after {step:,} {unit}" if step else "untrained"
+
+
+def sentence(config: TrainConfig) -> str:
+    """Return what was run, in one sentence."""
+    method = _METHODS.get(config.train_method, "trained")
+    seeds = config.training_seeds
+    per_class, size = config.examples_per_class, config.image_shape[1]
+    data = f"{_DATA_SETS.get(config.dataset, config.dataset)} ({config.num_train_classes:,} classes of {per_class:,} "
+    data += f"{images(config.dataset)}, {size} × {size} pixels)"
+    amount = f"{config.total_steps:,} {unit(config)}"
+    who = f"seeds {listed(map(str, seeds))}, each trained on its own" if len(seeds) > 1 else f"seed {seeds[0]}"
+    return f"{config.display_name} {method} on {data} for {amount}, {who}; {_evaluations(config)}."
+
+
+def _evaluations(config: TrainConfig) -> str:
+    if not config.eval:
+        return "nothing was to be evaluated"
+    flavors = "1 flavor" if len(config.eval) == 1 else f"{len(config.eval)} flavors"
+    classes = max(max(flavor.classes) for flavor in config.eval.values())
+    runs = sorted({flavor.runs for flavor in config.eval.values()})
+    each = f"{listed(map(str, runs), 'or')} run{'s' if runs[-1] > 1 else ''} each"
+    return f"evaluated by {flavors} on up to {classes:,} classes never seen in training, {each}"
+
+
+def listed(words: Sequence[str] | map, joint: str = "and") -> str:
+    """Return `a, b and c`."""
+    *first, last = list(words)
+    return f"{', '.join(first)} {joint} {last}" if first else last
+
+
+def duration(seconds: float) -> str:
+    """Return a run time, as `3 min 20 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

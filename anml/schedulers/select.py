@@ -1,0 +1,38 @@
+"""The table of schedulers, and the cluster to use when none is named."""
+
+import shutil
+
+from anml.config.profile import ClusterProfile
+from anml.experiment import Experiment
+from anml.schedulers.base import Scheduler
+from anml.schedulers.local import LocalScheduler
+
+
+def make_scheduler(experiment: Experiment, profile: ClusterProfile, wandb_mode: str) -> Scheduler:
+    """Return the scheduler that a profile names."""
+    if profile.scheduler == "local":
+        return LocalScheduler(experiment, profile, wandb_mode)
+    from anml.schedulers.slurm import SlurmScheduler  # Only here: newcomers need no simple_slurm.
+
+    return SlurmScheduler(experiment, profile, wandb_mode)
+
+
+def default_cluster() -> tuple[str, str]:
+    """Return the profile to use when none is named, and why."""
+    if shutil.which("sbatch"):
+        return "dggpu", "because this machine has sbatch"
+    return "local", "because this machine has no sbatch"
+
+
+def with_sbatch_overrides(profile: ClusterProfile, arguments: list[str], own_options: list[str]) -> ClusterProfile:
+    """Return the profile with sbatch options of the command line on top.
+
+    own_options: the launcher's own options, offered beside sbatch's when one is misspelt. Raises ConfigError.
+    """
+    if not arguments:
+        return profile
+    from anml.schedulers.sbatch_options import parse_sbatch_options
+
+    overrides = parse_sbatch_options(arguments, own_options)
+    by_kind = {kind: {**getattr(profile.sbatch, kind), **overrides} for kind in ("train", "evaluate", "report")}
+    return profile.model_copy(update={"sbatch": profile.sbatch.model_copy(update=by_kind)})

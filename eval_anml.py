@@ -1,0 +1,9 @@
+"""See `python eval_anml.py --help`."""
+
+import sys
+
+from anml.commands.arguments import run_command
+from anml.commands.evaluate import main
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
