@@ -9,6 +9,8 @@ from anml.commands.arguments import EXIT_DONE, EXIT_USAGE, run_command
 # Command: module of anml.commands that has a `main`, and one line for the list below.
 COMMANDS = {
     "status": ("status", "what ran, what runs, what failed and why"),
+    "retry": ("retry", "submit again what failed or never ran"),
+    "cancel": ("cancel", "end an experiment's jobs, and only those"),
     "report": ("report", "write an experiment's report again"),
     "download": ("download", "fetch and convert a data set ahead of time"),
     "sync": ("sync", "send W&B runs that were recorded offline"),

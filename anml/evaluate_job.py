@@ -5,18 +5,20 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from anml.checkpoint import load_model
+from anml.checkpoint import ModelCard, load_model
 from anml.config.evaluation import EvalConfig
 from anml.config.profile import Device, WandbMode
 from anml.config.training import TrainConfig
+from anml.data.class_images import ClassImages
 from anml.data.load import load_images
-from anml.evaluate.sweep import run_sweep, sweep_points
 from anml.disk import check_folder
 from anml.errors import ConfigError
+from anml.evaluate.sweep import Point, run_sweep, sweep_points
 from anml.experiment import Experiment
 from anml.job import JobContext
 from anml.machine import prepare_device
-from anml.results import ResultRow, write_results
+from anml.models.meta_model import MetaModel
+from anml.results import ClassRow, FinishedPoints, ResultRow, write_results
 from anml.tracking import Tracker
 
 
@@ -33,7 +35,10 @@ def evaluate_checkpoint(
     wandb_mode: WandbMode,
     min_free_gb: float = 0.0,
 ) -> bool:
-    """Run a flavor's sweep on a checkpoint and write its results. An evaluation is short: it is not resumed."""
+    """Run a flavor's sweep on a checkpoint and write its results, continuing after the trajectories already finished.
+
+    Returns False when stopped before the end.
+    """
     check_folder(experiment.root, min_free_gb)
     compute_on = prepare_device(device if config.device == "auto" else config.device)
     evaluation = config.eval[flavor]
@@ -44,19 +49,60 @@ def evaluate_checkpoint(
         points = points[task * points_per_job : (task + 1) * points_per_job]
     path = experiment.result(flavor, step, seed, task)
     tracker = Tracker(experiment, config, path.stem, "evaluate", wandb_mode)
-    context.progress(0, len(points), "trajectories")
-    results = run_sweep(
-        model, card, evaluation, flavor, data, points, lambda done: context.progress(done, len(points), "trajectories"),
-        context.stop,
-    )  # fmt: skip
-    if results is None:
-        tracker.finish(exit_code=1)
-        return False
-    write_results(path, results.rows, results.class_rows)
-    _log_curves(tracker, results.rows)
-    tracker.finish()
-    for line in accuracy_lines(results.rows):
+    finished = FinishedPoints(path.with_suffix(".partial.jsonl"))
+    complete = _sweep(context, model, card, evaluation, flavor, data, points, finished)
+    rows = finished.write(path) if complete else []
+    _log_curves(tracker, rows)
+    tracker.finish(exit_code=0 if complete else 1)
+    for line in accuracy_lines(rows):
         print(line)
+    return complete
+
+
+def evaluate_by_hand(
+    context: JobContext, config: EvalConfig, checkpoint: Path, device: Device, output: str | None
+) -> bool:
+    """Evaluate any checkpoint and print its accuracy; write the results only where they are asked for."""
+    compute_on = prepare_device(device)
+    model, card = load_model(checkpoint, compute_on)
+    dataset, size = config.dataset or card.dataset, card.image_shape[1]
+    if config.im_size not in (None, size):
+        message = f"im_size {config.im_size}: this model was trained on {size} pixels"
+        raise ConfigError(message)
+    data = load_images(dataset, "eval", size, config.data_path or os.environ.get("ANML_DATA")).to(compute_on)
+    rows: list[ResultRow] = []
+    class_rows: list[ClassRow] = []
+    points = sweep_points(config)
+    for result in run_sweep(model, card, config, "eval", data, points):
+        rows += result.rows
+        class_rows += result.class_rows
+        context.progress(len({(row.lr, row.run) for row in rows}), len(points), "trajectories")
+        if context.stop():
+            return False
+    if output:
+        write_results(Path(output), rows, class_rows)
+    for line in accuracy_lines(rows):
+        print(line)
+    return True
+
+
+def _sweep(
+    context: JobContext, model: MetaModel, card: ModelCard, config: EvalConfig, flavor: str, data: ClassImages,
+    points: list[Point], finished: FinishedPoints,
+) -> bool:  # fmt: skip
+    """Run the points that are not finished. Returns False when stopped before the last."""
+    left = [index for index in range(len(points)) if index not in finished.results]
+
+    def progress(part: float) -> None:
+        context.progress(len(finished.results) + part, len(points), "trajectories")
+
+    progress(0)
+    results = run_sweep(model, card, config, flavor, data, [points[index] for index in left], progress)
+    for index in left:
+        if context.stop():
+            return False
+        finished.add(index, next(results))
+        progress(0)
     return True
 
 
@@ -89,7 +135,7 @@ def _std(values: list[float]) -> float:
 
 def _log_curves(tracker: Tracker, rows: Sequence[ResultRow]) -> None:
     """Log mean accuracies against classes learned, a curve per learning rate, and the best final one."""
-    if tracker.run is None:
+    if tracker.run is None or not rows:
         return
     curves: dict[int, dict[str, list[float]]] = {}
     for row in rows:
@@ -100,29 +146,3 @@ def _log_curves(tracker: Tracker, rows: Sequence[ResultRow]) -> None:
         tracker.log({name: statistics.mean(values) for name, values in curves[step].items()}, step=step)
     best = max(_finals(rows).values(), key=lambda finals: statistics.mean(r.test_acc for r in finals))
     tracker.summary({"best_test_acc": statistics.mean(r.test_acc for r in best), "best_lr": best[0].lr})
-
-
-def evaluate_by_hand(
-    context: JobContext, config: EvalConfig, checkpoint: Path, device: Device, output: str | None
-) -> bool:
-    """Evaluate any checkpoint and print its accuracy; write the results only where they are asked for."""
-    compute_on = prepare_device(device)
-    model, card = load_model(checkpoint, compute_on)
-    dataset, size = config.dataset or card.dataset, card.image_shape[1]
-    if config.im_size not in (None, size):
-        message = f"im_size {config.im_size}: this model was trained on {size} pixels"
-        raise ConfigError(message)
-    data = load_images(dataset, "eval", size, config.data_path or os.environ.get("ANML_DATA")).to(compute_on)
-    points = sweep_points(config)
-    context.progress(0, len(points), "trajectories")
-    results = run_sweep(
-        model, card, config, "eval", data, points, lambda done: context.progress(done, len(points), "trajectories"),
-        context.stop,
-    )  # fmt: skip
-    if results is None:
-        return False
-    if output:
-        write_results(Path(output), results.rows, results.class_rows)
-    for line in accuracy_lines(results.rows):
-        print(line)
-    return True

@@ -82,9 +82,19 @@ class Experiment:
         """Folder of the report."""
         return self.root / "report"
 
+    @property
+    def jobs(self) -> Path:
+        """Folder of the jobs' folders."""
+        return self.root / "jobs"
+
+    def job_of(self, status_file: Path) -> tuple[str, int | None]:
+        """Return the name and the task of the job that a status file belongs to."""
+        name, *task = status_file.relative_to(self.jobs).parent.parts
+        return name, int(task[0].removeprefix("task-")) if task else None
+
     def job(self, name: str, task: int | None = None) -> JobFolder:
         """Return the folder of a job."""
-        return JobFolder(self.root / "jobs" / name, task)
+        return JobFolder(self.jobs / name, task)
 
     def checkpoints(self, seed: int | None = None) -> Path:
         """Return the folder of the checkpoints of a training."""

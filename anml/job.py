@@ -97,22 +97,24 @@ def _end(status: StatusFile | None, state: str, message: str, code: int) -> int:
 
 
 def _stopped_early(status: StatusFile | None, received: signal.Signals | None, max_requeues: int) -> int:
-    """Requeue a Slurm job that was told to stop; its dependents keep waiting, since its id stays the same."""
+    """Requeue a Slurm job whose time limit is near; its dependents keep waiting, since its id stays the same.
+
+    Only then: after scancel a requeue would bring the job back, and at preemption Slurm has requeued it already.
+    """
     why = f"stopped by {received.name}, work saved" if received else "stopped, work saved"
     slurm_id = os.environ.get("SLURM_JOB_ID")
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    if slurm_id is None or received == signal.SIGINT or max_requeues == 0:
+    if slurm_id is None or received != signal.SIGUSR1 or max_requeues == 0:
         return _end(status, "interrupted", why, EXIT_INTERRUPTED)
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if restarts >= max_requeues:
-        message = f"{why}; requeued {restarts} times already, which is the profile's limit (max_requeues)"
+        message = f"{why}; not requeued again after {restarts} times (max_requeues of the profile)"
         return _end(status, "failed", message, 1)
     array_id, task_id = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get(TASK_VARIABLE)
     # A task's own name: the bare id would requeue the whole array.
     target = f"{array_id}_{task_id}" if array_id and task_id else slurm_id
-    if status is not None:
-        status.end("requeued", f"{why}; requeued")
-    print(f"{why}; requeueing job {target}", flush=True)
+    _end(status, "requeued", f"{why}; requeued", 0)
     result = subprocess.run(["scontrol", "requeue", target], capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        return _end(status, "interrupted", f"{why}; scontrol requeue failed: {result.stderr.strip()}", EXIT_INTERRUPTED)
+    # scontrol may say no and still exit with 0.
+    if result.returncode != 0 or result.stderr.strip():
+        return _end(status, "interrupted", f"{why}; scontrol requeue: {result.stderr.strip()}", EXIT_INTERRUPTED)
     return EXIT_INTERRUPTED

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from anml.atomic import read_json, write_json, write_text
-from anml.config.load import dump_config
+from anml.config.load import dump_config, load_train_config
 from anml.config.profile import ClusterProfile, WandbMode
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError, JobError
 from anml.experiment import Experiment
 from anml.job_status import read_status
-from anml.plan import Job, Plan, make_plan
+from anml.plan import Job, Plan
 from anml.schedulers.base import Scheduler
 from anml.schedulers.select import make_scheduler
 from anml.snapshot import REPOSITORY, copy_code, describe_environment
@@ -32,12 +32,8 @@ class Launch:
     experiment: Experiment
     profile: ClusterProfile
     wandb_mode: WandbMode
+    plan: Plan
     command_line: Sequence[str] = ()
-
-    @property
-    def plan(self) -> Plan:
-        """The jobs of this launch."""
-        return make_plan(self.config, self.profile.points_per_job, self.profile.max_array_size)
 
 
 def new_group(project: Path) -> str:
@@ -87,13 +83,13 @@ def create_experiment(launch: Launch) -> None:
 
 
 def run_launch(launch: Launch, announce: Callable[[dict[str, str]], None] = lambda ids: None) -> None:
-    """Submit every job that is not done, and (on the machine at hand) run them. Raises SubmissionError.
+    """Submit every job that is neither done nor waiting or running, and (on the machine at hand) run them.
 
-    announce: receives the submitted jobs' ids by name.
+    announce: receives the submitted jobs' ids by name. Raises SubmissionError.
     """
     scheduler = make_scheduler(launch.experiment, launch.profile, launch.wandb_mode)
-    ids = submit(launch, scheduler, [job for job in launch.plan.jobs if not is_done(launch.experiment, job)])
-    announce(ids)
+    record(launch, {})
+    announce(submit(launch, scheduler))
     scheduler.finish(launch.plan)
 
 
@@ -103,22 +99,34 @@ def is_done(experiment: Experiment, job: Job) -> bool:
     return job.kind != "report" and all(state == "done" for state in tasks)
 
 
-def submit(launch: Launch, scheduler: Scheduler, jobs: Sequence[Job]) -> dict[str, str]:
-    """Write the scripts of jobs and submit them, dependencies first. Returns scheduler ids by job name.
+def submit(launch: Launch, scheduler: Scheduler) -> dict[str, str]:
+    """Write the scripts of the jobs that are still to do and submit them. Returns their ids by name.
 
-    If one is refused for good, those submitted are cancelled. Raises SubmissionError.
+    What the scheduler already has (of an earlier launch that broke off) is left as it is and depended upon. If one is
+    refused for good, those submitted here are cancelled. Raises SubmissionError.
     """
-    ids: dict[str, str] = {}
+    ids = _live_ids(scheduler)
+    submitted: dict[str, str] = {}
     try:
-        for job in jobs:
+        for job in launch.plan.jobs:
+            if job.name in ids or is_done(launch.experiment, job):
+                continue
             write_text(launch.experiment.job(job.name).script, scheduler.render(job), mode=0o755)
+            # A job that is done needs no dependency, and Slurm takes one that it has forgotten for met.
             ids[job.name] = scheduler.submit(job, [ids[name] for name in job.after if name in ids])
-            record(launch, ids)
+            submitted[job.name] = ids[job.name]
+            record(launch, submitted)
     except BaseException:
-        scheduler.cancel(list(ids.values()))
-        record(launch, {}, forget=list(ids))
+        scheduler.cancel(list(submitted.values()))
+        record(launch, {}, forget=list(submitted))
         raise
-    return ids
+    return submitted
+
+
+def _live_ids(scheduler: Scheduler) -> dict[str, str]:
+    """Return the ids of the experiment's jobs that wait or run."""
+    live = {name: [s.id for s in tasks.values() if s.is_live] for name, tasks in scheduler.states().items()}
+    return {name: ids[0] for name, ids in live.items() if ids}
 
 
 def record(launch: Launch, ids: dict[str, str], forget: Sequence[str] = ()) -> None:
@@ -134,6 +142,17 @@ def record(launch: Launch, ids: dict[str, str], forget: Sequence[str] = ()) -> N
         "submitted": known,
     }
     write_json(launch.experiment.plan_file, data)
+
+
+def load_launch(experiment: Experiment) -> Launch:
+    """Return the launch of an experiment that exists, out of its folder. Raises ConfigError."""
+    data = read_plan_file(experiment)
+    if not data:
+        message = f"{experiment.root}: nothing was submitted here (there is no {experiment.plan_file.name})"
+        raise ConfigError(message)
+    config = load_train_config(experiment.config_file).config
+    profile = ClusterProfile(**data["cluster"])
+    return Launch(config, experiment, profile, data["wandb"], Plan.from_json(data["jobs"]))
 
 
 def read_plan_file(experiment: Experiment) -> dict[str, Any]:
@@ -157,5 +176,3 @@ def _check_same(experiment: Experiment, config_text: str) -> None:
 def experiments_dir(chosen: str | None) -> Path:
     """Return where experiments are kept: the option, ANML_EXPERIMENTS, or `experiments/` beside the code."""
     return Path(chosen or os.environ.get("ANML_EXPERIMENTS") or REPOSITORY / "experiments").expanduser().resolve()
-
-

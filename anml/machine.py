@@ -14,7 +14,9 @@ def prepare_device(wanted: Device) -> torch.device:
         return torch.device("cpu")
     problems = _build_problems(wanted) + mask_problems(dict(os.environ))
     if not problems and not torch.cuda.is_available():
-        problems.append("no GPU answers. Was one asked for (sbatch: gres gpu:1)? Does `nvidia-smi` or `rocm-smi` see it?")
+        problems.append(
+            "no GPU answers. Was one asked for (sbatch: gres gpu:1)? Does `nvidia-smi` or `rocm-smi` see it?"
+        )
     if problems:
         raise JobError("\n".join(problems))
     device = torch.device("cuda")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -51,6 +52,44 @@ class ClassRow:
     position: int
     train_acc: float
     test_acc: float
+
+
+@dataclass(frozen=True)
+class PointResult:
+    """All rows of one trajectory."""
+
+    rows: list[ResultRow]
+    class_rows: list[ClassRow]
+
+
+class FinishedPoints:
+    """The trajectories that an evaluation has finished so far, on disk: a job that is stopped continues after them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.results: dict[int, PointResult] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            try:
+                index, rows, class_rows = json.loads(line)
+            except ValueError:
+                continue  # The line that was being written when the job was killed.
+            self.results[index] = PointResult([ResultRow(*r) for r in rows], [ClassRow(*r) for r in class_rows])
+
+    def add(self, index: int, result: PointResult) -> None:
+        """Keep the result of the point with this index."""
+        self.results[index] = result
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            rows = [[astuple(row) for row in part] for part in (result.rows, result.class_rows)]
+            file.write("\n" + json.dumps([index, *rows]) if file.tell() else json.dumps([index, *rows]))
+
+    def write(self, path: Path) -> list[ResultRow]:
+        """Write the results file, in order of points, and forget the file of the finished ones. Returns the rows."""
+        ordered = [self.results[index] for index in sorted(self.results)]
+        rows = [row for result in ordered for row in result.rows]
+        write_results(path, rows, [row for result in ordered for row in result.class_rows])
+        self.path.unlink(missing_ok=True)
+        return rows
 
 
 def write_results(path: Path, rows: Sequence[ResultRow], class_rows: Sequence[ClassRow]) -> None:

@@ -1,7 +1,7 @@
 """Weights & Biases: one group per launch, one run per training and per evaluation job.
 
-The local files (metrics/*.jsonl, results/*.csv) are the truth; W&B receives a copy. The mode is decided once, at launch:
-wandb cannot fall back in a process whose online start has failed.
+The local files (metrics/*.jsonl, results/*.csv) are the truth; W&B receives a copy. The mode is decided once, at
+launch: wandb cannot fall back in a process whose online start has failed.
 """
 
 import hashlib

@@ -25,7 +25,10 @@ from anml.train_iid import IidStep
 class Updater(Protocol):
     """One way of training: updates the model once per step."""
 
-    optimizer: torch.optim.Optimizer
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What updates the model; its state is part of a checkpoint."""
+        ...
 
     def step(self, index: int) -> EpisodeOutcome:
         """Update the model with the data of step `index` (from 0)."""

@@ -30,7 +30,11 @@ def train_segment(
     compute_on = prepare_device(device if config.device == "auto" else config.device)
     until = until or config.total_steps
     training = Training(
-        config, config.seed if seed is None else seed, experiment.checkpoints(seed), experiment.metrics(seed), compute_on
+        config,
+        config.seed if seed is None else seed,
+        experiment.checkpoints(seed),
+        experiment.metrics(seed),
+        compute_on,
     )
     _say(f"training on {compute_on} with engine {config.engine}, steps {training.completed} to {until}")
     if training.completed >= until:

@@ -28,7 +28,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("-r", "--runs", type=int, help="runs, each with its own classes and examples")
     parser.add_argument("--seed", type=int, help="seed of the evaluation")
     parser.add_argument("-o", "--output", metavar="CSV", help="also write the results to this file")
-    parser.add_argument("--wandb", choices=["online", "offline", "disabled"], default="disabled", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--wandb", choices=["online", "offline", "disabled"], default="disabled", help=argparse.SUPPRESS
+    )
     add_set_argument(parser)
     add_job_arguments(parser)
     for name in ("--run-dir", "--flavor"):

@@ -1,26 +1,19 @@
 """`launch_train.py`: one YAML file to an experiment folder and submitted jobs."""
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from anml.commands.arguments import EXIT_DONE, EXIT_FAILED, add_set_argument, config_file, print_notices
+from anml.commands.arguments import EXIT_DONE, add_set_argument, config_file, print_notices
+from anml.commands.outcome import run_and_tell
 from anml.config.load import load_train_config
 from anml.config.profile import ClusterProfile, load_profile, profile_names
 from anml.config.smoke_test import smoke_test
 from anml.dry_run import describe
 from anml.errors import ConfigError
 from anml.experiment import Experiment
-from anml.launch import (
-    Launch,
-    check_with_model,
-    create_experiment,
-    experiments_dir,
-    is_done,
-    new_group,
-    run_launch,
-)
+from anml.launch import Launch, check_with_model, create_experiment, experiments_dir, new_group
+from anml.plan import make_plan
 from anml.schedulers.select import default_cluster, with_sbatch_overrides
 from anml.snapshot import REPOSITORY
 from anml.tracking import default_mode
@@ -63,8 +56,10 @@ def main(arguments: Sequence[str]) -> int:
         print(describe(launch))
         return EXIT_DONE
     create_experiment(launch)
-    print(f"Experiment  {launch.experiment.root}\nW&B group   {launch.experiment.group} ({launch.wandb_mode})", flush=True)
-    return _run(launch)
+    print(
+        f"Experiment  {launch.experiment.root}\nW&B group   {launch.experiment.group} ({launch.wandb_mode})", flush=True
+    )
+    return run_and_tell(launch)
 
 
 def _decide(options: argparse.Namespace, rest: list[str], arguments: Sequence[str]) -> tuple[Launch, list[str]]:
@@ -81,8 +76,9 @@ def _decide(options: argparse.Namespace, rest: list[str], arguments: Sequence[st
     group = _folder_name(config.group, "--group") if config.group else new_group(project)
     config = config.model_copy(update={"cluster": profile.name, "group": group})
     mode = options.wandb or profile.wandb or default_mode()
+    plan = make_plan(config, profile.points_per_job, profile.max_array_size)
     command_line = ["launch_train.py", *arguments]
-    return Launch(config, Experiment(project / group), profile, mode, command_line), notices + more
+    return Launch(config, Experiment(project / group), profile, mode, plan, command_line), notices + more
 
 
 def _choose_profile(name: str | None, rest: list[str]) -> tuple[ClusterProfile, list[str]]:
@@ -103,35 +99,3 @@ def _folder_name(name: str, option: str) -> str:
         message = f"{option} {name!r}: it names a folder: it may not start with `.` or `-`, nor contain `/`"
         raise ConfigError(message)
     return name
-
-
-def _run(launch: Launch) -> int:
-    if launch.profile.scheduler != "local":
-        run_launch(launch, lambda ids: _announce(launch, ids))
-        return EXIT_DONE
-    try:
-        run_launch(launch)
-    except KeyboardInterrupt:
-        print(f"\nStopped. To continue, give the same command with --group {shlex.quote(launch.experiment.group)}")
-        raise
-    _print_outcome(launch)
-    undone = [job.name for job in launch.plan.jobs if job.kind != "report" and not is_done(launch.experiment, job)]
-    if undone:
-        print(f"Not done: {', '.join(undone)}. The report says why; the logs are in {launch.experiment.root / 'jobs'}")
-    return EXIT_FAILED if undone else EXIT_DONE
-
-
-def _announce(launch: Launch, ids: dict[str, str]) -> None:
-    address = f"{launch.experiment.project}/{launch.experiment.group}"
-    print(f"Submitted {len(ids)} jobs:")
-    for name, id_ in ids.items():
-        print(f"  {id_}  {name}")
-    print(f"Follow them with  python -m anml status {shlex.quote(address)} --watch")
-
-
-def _print_outcome(launch: Launch) -> None:
-    table = launch.experiment.report / "accuracy.txt"
-    if table.is_file():
-        print(f"\n{table.read_text(encoding='utf-8')}")
-    page = launch.experiment.report / "index.html"
-    print(f"Report: {page}" if page.is_file() else "There is no report: see the log of the report job.")

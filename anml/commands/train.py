@@ -17,7 +17,9 @@ from anml.launch import experiments_dir
 def make_parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
     parser = argparse.ArgumentParser(
-        prog="train_anml.py", description="Run one training, or continue it from its last checkpoint.", allow_abbrev=False
+        prog="train_anml.py",
+        description="Run one training, or continue it from its last checkpoint.",
+        allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", metavar="PATH", type=config_file, help="training config")
     parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: experiments/by-hand/<model>)")
@@ -37,7 +39,9 @@ def main(arguments: Sequence[str]) -> int:
     config, experiment = _config_and_folder(options)
     several = config.seeds is not None
     if several and options.seed is None:
-        message = f"this config trains several seeds; say which one: --seed {' | '.join(map(str, config.training_seeds))}"
+        message = (
+            f"this config trains several seeds; say which one: --seed {' | '.join(map(str, config.training_seeds))}"
+        )
         raise ConfigError(message)
 
     def work(context: JobContext) -> bool:

@@ -1,4 +1,4 @@
-"""Checks that need no model and no data on disk: does the experiment make sense before anything is submitted?"""
+"""Checks that need neither model nor data: does the experiment make sense, before anything is submitted."""
 
 import re
 

@@ -54,9 +54,7 @@ def load_train_config(
     return LoadedTrain(config, notices)
 
 
-def load_eval_config(
-    path: Path, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
-) -> LoadedEval:
+def load_eval_config(path: Path, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> LoadedEval:
     """Read an evaluation config. Raises ConfigError with every problem found."""
     source = read_yaml(path)
     notices = _prepare(source, overrides, options)
@@ -84,7 +82,9 @@ def _without_unset(record: Record) -> dict[str, Any]:
 
 def _prepare(source: Source, overrides: Sequence[str], options: Mapping[str, Any] | None) -> list[str]:
     if not isinstance(source.data, dict):
-        message = f"{source.locate(())}: a config is a mapping of `key: value` lines, found {type(source.data).__name__}"
+        message = (
+            f"{source.locate(())}: a config is a mapping of `key: value` lines, found {type(source.data).__name__}"
+        )
         raise ConfigError(message)
     notices = adopt(source)
     for override in overrides:
@@ -156,5 +156,3 @@ def _fill_in(config: TrainConfig) -> TrainConfig:
         for name, flavor in config.eval.items()
     }
     return config.model_copy(update=changes)
-
-

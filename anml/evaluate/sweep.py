@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from anml.checkpoint import ModelCard
 from anml.config.evaluation import EvalConfig
@@ -13,7 +13,7 @@ from anml.evaluate.sequential import learn_in_sequence
 from anml.evaluate.trial import Shape, Trial, make_trial
 from anml.evaluate.zero_shot import score_without_learning
 from anml.models.meta_model import MetaModel
-from anml.results import ClassRow, ResultRow
+from anml.results import ClassRow, PointResult, ResultRow
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,6 @@ class Point:
     shape: Shape
     run: int
     lr: float | None
-
-
-@dataclass
-class SweepResults:
-    """Rows of the results file and of its per-class sibling."""
-
-    rows: list[ResultRow] = field(default_factory=list)
-    class_rows: list[ClassRow] = field(default_factory=list)
 
 
 def sweep_points(config: EvalConfig) -> list[Point]:
@@ -47,22 +39,13 @@ def run_sweep(
     flavor: str,
     data: ClassImages,
     points: list[Point],
-    progress: Callable[[float], None] = lambda done: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> SweepResults | None:
-    """Evaluate a model at the given points. `progress` receives how many points are done, fractions included.
-
-    Returns None when stopped between two points.
-    """
-    results = SweepResults()
-    for done, (point, trial) in enumerate(_with_trials(model, config, data, points)):
-        if stop():
-            return None
-        for score in _scores(trial, config, point, lambda part, done=done: progress(done + part)):
-            results.rows.append(_row(score, point, card, config, flavor))
-            results.class_rows += _class_rows(score, point)
-        progress(done + 1)
-    return results
+    progress: Callable[[float], None] = lambda part: None,
+) -> Iterator[PointResult]:
+    """Evaluate a model at the given points, in order. `progress` receives how much of the current point is done."""
+    for point, trial in _with_trials(model, config, data, points):
+        scores = _scores(trial, config, point, progress)
+        rows = [_row(score, point, card, config, flavor) for score in scores]
+        yield PointResult(rows, [row for score in scores for row in _class_rows(score, point)])
 
 
 def _with_trials(

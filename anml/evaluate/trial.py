@@ -48,9 +48,7 @@ def make_trial(
     model: MetaModel, config: EvalConfig, data: ClassImages, shape: Shape, run: int, dtype: torch.dtype = torch.float32
 ) -> Trial:
     """Draw a run's trajectory and re-initialise a copy of the model for it."""
-    trajectory = draw_trajectory(
-        data, shape.classes, shape.train_examples, shape.test_examples, config.seed, run
-    )
+    trajectory = draw_trajectory(data, shape.classes, shape.train_examples, shape.test_examples, config.seed, run)
     train = trajectory.images(data, trajectory.train_examples, dtype)
     test = trajectory.images(data, trajectory.test_examples, dtype)
     labels = torch.arange(shape.classes, device=train.device)
@@ -72,9 +70,7 @@ def encode(model: MetaModel, images: torch.Tensor) -> torch.Tensor:
         return torch.cat([model.encode(batch) for batch in images.split(ENCODE_BATCH)])
 
 
-def reinitialise(
-    model: MetaModel, config: EvalConfig, images: torch.Tensor, labels: torch.Tensor, run: int
-) -> None:
+def reinitialise(model: MetaModel, config: EvalConfig, images: torch.Tensor, labels: torch.Tensor, run: int) -> None:
     """Re-draw the chosen parameters of a model in place, and maybe solve for its output layer."""
     chosen = select_names(model, config.reinit_params)
     with torch.no_grad():

@@ -26,7 +26,7 @@ from torch.nn.functional import conv2d, instance_norm, max_pool2d, relu
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 
-_QUERY_PART = 84  # images
+_QUERY_PART = 16  # images
 
 
 class BlockWeights(NamedTuple):
@@ -58,6 +58,8 @@ class Block(NamedTuple):
 class BlockStack(Protocol):
     """The encoder's part of an episode. Per episode: `start`; `encode`, `descend` for every step; `encode_query`,
     `pull_query`; `push`, `pull` for every step in reverse; `gradients`."""
+
+    blocks: list[Block]
 
     def start(self, steps: int) -> None:
         """Begin an episode of `steps` inner steps at the slow weights."""
@@ -174,13 +176,14 @@ class TorchBlocks:
         self.query_leaves = [BlockWeights(*(w.requires_grad_() for w in block)) for block in self.weights[-1]]
         with torch.enable_grad():
             # In parts: tensors of all images at once are so large that malloc asks the system for new pages every time.
-            self.query_parts = [self._plain(part) for part in images.split(_QUERY_PART)]
+            self.query_part = len(images) if images.is_cuda else _QUERY_PART
+            self.query_parts = [self._plain(part) for part in images.split(self.query_part)]
         return torch.cat(self.query_parts).detach()
 
     def pull_query(self, cotangent: torch.Tensor) -> None:
         """Run the blocks of the query backwards."""
         leaves = [leaf for block in self.query_leaves for leaf in block]
-        flat = torch.autograd.grad(self.query_parts, leaves, cotangent.split(_QUERY_PART))
+        flat = torch.autograd.grad(self.query_parts, leaves, cotangent.split(self.query_part))
         self.adjoint = [BlockWeights(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
         del self.query_parts, self.query_leaves
 

@@ -43,8 +43,8 @@ class SweepEngine:
             message = f"the sweep engine cannot run this model: {reason}; use the fast engine"
             raise ValueError(message)
         self.model, self.inner_lr = model, inner_lr
-        self.prefix, self.blocks = _blocks(model) or ("", [])
-        self.stack = stack(self.blocks, inner_lr)
+        self.prefix, blocks = _blocks(model) or ("", [])
+        self.stack = stack(blocks, inner_lr)
 
     def run(self, episode: Episode) -> EpisodeOutcome:
         """Return loss, accuracy and gradients of one episode."""
@@ -61,6 +61,16 @@ class SweepEngine:
         named = {n: p for n, p in self.model.named_parameters() if belongs_to(n, self.model.gate_prefix)}
         return dict(zip(named, torch.autograd.grad(gate, list(named.values()), cotangent), strict=True))
 
+    def block_gradients(self, prefix: str, stack: BlockStack) -> dict[str, torch.Tensor]:
+        """Return a stack's gradients by parameter name."""
+        gradients = {}
+        for block, (conv, scale, shift) in zip(stack.blocks, stack.gradients(), strict=True):
+            path = f"{prefix}.{block.name}"
+            gradients |= {f"{path}.conv.weight": conv, f"{path}.norm.weight": scale, f"{path}.norm.bias": shift}
+            if block.conv.bias is not None:
+                gradients[f"{path}.conv.bias"] = torch.zeros_like(block.conv.bias)  # The norm removes it.
+        return gradients
+
     def _run(self, episode: Episode, gate: torch.Tensor | None) -> EpisodeOutcome:
         steps, batch = episode.support_index.shape
         layer = self.model.head
@@ -69,12 +79,10 @@ class SweepEngine:
         inner = _InnerLoop(self.stack, head, gates, episode)
         loss, logits = inner.forward()
         gate_cotangent = inner.sweep()
-        gradients = dict(zip((f"{self.model.head_layer}.{p}" for p in ("weight", "bias")), head.gradients(), strict=True))
-        for block, (conv, scale, shift) in zip(self.blocks, self.stack.gradients(), strict=True):
-            path = f"{self.prefix}.{block.name}"
-            gradients |= {f"{path}.conv.weight": conv, f"{path}.norm.weight": scale, f"{path}.norm.bias": shift}
-            if block.conv.bias is not None:
-                gradients[f"{path}.conv.bias"] = torch.zeros_like(block.conv.bias)  # The norm removes it.
+        gradients = dict(
+            zip((f"{self.model.head_layer}.{p}" for p in ("weight", "bias")), head.gradients(), strict=True)
+        )
+        gradients |= self.block_gradients(self.prefix, self.stack)
         if gate is not None:
             gradients |= self.pull_gate(gate, gate_cotangent)
         ordered = {name: gradients[name] for name, _ in self.model.named_parameters()}
@@ -142,5 +150,3 @@ def _blocks(model: MetaModel) -> tuple[str, list[Block]] | None:
         prefix = "encoder.rln" if isinstance(model.encoder, AnmlEncoder) else "encoder"
     blocks = find_blocks(model.get_submodule(prefix)) if prefix else None
     return (prefix, blocks) if prefix and blocks else None
-
-

@@ -55,7 +55,9 @@ class DualHead:
         now, before = self._now(step), step * self.batch
         feature, delta, probability = self.features[now], self.deltas[now], self.probabilities[now]
         overlap = slope @ self.features[:before].T
-        adjoint = self.delta_adjoints[now] + _rows_times(slope, self.weight.T) - self.rate * overlap @ self.deltas[:before]
+        adjoint = (
+            self.delta_adjoints[now] + _rows_times(slope, self.weight.T) - self.rate * overlap @ self.deltas[:before]
+        )
         inner = (probability * adjoint).sum(1, keepdim=True)
         logit_adjoint = probability * (adjoint - inner) / self.batch
         feature_adjoint = self.feature_adjoints[now] + self._features(logit_adjoint, before)
@@ -81,7 +83,9 @@ class DualHead:
     ) -> None:
         gram, similarity = self.delta_gram[:before, now], self.feature_gram[:before, now]
         crossed = self.deltas[:before] @ logit_adjoint.T
-        self.delta_adjoints[:before] -= self.rate * torch.cat([overlap.T, similarity], 1) @ torch.cat([delta, logit_adjoint])
+        self.delta_adjoints[:before] -= (
+            self.rate * torch.cat([overlap.T, similarity], 1) @ torch.cat([delta, logit_adjoint])
+        )
         self.feature_adjoints[:before] -= self.rate * torch.cat([gram, crossed], 1) @ torch.cat([slope, feature])
 
     def _logits(self, features: torch.Tensor, before: int) -> torch.Tensor:

@@ -74,8 +74,7 @@ def _fast_linears(model: MetaModel, inner_names: set[str]) -> dict[str, nn.Linea
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and {f"{name}.{part}" for part, _ in module.named_parameters()} <= inner_names
+        if isinstance(module, nn.Linear) and {f"{name}.{part}" for part, _ in module.named_parameters()} <= inner_names
     }
 
 

@@ -32,9 +32,7 @@ class MetaModel(nn.Module):
         """Return the gate [n, d], or None for a model without one."""
         return None
 
-    def forward(
-        self, inputs: torch.Tensor, gate: torch.Tensor | None = None, part: str = "all"
-    ) -> torch.Tensor | None:
+    def forward(self, inputs: torch.Tensor, gate: torch.Tensor | None = None, part: str = "all") -> torch.Tensor | None:
         """Run the whole network, or one part ("encode", "classify", "modulate") of it.
 
         torch.func.functional_call reaches a module only through forward; `part` makes every half reachable.

@@ -59,12 +59,12 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[round(place)] for place in np.linspace(0, len(items) - 1, count)]
 
 
-def panel_grid(rows: int, columns: int, panel_height: float = 3.1) -> tuple[Figure, np.ndarray]:
-    """Return a figure and its axes [rows, columns], all on the same scales."""
+def panel_grid(rows: int, columns: int, panel_height: float = 3.1, same_y: bool = True) -> tuple[Figure, np.ndarray]:
+    """Return a figure and its axes [rows, columns], on the same scales."""
     width = {1: 6.6, 2: 8.6, 3: 10.4}.get(columns, 11.6)
     figure = Figure(figsize=(width, panel_height * rows + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    return figure, figure.subplots(rows, columns, sharex=True, sharey=same_y, squeeze=False)
 
 
 def accuracy_axis(axes: Axes) -> None:

@@ -77,6 +77,15 @@ def accuracy_grids(summary: pd.DataFrame) -> list[AccuracyGrid]:
     return grids
 
 
+def last_checkpoint(summary: pd.DataFrame) -> tuple[Setting | None, int, dict[str, Accuracy]]:
+    """Return the accuracies by flavor at the last checkpoint, for the setting with the most classes, and these two."""
+    grids = accuracy_grids(summary)
+    if not grids:
+        return None, 0, {}
+    last = max(grids[0].steps)
+    return grids[0].setting, last, {name: row[last] for name, row in grids[0].cells.items() if last in row}
+
+
 def _accuracy(row: dict) -> Accuracy:
     lr = None if pd.isna(row["lr"]) else float(row["lr"])
     mean, half_width, train = (float(row[name]) for name in ("test_acc", "test_ci95", "train_acc"))

@@ -1,4 +1,4 @@
-"""95% intervals of a mean by Student's t, without scipy: for whole degrees of freedom the distribution is a short sum."""
+"""95% intervals of a mean by Student's t. No scipy: for whole degrees of freedom the distribution is a short sum."""
 
 import math
 from collections.abc import Sequence

@@ -3,13 +3,13 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from anml.atomic import read_json
 from anml.experiment import Experiment, JobFolder
 from anml.job_status import JobStatus, State, read_status
-from anml.plan import Job
+from anml.plan import Job, Plan
 
 GOING: tuple[State, ...] = ("running", "requeued", "pending")
 BAD: tuple[State, ...] = ("failed", "cancelled", "interrupted", "skipped")
@@ -70,14 +70,10 @@ def _outcome(
 
 
 def _planned(experiment: Experiment) -> list[Job]:
-    data = read_json(experiment.plan_file)
-    entries = data.get("jobs", []) if isinstance(data, dict) else data or []
-    known = {field.name for field in fields(Job)}
-    return [Job(**{key: _as_tuple(entry[key]) for key in known & entry.keys()}) for entry in entries]
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+    try:
+        return list(Plan.from_json((read_json(experiment.plan_file) or {})["jobs"]).jobs)
+    except (KeyError, TypeError):
+        return []
 
 
 def _from_folders(experiment: Experiment) -> list[Job]:
@@ -86,8 +82,7 @@ def _from_folders(experiment: Experiment) -> list[Job]:
     for folder in sorted(path for path in experiment.job("").root.glob("*") if path.is_dir()):
         kind = "report" if folder.name == "report" else "train" if folder.name.startswith("train-step-") else "evaluate"
         tasks = sorted(int(path.name.removeprefix("task-")) for path in folder.glob("task-*"))
-        array = {"tasks": len(tasks), "first_task": tasks[0]} if tasks else {}
-        jobs.append(Job(folder.name, kind, (), **array))
+        jobs.append(Job(folder.name, kind, (), tasks=len(tasks) or None, first_task=tasks[0] if tasks else 0))
     return jobs
 
 

@@ -18,11 +18,8 @@ def draw_training(logs: Mapping[str, pd.DataFrame], checkpoints: Sequence[int], 
     """Draw the logs of trainings (see read_training). None when nothing was logged."""
     if not logs:
         return None
-    figure, axes = panel_grid(2, 1, panel_height=2.5)
+    figure, axes = panel_grid(2, 1, panel_height=2.5, same_y=False)
     loss, right = axes[:, 0]
-    # Each panel has its own scale: only x is shared.
-    for panel in (loss, right):
-        panel.get_shared_y_axes().remove(panel)
     for place, (seed, log) in enumerate(logs.items()):
         name = f"seed {seed}" if seed else "training"
         _curve(loss, log, "loss", place, name)

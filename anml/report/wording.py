@@ -37,7 +37,8 @@ def sentence(config: TrainConfig) -> str:
     data = f"{_DATA_SETS.get(config.dataset, config.dataset)} ({config.num_train_classes:,} classes of {per_class:,} "
     data += f"{images(config.dataset)}, {size} × {size} pixels)"
     amount = f"{config.total_steps:,} {unit(config)}"
-    who = f"seeds {listed(map(str, seeds))}, each trained on its own" if len(seeds) > 1 else f"seed {seeds[0]}"
+    names = listed([str(seed) for seed in seeds])
+    who = f"seeds {names}, each trained on its own" if len(seeds) > 1 else f"seed {names}"
     return f"{config.display_name} {method} on {data} for {amount}, {who}; {_evaluations(config)}."
 
 
@@ -47,13 +48,13 @@ def _evaluations(config: TrainConfig) -> str:
     flavors = "1 flavor" if len(config.eval) == 1 else f"{len(config.eval)} flavors"
     classes = max(max(flavor.classes) for flavor in config.eval.values())
     runs = sorted({flavor.runs for flavor in config.eval.values()})
-    each = f"{listed(map(str, runs), 'or')} run{'s' if runs[-1] > 1 else ''} each"
+    each = f"{listed([str(count) for count in runs], 'or')} run{'s' if runs[-1] > 1 else ''} each"
     return f"evaluated by {flavors} on up to {classes:,} classes never seen in training, {each}"
 
 
-def listed(words: Sequence[str] | map, joint: str = "and") -> str:
+def listed(words: Sequence[str], joint: str = "and") -> str:
     """Return `a, b and c`."""
-    *first, last = list(words)
+    *first, last = words
     return f"{', '.join(first)} {joint} {last}" if first else last
 
 

@@ -2,9 +2,9 @@
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from anml.config.profile import ClusterProfile
 from anml.experiment import Experiment
@@ -16,14 +16,32 @@ TASK_VARIABLE = "SLURM_ARRAY_TASK_ID"
 
 @dataclass(frozen=True)
 class SchedulerState:
-    """What a scheduler says of a job. state: its own word, "" when it does not know the job (any more)."""
+    """What a scheduler says of a job or of one task of it, in its own words."""
 
-    state: str = ""
+    id: str
+    state: str
     reason: str = ""
+
+    @property
+    def is_live(self) -> bool:
+        """Say whether the job still waits or runs."""
+        return self.state in (
+            "PENDING",
+            "RUNNING",
+            "CONFIGURING",
+            "COMPLETING",
+            "SUSPENDED",
+            "REQUEUED",
+            "REQUEUE_HOLD",
+        )
+
+
+# By job name, then by task (None: not an array).
+States: TypeAlias = dict[str, dict[int | None, SchedulerState]]
 
 
 class Scheduler(Protocol):
-    """Renders and runs jobs."""
+    """Renders and runs the jobs of one experiment."""
 
     def render(self, job: Job) -> str:
         """Return the job's script. Pure."""
@@ -41,8 +59,8 @@ class Scheduler(Protocol):
         """Run what was submitted to its end, where nothing else does (Slurm: nothing to do)."""
         ...
 
-    def states(self, ids: Mapping[str, str]) -> dict[str, dict[int | None, SchedulerState]]:
-        """Return the states of the jobs with the given ids: by job name and task."""
+    def states(self) -> States:
+        """Return what the scheduler knows of the experiment's jobs. Raises SubmissionError when it cannot be asked."""
         ...
 
     def cancel(self, ids: Sequence[str]) -> None:
@@ -58,6 +76,14 @@ def script_body(job: Job, experiment: Experiment, profile: ClusterProfile, wandb
     run_dir = str(experiment.root)
     argv = [*job.argv, "--run-dir", run_dir, "--job", job.name, "--cluster-device", profile.device]
     argv += ["--wandb", wandb_mode, "--min-free-gb", f"{profile.min_free_gb:g}"]
-    lines = [*profile.setup, "export PYTHONUNBUFFERED=1", f"cd {shlex.quote(str(experiment.code))} || exit 1"]
+    if profile.scheduler == "slurm" and profile.requeue and job.kind != "report":
+        argv += ["--max-requeues", str(profile.max_requeues)]
+    # Ignored until python handles it: the warning before the time limit would else end a job that is still starting.
+    lines = [
+        "trap '' USR1",
+        *profile.setup,
+        "export PYTHONUNBUFFERED=1",
+        f"cd {shlex.quote(str(experiment.code))} || exit 1",
+    ]
     lines.append(f"exec {shlex.join([profile.python or sys.executable, *argv])}")
     return "\n".join(lines) + "\n"

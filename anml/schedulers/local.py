@@ -1,10 +1,11 @@
 """Runs a plan on the machine at hand: the same scripts as processes, in dependency order, with a job limit."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tqdm import tqdm
@@ -13,11 +14,15 @@ from anml.config.profile import ClusterProfile
 from anml.experiment import Experiment
 from anml.job_status import ENDED, JobStatus, State, read_status, write_status
 from anml.plan import Job, Plan
-from anml.schedulers.base import TASK_VARIABLE, SchedulerState, script_body
+from anml.schedulers.base import TASK_VARIABLE, SchedulerState, States, script_body
 
 # How long children get to save their work after Ctrl-C.
 GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.1
+# A job of several tasks is as its worst task is; while one is still to come, nothing is decided.
+_WORST_FIRST: tuple[State, ...] = (
+    "running", "requeued", "pending", "failed", "cancelled", "interrupted", "skipped", "done"
+)  # fmt: skip
 
 
 @dataclass
@@ -68,9 +73,15 @@ class LocalScheduler:
             self._interrupt(running)
             raise
 
-    def states(self, ids: Mapping[str, str]) -> dict[str, dict[int | None, SchedulerState]]:
-        """Return nothing: the jobs' own status files say all there is to say."""
-        return {}
+    def states(self) -> States:
+        """Return the running processes: all else is in the jobs' own status files."""
+        found: States = {}
+        for status_file in sorted(self.experiment.jobs.rglob("status.json")):
+            status = read_status(status_file)
+            if status.state == "running" and not status.has_vanished:
+                name, task = self.experiment.job_of(status_file)
+                found.setdefault(name, {})[task] = SchedulerState(name, "RUNNING")
+        return found
 
     def cancel(self, ids: Sequence[str]) -> None:
         """End the named jobs that run on this machine."""
@@ -133,8 +144,7 @@ class LocalScheduler:
     def _state(self, name: str, plan: Plan) -> State:
         """Return the state of a whole job: that of its worst task."""
         states = {read_status(self.experiment.job(name, task).status).state for task in plan.job(name).task_numbers}
-        order: list[State] = ["running", "requeued", "pending", "failed", "cancelled", "interrupted", "skipped", "done"]
-        return min(states, key=order.index)
+        return next(state for state in _WORST_FIRST if state in states)
 
     def _interrupt(self, running: list[Running]) -> None:
         tqdm.write("Stopping: the running jobs save their work ...")
@@ -151,10 +161,8 @@ class LocalScheduler:
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _cause(code: int) -> str:

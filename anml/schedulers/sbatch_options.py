@@ -19,7 +19,9 @@ def parse_sbatch_options(arguments: list[str], own_options: list[str]) -> dict[s
         elif name not in sbatch_option_names():
             known = sorted(sbatch_option_names() | {option.removeprefix("--") for option in own_options})
             hint = nearest(name, known).replace("'", "")
-            problems.append(f"--{name}: neither an option of this command nor of sbatch{hint.replace('mean ', 'mean --')}")
+            problems.append(
+                f"--{name}: neither an option of this command nor of sbatch{hint.replace('mean ', 'mean --')}"
+            )
         else:
             options[name] = value if sign else True
     if problems:

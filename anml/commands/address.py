@@ -1,0 +1,27 @@
+"""Finds the experiment that a user means."""
+
+import argparse
+from pathlib import Path
+
+from anml.config.binding import nearest
+from anml.errors import ConfigError
+from anml.experiment import Experiment
+from anml.launch import experiments_dir
+
+
+def add_address_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add PROJECT/GROUP and --experiments-dir."""
+    parser.add_argument("experiment", metavar="PROJECT/GROUP", help="the experiment, or the path of its folder")
+    parser.add_argument("--experiments-dir", metavar="DIR", help="where experiments are (default: ANML_EXPERIMENTS)")
+
+
+def find_experiment(options: argparse.Namespace) -> Experiment:
+    """Return the experiment. Raises ConfigError naming those there are."""
+    root = experiments_dir(options.experiments_dir)
+    for candidate in (root / options.experiment, Path(options.experiment)):
+        if (candidate / "config.yml").is_file():
+            return Experiment(candidate.resolve())
+    known = sorted(f"{c.parent.parent.name}/{c.parent.name}" for c in root.glob("*/*/config.yml"))
+    hint = nearest(options.experiment, known) or (f"; there are: {', '.join(known[-10:])}" if known else "")
+    message = f"no experiment {options.experiment} in {root}{hint}"
+    raise ConfigError(message)

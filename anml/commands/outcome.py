@@ -1,0 +1,45 @@
+"""Runs a launch and tells a person how it went: job ids on a cluster, the accuracy table on the machine at hand."""
+
+import shlex
+
+from anml.commands.arguments import EXIT_DONE, EXIT_FAILED
+from anml.launch import Launch, experiments_dir, is_done, run_launch
+
+
+def run_and_tell(launch: Launch) -> int:
+    """Run a launch. Returns the exit code."""
+    if launch.profile.scheduler != "local":
+        run_launch(launch, lambda ids: _announce(launch, ids))
+        return EXIT_DONE
+    try:
+        run_launch(launch)
+    except KeyboardInterrupt:
+        print(f"\nStopped. To continue: python -m anml retry {_address(launch)}")
+        raise
+    _print_report(launch)
+    undone = [job.name for job in launch.plan.jobs if job.kind != "report" and not is_done(launch.experiment, job)]
+    if undone:
+        print(f"Not done: {', '.join(undone)}. See: python -m anml status {_address(launch)}")
+    return EXIT_FAILED if undone else EXIT_DONE
+
+
+def _announce(launch: Launch, ids: dict[str, str]) -> None:
+    print(f"Submitted {len(ids)} jobs:" if ids else "Nothing to submit: every job is done, waits or runs.")
+    for name, id_ in ids.items():
+        print(f"  {id_}  {name}")
+    print(f"Follow them with  python -m anml status {_address(launch)} --watch")
+
+
+def _print_report(launch: Launch) -> None:
+    table = launch.experiment.report / "accuracy.txt"
+    if table.is_file():
+        print(f"\n{table.read_text(encoding='utf-8')}")
+    page = launch.experiment.report / "index.html"
+    print(f"Report: {page}" if page.is_file() else "There is no report: see the log of the report job.")
+
+
+def _address(launch: Launch) -> str:
+    """Return how commands name the experiment: short where it lies in the usual place."""
+    root = launch.experiment.root
+    usual = root.parent.parent == experiments_dir(None)
+    return shlex.quote(f"{launch.experiment.project}/{launch.experiment.group}" if usual else str(root))

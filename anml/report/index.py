@@ -1,0 +1,128 @@
+"""Pages to browse experiments: `experiments/index.html`, and one for each project.
+
+Report jobs of several experiments may write them at once. Each writes what it finds, looks again, and writes again
+until nothing has changed in between: whoever writes last has then seen every report that was there before it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from anml.atomic import read_json, write_text
+from anml.config.yaml_source import read_yaml
+from anml.errors import ConfigError
+from anml.experiment import Experiment
+from anml.report.grid import Accuracy, Setting, last_checkpoint
+from anml.report.jobs import overall_state, read_jobs
+from anml.report.page import templates
+from anml.report.tables import read_summary
+
+PAGE = "index.html"
+# Somebody is always writing on a busy cluster; their own last look will find what this one missed.
+MOST_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """One experiment in an index. best: test accuracy by flavor at the last checkpoint, for the largest setting."""
+
+    project: str
+    group: str
+    launched: str
+    model: str
+    dataset: str
+    state: str
+    has_report: bool
+    last_step: int
+    setting: Setting | None
+    best: dict[str, Accuracy]
+
+
+def write_indexes(experiment: Experiment) -> None:
+    """Write the index of an experiment's project and the index of all projects."""
+    project = experiment.root.parent
+    _write_until_settled(project / PAGE, lambda: _render([project], depth=1))
+    _write_until_settled(project.parent / PAGE, lambda: _render(_projects(project.parent), depth=0))
+
+
+def _write_until_settled(path: Path, render: Callable[[], str]) -> None:
+    page = render()
+    for _ in range(MOST_ATTEMPTS):
+        write_text(path, page)
+        again = render()
+        if again == page:
+            return
+        page = again
+
+
+def _projects(experiments: Path) -> list[Path]:
+    return sorted(path for path in experiments.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _render(projects: list[Path], depth: int) -> str:
+    """Return an index of projects as HTML; depth 0: the page lies beside them, 1: inside the only one."""
+    tables = [(project.name, _entries(project)) for project in projects]
+    tables = [(name, entries) for name, entries in tables if entries]
+    tables.sort(key=lambda table: table[1][0].launched, reverse=True)
+    context: dict[str, Any] = {
+        "title": projects[0].name if depth else "Experiments",
+        "is_project": depth == 1,
+        "tables": [(name, entries, _flavors(entries)) for name, entries in tables],
+    }
+    return templates().get_template("index.html").render(context)
+
+
+def _entries(project: Path) -> list[IndexEntry]:
+    """Return a project's experiments, the newest first."""
+    groups = [path for path in sorted(project.iterdir()) if (path / "config.yml").is_file()]
+    return sorted((_entry(Experiment(path)) for path in groups), key=lambda entry: entry.launched, reverse=True)
+
+
+def _flavors(entries: list[IndexEntry]) -> list[str]:
+    """Return the flavors of all entries, in the order in which they first come."""
+    return list(dict.fromkeys(flavor for entry in entries for flavor in entry.best))
+
+
+def _entry(experiment: Experiment) -> IndexEntry:
+    config = _raw_config(experiment)
+    setting, last_step, best = _best(experiment)
+    return IndexEntry(
+        project=experiment.project,
+        group=experiment.group,
+        launched=_launched(experiment),
+        model=str(config.get("model_name") or config.get("model") or ""),
+        dataset=str(config.get("dataset") or ""),
+        state=overall_state(read_jobs(experiment)),
+        has_report=(experiment.report / PAGE).is_file(),
+        last_step=last_step,
+        setting=setting,
+        best=best,
+    )
+
+
+def _raw_config(experiment: Experiment) -> dict[str, Any]:
+    """Return the config as it is written: an experiment of an older version may no longer pass today's checks."""
+    try:
+        data = read_yaml(experiment.config_file).data
+    except ConfigError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _launched(experiment: Experiment) -> str:
+    """Return when an experiment was launched, as `2025-11-23 14:08`, in UTC."""
+    written = str((read_json(experiment.environment_file) or {}).get("launched", ""))
+    try:
+        time = datetime.fromisoformat(written)
+    except ValueError:
+        time = datetime.fromtimestamp(experiment.config_file.stat().st_mtime, UTC)
+    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _best(experiment: Experiment) -> tuple[Setting | None, int, dict[str, Accuracy]]:
+    try:
+        return last_checkpoint(read_summary(experiment.report / "summary.csv"))
+    except (OSError, ValueError, KeyError):
+        return None, 0, {}

@@ -1,0 +1,105 @@
+"""Writes an experiment's report: table, figures, page, and the indexes that list it."""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from anml.config.load import load_train_config
+from anml.config.training import TrainConfig
+from anml.errors import ConfigError
+from anml.experiment import Experiment
+from anml.report import wording
+from anml.report.canvas import figure_style, save_png
+from anml.report.completeness import missing_results
+from anml.report.figures import draw_classes, draw_rates
+from anml.report.grid import last_checkpoint
+from anml.report.index import write_indexes
+from anml.report.jobs import read_jobs
+from anml.report.page import Findings, render_page
+from anml.report.tables import best_rates, read_scores, sweep_points, write_table
+from anml.report.text import accuracy_table
+from anml.report.training_figure import draw_training
+from anml.report.training_log import read_training
+
+FIGURES = ("accuracy-vs-lr.png", "accuracy-vs-classes.png", "training.png")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a report says in short. table: columns of tables.POINT_COLUMNS, a row per sweep. page: its address."""
+
+    table: pd.DataFrame
+    page: Path
+
+    def best_accuracies(self) -> dict[str, float]:
+        """Return accuracy and learning rate of every flavor at the last checkpoint, for the largest setting."""
+        _, _, best = last_checkpoint(self.table)
+        accuracies = {f"test_acc/{flavor}": accuracy.mean for flavor, accuracy in best.items()}
+        rates = {f"best_lr/{flavor}": accuracy.lr for flavor, accuracy in best.items() if accuracy.lr is not None}
+        return accuracies | rates
+
+
+def write_report(experiment: Experiment) -> Summary:
+    """Write `report/` of an experiment as far as its results go, and the indexes above it.
+
+    Each file is replaced as a whole, the page last, so that a reader never meets half a report.
+    """
+    experiment = Experiment(experiment.root.absolute())
+    config, notices = _read_config(experiment)
+    scores, problems = read_scores(experiment)
+    points = sweep_points(scores, tuple(config.eval) if config else ())
+    summary = best_rates(points)
+    logs = read_training(experiment)
+    notices += problems + (missing_results(config, scores) if config else [])
+    unit, noun = wording.unit(config), wording.images(next(iter(summary["dataset"]), ""))
+    marks = config.checkpoint_steps if config else ()
+
+    experiment.report.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=experiment.root, prefix=".report.") as name:
+        folder = Path(name)
+        drawers = (
+            lambda: draw_rates(points, unit, noun),
+            lambda: draw_classes(scores, summary, unit, noun),
+            lambda: draw_training(logs, marks, unit),
+        )
+        figures = _draw(folder, drawers)
+        write_table(folder / "summary.csv", summary)
+        (folder / "accuracy.txt").write_text(accuracy_table(summary, unit) + "\n", encoding="utf-8")
+        findings = Findings(experiment, config, points, summary, logs, read_jobs(experiment), figures, notices)
+        (folder / "index.html").write_text(render_page(findings), encoding="utf-8")
+        _publish(folder, experiment.report)
+    write_indexes(experiment)
+    return Summary(summary, experiment.report / "index.html")
+
+
+def _read_config(experiment: Experiment) -> tuple[TrainConfig | None, list[str]]:
+    try:
+        return load_train_config(experiment.config_file).config, []
+    except ConfigError as error:
+        return None, [f"config.yml could not be read: {error}"]
+
+
+def _draw(folder: Path, drawers: Sequence[Callable[[], Figure | None]]) -> list[str]:
+    """Save every figure that there is something to draw for, and return their names."""
+    made = []
+    with figure_style():
+        for name, draw in zip(FIGURES, drawers, strict=True):
+            figure = draw()
+            if figure is not None:
+                save_png(figure, folder / name)
+                made.append(name)
+    return made
+
+
+def _publish(folder: Path, report: Path) -> None:
+    """Move new files into place, the page last; remove figures that have nothing to show any more."""
+    new = sorted(folder.iterdir(), key=lambda path: path.name == "index.html")
+    for path in new:
+        os.replace(path, report / path.name)
+    for name in set(FIGURES) - {path.name for path in new}:
+        (report / name).unlink(missing_ok=True)

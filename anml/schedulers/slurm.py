@@ -1,0 +1,160 @@
+"""Slurm. Scripts are rendered with simple_slurm; this module alone talks to sbatch, squeue and scancel.
+
+simple_slurm's own `sbatch` is not used: it runs a shell, loses sbatch's words and fails with a bare assertion.
+"""
+
+import hashlib
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from simple_slurm import Slurm
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from anml.config.profile import ClusterProfile
+from anml.errors import SubmissionError
+from anml.experiment import Experiment
+from anml.plan import Job, Plan
+from anml.schedulers.base import SchedulerState, States, script_body
+
+# What Slurm's commands say when the controller is away or busy: worth waiting for.
+_TRANSIENT = (
+    "unable to contact slurm controller", "socket timed out", "connection refused", "connect failure",
+    "transport endpoint", "resource temporarily unavailable", "slurm temporarily unable",
+    "zero bytes were transmitted",
+)  # fmt: skip
+PATIENCE_SECONDS = 120.0
+
+T = TypeVar("T")
+
+
+class _ControllerAwayError(Exception):
+    """The controller could not be asked; asking again may help."""
+
+
+class SlurmScheduler:
+    """Submits with `sbatch`, one call a job or array."""
+
+    def __init__(self, experiment: Experiment, profile: ClusterProfile, wandb_mode: str) -> None:
+        self.experiment, self.profile, self.wandb_mode = experiment, profile, wandb_mode
+        # Slurm keeps no folders: the experiment's own mark in a job's name is what it is found by.
+        self.mark = hashlib.sha256(str(experiment.root).encode()).hexdigest()[:8]
+
+    def render(self, job: Job) -> str:
+        """Return the job's script: #SBATCH lines, then the body."""
+        slurm = Slurm()
+        slurm.set_shell("/bin/bash")
+        for name, value in self._options(job).items():
+            if value is not False:
+                # Set directly: simple_slurm's parser takes a value that starts with a dash for an option.
+                setattr(slurm.namespace, name.replace("-", "_"), "" if value is True else str(value))
+        slurm.add_cmd(script_body(job, self.experiment, self.profile, self.wandb_mode))
+        return slurm.script(convert=False)
+
+    def command(self, job: Job, after: Sequence[str]) -> list[str]:
+        """Return the sbatch command line."""
+        command = ["sbatch", "--parsable"]
+        if after:
+            kind = "afterany" if job.after_any else "afterok"
+            command.append(f"--dependency={kind}:{':'.join(after)}")
+            if not job.after_any:
+                # Without it a job whose dependency failed waits for ever, and the report behind it.
+                command.append("--kill-on-invalid-dep=yes")
+        return [*command, str(self.experiment.job(job.name).script)]
+
+    def submit(self, job: Job, after: Sequence[str]) -> str:
+        """Submit a job and return its id; waits with back-off while the controller is away."""
+        for task in job.task_numbers:
+            self.experiment.job(job.name, task).log.parent.mkdir(parents=True, exist_ok=True)
+        tried = False
+
+        def look_then_submit() -> str:
+            nonlocal tried
+            # A submission that seemed to fail may have got through: look before asking twice.
+            known = self._live_id(job) if tried else None
+            tried = True
+            return known or self._sbatch(job, after)
+
+        return _patiently(look_then_submit)
+
+    def finish(self, plan: Plan) -> None:
+        """Do nothing: Slurm runs the jobs."""
+
+    def states(self) -> States:
+        """Return what squeue says of the experiment's jobs; finished ones are forgotten after some minutes."""
+        command = ["squeue", "--me", "--array", "--noheader", "--states=all", "--format=%j|%F|%K|%T|%r"]
+        lines = _patiently(lambda: _run(command)).stdout.splitlines()
+        found: States = {}
+        for line in lines:
+            name, id_, index, state, reason = line.rsplit("|", 4)
+            if name.endswith(f".{self.mark}"):
+                tasks = found.setdefault(name.removesuffix(f".{self.mark}"), {})
+                task = int(index) if index.isdigit() else None
+                # A job submitted again has a higher id: the newer one counts.
+                if task not in tasks or int(tasks[task].id) < int(id_):
+                    tasks[task] = SchedulerState(id_, state, reason)
+        return found
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """End jobs by id."""
+        if ids:
+            _patiently(lambda: _run(["scancel", *ids]))
+
+    def _options(self, job: Job) -> dict[str, str | int | bool]:
+        """Return the sbatch options of a job: the profile's, and what the launcher decides."""
+        folder = str(self.experiment.job(job.name).root).replace("%", "%%")
+        log = f"{folder}/log.txt" if job.tasks is None else f"{folder}/task-%4a/log.txt"
+        options: dict[str, str | int | bool] = {
+            "job-name": f"{job.name}.{self.mark}", "output": shlex.quote(log), "open-mode": "append"
+        }  # fmt: skip
+        if job.tasks is not None:
+            throttle = f"%{self.profile.array_throttle}" if self.profile.array_throttle else ""
+            options["array"] = f"0-{job.tasks - 1}{throttle}"
+        if self.profile.requeue and job.kind != "report":
+            options |= {"requeue": True, "signal": f"B:USR1@{self.profile.signal_seconds}"}
+        else:
+            options["no-requeue"] = True
+        return options | self.profile.sbatch.for_kind(job.kind)
+
+    def _sbatch(self, job: Job, after: Sequence[str]) -> str:
+        result = _run(self.command(job, after))
+        if result.returncode != 0:
+            message = f"{job.name}: sbatch refused it: {result.stderr.strip() or result.stdout.strip()}"
+            raise SubmissionError(message)
+        return result.stdout.strip().splitlines()[-1].split(";")[0]
+
+    def _live_id(self, job: Job) -> str | None:
+        states = self.states().get(job.name, {}).values()
+        return next((state.id for state in states if state.is_live), None)
+
+
+def known_options() -> set[str]:
+    """Return the long names of all options that sbatch has."""
+    actions = Slurm().parser._actions
+    return {flag.removeprefix("--").replace("_", "-") for a in actions for flag in a.option_strings if flag[:2] == "--"}
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """Call until the controller answers, with growing pauses. Raises SubmissionError when it stays away."""
+    retrying = Retrying(
+        retry=retry_if_exception_type(_ControllerAwayError), stop=stop_after_delay(PATIENCE_SECONDS),
+        wait=wait_exponential(multiplier=0.5, max=15), reraise=True,
+    )  # fmt: skip
+    try:
+        return retrying(ask)
+    except _ControllerAwayError as error:
+        message = f"Slurm's controller did not answer for {PATIENCE_SECONDS:.0f} s: {error}"
+        raise SubmissionError(message) from None
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a Slurm command. Raises SubmissionError without Slurm, _ControllerAwayError when nobody answers."""
+    if shutil.which(command[0]) is None:
+        message = f"there is no {command[0]} on this machine: run this on a login node, or use --cluster local"
+        raise SubmissionError(message)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0 and any(words in result.stderr.lower() for words in _TRANSIENT):
+        raise _ControllerAwayError(result.stderr.strip())
+    return result

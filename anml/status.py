@@ -1,0 +1,119 @@
+"""What became of an experiment's jobs, put together from the scheduler's word and the jobs' own."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from anml.experiment import Experiment
+from anml.job_status import JobStatus, read_status
+from anml.launch import Launch, read_plan_file
+from anml.plan import Job
+from anml.schedulers.base import Scheduler, SchedulerState, States
+
+# A running job writes its status every second; one silent for so long is not running, whatever it last said.
+SILENCE_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """One line of the status: a job, or one task of an array."""
+
+    job: Job
+    task: int | None
+    state: str
+    reason: str
+    status: JobStatus
+
+    @property
+    def label(self) -> str:
+        """The job's name, with its task."""
+        return self.job.name if self.task is None else f"{self.job.name}[{self.task}]"
+
+    @property
+    def has_failed(self) -> bool:
+        """Say whether the job ended without doing its work."""
+        return self.state in ("failed", "skipped", "cancelled", "lost")
+
+
+def job_reports(launch: Launch, scheduler: Scheduler) -> list[JobReport]:
+    """Return the state of every job and task. Raises SubmissionError when the scheduler cannot be asked."""
+    states = scheduler.states()
+    submitted = read_plan_file(launch.experiment).get("submitted", {})
+    return [
+        _report(launch.experiment, job, task, _scheduler_state(states, job, task), job.name in submitted)
+        for job in launch.plan.jobs
+        for task in job.task_numbers
+    ]
+
+
+def gpu_hours(launch: Launch, reports: Sequence[JobReport]) -> float:
+    """Return the hours that jobs have held GPUs (0 on a profile for the CPU)."""
+    if launch.profile.device == "cpu":
+        return 0.0
+    busy = [report.status.elapsed for report in reports if report.job.kind != "report"]
+    return sum(busy) / 3600
+
+
+def _scheduler_state(states: States, job: Job, task: int | None) -> SchedulerState | None:
+    tasks = states.get(job.name, {})
+    return tasks.get(task) or (next(iter(tasks.values())) if len(tasks) == 1 and None in tasks else None)
+
+
+def _report(
+    experiment: Experiment, job: Job, task: int | None, known: SchedulerState | None, submitted: bool
+) -> JobReport:
+    status = read_status(experiment.job(job.name, task).status)
+    state, reason = _combine(status, known, submitted)
+    return JobReport(job, task, state, reason, status)
+
+
+def _combine(status: JobStatus, known: SchedulerState | None, submitted: bool) -> tuple[str, str]:
+    """Return the state to show and why. Where the two disagree, the less hopeful one is shown."""
+    if known is not None and known.is_live:
+        return _live(status, known)
+    if status.state in ("done", "failed", "skipped", "cancelled"):
+        return status.state, status.message
+    if known is not None:
+        return _ended(status, known)
+    return _unknown(status, submitted)
+
+
+def _live(status: JobStatus, known: SchedulerState) -> tuple[str, str]:
+    if known.state == "PENDING":
+        if known.reason == "DependencyNeverSatisfied":
+            return "failed", "waits for ever: a job it needs did not succeed (DependencyNeverSatisfied)"
+        again = "requeued, " if status.attempt else ""
+        return "pending", f"{again}waiting: {known.reason}"
+    if known.state == "RUNNING" and status.state in ("running", "pending", "requeued", "interrupted"):
+        return "running", "" if status.state == "running" else "starting"
+    return status.state if status.state == "done" else known.state.lower(), known.reason
+
+
+def _ended(status: JobStatus, known: SchedulerState) -> tuple[str, str]:
+    """Word the end of a job that did not say itself how it ended."""
+    if known.reason == "DependencyNeverSatisfied":
+        return "skipped", "a job it needs did not succeed (DependencyNeverSatisfied)"
+    if known.state == "CANCELLED":
+        return "cancelled", "cancelled in the scheduler"
+    if known.state == "COMPLETED":
+        return "failed", "the scheduler calls it completed, but the job never said it was done"
+    return (
+        "failed",
+        f"the scheduler says {known.state} ({known.reason}){': ' + status.message if status.message else ''}",
+    )
+
+
+def _unknown(status: JobStatus, submitted: bool) -> tuple[str, str]:
+    """Word the state of a job the scheduler does not know."""
+    if status.state == "running":
+        silent = time.time() - (status.updated or 0)
+        if status.has_vanished:
+            return "failed", "its process is gone: killed, or the machine was restarted"
+        if silent > SILENCE_SECONDS:
+            return "lost", f"the scheduler does not know it, and it has been silent for {silent / 60:.0f} minutes"
+        return "running", ""
+    if status.state == "interrupted":
+        return "interrupted", status.message
+    if submitted and status.attempt == 0:
+        return "pending", "not started" if status.updated is None else ""
+    return "pending", "never submitted" if not submitted else status.message

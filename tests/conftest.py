@@ -1,0 +1,52 @@
+"""Fixtures that many tests share: folders that nothing else writes to, data, and the command lines as processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Converted arrays, made once per test session unless ANML_TEST_CACHE names a folder to keep them in."""
+    folder = Path(os.environ.get("ANML_TEST_CACHE") or tmp_path_factory.mktemp("cache"))
+    os.environ["ANML_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture
+def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for experiments, also for processes that a test starts."""
+    folder = tmp_path / "experiments"
+    monkeypatch.setenv("ANML_EXPERIMENTS", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def omniglot_path() -> str:
+    """Where the real Omniglot is; tests that need it are skipped without it, and `.ci/run` fails then."""
+    path = os.environ.get("ANML_DATA")
+    if not path:
+        pytest.skip("Omniglot tests left out: set ANML_DATA to a folder with images_background.zip to run them")
+    return path
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Run `python SCRIPT ARGUMENTS...` in the repository as a user would and return what it printed."""
+
+    def run_script(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], cwd=REPOSITORY, env=os.environ | environment,
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+
+    return run_script
