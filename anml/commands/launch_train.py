@@ -66,7 +66,7 @@ def _decide(options: argparse.Namespace, rest: list[str], arguments: Sequence[st
     """Make every decision before anything is created. Raises ConfigError."""
     flags = {name: getattr(options, name) for name in ("project", "entity", "group", "cluster", "seed")}
     flags["data_path"] = str(Path(options.data_path).expanduser().resolve()) if options.data_path else None
-    config, notices = load_train_config(options.config, options.overrides, flags)
+    config, notices, _ = load_train_config(options.config, options.overrides, flags)
     config = smoke_test(config) if options.smoke_test else config
     if not config.project:
         message = "--project is missing: it names the folder of experiments and the W&B project"

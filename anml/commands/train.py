@@ -67,7 +67,7 @@ def _config_and_folder(options: argparse.Namespace) -> tuple[TrainConfig, Experi
     flags = {"device": options.device, "data_path": options.data_path}
     if options.config is not None:
         flags["seed"] = options.seed
-    config, notices = load_train_config(path, options.overrides, flags)
+    config, notices, _ = load_train_config(path, options.overrides, flags)
     print_notices(notices)
     if run_dir is None:
         run_dir = experiments_dir(None) / (config.project or "by-hand") / (config.group or config.display_name)

@@ -1,6 +1,6 @@
 """Binds YAML data to a record and words every mistake: file, line, key, value found, what is allowed."""
 
-import difflib
+import json
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -13,25 +13,30 @@ from anml.config.yaml_source import KeyPath, Source
 R = TypeVar("R", bound=Record)
 
 _WANTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "tuple_type": "a list",
-    "dict_type": "a mapping (key: value)",
-    "mapping_type": "a mapping (key: value)",
-    "model_type": "a mapping (key: value)",
-    "model_attributes_type": "a mapping (key: value)",
-    "too_short": "at least one value",
+    "int_type": "be a whole number",
+    "int_from_float": "be a whole number",
+    "float_type": "be a number",
+    "finite_number": "be a finite number",
+    "bool_type": "be true or false",
+    "string_type": "be text",
+    "tuple_type": "be a list",
+    "dict_type": "be a mapping (key: value)",
+    "mapping_type": "be a mapping (key: value)",
+    "model_type": "be a mapping (key: value)",
+    "model_attributes_type": "be a mapping (key: value)",
+    "too_short": "hold at least one value",
+    "greater_than": "be greater than {gt:g}",
+    "greater_than_equal": "be {ge:g} or more",
+    "less_than_equal": "be {le:g} or less",
 }
+_SHOWN_LENGTH = 80
 
 
 def bind(record: type[R], source: Source, at: KeyPath = ()) -> tuple[R | None, list[str]]:
-    """Return the record made of the data at a key path, or None and every problem found."""
+    """Return the record made of the data at a key path (absent: all defaults), or None and every problem found."""
+    data = value_at(source.data, at)
     try:
-        return record.model_validate(value_at(source.data, at)), []
+        return record.model_validate({} if data is None else data), []
     except ValidationError as error:
         problems = [_describe(e, record, source, at) for e in error.errors()]
         return None, list(dict.fromkeys(problems))
@@ -49,6 +54,8 @@ def value_at(data: Any, key_path: KeyPath) -> Any:
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return "; did you mean X?" for a likely typo, else an empty string."""
+    import difflib  # Only the mistaken pay for it.
+
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -61,26 +68,35 @@ def problem(source: Source, key_path: KeyPath, message: str) -> str:
 def dotted(key_path: KeyPath) -> str:
     """Return `eval.olft.lr` for a key path; positions in lists are written `[2]`."""
     text = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in key_path)
-    return text.lstrip(".") or "the file"
+    return text.removeprefix(".") or "the file"
+
+
+def show(value: Any) -> str:
+    """Return a value in YAML's words (null, true, "text"), cut to a readable length."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]} ..."
 
 
 def _describe(error: ErrorDetails, record: type[Record], source: Source, at: KeyPath) -> str:
     loc = _real_path(error["loc"], value_at(source.data, at))
-    key_path = (*at, *loc)
-    found = error["input"]
     if error["type"] == "extra_forbidden":
-        return problem(source, key_path, _unknown_key(str(loc[-1]), _fields_at(record, loc[:-1])))
-    if error["type"] == "missing":
-        return problem(source, key_path, "is required but missing")
+        message = _unknown_key(str(loc[-1]), _fields_at(record, loc[:-1]))
+    elif error["type"] == "missing":
+        message = "is required but missing"
+    else:
+        message = _wrong_value(error)
+    return problem(source, (*at, *loc), message)
+
+
+def _wrong_value(error: ErrorDetails) -> str:
+    found, details = error["input"], error.get("ctx", {})
     if error["type"] == "literal_error":
-        allowed = str(error.get("ctx", {}).get("expected", "")).replace(" or ", ", ")
-        hint = nearest(str(found), [a.strip(" '") for a in allowed.split(",")])
-        return problem(source, key_path, f"{found!r} is not allowed; allowed: {allowed}{hint}")
-    wanted = _WANTED.get(error["type"])
-    if wanted:
-        return problem(source, key_path, f"must be {wanted}, found {found!r}")
-    message = error["msg"].replace("Input should be", "must be").replace("Value error, ", "")
-    return problem(source, key_path, f"{message}, found {found!r}")
+        allowed = str(details.get("expected", "")).replace(" or ", ", ").replace("'", "")
+        return f"{show(found)} is not allowed; allowed: {allowed}{nearest(str(found), allowed.split(', '))}"
+    if wanted := _WANTED.get(error["type"]):
+        is_unquoted = error["type"] == "string_type" and isinstance(found, (int, float))
+        return f"must {wanted.format(**details)}, found {show(found)}{'; put it in quotes' if is_unquoted else ''}"
+    return f"{error['msg'].removeprefix('Value error, ')}, found {show(found)}"
 
 
 def _unknown_key(key: str, allowed: list[str]) -> str:

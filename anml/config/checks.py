@@ -1,28 +1,35 @@
 """Checks that need neither model nor data: does the experiment make sense, before anything is submitted."""
 
 import re
+from collections.abc import Sequence
 
-from anml.config.binding import nearest, problem
+from anml.config.binding import nearest, problem, show
 from anml.config.dataset_facts import DATASETS
 from anml.config.evaluation import EvalConfig
 from anml.config.training import TrainConfig
 from anml.config.yaml_source import KeyPath, Source
 
-# Flavors name files and jobs.
-_FLAVOR_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+# Flavors name files and jobs; the training jobs are called train-step-NNNNNN.
+_FLAVOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_TAKEN_NAMES = ("train",)
 
 
 def check_train(config: TrainConfig, source: Source) -> list[str]:
-    """Return every problem of a training config and of its evaluations."""
+    """Return every problem of a training config (its evaluations apart)."""
     problems = _check_episode(config, source) + _check_outputs(config, source)
-    if config.seeds is not None and len(set(config.seeds)) < max(1, len(config.seeds)):
-        problems.append(problem(source, ("seeds",), "must be one or more different seeds"))
-    for name, flavor in config.eval.items():
-        if not _FLAVOR_NAME.match(name):
-            problems.append(problem(source, ("eval", name), "a flavor's name is letters, digits, `-`, `_` and `.`"))
-        problems += check_eval(flavor, source, ("eval", name))
-        problems += _check_fits_model(config, flavor, source, ("eval", name))
+    if config.seeds:
+        problems += _check_different(config.seeds, source, ("seeds",))
     return problems
+
+
+def check_flavor_name(name: str, source: Source) -> list[str]:
+    """Return what is wrong with the name of a flavor."""
+    if name in _TAKEN_NAMES:
+        return [problem(source, ("eval", name), f"a flavor cannot be called {name}; choose another name")]
+    if not _FLAVOR_NAME.fullmatch(name):
+        message = "a flavor's name is made of letters, digits, `-`, `_` and `.`, and begins with a letter or digit"
+        return [problem(source, ("eval", name), message)]
+    return []
 
 
 def check_eval(config: EvalConfig, source: Source, at: KeyPath) -> list[str]:
@@ -30,19 +37,39 @@ def check_eval(config: EvalConfig, source: Source, at: KeyPath) -> list[str]:
     problems = []
     if config.augment:
         problems.append(problem(source, (*at, "augment"), "augmentation is not available at evaluation; remove it"))
-    if config.dataset is None:
-        return problems
-    facts = DATASETS.get(config.dataset)
+    if config.eval_method == "iid" and isinstance(config.eval_freq, tuple):
+        message = "must be a number of optimizer steps for eval_method: iid; class counts are for sequential"
+        problems.append(problem(source, (*at, "eval_freq"), message))
+    for key in ("classes", "train_examples", "test_examples", "lr"):
+        problems += _check_different(getattr(config, key), source, (*at, key))
+    return problems if config.dataset is None else problems + _check_dataset(config, config.dataset, source, at)
+
+
+def check_fits_model(flavor: EvalConfig, config: TrainConfig, source: Source, at: KeyPath) -> list[str]:
+    """Return why an evaluation cannot be made of the model that a config trains."""
+    problems = []
+    outputs, size = config.model_record.num_classes, config.image_shape[1]
+    if max(flavor.classes) > outputs:
+        message = f"{max(flavor.classes)} classes do not fit the model's {outputs} outputs (model_args: num_classes)"
+        problems.append(problem(source, (*at, "classes"), message))
+    if flavor.im_size not in (None, size):
+        message = f"the model is trained on {size} pixels, found {flavor.im_size}; leave im_size out"
+        problems.append(problem(source, (*at, "im_size"), message))
+    return problems
+
+
+def _check_dataset(config: EvalConfig, name: str, source: Source, at: KeyPath) -> list[str]:
+    problems = []
+    facts = DATASETS.get(name)
     if facts is None:
-        allowed = ", ".join(DATASETS)
-        message = f"{config.dataset!r} is not a data set; allowed: {allowed}{nearest(config.dataset, DATASETS)}"
-        return [*problems, problem(source, (*at, "dataset"), message)]
+        message = f"{show(name)} is not a data set; allowed: {', '.join(DATASETS)}{nearest(name, DATASETS)}"
+        return [problem(source, (*at, "dataset"), message)]
     if max(config.classes) > facts.eval_classes:
-        message = f"{config.dataset} has {facts.eval_classes} evaluation classes, found {max(config.classes)}"
+        message = f"{name} has {facts.eval_classes} evaluation classes, found {max(config.classes)}"
         problems.append(problem(source, (*at, "classes"), message))
     wanted = max(config.train_examples) + max(config.test_examples)
     if wanted > facts.examples_per_class:
-        message = f"train_examples + test_examples = {wanted}, but a class of {config.dataset} has "
+        message = f"train_examples + test_examples = {wanted}, but a class of {name} has "
         problems.append(problem(source, (*at, "train_examples"), message + f"{facts.examples_per_class} examples"))
     return problems
 
@@ -81,13 +108,7 @@ def _check_outputs(config: TrainConfig, source: Source) -> list[str]:
     return []
 
 
-def _check_fits_model(config: TrainConfig, flavor: EvalConfig, source: Source, at: KeyPath) -> list[str]:
-    problems = []
-    outputs = config.model_record.num_classes
-    if max(flavor.classes) > outputs:
-        message = f"{max(flavor.classes)} classes do not fit the model's {outputs} outputs (model_args: num_classes)"
-        problems.append(problem(source, (*at, "classes"), message))
-    if flavor.im_size != config.image_shape[1]:
-        message = f"the model is trained on {config.image_shape[1]} pixels, found {flavor.im_size}"
-        problems.append(problem(source, (*at, "im_size"), message))
-    return problems
+def _check_different(values: Sequence[float], source: Source, key_path: KeyPath) -> list[str]:
+    """Return a problem for every value listed twice: it would be computed twice and weigh double."""
+    twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+    return [problem(source, key_path, f"{show(value)} is listed twice; remove one") for value in twice]

@@ -1,69 +1,106 @@
 """Accepts the spellings of higherANML's configs: older key names, data set names, keys that mean nothing here."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from anml.config.binding import problem, show
 from anml.config.dataset_facts import DATASET_ALIASES
-from anml.config.evaluation import EvalConfig
 from anml.config.yaml_source import KeyPath, Source
 
-_OLD_KEYS = {"val_sample_size": "val_size", "method": "eval_method"}
+# Older name of a key to ours.
+TRAIN_KEYS = {"val_sample_size": "val_size", "method": "train_method"}
+EVAL_KEYS = {"method": "eval_method"}
 _OLD_METHODS = {"seq": "sequential"}
 _IGNORED = {
     "full_test": "evaluation is planned by eval_steps and eval",
     "download": "missing data are downloaded where the data set allows it",
     "record_learning_curve": "eval_freq says when to score",
     "output": "results go to the experiment folder",
+    "save_initial_model": "eval_untrained: true evaluates the model before any training",
+    "id": "W&B runs are named after their jobs",
 }
 
 
-def adopt(source: Source) -> list[str]:
-    """Rewrite a training or evaluation config of higherANML into ours, in place. Returns notices for the user."""
-    if not isinstance(source.data, dict):
-        return []
-    notices = _adopt_mapping(source, source.data, ())
-    _flatten_eval(source)
-    flavors = source.data.get("eval")
-    if isinstance(flavors, dict):
-        for name, flavor in flavors.items():
-            if isinstance(flavor, dict):
-                notices += _adopt_mapping(source, flavor, ("eval", name))
-    return list(dict.fromkeys(notices))
+class Adopted(NamedTuple):
+    """What rewriting a config has brought up: notices for the user, and what is wrong."""
+
+    notices: list[str]
+    problems: list[str]
 
 
-def _adopt_mapping(source: Source, mapping: dict[str, Any], at: KeyPath) -> list[str]:
-    notices = []
-    for key, reason in _IGNORED.items():
-        if key in mapping:
-            del mapping[key]
-            notices.append(f"{source.locate((*at, key))}: {key} has no meaning here and is ignored: {reason}")
-    for old, new in _OLD_KEYS.items():
-        if old in mapping and new not in mapping:
-            mapping[new] = mapping.pop(old)
+def adopt_train(source: Source) -> Adopted:
+    """Rewrite a training config of higherANML into ours, in place. Doing it twice changes nothing more."""
+    adopted = _adopt(source, source.data, (), TRAIN_KEYS)
+    adopted.problems.extend(_flavors_by_name(source))
+    for name, flavor in source.data["eval"].items():
+        inner = _adopt(source, flavor, ("eval", name), EVAL_KEYS) if isinstance(flavor, dict) else Adopted([], [])
+        adopted.notices.extend(inner.notices)
+        adopted.problems.extend(inner.problems)
+    return adopted
+
+
+def adopt_eval(source: Source) -> Adopted:
+    """Rewrite an evaluation config of higherANML into ours, in place."""
+    return _adopt(source, source.data, (), EVAL_KEYS)
+
+
+def _adopt(source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mapping[str, str]) -> Adopted:
+    adopted = Adopted([], [])
+    for key in [key for key in _IGNORED if key in mapping]:
+        del mapping[key]
+        adopted.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {_IGNORED[key]}"))
+    for old in [old for old in old_keys if old in mapping]:
+        new, value = old_keys[old], mapping.pop(old)
+        if new in mapping:
+            message = f"is an older name of {new}, which is given too; keep one of them"
+            adopted.problems.append(problem(source, (*at, old), message))
+        else:
+            mapping[new] = value
             source.locations[(*at, new)] = source.locate((*at, old))
     _replace(mapping, "dataset", DATASET_ALIASES)
     _replace(mapping, "eval_method", _OLD_METHODS)
-    return notices
+    return adopted
 
 
-def _replace(mapping: dict[str, Any], key: str, names: dict[str, str]) -> None:
+def _replace(mapping: dict[str, Any], key: str, names: Mapping[str, str]) -> None:
     if isinstance(mapping.get(key), str):
         mapping[key] = names.get(mapping[key], mapping[key])
 
 
-def _flatten_eval(source: Source) -> None:
+def _flavors_by_name(source: Source) -> list[str]:
     """Turn `eval` (one evaluation, or a list of {flavor: evaluation}) into one mapping of flavors."""
-    value = source.data.get("eval")
-    if isinstance(value, dict) and any(key in EvalConfig.model_fields or key in _OLD_KEYS for key in value):
-        source.data["eval"] = {"eval": value}
+    value, problems = source.data.get("eval"), []
+    if isinstance(value, list):
+        value, problems = _join(source, value)
+    elif value is None:
+        value = {}
+    elif not isinstance(value, dict):
+        problems = [problem(source, ("eval",), f"must be a list of flavors (- name: {{...}}), found {show(value)}")]
+        value = {}
+    if value and all(setting is not None and not isinstance(setting, dict) for setting in value.values()):
+        value = {"eval": value}
         _move(source, ("eval",), ("eval", "eval"))
-    elif isinstance(value, list) and all(isinstance(item, dict) for item in value):
-        names = [name for item in value for name in item]
-        if len(set(names)) < len(names):
-            return  # The list itself is then reported: a flavor twice would overwrite its own results.
-        source.data["eval"] = {name: flavor for item in value for name, flavor in item.items()}
-        for index, item in enumerate(value):
-            for name in item:
+    source.data["eval"] = value
+    return problems
+
+
+def _join(source: Source, items: list[Any]) -> tuple[dict[str, Any], list[str]]:
+    """Join a list of mappings into one. A flavor given twice is a problem: it would overwrite its own results."""
+    joined: dict[str, Any] = {}
+    problems = []
+    for index, item in enumerate(items):
+        if not isinstance(item, dict):
+            message = f"must be a flavor (- name: {{...}}), found {show(item)}"
+            problems.append(problem(source, ("eval", index), message))
+            continue
+        for name in item:
+            if name in joined:
+                first = source.locate(("eval", name))
+                problems.append(problem(source, ("eval", index, name), f"a flavor of this name is given at {first}"))
+            else:
+                joined[name] = item[name]
                 _move(source, ("eval", index, name), ("eval", name))
+    return joined, problems
 
 
 def _move(source: Source, old: KeyPath, new: KeyPath) -> None:

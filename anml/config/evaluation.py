@@ -1,10 +1,23 @@
 """One evaluation ("flavor"): which protocol, on which examples, at which learning rates."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
 
 from anml.config.record import Count, Many, NotNegative, OneOrMany, Rate, Record
 
 EvalMethod = Literal["sequential", "iid", "zero_shot"]
+
+
+def _is_list(value: Any) -> str:
+    return "counts" if isinstance(value, (list, tuple)) else "period"
+
+
+# A period, or the class counts themselves. Told apart first: an error then speaks of the one that was meant.
+EvalFrequency = Annotated[
+    Annotated[NotNegative, Tag("period")] | Annotated[Many[Count], Field(min_length=1), Tag("counts")],
+    Discriminator(_is_list),
+]
 
 
 class EvalConfig(Record):
@@ -35,7 +48,7 @@ class EvalConfig(Record):
     init_size: NotNegative = 256
     epochs: Count = 1
     batch_size: Count = 256
-    eval_freq: NotNegative | Many[Count] | None = None
+    eval_freq: EvalFrequency | None = None
     runs: Count = 10
     # One seed for all trained models: every model then meets the same classes and examples (paired comparison).
     seed: int = 1

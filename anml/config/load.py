@@ -1,29 +1,28 @@
 """From a YAML file and command-line overrides to a checked config: the one way in."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from anml.config.binding import bind
-from anml.config.checks import check_eval, check_train
-from anml.config.compatibility import adopt
+from anml.config.binding import bind, nearest, show
+from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train
+from anml.config.compatibility import Adopted, adopt_eval, adopt_train
 from anml.config.dataset_facts import DATASETS
 from anml.config.evaluation import EvalConfig
 from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS
 from anml.config.record import Record
 from anml.config.training import TrainConfig
-from anml.config.yaml_source import KeyPath, Location, Source, parse_scalar, read_yaml
+from anml.config.yaml_source import KeyPath, Location, Source, dump_yaml, read_value, read_yaml
 from anml.errors import ConfigError
 
 
 class LoadedTrain(NamedTuple):
-    """A checked training config and what the user should be told about it."""
+    """A checked training config, what the user should be told about it, and where each key of it was written."""
 
     config: TrainConfig
     notices: list[str]
+    source: Source
 
 
 class LoadedEval(NamedTuple):
@@ -41,34 +40,33 @@ def load_train_config(
     Raises ConfigError with every problem found.
     """
     source = read_yaml(path)
-    notices = _prepare(source, overrides, options)
-    config, problems = bind(TrainConfig, source)
-    problems += _bind_model_args(source)
-    if config and not problems:
-        config = _fill_in(config)
-        problems += check_train(config, source)
-    else:
-        problems += _check_flavors_alone(source)
+    _refuse_other_kind(source, TrainConfig, EvalConfig, "an evaluation config", "configs/train-omni-anml.yml")
+    notices, problems = _prepare(source, overrides, options, adopt_train)
+    config, found = _bind_training(source)
+    flavors, found_in_flavors = _bind_flavors(source, config)
+    problems += found + found_in_flavors
     if config is None or problems:
-        raise ConfigError(problems)
-    return LoadedTrain(config, notices)
+        raise ConfigError(tuple(dict.fromkeys(problems)))
+    return LoadedTrain(_fill_in(config, flavors), notices, source)
 
 
 def load_eval_config(path: Path, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> LoadedEval:
     """Read an evaluation config. Raises ConfigError with every problem found."""
     source = read_yaml(path)
-    notices = _prepare(source, overrides, options)
-    config, problems = bind(EvalConfig, source)
+    _refuse_other_kind(source, EvalConfig, TrainConfig, "a training config", "configs/eval-omni-anml.yml")
+    notices, problems = _prepare(source, overrides, options, adopt_eval)
+    config, found = bind(EvalConfig, source)
+    problems += found
     if config:
         problems += check_eval(config, source, ())
     if config is None or problems:
-        raise ConfigError(problems)
-    return LoadedEval(config, notices)
+        raise ConfigError(tuple(dict.fromkeys(problems)))
+    return LoadedEval(config.model_copy(update={"data_path": _absolute(config.data_path)}), notices)
 
 
 def dump_config(config: Record) -> str:
     """Return a config as YAML that loads to the same config."""
-    return yaml.safe_dump(_without_unset(config), sort_keys=False, allow_unicode=True)
+    return dump_yaml(_without_unset(config))
 
 
 def _without_unset(record: Record) -> dict[str, Any]:
@@ -80,79 +78,121 @@ def _without_unset(record: Record) -> dict[str, Any]:
     return kept
 
 
-def _prepare(source: Source, overrides: Sequence[str], options: Mapping[str, Any] | None) -> list[str]:
+def _refuse_other_kind(source: Source, wanted: type[Record], other: type[Record], what: str, example: str) -> None:
+    """Say it in one line when a whole config is of the other kind. Raises ConfigError."""
     if not isinstance(source.data, dict):
-        message = (
-            f"{source.locate(())}: a config is a mapping of `key: value` lines, found {type(source.data).__name__}"
-        )
+        message = f"{source.locate(())}: a config is made of `key: value` lines, found {show(source.data)}"
         raise ConfigError(message)
-    notices = adopt(source)
+    own, foreign = (
+        set(wanted.model_fields) - set(other.model_fields),
+        set(other.model_fields) - set(wanted.model_fields),
+    )
+    found = [key for key in source.data if key in foreign]
+    if len(found) > len([key for key in source.data if key in own]) + 1:
+        message = f"{source.locate(())}: this is {what} ({', '.join(found[:3])}, ...); give one like {example}"
+        raise ConfigError(message)
+
+
+def _prepare(
+    source: Source, overrides: Sequence[str], options: Mapping[str, Any] | None, adopt: Callable[[Source], Adopted]
+) -> Adopted:
+    """Bring the file, --set and command-line flags together in our own spelling."""
+    notices, problems = adopt(source)
     for override in overrides:
-        key, sign, text = override.partition("=")
-        if not sign or not key.strip():
-            message = f"--set {override}: write it as key=value, for instance --set inner_lr=0.05"
-            raise ConfigError(message)
-        _set(source, tuple(key.strip().split(".")), parse_scalar(text), f"--set {key.strip()}")
+        try:
+            _override(source, override)
+        except ConfigError as error:
+            problems += error.problems
     for key, value in (options or {}).items():
         if value is not None:
             _set(source, (key,), value, f"--{key.replace('_', '-')}")
-    return notices + adopt(source)
+    again = adopt(source)
+    return Adopted(list(dict.fromkeys(notices + again.notices)), problems + again.problems)
+
+
+def _override(source: Source, override: str) -> None:
+    """Set what `key.sub=value` says. Raises ConfigError."""
+    name, sign, text = override.partition("=")
+    key_path = tuple(part.strip() for part in name.split("."))
+    if not sign or not all(key_path):
+        message = f"--set {override}: write it as key=value, for instance --set inner_lr=0.05"
+        raise ConfigError(message)
+    origin = f"--set {'.'.join(key_path)}"
+    _set(source, key_path, read_value(text, origin), origin)
 
 
 def _set(source: Source, key_path: KeyPath, value: Any, origin: str) -> None:
     target = source.data
-    for key in key_path[:-1]:
-        target = target.setdefault(key, {})
-        if not isinstance(target, dict):
-            message = f"{origin}: {key} is not a mapping, so nothing inside it can be set"
+    for depth, key in enumerate(key_path[:-1]):
+        if key_path[0] == "eval" and depth == 1 and key not in target:
+            # A misspelt flavor would else become one more evaluation, of default size.
+            message = f"{origin}: there is no flavor {key!r}{nearest(str(key), target)}"
             raise ConfigError(message)
-    target[str(key_path[-1])] = value
+        if target.get(key) is None:
+            target[key] = {}
+            source.locations[key_path[: depth + 1]] = Location(origin)
+        target = target[key]
+        if not isinstance(target, dict):
+            message = f"{origin}: {key} is {show(target)}, so nothing inside it can be set"
+            raise ConfigError(message)
+    target[key_path[-1]] = value
+    source.forget(key_path)
     source.locations[key_path] = Location(origin)
 
 
-def _bind_model_args(source: Source) -> list[str]:
+def _bind_training(source: Source) -> tuple[TrainConfig | None, list[str]]:
+    """Bind and check everything but the flavors. What makes sense is asked only of what is well-formed."""
+    without_eval = {key: value for key, value in source.data.items() if key != "eval"}
+    config, problems = bind(TrainConfig, Source(without_eval, source.locations))
+    problems += _check_model_args(source)
+    if config is None or problems:
+        return None, problems
+    return config, check_train(config, source)
+
+
+def _check_model_args(source: Source) -> list[str]:
     """Check `model_args` against the named model's own record, with the lines of the file."""
-    model = source.data.get("model")
-    if model not in MODEL_ARGS:
+    model, args = source.data.get("model"), source.data.get("model_args")
+    if not isinstance(model, str) or model not in MODEL_ARGS or not isinstance(args, dict | None):
         return []
-    source.data.setdefault("model_args", {})
-    _, problems = bind(MODEL_ARGS[model], source, ("model_args",))
-    args = source.data["model_args"]
-    if model == "classifier" and isinstance(args, dict):
-        for key, table in (("encoder", ENCODER_ARGS), ("classifier", HEAD_ARGS)):
-            record = table.get(args.get(key, "linear-classifier"))
+    problems = bind(MODEL_ARGS[model], source, ("model_args",))[1]
+    if model == "classifier" and args:
+        for part, records, default in (("encoder", ENCODER_ARGS, ""), ("classifier", HEAD_ARGS, "linear-classifier")):
+            record = records.get(str(args.get(part, default)))
             if record:
-                args.setdefault(f"{key}_args", {})
-                problems += bind(record, source, ("model_args", f"{key}_args"))[1]
+                problems += bind(record, source, ("model_args", f"{part}_args"))[1]
     return problems
 
 
-def _check_flavors_alone(source: Source) -> list[str]:
-    """Check the flavors of a config that is wrong elsewhere, so that all problems show at once."""
-    problems = []
-    flavors = source.data.get("eval")
-    for name in flavors if isinstance(flavors, dict) else ():
-        flavor, _ = bind(EvalConfig, source, ("eval", name))
+def _bind_flavors(source: Source, training: TrainConfig | None) -> tuple[dict[str, EvalConfig], list[str]]:
+    """Bind and check each flavor by itself, so that its problems show whatever else is wrong."""
+    flavors, problems = {}, []
+    for name in source.data["eval"]:
+        at = ("eval", name)
+        flavor, found = bind(EvalConfig, source, at)
+        problems += check_flavor_name(name, source) + found
         if flavor:
             dataset = flavor.dataset or str(source.data.get("dataset"))
-            if dataset in DATASETS:
-                problems += check_eval(flavor.model_copy(update={"dataset": dataset}), source, ("eval", name))
-    return problems
+            if flavor.dataset or dataset in DATASETS:
+                flavor = flavor.model_copy(update={"dataset": dataset})
+            problems += check_eval(flavor, source, at)
+            problems += check_fits_model(flavor, training, source, at) if training else []
+            flavors[name] = flavor
+    return flavors, problems
 
 
-def _fill_in(config: TrainConfig) -> TrainConfig:
+def _fill_in(config: TrainConfig, flavors: Mapping[str, EvalConfig]) -> TrainConfig:
     """Resolve what depends on the machine or on other keys, so that config.yml reproduces the run elsewhere."""
-    data_path = config.data_path or os.environ.get("ANML_DATA")
-    data_path = str(Path(data_path).expanduser().resolve()) if data_path else None
-    changes: dict[str, Any] = {"data_path": data_path, "im_size": config.image_shape[1]}
-    changes["eval"] = {
+    data_path = _absolute(config.data_path or os.environ.get("ANML_DATA"))
+    size = config.image_shape[1]
+    filled = {
         name: flavor.model_copy(
-            update={
-                "dataset": flavor.dataset or config.dataset,
-                "im_size": flavor.im_size or config.image_shape[1],
-                "data_path": flavor.data_path or data_path,
-            }
+            update={"im_size": flavor.im_size or size, "data_path": _absolute(flavor.data_path) or data_path}
         )
-        for name, flavor in config.eval.items()
+        for name, flavor in flavors.items()
     }
-    return config.model_copy(update=changes)
+    return config.model_copy(update={"data_path": data_path, "im_size": size, "eval": filled})
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).expanduser().resolve()) if path else None

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from anml.config.record import Count, Many, NotNegative, Record
+from anml.config.record import Arguments, Count, Many, NotNegative, OneOrMany, Record
 
 
 class AnmlArgs(Record):
@@ -35,32 +35,52 @@ class OmlArgs(Record):
     """OML (Javed & White 2019): convolutions `rln` learned by the outer loop, two Linear layers `pn` by both."""
 
     num_filters: Count = 256
-    strides: Many[Count] = (2, 1, 2, 1, 2, 2)
+    strides: Annotated[Many[Count], Field(min_length=1)] = (2, 1, 2, 1, 2, 2)
     hidden: Count = 1024
     num_classes: Count = 1000
 
 
-def _per_block(value: Any) -> Any:
-    """None stands for "no pooling" in configs of higherANML."""
-    if value is None:
-        return [0]
-    return [0 if v is None else v for v in value] if isinstance(value, (list, tuple)) else [value]
+# Other names of the norms in configs of higherANML.
+_NORMS = {
+    **dict.fromkeys(("batch", "batchnorm"), "bn"),
+    **dict.fromkeys(("group", "groupnorm"), "gn"),
+    **dict.fromkeys(("instance", "instancenorm"), "in"),
+    "none": None,
+}
 
 
-# One value for all blocks, or one per block.
-PerBlock = Annotated[tuple[NotNegative, ...], BeforeValidator(_per_block), Field(strict=False, min_length=1)]
+def _norm(value: Any) -> Any:
+    return _NORMS.get(value, value) if isinstance(value, str) else value
+
+
+def _zero_for_null(value: Any) -> Any:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [0 if v is None else v for v in values]
+
+
+# One value for all blocks, or one per block; null stands for none, as in configs of higherANML.
+Pixels = Annotated[tuple[NotNegative, ...], BeforeValidator(_zero_for_null), Field(strict=False, min_length=1)]
 
 
 class ConvnetArgs(Record):
     """Encoder `convnet`: blocks of convolution, norm, ReLU, max-pooling. A pool size of 0 means no pooling."""
 
     num_blocks: Count = 4
-    num_filters: PerBlock = (64,)
-    kernel_size: PerBlock = (3,)
-    stride: PerBlock = (1,)
-    padding: PerBlock = (1,)
-    norm_type: Literal["bn", "gn", "in"] | None = "in"
-    pool_size: PerBlock = (2,)
+    num_filters: OneOrMany[Count] = (64,)
+    kernel_size: OneOrMany[Count] = (3,)
+    stride: OneOrMany[Count] = (1,)
+    padding: Pixels = (1,)
+    norm_type: Annotated[Literal["bn", "gn", "in"] | None, BeforeValidator(_norm)] = "in"
+    pool_size: Pixels = (2,)
+
+    @field_validator("num_filters", "kernel_size", "stride", "padding", "pool_size")
+    @classmethod
+    def _check_length(cls, values: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        blocks = info.data.get("num_blocks")
+        if blocks and len(values) not in (1, blocks):
+            message = f"must be one value, or {blocks}, one per block"
+            raise ValueError(message)
+        return values
 
 
 class AnmlEncoderArgs(Record):
@@ -83,7 +103,7 @@ class MlpHeadArgs(Record):
     """Head `mlp-classifier`: Linear layers with ReLU between them, named `mlp.0`, `mlp.2`, ..."""
 
     num_classes: Count = 1000
-    hidden_layers: PerBlock = (1024,)
+    hidden_layers: OneOrMany[Count] = (1024,)
 
 
 ENCODER_ARGS: Mapping[str, type[Record]] = {"convnet": ConvnetArgs, "anml-encoder": AnmlEncoderArgs}
@@ -97,9 +117,9 @@ class ClassifierArgs(Record):
     """Model `classifier`: any encoder followed by any head, as submodules `encoder` and `classifier`."""
 
     encoder: Literal["convnet", "anml-encoder"]
-    encoder_args: dict[str, Any] = {}
+    encoder_args: Arguments = {}
     classifier: Literal["linear-classifier", "mlp-classifier"] = "linear-classifier"
-    classifier_args: dict[str, Any] = {}
+    classifier_args: Arguments = {}
 
     def encoder_record(self) -> EncoderArgs:
         """Return the encoder's arguments as their own typed record."""

@@ -10,7 +10,8 @@ T = TypeVar("T")
 class Record(BaseModel):
     """A frozen record. An unknown key or a value of another type is an error, never a guess."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    # Built when first used: a command line needs few of the records that it imports.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 def _as_list(value: Any) -> Any:
@@ -23,3 +24,5 @@ Many = Annotated[tuple[T, ...], Field(strict=False)]
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Arguments that another record (or torch) will check; a key without a value stands for none.
+Arguments = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]

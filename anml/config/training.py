@@ -1,12 +1,12 @@
 """One experiment: a model, how it is trained, and the evaluations that follow."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from anml.config.dataset_facts import DATASETS, DatasetFacts
 from anml.config.evaluation import EvalConfig
 from anml.config.model_args import MODEL_ARGS, ModelArgs
-from anml.config.record import Count, Many, NotNegative, OneOrMany, Rate, Record
+from anml.config.record import Arguments, Count, NotNegative, OneOrMany, Rate, Record
 
 DatasetName = Literal["omniglot", "glyphs"]
 ModelName = Literal["anml", "sanml", "oml", "classifier"]
@@ -53,23 +53,24 @@ class TrainConfig(Record):
     save_freq: Count = 500
     log_freq: Count = 10
     seed: int = 1
-    seeds: Many[int] | None = None
+    seeds: OneOrMany[int] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: EngineName = "auto"
 
     model: ModelName
     model_name: str | None = None
-    model_args: dict[str, Any] = {}
+    model_args: Arguments = {}
     inner_params: OneOrMany[str] = ("all",)
     outer_params: OneOrMany[str] = ("all",)
     output_layer: str = "head"
 
     lr: Rate = 0.001
     optimizer: str = "Adam"
-    optimizer_args: dict[str, Any] = {}
+    optimizer_args: Arguments = {}
     lr_scheduler: str | None = None
-    lr_scheduler_args: dict[str, Any] = {}
-    lobo_rate: Count | None = None
+    lr_scheduler_args: Arguments = {}
+    # 0, as in higherANML, is never.
+    lobo_rate: NotNegative | None = None
     lobo_size: Count | None = None
 
     eval_steps: OneOrMany[Count] | None = None

@@ -1,10 +1,11 @@
 """YAML with `!include`, merge keys and a line number for every key.
 
-What differs from plain YAML: `1e-3` is a number, a key given twice is an error, `!include other.yml` is replaced by the
-content of that file (a relative path is relative to the including file), and `<<: !include base.yml` takes over the
-keys of a base file, which the keys beside it override.
+What differs from plain YAML: `1e-3` is a number, `010`, `1:30` and dates are text, a key given twice is an error,
+`!include other.yml` is replaced by the content of that file (a relative path is relative to the including file), and
+`<<: !include base.yml` takes over the keys of a base file, which the keys beside it override.
 """
 
+import contextlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,126 +42,208 @@ class Source:
             key_path = key_path[:-1]
         return self.locations.get(key_path, Location("config"))
 
+    def forget(self, key_path: KeyPath) -> None:
+        """Drop the locations of a key and of everything inside it."""
+        for inside in [known for known in self.locations if known[: len(key_path)] == key_path]:
+            del self.locations[inside]
+
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that also reads `1e-3` as a float (YAML 1.1 makes a string of it)."""
+    """SafeLoader for what people mean: `1e-3` is a number; octal, base-60 numbers and dates are not guessed at."""
 
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+class _Dumper(yaml.SafeDumper):
+    """Quotes exactly the texts that `_Loader` would take for something else."""
+
+
+_TAG = "tag:yaml.org,2002:"
+_PLAIN_TAGS = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "str")}
+_INT = r"[-+]?(?:0|[1-9][\d_]*)$"
+_FLOAT = (
+    r"[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|Inf|INF))$"
+    r"|\.(?:nan|NaN|NAN)$"
 )
+# null and bool (yes, no, on and off included) are YAML 1.1's, as in PyYAML.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in (f"{_TAG}null", f"{_TAG}bool")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(f"{_TAG}int", re.compile(_INT, re.ASCII), list("-+0123456789"))
+_Loader.add_implicit_resolver(f"{_TAG}float", re.compile(_FLOAT, re.ASCII), list("-+.0123456789"))
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+_Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]
 
 
 def read_yaml(path: Path) -> Source:
-    """Read a YAML file with everything it includes. Raises ConfigError naming file and line."""
-    source = Source(None)
-    source.data = _read_file(path, (), (), source)
-    return source
+    """Read a YAML file with everything it includes. Raises ConfigError with every problem, each with file and line."""
+    reader = _Reader(Source(None, {(): Location(str(path), 1)}))
+    reader.source.data = reader.read_file(path, ())
+    return reader.finish()
 
 
-def parse_scalar(text: str) -> Any:
-    """Read a value given on the command line as YAML would: `1e-3`, `[1, 2]`, `true`, `some text`."""
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        return None if node is None else _build(node, Path("--set"), (), (), Source(None))
-    except yaml.YAMLError as error:
-        message = f"cannot read the value {text!r} as YAML: {_reason(error)}"
-        raise ConfigError(message) from None
+def read_value(text: str, origin: str) -> Any:
+    """Read a value given on the command line as YAML would: `1e-3`, `[1, 2]`, `true`, `some text`.
+
+    origin: how messages call it. Raises ConfigError.
+    """
+    reader = _Reader(Source(None))
+    reader.source.data = reader.read_text(text, Path(origin), ()) if text.strip() else None
+    # A command line has no lines.
+    reader.problems = [problem.replace(f"{origin}:1:", f"{origin}:") for problem in reader.problems]
+    return reader.finish().data
 
 
-def _read_file(path: Path, stack: tuple[Path, ...], key_path: KeyPath, source: Source) -> Any:
-    resolved = path.resolve()
-    if resolved in stack:
-        chain = " -> ".join(p.name for p in (*stack, resolved))
-        message = f"{path}: includes itself: {chain}. Remove one of these !include lines."
-        raise ConfigError(message)
-    source.locations.setdefault(key_path, Location(str(path), 1))
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        message = f"{_mark(path, error)}: not valid YAML: {_reason(error)}"
-        raise ConfigError(message) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        message = f"{path}: cannot read this file: {reason}"
-        raise ConfigError(message) from None
-    return {} if node is None else _build(node, path, (*stack, resolved), key_path, source)
+def dump_yaml(data: Any) -> str:
+    """Return plain data as YAML that reads as the same data."""
+    # A value stays on its line, however long: two configs can then be compared line by line.
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000)
 
 
-def _mark(path: Path, error: yaml.YAMLError) -> Location:
-    mark = getattr(error, "problem_mark", None)
-    return Location(str(path), mark.line + 1 if mark else None)
+class _Reader:
+    """Turns YAML nodes into data, notes where each key was written, and collects problems instead of stopping."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.problems: list[str] = []
+        self.files: list[Path] = []  # The file being read, after those that include it.
+        self.open: list[yaml.Node] = []  # The nodes being read, outermost first.
+        self.scalars = _Loader("")
+
+    def finish(self) -> Source:
+        """Return what was read. Raises ConfigError with every problem."""
+        if self.problems:
+            raise ConfigError(tuple(dict.fromkeys(self.problems)))
+        known = self.source.locations.items()
+        # A base's keys that were overridden have left their locations behind.
+        self.source.locations = {key: location for key, location in known if _exists(self.source.data, key)}
+        return self.source
+
+    def read_file(self, path: Path, key_path: KeyPath) -> Any:
+        """Return the content of a file; None, and a problem, when it cannot be had."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            return self._problem(Location(str(path)), f"cannot read this file: {error.strerror}")
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            return self._problem(Location(str(path), line), "not UTF-8 text; save the file as UTF-8")
+        return self.read_text(text, path, key_path)
+
+    def read_text(self, text: str, path: Path, key_path: KeyPath) -> Any:
+        """Return the data of a YAML text; `path` is where it stands, which its !includes are relative to."""
+        self.files.append(path)
+        try:
+            node = yaml.compose(text, Loader=_Loader)
+            return self._build(node, key_path) if node else self._problem(Location(str(path)), "this file is empty")
+        except yaml.YAMLError as error:
+            return self._problem(Location(str(path), _line(error, text)), f"not valid YAML: {_reason(error)}")
+        finally:
+            self.files.pop()
+
+    def _build(self, node: yaml.Node, key_path: KeyPath) -> Any:
+        if node in self.open:
+            return self._problem(self._location(node), "an alias (*name) may not stand inside what it refers to")
+        self.open.append(node)
+        try:
+            return self._value(node, key_path)
+        finally:
+            self.open.pop()
+
+    def _value(self, node: yaml.Node, key_path: KeyPath) -> Any:
+        if node.tag == "!include":
+            return self._include(node, key_path)
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
+            return self._mapping(node, key_path)
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
+            return [self._item(child, (*key_path, index)) for index, child in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode) and node.tag in _PLAIN_TAGS:
+            with contextlib.suppress(ValueError, KeyError):
+                return self.scalars.construct_object(node)
+        tag = node.tag.replace(_TAG, "!!")
+        return self._problem(self._location(node), f"{tag} cannot be used here; write plain YAML, or !include FILE")
+
+    def _item(self, node: yaml.Node, key_path: KeyPath) -> Any:
+        self.source.locations[key_path] = self._location(node)
+        return self._build(node, key_path)
+
+    def _include(self, node: yaml.Node, key_path: KeyPath) -> Any:
+        if not isinstance(node, yaml.ScalarNode) or not node.value:
+            return self._problem(self._location(node), "!include takes the name of one file")
+        path = self.files[-1].parent / Path(node.value).expanduser()
+        if not path.is_file():
+            return self._problem(self._location(node), f"!include {node.value}: there is no file {path}")
+        if path.resolve() in [file.resolve() for file in self.files]:
+            chain = " -> ".join(file.name for file in (*self.files, path))
+            return self._problem(self._location(node), f"this file includes itself: {chain}; remove an !include")
+        return self.read_file(path, key_path)
+
+    def _mapping(self, node: yaml.MappingNode, key_path: KeyPath) -> dict[str, Any]:
+        own = self._own_keys(node)
+        base = own.pop("<<", (node, None))[1]
+        data = {} if base is None else self._merged(base, key_path)
+        for key, (key_node, child) in own.items():
+            data[key] = self._build(child, (*key_path, key))
+            # Where the key is written, also when the value stands in an included file.
+            self.source.locations[(*key_path, key)] = self._location(key_node)
+        return data
+
+    def _own_keys(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """Return the nodes of a mapping's keys and values, by key. A key is text, whatever it looks like."""
+        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key_node, child in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._problem(self._location(key_node), "a key must be plain text")
+            elif key_node.value in own:
+                advice = "merge several with <<: [FIRST, SECOND]" if key_node.value == "<<" else "keep one of them"
+                self._problem(self._location(key_node), f"{key_node.value} is given twice; {advice}")
+            else:
+                own[key_node.value] = (key_node, child)
+        return own
+
+    def _merged(self, node: yaml.Node, key_path: KeyPath) -> dict[str, Any]:
+        """Return the keys of a base, or of several, of which the first has the last word."""
+        is_list = isinstance(node, yaml.SequenceNode) and node.tag != "!include"
+        data: dict[str, Any] = {}
+        for child in reversed(node.value) if is_list else [node]:
+            count = len(self.problems)
+            base = self._build(child, key_path)
+            if isinstance(base, dict):
+                data |= base
+            elif len(self.problems) == count:
+                self._problem(self._location(child), "<< takes a mapping, an alias of one, or an !include of one")
+        return data
+
+    def _location(self, node: yaml.Node) -> Location:
+        return Location(str(self.files[-1]), node.start_mark.line + 1)
+
+    def _problem(self, location: Location, message: str) -> None:
+        self.problems.append(f"{location}: {message}")
+
+
+def _exists(data: Any, key_path: KeyPath) -> bool:
+    for key in key_path:
+        try:
+            data = data[key]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
+
+def _line(error: yaml.YAMLError, text: str) -> int:
+    """Return the line of a syntax error, from 1."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return text.count("\n", 0, error.position) + 1
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    return mark.line + 1 if mark else 1
 
 
 def _reason(error: yaml.YAMLError) -> str:
-    return str(getattr(error, "problem", None) or error)
-
-
-def _build(node: yaml.Node, path: Path, stack: tuple[Path, ...], key_path: KeyPath, source: Source) -> Any:
-    if node.tag == "!include":
-        return _include(node, path, stack, key_path, source)
-    if isinstance(node, yaml.MappingNode):
-        return _build_mapping(node, path, stack, key_path, source)
-    if isinstance(node, yaml.SequenceNode):
-        items = []
-        for index, child in enumerate(node.value):
-            source.locations[(*key_path, index)] = _location(child, path)
-            items.append(_build(child, path, stack, (*key_path, index), source))
-        return items
-    return _build_scalar(node, path)
-
-
-def _include(node: yaml.Node, path: Path, stack: tuple[Path, ...], key_path: KeyPath, source: Source) -> Any:
-    included = path.parent / str(node.value)
-    if not included.is_file():
-        message = f"{_location(node, path)}: !include {node.value}: there is no file {included}"
-        raise ConfigError(message)
-    return _read_file(included, stack, key_path, source)
-
-
-def _build_mapping(
-    node: yaml.MappingNode, path: Path, stack: tuple[Path, ...], key_path: KeyPath, source: Source
-) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    own: dict[str, yaml.Node] = {}
-    for key_node, child in node.value:
-        key = str(key_node.value)
-        if key in own:
-            message = f"{_location(key_node, path)}: {key} is given twice; keep one of them"
-            raise ConfigError(message)
-        own[key] = key_node
-        if key == "<<":
-            merged |= _merge_base(child, path, stack, key_path, source)
-    for key_node, child in node.value:
-        key = str(key_node.value)
-        if key == "<<":
-            continue
-        for stale in [k for k in source.locations if k[: len(key_path) + 1] == (*key_path, key)]:
-            del source.locations[stale]
-        source.locations[(*key_path, key)] = _location(key_node, path)
-        merged[key] = _build(child, path, stack, (*key_path, key), source)
-        source.locations[(*key_path, key)] = _location(key_node, path)
-    return merged
-
-
-def _merge_base(node: yaml.Node, path: Path, stack: tuple[Path, ...], key_path: KeyPath, source: Source) -> dict:
-    base = _build(node, path, stack, key_path, source)
-    bases = base if isinstance(base, list) else [base]
-    if not all(isinstance(b, dict) for b in bases):
-        message = f"{_location(node, path)}: << takes a mapping or an !include of one"
-        raise ConfigError(message)
-    return {key: value for b in reversed(bases) for key, value in b.items()}
-
-
-def _build_scalar(node: yaml.Node, path: Path) -> Any:
-    loader = _Loader("")
-    try:
-        return loader.construct_object(node)
-    except (yaml.YAMLError, ValueError):
-        message = f"{_location(node, path)}: {node.tag} {node.value!r} is not allowed here; use plain YAML and !include"
-        raise ConfigError(message) from None
-
-
-def _location(node: yaml.Node, path: Path) -> Location:
-    return Location(str(path), node.start_mark.line + 1)
+    """Return what is wrong in one line."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"the character U+{error.character:04X} cannot stand in a file; remove it"
+    mark, start = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+    context = getattr(error, "context", None)
+    if context and mark and start and start.line != mark.line:
+        context += f" that begins in line {start.line + 1}"
+    text = ", ".join(part for part in (context, getattr(error, "problem", None)) if part)
+    return text + ("; indent with spaces" if r"'\t'" in text else "")

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 
 from anml.config.training import TrainConfig
-from anml.data.class_images import ClassImages
+from anml.data.class_images import Batch, ClassImages
+from anml.errors import DataError
 from anml.rng import torch_generator
 
 
@@ -31,6 +32,7 @@ def draw_episode(
     """Draw the episode with the given index (OML, Javed & White 2019, section 3; ANML, Beaulieu et al. 2020)."""
     generator = torch_generator(seed, "episode", index)
     count = config.batch_size * config.inner_steps
+    _check_enough(count, data, config.sample_method)
     if config.sample_method == "single":
         chosen = int(torch.randint(data.num_classes, (1,), generator=generator))
         examples = torch.randperm(data.examples_per_class, generator=generator)[:count]
@@ -48,20 +50,28 @@ def draw_episode(
     )
 
 
+def _check_enough(count: int, data: ClassImages, sample_method: str) -> None:
+    # Fewer would not fail: the inner loop would silently learn from the remember set instead.
+    has = data.examples_per_class * (1 if sample_method == "single" else data.num_classes)
+    if count > has:
+        message = f"an inner loop of {count} different examples, but only {has} are there (sample_method {sample_method})"
+        raise DataError(message)
+
+
 def _draw_anywhere(data: ClassImages, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw distinct examples from all classes: class and example indexes, int64 [count] each."""
+    """Draw distinct examples from all classes (all there are, if fewer): class and example indexes, int64 [count]."""
     chosen = torch.randperm(data.num_classes * data.examples_per_class, generator=generator)[:count]
     return chosen // data.examples_per_class, chosen % data.examples_per_class
 
 
-def draw_validation(data: ClassImages, count: int, seed: int, index: int, dtype: torch.dtype) -> tuple:
+def draw_validation(data: ClassImages, count: int, seed: int, index: int, dtype: torch.dtype = torch.float32) -> Batch:
     """Draw `count` random examples (images [n, C, H, W], labels [n]) of a validation set."""
     return data.batch(*_draw_anywhere(data, count, torch_generator(seed, "validation", index)), dtype)
 
 
 def shuffled_batch(
-    data: ClassImages, batch_size: int, seed: int, step: int, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
+    data: ClassImages, batch_size: int, seed: int, step: int, dtype: torch.dtype = torch.float32
+) -> Batch:
     """Return batch number `step` (from 0) of an endless i.i.d. pass: every epoch is a new shuffle of all images."""
     total = data.num_classes * data.examples_per_class
     per_epoch = -(-total // batch_size)
@@ -92,8 +102,15 @@ def draw_trajectory(data: ClassImages, classes: int, train: int, test: int, seed
     """Draw the classes of a run and split the examples of each. The same run draws the same for every model.
 
     Classes are drawn first and examples class by class, so a run of 100 classes is the beginning of the same run of
-    600 (the examples of a class depend on the seed, the run and the class alone).
+    600 (the examples of a class depend on the seed, the run and the class alone). Raises DataError when there are not
+    enough.
     """
+    if classes > data.num_classes or train + test > data.examples_per_class:
+        message = (
+            f"{data.name} has {data.num_classes} evaluation classes of {data.examples_per_class} examples; "
+            f"asked for {classes} classes of {train} training and {test} test examples"
+        )
+        raise DataError(message)
     order = torch.randperm(data.num_classes, generator=torch_generator(seed, "classes", run))[:classes]
     picks = torch.stack(
         [

@@ -33,7 +33,7 @@ def load_images(dataset: str, split: Split, size: int, data_path: str | None) ->
 def array_file(dataset: str, split: Split, size: int, data_path: str | None) -> Path:
     """Return the array file of a split, made now if this machine does not have it yet."""
     cache = cache_dir()
-    source = Path(data_path) if data_path else None
+    source = Path(data_path).expanduser().resolve() if data_path else None
     # Two copies of the data at two places never share an array.
     origin = hashlib.sha256(str(source).encode()).hexdigest()[:8] if source and dataset != "glyphs" else "official"
     file = cache / f"{dataset}-{split}-{size}px-{origin}-v{_CONVERSION}.npy"
@@ -60,6 +60,7 @@ def _write_once(file: Path, make: Callable[[], np.ndarray]) -> None:
                 np.save(temporary, make())
                 temporary.flush()
                 os.fsync(temporary.fileno())
+                os.chmod(temporary.name, 0o644)  # A temporary file is its owner's alone, a cache may be a group's.
                 os.replace(temporary.name, file)
             except BaseException:
                 Path(temporary.name).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ strokes (0); they stay so: no inversion, as in the published ANML.
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -39,8 +40,9 @@ def find_source(split: str, data_path: Path | None, cache: Path) -> Path:
     if data_path is None:
         return fetch(archive.file, OFFICIAL_ADDRESS, archive.md5, cache / "downloads")
     names = (archive.file, archive.file.removesuffix(".zip"))
-    folders = (data_path, data_path / "omniglot", data_path / "python", data_path / "omniglot" / "python")
-    for candidate in (folder / name for folder in folders for name in names):
+    # As downloaded, as cloned (python/), and as torchvision unpacks it (omniglot-py/).
+    folders = (".", "omniglot", "python", "omniglot/python", "omniglot-py")
+    for candidate in (data_path / folder / name for folder in folders for name in names):
         if candidate.exists():
             return candidate
     message = (
@@ -73,16 +75,17 @@ def convert(split: str, source: Path, size: int) -> np.ndarray:
 
 def _drawings(source: Path) -> Iterator[tuple[str, bytes]]:
     """Yield (path, PNG bytes) of every drawing, sorted by path, out of a zip or a folder."""
-    if source.is_dir():
-        for path in sorted(source.rglob("*.png")):
-            yield str(path.relative_to(source)), path.read_bytes()
-        return
     try:
+        if source.is_dir():
+            for path in sorted(source.rglob("*.png")):
+                yield str(path.relative_to(source)), path.read_bytes()
+            return
         with zipfile.ZipFile(source) as archive:
             for name in sorted(n for n in archive.namelist() if n.endswith(".png")):
                 yield name.split("/", 1)[-1], archive.read(name)
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        message = f"{source}: damaged archive ({error}). Delete it and fetch it again."
+    # A flipped byte also shows as another compression method, a password or a stream that does not inflate.
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        message = f"{source}: damaged or unreadable ({error}). Delete it and fetch it again."
         raise DataError(message) from error
 
 
@@ -93,6 +96,6 @@ def _resize(png: bytes, size: int, source: Path) -> np.ndarray:
         with Image.open(io.BytesIO(png)) as image:
             # "L" first: Pillow resizes 1-bit images with nearest neighbour, whatever filter is asked for.
             return np.asarray(image.convert("L").resize((size, size), Image.Resampling.LANCZOS))
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG chunk a SyntaxError.
         message = f"{source}: holds a drawing that cannot be read ({error}). Fetch the archive again."
         raise DataError(message) from error

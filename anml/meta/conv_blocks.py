@@ -17,6 +17,7 @@ and convolutions are bilinear, so their tangents are two convolutions. The last 
 weights, is a Hessian-vector product (Pearlmutter 1994, "Fast exact multiplication by the Hessian").
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -94,10 +95,10 @@ class BlockStack(Protocol):
         ...
 
 
-def find_blocks(stack: nn.Module) -> list[Block] | None:
-    """Return the blocks of an encoder, or None when it is made of anything else."""
+def find_blocks(modules: Iterable[tuple[str, nn.Module]]) -> list[Block] | None:
+    """Return the blocks that an encoder's named children are, or None when it is made of anything else."""
     blocks = []
-    for name, module in stack.named_children():
+    for name, module in modules:
         if isinstance(module, nn.Flatten):
             continue
         parts = dict(module.named_children())

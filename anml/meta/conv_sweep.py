@@ -20,7 +20,7 @@ import torch
 
 from anml.data.episodes import Episode
 from anml.meta.conv_blocks import Block, BlockStack, TorchBlocks, find_blocks
-from anml.meta.dual_head import DualHead
+from anml.meta.dual_head import Attend, DualHead, attend
 from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.models.anml import Anml, AnmlEncoder, Sanml
 from anml.models.classifier import Classifier
@@ -45,6 +45,7 @@ class SweepEngine:
         self.model, self.inner_lr = model, inner_lr
         self.prefix, blocks = _blocks(model) or ("", [])
         self.stack = stack(blocks, inner_lr)
+        self.attend: Attend = attend
 
     def run(self, episode: Episode) -> EpisodeOutcome:
         """Return loss, accuracy and gradients of one episode."""
@@ -72,9 +73,9 @@ class SweepEngine:
         return gradients
 
     def _run(self, episode: Episode, gate: torch.Tensor | None) -> EpisodeOutcome:
+        weight, bias = (parameter.detach() for parameter in self.model.head.parameters())
         steps, batch = episode.support_index.shape
-        layer = self.model.head
-        head = DualHead(layer.weight.detach(), layer.bias.detach(), self.inner_lr, steps, batch)
+        head = DualHead(weight, bias, self.inner_lr, (steps, batch), self.attend)
         gates = episode.images.new_ones(len(episode.images), 1) if gate is None else gate.detach()
         inner = _InnerLoop(self.stack, head, gates, episode)
         loss, logits = inner.forward()
@@ -148,5 +149,5 @@ def _blocks(model: MetaModel) -> tuple[str, list[Block]] | None:
         prefix = "rln"
     elif isinstance(model, Classifier):
         prefix = "encoder.rln" if isinstance(model.encoder, AnmlEncoder) else "encoder"
-    blocks = find_blocks(model.get_submodule(prefix)) if prefix else None
+    blocks = find_blocks(model.get_submodule(prefix).named_children()) if prefix else None
     return (prefix, blocks) if prefix and blocks else None

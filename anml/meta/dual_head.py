@@ -3,47 +3,81 @@
 With W0 [C, d], b0 [C] the head before the inner loop, a its learning rate, f_s [B, d] the features and delta_s [B, C]
 the logits' gradients of step s, the head at step t maps x to
 
-    z(x)   = x W0^T + b0 - a sum_{s<t} (x f_s^T + 1) delta_s                                     (`_logits`)
-    v(d)   = d W0        - a sum_{s<t} (d delta_s^T) f_s          gradient d at z to gradient at x (`_features`)
+    z(x) = x W0^T + b0 - a sum_{s<t} (x f_s^T + 1) delta_s
+    v(d) = d W0        - a sum_{s<t} (d delta_s^T) f_s             gradient d at z to gradient at x
 
 (see dual_linear.py). Both are bilinear in what autograd would have to differentiate, so their adjoints are again such
 products; `pull` below is the list of them. Rows of all steps lie in one buffer, so "s < t" is a slice of static size.
+
+A step reads W0 twice forward and twice backward. Each pair has the form of attention with W0 as keys and values
+(`attend`), because softmax is delta but for the label's row: which is how one pass over W0 can do (native/head.h).
 """
+
+from collections.abc import Callable
 
 import torch
 from torch.nn.functional import cross_entropy, one_hot, softmax
+
+Attend = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+]
+
+
+def attend(
+    weight: torch.Tensor, rows: torch.Tensor, extra: torch.Tensor, probability: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return scores s = rows weight^T + extra [B, C], their weights w, and w weight [B, d].
+
+    The weights are softmax(s), or probability * s where probability is given.
+    """
+    scores = _rows_times(rows, weight.T) + extra
+    weights = softmax(scores, dim=1) if probability is None else probability * scores
+    return scores, weights, _rows_times(weights, weight)
 
 
 class DualHead:
     """The head of one episode. `learn` once per inner step, `query` once, `pull` once per step in reverse."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, learning_rate: float, steps: int, batch: int) -> None:
-        self.weight, self.bias, self.rate, self.batch = weight, bias, learning_rate, batch
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        learning_rate: float,
+        shape: tuple[int, int],
+        attend: Attend = attend,
+    ) -> None:
+        """Start an episode whose support has `shape` [steps, batch]."""
+        self.weight, self.bias, self.rate, self.batch, self.attend = weight, bias, learning_rate, shape[1], attend
         classes, width = weight.shape
-        rows = steps * batch
-        self.features, self.slopes = weight.new_zeros(rows, width), weight.new_zeros(rows, width)
-        self.deltas, self.probabilities = weight.new_zeros(rows, classes), weight.new_zeros(rows, classes)
-        self.logit_adjoints = weight.new_zeros(rows, classes)
+        rows = shape[0] * shape[1]
+        self.features, self.slopes, self.mixed = (weight.new_zeros(rows, width) for _ in range(3))
+        self.deltas, self.probabilities, self.logit_adjoints = (weight.new_zeros(rows, classes) for _ in range(3))
 
     def learn(self, step: int, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Take the SGD step on features [B, d], labels [B]; return the loss's gradient [B, d] at the features."""
         now, before = self._now(step), step * self.batch
-        probability = softmax(self._logits(features, before), dim=1)
+        change = (features @ self.features[:before].T + 1) @ self.deltas[:before]
+        _, probability, mixed = self.attend(self.weight, features, self.bias - self.rate * change, None)
         delta = (probability - one_hot(labels, self.weight.shape[0])) / self.batch
-        self.features[now], self.probabilities[now], self.deltas[now] = features, probability, delta
-        return self._features(delta, before)
+        self.features[now], self.probabilities[now], self.deltas[now], self.mixed[now] = (
+            features,
+            probability,
+            delta,
+            mixed,
+        )
+        return self._changed(delta, (mixed - self.weight[labels]) / self.batch, before)
 
     def query(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the meta loss, logits [Q, C] and the loss's gradient [Q, d] at the features; start the adjoints."""
-        rows = len(self.features)
-        logits = self._logits(features, rows)
+        similarity = features @ self.features.T + 1
+        logits = torch.addmm(self.bias, features, self.weight.T).addmm_(similarity, self.deltas, alpha=-self.rate)
         delta = (softmax(logits, dim=1) - one_hot(labels, self.weight.shape[0])) / len(features)
         self.query_features, self.query_delta = features, delta
         self.feature_gram = self.features @ self.features.T + 1
         self.delta_gram = self.deltas @ self.deltas.T
         self.feature_adjoints = -self.rate * (delta @ self.deltas.T).T @ features
-        self.delta_adjoints = -self.rate * (features @ self.features.T + 1).T @ delta
-        return cross_entropy(logits, labels), logits, self._features(delta, rows)
+        self.delta_adjoints = -self.rate * similarity.T @ delta
+        return cross_entropy(logits, labels), logits, self._changed(delta, delta @ self.weight, len(self.features))
 
     def pull(self, step: int, slope: torch.Tensor) -> torch.Tensor:
         """Return the adjoint [B, d] of the features of a step, given that of what its `learn` returned.
@@ -53,16 +87,16 @@ class DualHead:
         delta_s-bar -= a ((v-bar f_s^T)^T delta_t + K_st z_t-bar),  f_s-bar -= a (L_st v-bar + (z_t-bar delta_s^T)^T f_t)
         """
         now, before = self._now(step), step * self.batch
-        feature, delta, probability = self.features[now], self.deltas[now], self.probabilities[now]
         overlap = slope @ self.features[:before].T
-        adjoint = (
-            self.delta_adjoints[now] + _rows_times(slope, self.weight.T) - self.rate * overlap @ self.deltas[:before]
-        )
-        inner = (probability * adjoint).sum(1, keepdim=True)
-        logit_adjoint = probability * (adjoint - inner) / self.batch
-        feature_adjoint = self.feature_adjoints[now] + self._features(logit_adjoint, before)
-        self._add_earlier(before, now, overlap, slope, logit_adjoint, delta, feature)
+        extra = torch.addmm(self.delta_adjoints[now], overlap, self.deltas[:before], alpha=-self.rate)
+        _, weighted, pulled = self.attend(self.weight, slope, extra, self.probabilities[now])
+        # softmax'(z) y = p y - (p . y) p, and so is its product with W0.
+        inner = weighted.sum(1, keepdim=True)
+        logit_adjoint = torch.addcmul(weighted, self.probabilities[now], inner, value=-1) / self.batch
+        feature_adjoint = torch.addcmul(pulled, self.mixed[now], inner, value=-1) / self.batch
+        feature_adjoint = self._changed(logit_adjoint, self.feature_adjoints[now] + feature_adjoint, before)
         self.slopes[now], self.logit_adjoints[now] = slope, logit_adjoint
+        self._add_earlier(now, before, overlap)
         return feature_adjoint
 
     def gradients(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,30 +105,18 @@ class DualHead:
         right = torch.cat([self.query_features, self.slopes, self.features])
         return left.T @ right, self.query_delta.sum(0) + self.logit_adjoints.sum(0)
 
-    def _add_earlier(
-        self,
-        before: int,
-        now: slice,
-        overlap: torch.Tensor,
-        slope: torch.Tensor,
-        logit_adjoint: torch.Tensor,
-        delta: torch.Tensor,
-        feature: torch.Tensor,
-    ) -> None:
-        gram, similarity = self.delta_gram[:before, now], self.feature_gram[:before, now]
-        crossed = self.deltas[:before] @ logit_adjoint.T
-        self.delta_adjoints[:before] -= (
-            self.rate * torch.cat([overlap.T, similarity], 1) @ torch.cat([delta, logit_adjoint])
-        )
-        self.feature_adjoints[:before] -= self.rate * torch.cat([gram, crossed], 1) @ torch.cat([slope, feature])
+    def _add_earlier(self, now: slice, before: int, overlap: torch.Tensor) -> None:
+        crossed = self.deltas[:before] @ self.logit_adjoints[now].T
+        on_deltas = torch.cat([overlap.T, self.feature_gram[:before, now]], 1)
+        on_features = torch.cat([self.delta_gram[:before, now], crossed], 1)
+        deltas = torch.cat([self.deltas[now], self.logit_adjoints[now]])
+        features = torch.cat([self.slopes[now], self.features[now]])
+        self.delta_adjoints[:before].addmm_(on_deltas, deltas, alpha=-self.rate)
+        self.feature_adjoints[:before].addmm_(on_features, features, alpha=-self.rate)
 
-    def _logits(self, features: torch.Tensor, before: int) -> torch.Tensor:
-        similarity = features @ self.features[:before].T + 1
-        return _rows_times(features, self.weight.T) + self.bias - self.rate * similarity @ self.deltas[:before]
-
-    def _features(self, delta: torch.Tensor, before: int) -> torch.Tensor:
-        overlap = delta @ self.deltas[:before].T
-        return _rows_times(delta, self.weight) - self.rate * overlap @ self.features[:before]
+    def _changed(self, delta: torch.Tensor, gradient: torch.Tensor, before: int) -> torch.Tensor:
+        """Return the gradient at the features, given what the slow weights make of it: v(d) from d W0."""
+        return torch.addmm(gradient, delta @ self.deltas[:before].T, self.features[:before], alpha=-self.rate)
 
     def _now(self, step: int) -> slice:
         return slice(step * self.batch, (step + 1) * self.batch)

@@ -1,5 +1,6 @@
 """What all figures share: style, colours, a grid of panels, and PNG files that are the same every time."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     """Return at most `count` items, evenly spread, first and last among them."""
     if len(items) <= count:
         return list(items)
-    return [items[round(place)] for place in np.linspace(0, len(items) - 1, count)]
+    return [items[place * (len(items) - 1) // (count - 1)] for place in range(count)]
 
 
 def panel_grid(rows: int, columns: int, panel_height: float = 3.1, same_y: bool = True) -> tuple[Figure, np.ndarray]:
@@ -73,14 +74,23 @@ def accuracy_axis(axes: Axes) -> None:
     axes.set_yticks(np.linspace(0, 1, 6))
 
 
-def legend_below(figure: Figure, axes: Iterable[Axes], columns: int) -> None:
-    """Put one legend for all panels under them, where no data can be."""
+def legend_below(figure: Figure, axes: Iterable[Axes], first: Sequence[str] = ()) -> None:
+    """Put one legend for all panels under them, where no data can be; the labels `first` come first."""
     found: dict[str, Artist] = {}
     for panel in axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    if found:
-        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)
+    labels = [name for name in first if name in found] + [name for name in found if name not in first]
+    if labels:
+        rows = math.ceil(len(labels) / (5 if figure.get_figwidth() > 7 else 3))
+        columns = math.ceil(len(labels) / rows)
+        labels = _row_by_row(labels, columns)
+        figure.legend([found[name] for name in labels], labels, loc="outside lower center", ncols=columns)
+
+
+def _row_by_row(labels: Sequence[str], columns: int) -> list[str]:
+    """Reorder labels so that matplotlib, which fills a legend column by column, shows them row by row."""
+    return [label for column in range(columns) for label in labels[column::columns]]
 
 
 def save_png(figure: Figure, path: Path) -> None:

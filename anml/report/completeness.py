@@ -1,25 +1,28 @@
 """What a config asks for against what the results hold: a sweep that is incomplete must say so."""
 
-import pandas as pd
+from collections import Counter
+from collections.abc import Sequence
 
 from anml.config.training import TrainConfig
 from anml.report.tables import finals
 from anml.report.wording import checkpoint, unit
+from anml.results import ResultRow
 
 
-def missing_results(config: TrainConfig, scores: pd.DataFrame) -> list[str]:
+def missing_results(config: TrainConfig, rows: Sequence[ResultRow]) -> list[str]:
     """Return a sentence for every flavor and checkpoint that has fewer trajectories than its sweep has points."""
-    ends = finals(scores)
-    found = ends.groupby(["flavor", "checkpoint_step", "train_seed"]).size().to_dict() if len(ends) else {}
+    found = Counter((row.flavor, row.checkpoint_step, row.train_seed) for row in finals(rows))
     steps = [*([0] if config.eval_untrained else []), *config.checkpoint_steps]
     sentences = []
     for flavor, evaluation in config.eval.items():
-        wanted = evaluation.count_points()
         for step in steps:
             for seed in config.training_seeds:
-                has = found.get((flavor, step, seed), 0)
+                has, wanted = found[flavor, step, seed], evaluation.count_points()
                 if has < wanted:
-                    who = f"{flavor}, {checkpoint(step, unit(config))}" + (f", seed {seed}" if config.seeds else "")
-                    what = f"{has:,} of {wanted:,} trajectories" if has else "no results"
-                    sentences.append(f"{who}: {what}")
+                    where = f"{flavor}, {checkpoint(step, unit(config))}" + (f", seed {seed}" if config.seeds else "")
+                    sentences.append(f"{where}: {_amount(has, wanted)}")
     return sentences
+
+
+def _amount(has: int, wanted: int) -> str:
+    return f"{has:,} of {wanted:,} trajectories" if has else "no results"

@@ -1,128 +1,167 @@
 """Accuracy against learning rate, and against classes learned: a panel per checkpoint, a line per flavor."""
 
+import math
 from collections.abc import Sequence
 
-import pandas as pd
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from anml.report.canvas import GREY, accuracy_axis, colour, legend_below, marker, panel_grid, spread
-from anml.report.grid import number_of_runs
-from anml.report.tables import SETTING, learning_curve, main_rows
+from anml.report.curve import learning_curve
+from anml.report.grid import number_of_runs, setting_of
+from anml.report.grouping import grouped
+from anml.report.tables import SweepPoint, main_points
 from anml.report.wording import checkpoint
+from anml.results import ResultRow
 
 # More panels than this are too small to read.
 MOST_COLUMNS, MOST_ROWS = 4, 3
 
 
-def shown_checkpoints(points: pd.DataFrame) -> list[int]:
+def shown_checkpoints(points: Sequence[SweepPoint]) -> list[int]:
     """Return the checkpoints that get a panel: the untrained network, then the others or a choice of them."""
-    steps = sorted(points["checkpoint_step"].unique())
+    steps = sorted({point.checkpoint_step for point in points})
     untrained = [step for step in steps if step == 0]
     return untrained + spread([step for step in steps if step], MOST_COLUMNS - len(untrained))
 
 
-def shown_settings(points: pd.DataFrame) -> list[tuple[int, ...]]:
-    """Return the settings that get a row of panels, most classes first, or a choice of them."""
-    settings = points[SETTING].drop_duplicates().itertuples(index=False, name=None)
-    return spread(sorted(settings, key=lambda s: (-s[0], *s[1:])), MOST_ROWS)
-
-
-def draw_rates(points: pd.DataFrame, unit: str, noun: str) -> Figure | None:
+def draw_rates(points: Sequence[SweepPoint], unit: str, noun: str) -> Figure | None:
     """Draw final test accuracy against learning rate. None when no learning rate was swept.
 
-    points: see sweep_points. unit: what checkpoints count. noun: what examples are called.
+    unit: what checkpoints count. noun: what examples are called.
     """
-    points = main_rows(points)
-    if points["lr"].notna().sum() == 0:
+    points = main_points(points)
+    if all(point.lr is None for point in points):
         return None
-    steps, settings = shown_checkpoints(points), shown_settings(points)
-    figure, axes = panel_grid(len(settings), len(steps))
-    for row, setting in zip(axes, settings, strict=True):
-        here = points[(points[SETTING] == setting).all(axis="columns")]
+    steps, flavors = shown_checkpoints(points), _flavors(points)
+    settings = grouped(points, setting_of)
+    shown = spread(list(settings), MOST_ROWS)
+    figure, axes = panel_grid(len(shown), len(steps))
+    _rate_axis(axes[0, 0], sorted({point.lr for point in points if point.lr is not None}))
+    for row, setting in zip(axes, shown, strict=True):
+        here = settings[setting]
         for panel, step in zip(row, steps, strict=True):
-            _rate_panel(panel, here[here["checkpoint_step"] == step], list(points["flavor"].unique()))
-            panel.axhline(1 / setting[0], color=GREY, linestyle=":", label="chance")
-        runs = number_of_runs(here["runs"].tolist())
-        row[0].set_ylabel(f"test accuracy, {setting[0]} classes\n{setting[1]} + {setting[2]} {noun} each, {runs}")
-    _titles(axes[0], steps, unit)
-    figure.supxlabel("learning rate at test-train", fontsize="medium")
-    legend_below(figure, axes.flat, columns=4)
+            _rate_panel(panel, [point for point in here if point.checkpoint_step == step], flavors)
+            panel.axhline(1 / setting.classes, color=GREY, linestyle=":", label="chance")
+        amount = f"{setting.train_examples} + {setting.test_examples} {noun} each"
+        row[0].set_ylabel(f"test accuracy, {setting.classes} classes\n{amount}\n{number_of_runs(here)}")
+    _label(axes, [checkpoint(step, unit) for step in steps], "learning rate")
+    legend_below(figure, axes.flat, [name for flavor in flavors for name in (flavor, _without_rate(flavor))])
     return figure
 
 
-def _rate_panel(panel: Axes, points: pd.DataFrame, flavors: Sequence[str]) -> None:
-    panel.set_xscale("log")
+def _flavors(points: Sequence[SweepPoint]) -> list[str]:
+    return list(dict.fromkeys(point.flavor for point in points))
+
+
+def _rate_panel(panel: Axes, points: Sequence[SweepPoint], flavors: Sequence[str]) -> None:
+    lines = 0
     for place, flavor in enumerate(flavors):
-        own = points[points["flavor"] == flavor]
-        swept = own[own["lr"].notna()].sort_values("lr")
-        if not swept.empty:
+        own = [point for point in points if point.flavor == flavor]
+        if any(point.lr is None for point in own):
+            _level(panel, own[0], place)
+        elif own:
             # Moved aside by a hair, so that error bars of different flavors do not hide one another.
-            panel.errorbar(
-                swept["lr"] * 1.04**place, swept["test_acc"], swept["test_std"].fillna(0.0), color=colour(place),
-                marker=marker(place), capsize=2, elinewidth=1, label=flavor,
-            )  # fmt: skip
-        elif not own.empty:
-            mean, std = own["test_acc"].iloc[0], own["test_std"].fillna(0.0).iloc[0]
-            panel.axhline(mean, color=colour(place), linestyle="-.", label=f"{flavor} (no learning rate)")
-            panel.axhspan(mean - std, mean + std, color=colour(place), alpha=0.12, linewidth=0)
+            _rate_line(panel, own, place, aside=1.05**lines)
+            lines += 1
     accuracy_axis(panel)
-    panel.xaxis.set_major_locator(LogLocator(numticks=6))
+
+
+def _rate_axis(panel: Axes, rates: Sequence[float]) -> None:
+    """Set the shared axis of learning rates, wide enough to keep ticks of neighbouring panels apart."""
+    low, high = rates[0], rates[-1]
+    room = max(1.3, (high / low) ** 0.08)
+    panel.set_xscale("log")
+    panel.set_xlim(low / room, high * room)
+    decades = math.floor(math.log10(high) + 1e-9) - math.ceil(math.log10(low) - 1e-9)
+    if decades >= 1:
+        panel.xaxis.set_major_locator(LogLocator(numticks=6))
+    else:  # Too narrow for powers of ten.
+        panel.set_xticks(sorted({low, high}), [f"{rate:g}" for rate in sorted({low, high})])
     panel.xaxis.set_minor_formatter(NullFormatter())
 
 
-def draw_classes(scores: pd.DataFrame, summary: pd.DataFrame, unit: str, noun: str) -> Figure | None:
+def _rate_line(panel: Axes, points: Sequence[SweepPoint], place: int, aside: float) -> None:
+    panel.errorbar(
+        [(point.lr or 0.0) * aside for point in points],
+        [point.test_acc for point in points],
+        [_or_zero(point.test_std) for point in points],
+        color=colour(place), marker=marker(place), capsize=2, elinewidth=1, label=points[0].flavor,
+    )  # fmt: skip
+
+
+def _level(panel: Axes, point: SweepPoint, place: int) -> None:
+    """Draw a flavor that learns nothing, so has no learning rate, as a level."""
+    std = _or_zero(point.test_std)
+    panel.axhline(point.test_acc, color=colour(place), linestyle="-.", label=_without_rate(point.flavor))
+    panel.axhspan(point.test_acc - std, point.test_acc + std, color=colour(place), alpha=0.12, linewidth=0)
+
+
+def _without_rate(flavor: str) -> str:
+    return f"{flavor} (no learning rate)"
+
+
+def _or_zero(spread_: float) -> float:
+    return 0.0 if math.isnan(spread_) else spread_
+
+
+def draw_classes(rows: Sequence[ResultRow], summary: Sequence[SweepPoint], unit: str, noun: str) -> Figure | None:
     """Draw accuracy against classes learned at the best learning rate. None when there are no results."""
-    if summary.empty:
+    best = main_points(summary)
+    if not best:
         return None
-    best = main_rows(summary)
-    steps = shown_checkpoints(best)
-    settings = [key[1:] for key in shown_settings(best.assign(classes=0))]
-    figure, axes = panel_grid(len(settings), len(steps))
-    for row, (train_examples, test_examples) in zip(axes, settings, strict=True):
-        here = best[(best["train_examples"] == train_examples) & (best["test_examples"] == test_examples)]
-        for panel, step in zip(row, steps, strict=True):
-            _classes_panel(panel, scores, here[here["checkpoint_step"] == step], list(best["flavor"].unique()))
-        runs = number_of_runs(here["runs"].tolist())
-        row[0].set_ylabel(f"accuracy on the classes learned\n{train_examples} + {test_examples} {noun} each, {runs}")
-    _titles(axes[0], steps, unit)
-    figure.supxlabel("classes learned", fontsize="medium")
-    legend_below(figure, axes.flat, columns=4)
+    steps, flavors = shown_checkpoints(best), _flavors(best)
+    amounts = grouped(best, lambda point: (point.train_examples, point.test_examples))
+    shown = spread(list(amounts), MOST_ROWS)
+    figure, axes = panel_grid(len(shown), len(steps))
+    for line, (train_examples, test_examples) in zip(axes, shown, strict=True):
+        here = amounts[train_examples, test_examples]
+        for panel, step in zip(line, steps, strict=True):
+            _classes_panel(panel, rows, [point for point in here if point.checkpoint_step == step], flavors)
+        amount = f"{train_examples} + {test_examples} {noun} each"
+        line[0].set_ylabel(f"accuracy on the classes learned\n{amount}\n{number_of_runs(here)}")
+    _label(axes, [checkpoint(step, unit) for step in steps], "classes learned")
+    legend_below(figure, axes.flat, flavors)
     return figure
 
 
-def _classes_panel(panel: Axes, scores: pd.DataFrame, best: pd.DataFrame, flavors: Sequence[str]) -> None:
-    learned: set[int] = set()
+def _classes_panel(panel: Axes, rows: Sequence[ResultRow], best: Sequence[SweepPoint], flavors: Sequence[str]) -> None:
     for place, flavor in enumerate(flavors):
-        own = best[best["flavor"] == flavor]
-        if own.empty:
-            continue
-        curve = learning_curve(scores, own)
-        learned |= set(curve["classes_trained"])
-        x, test, error = curve["classes_trained"], curve["test_acc"], curve["test_ci95"].fillna(0.0)
-        look = {"color": colour(place), "marker": marker(place)}
-        panel.plot(x, test, label=flavor, **look)
-        panel.fill_between(x, test - error, test + error, color=colour(place), alpha=0.18, linewidth=0)
-        if len(curve) == 1:  # A band of no width shows nothing.
-            panel.errorbar(x, test, error, color=colour(place), capsize=3, elinewidth=1.2)
-        panel.plot(x, curve["train_acc"], linestyle="--", linewidth=1.1, markerfacecolor="white", markersize=4, **look)
-    if learned:
-        grid = pd.Series(range(1, max(learned) + 1))
-        panel.plot(grid, 1 / grid, color=GREY, linestyle=":", label="chance")
-        _line_styles(panel)
+        own = [point for point in best if point.flavor == flavor]
+        if own:
+            _classes_line(panel, rows, own, place)
+    if best:
+        most = max(point.classes for point in best)
+        panel.plot(range(1, most + 1), [1 / n for n in range(1, most + 1)], color=GREY, linestyle=":", label="chance")
+        # Empty lines, for the legend's sake.
+        panel.plot([], [], color=GREY, label="test (band: 95%)")
+        panel.plot([], [], color=GREY, linestyle="--", linewidth=1.1, label="train")
     accuracy_axis(panel)
     panel.set_xlim(left=0)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _line_styles(panel: Axes) -> None:
-    """Add empty lines, for the legend's sake."""
-    panel.plot([], [], color=GREY, label="test (band: 95%)")
-    panel.plot([], [], color=GREY, linestyle="--", linewidth=1.1, label="train")
+def _classes_line(panel: Axes, rows: Sequence[ResultRow], best: Sequence[SweepPoint], place: int) -> None:
+    curve = learning_curve(rows, best)
+    learned = [point.classes_trained for point in curve]
+    test = [point.test.mean for point in curve]
+    error = [_or_zero(point.test.half_width) for point in curve]
+    own, shape = colour(place), marker(place)
+    panel.plot(learned, test, color=own, marker=shape, label=best[0].flavor)
+    if len(curve) == 1:  # A band of no width shows nothing.
+        panel.errorbar(learned, test, error, color=own, capsize=3, elinewidth=1.2)
+    else:
+        low, high = ([t + sign * e for t, e in zip(test, error, strict=True)] for sign in (-1, 1))
+        panel.fill_between(learned, low, high, color=own, alpha=0.18, linewidth=0)
+    train = [point.train.mean for point in curve]
+    panel.plot(learned, train, color=own, marker=shape, linestyle="--", linewidth=1.1, markerfacecolor="white", ms=4)
 
 
-def _titles(row: Sequence[Axes], steps: Sequence[int], unit: str) -> None:
-    for panel, step in zip(row, steps, strict=True):
-        panel.set_title(checkpoint(step, unit))
+def _label(axes: np.ndarray, titles: Sequence[str], x: str) -> None:
+    for panel, title in zip(axes[0], titles, strict=True):
+        panel.set_title(title)
+    for panel in axes[-1]:
+        panel.set_xlabel(x)

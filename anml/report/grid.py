@@ -2,56 +2,26 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import pandas as pd
+from anml.report.grouping import grouped
+from anml.report.tables import SweepPoint, main_points
 
-from anml.report.tables import SETTING, main_rows
 
-
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """How much is learned and tested: classes, and examples of each class."""
 
     classes: int
     train_examples: int
     test_examples: int
 
-    @property
-    def label(self) -> str:
-        """The setting in words."""
-        return f"{self.classes} classes, {self.train_examples} examples of each to learn, {self.test_examples} to test"
 
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Mean test accuracy ± 95% interval at the best learning rate (None: nothing is learned by gradient steps)."""
-
-    mean: float
-    half_width: float
-    lr: float | None
-    train: float
-    runs: int
-    over: str
-
-    @property
-    def value(self) -> str:
-        """Mean and interval, as `0.734 ± 0.021`."""
-        return f"{self.mean:.3f}" + ("" if math.isnan(self.half_width) else f" ± {self.half_width:.3f}")
-
-    @property
-    def text(self) -> str:
-        """Mean, interval and learning rate, as `0.734 ± 0.021 @ 0.001`."""
-        return self.value + ("" if self.lr is None else f" @ {self.lr:g}")
-
-
-@dataclass(frozen=True)
-class AccuracyGrid:
-    """One setting's accuracies: `cells[flavor][step]`; step 0 is the untrained network, shown last."""
+class AccuracyGrid(NamedTuple):
+    """One setting's points: `cells[flavor][step]`; the trained checkpoints first in `steps`, untrained (0) last."""
 
     setting: Setting
     steps: tuple[int, ...]
-    cells: dict[str, dict[int, Accuracy]]
+    cells: dict[str, dict[int, SweepPoint]]
 
     @property
     def chance(self) -> float:
@@ -61,39 +31,45 @@ class AccuracyGrid:
     @property
     def runs(self) -> str:
         """Number of runs behind each mean, in words."""
-        return number_of_runs([cell.runs for row in self.cells.values() for cell in row.values()])
+        return number_of_runs([point for row in self.cells.values() for point in row.values()])
 
 
-def accuracy_grids(summary: pd.DataFrame) -> list[AccuracyGrid]:
-    """Return a grid per setting, most classes first, pooled over trainings where there are several."""
+def setting_of(point: SweepPoint) -> Setting:
+    """Return the setting of a point."""
+    return Setting(point.classes, point.train_examples, point.test_examples)
+
+
+def accuracy_grids(summary: Sequence[SweepPoint]) -> list[AccuracyGrid]:
+    """Return a grid per setting in the summary's order, pooled over trainings where there are several."""
     grids = []
-    for key, rows in main_rows(summary).groupby(SETTING, sort=False):
-        cells: dict[str, dict[int, Accuracy]] = {}
-        for row in rows.to_dict("records"):
-            cells.setdefault(str(row["flavor"]), {})[int(row["checkpoint_step"])] = _accuracy(row)
-        steps = sorted({step for row in cells.values() for step in row})
-        trained_first = tuple([step for step in steps if step] + [step for step in steps if not step])
-        grids.append(AccuracyGrid(Setting(*(int(value) for value in key)), trained_first, cells))
+    for setting, points in grouped(main_points(summary), setting_of).items():
+        flavors = grouped(points, lambda point: point.flavor)
+        cells = {flavor: {point.checkpoint_step: point for point in row} for flavor, row in flavors.items()}
+        steps = sorted({point.checkpoint_step for point in points}, key=lambda step: (step == 0, step))
+        grids.append(AccuracyGrid(setting, tuple(steps), cells))
     return grids
 
 
-def last_checkpoint(summary: pd.DataFrame) -> tuple[Setting | None, int, dict[str, Accuracy]]:
-    """Return the accuracies by flavor at the last checkpoint, for the setting with the most classes, and these two."""
-    grids = accuracy_grids(summary)
-    if not grids:
-        return None, 0, {}
-    last = max(grids[0].steps)
-    return grids[0].setting, last, {name: row[last] for name, row in grids[0].cells.items() if last in row}
+def last_checkpoint(summary: Sequence[SweepPoint]) -> list[SweepPoint]:
+    """Return a point per flavor: at the last checkpoint, for the setting with the most classes."""
+    points = main_points(summary)
+    if not points:
+        return []
+    last = max(point.checkpoint_step for point in points if setting_of(point) == setting_of(points[0]))
+    return [p for p in points if setting_of(p) == setting_of(points[0]) and p.checkpoint_step == last]
 
 
-def _accuracy(row: dict) -> Accuracy:
-    lr = None if pd.isna(row["lr"]) else float(row["lr"])
-    mean, half_width, train = (float(row[name]) for name in ("test_acc", "test_ci95", "train_acc"))
-    return Accuracy(mean, half_width, lr, train, int(row["runs"]), str(row["interval_over"]))
+def accuracy(point: SweepPoint) -> str:
+    """Return mean and 95% interval, as `0.734 ± 0.021`."""
+    return f"{point.test_acc:.3f}" + ("" if math.isnan(point.test_ci95) else f" ± {point.test_ci95:.3f}")
 
 
-def number_of_runs(counts: Sequence[int]) -> str:
-    """Return `10 runs`, or `7 to 10 runs` where some are missing."""
-    low, high = min(counts), max(counts)
-    amount = f"{low}" if low == high else f"{low} to {high}"
-    return f"{amount} run{'' if high == 1 else 's'}"
+def number_of_runs(points: Sequence[SweepPoint]) -> str:
+    """Return `10 runs`, `7 to 10 runs` where some are missing, or `30 runs of 3 seeds`."""
+    runs, seeds = (_range([getattr(point, name) for point in points]) for name in ("runs", "seeds"))
+    return f"{runs} run{'' if runs == '1' else 's'}" + ("" if seeds == "1" else f" of {seeds} seeds")
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"

@@ -14,10 +14,10 @@ from anml.atomic import read_json, write_text
 from anml.config.yaml_source import read_yaml
 from anml.errors import ConfigError
 from anml.experiment import Experiment
-from anml.report.grid import Accuracy, Setting, last_checkpoint
+from anml.report.grid import accuracy, last_checkpoint
 from anml.report.jobs import overall_state, read_jobs
 from anml.report.page import templates
-from anml.report.tables import read_summary
+from anml.report.tables import SweepPoint, read_summary
 
 PAGE = "index.html"
 # Somebody is always writing on a busy cluster; their own last look will find what this one missed.
@@ -35,9 +35,7 @@ class IndexEntry:
     dataset: str
     state: str
     has_report: bool
-    last_step: int
-    setting: Setting | None
-    best: dict[str, Accuracy]
+    best: dict[str, SweepPoint]
 
 
 def write_indexes(experiment: Experiment) -> None:
@@ -69,6 +67,7 @@ def _render(projects: list[Path], depth: int) -> str:
     context: dict[str, Any] = {
         "title": projects[0].name if depth else "Experiments",
         "is_project": depth == 1,
+        "accuracy": accuracy,
         "tables": [(name, entries, _flavors(entries)) for name, entries in tables],
     }
     return templates().get_template("index.html").render(context)
@@ -87,7 +86,6 @@ def _flavors(entries: list[IndexEntry]) -> list[str]:
 
 def _entry(experiment: Experiment) -> IndexEntry:
     config = _raw_config(experiment)
-    setting, last_step, best = _best(experiment)
     return IndexEntry(
         project=experiment.project,
         group=experiment.group,
@@ -96,9 +94,7 @@ def _entry(experiment: Experiment) -> IndexEntry:
         dataset=str(config.get("dataset") or ""),
         state=overall_state(read_jobs(experiment)),
         has_report=(experiment.report / PAGE).is_file(),
-        last_step=last_step,
-        setting=setting,
-        best=best,
+        best={point.flavor: point for point in _best(experiment)},
     )
 
 
@@ -121,8 +117,8 @@ def _launched(experiment: Experiment) -> str:
     return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def _best(experiment: Experiment) -> tuple[Setting | None, int, dict[str, Accuracy]]:
+def _best(experiment: Experiment) -> list[SweepPoint]:
     try:
         return last_checkpoint(read_summary(experiment.report / "summary.csv"))
-    except (OSError, ValueError, KeyError):
-        return None, 0, {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return []

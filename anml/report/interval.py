@@ -1,20 +1,62 @@
-"""95% intervals of a mean by Student's t. No scipy: for whole degrees of freedom the distribution is a short sum."""
+"""Means and 95% intervals by Student's t. No scipy: for whole degrees of freedom the distribution is a short sum."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from statistics import fmean
+from typing import Literal
 
 LEVEL = 0.95
+# With fewer seeds, an interval over their means is too wide to say anything.
+FEWEST_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over runs. std: over runs. half_width: of the 95% interval of the mean, over runs or over seeds' means."""
+
+    mean: float
+    std: float
+    half_width: float
+    runs: int
+    seeds: int
+    over: Literal["runs", "seeds"]
+
+
+def estimate(values: Iterable[tuple[int, float]]) -> Estimate:
+    """Return the mean of (seed, value) pairs, one pair a run, each seed counting the same.
+
+    From three seeds on the interval is over the seeds' means. Below, it is over runs and says nothing of how much
+    trainings differ.
+    """
+    by_seed: dict[int, list[float]] = {}
+    for seed, value in values:
+        by_seed.setdefault(seed, []).append(value)
+    means = [fmean(runs) for runs in by_seed.values()]
+    everything = [value for runs in by_seed.values() for value in runs]
+    over_seeds = len(means) >= FEWEST_SEEDS
+    return Estimate(
+        mean=fmean(means),
+        std=std(everything),
+        half_width=half_width(means if over_seeds else everything),
+        runs=len(everything),
+        seeds=len(means),
+        over="seeds" if over_seeds else "runs",
+    )
+
+
+def std(values: Sequence[float]) -> float:
+    """Return the sample standard deviation (n - 1), NaN for fewer than two values."""
+    if len(values) < 2:
+        return math.nan
+    mean = fmean(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def half_width(values: Sequence[float]) -> float:
     """Return h such that mean ± h is the 95% interval of the mean of independent values; NaN for fewer than two."""
-    count = len(values)
-    if count < 2:
-        return math.nan
-    mean = math.fsum(values) / count
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    return t_quantile(count - 1) * math.sqrt(variance / count)
+    return t_quantile(len(values) - 1) * std(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 @lru_cache

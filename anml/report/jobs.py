@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from anml.plan import Job, Plan
 
 GOING: tuple[State, ...] = ("running", "requeued", "pending")
 BAD: tuple[State, ...] = ("failed", "cancelled", "interrupted", "skipped")
+# A running job writes its status every second.
+SILENCE_SECONDS = 300.0
 TAIL_LINES = 20
 TAIL_BYTES = 8192
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -47,7 +50,7 @@ def read_jobs(experiment: Experiment) -> list[JobOutcome]:
     # The report job runs when all others have ended, so what still says "running" then was killed.
     everything_ended = report.state == "running" and report.pid == os.getpid()
     outcomes: list[JobOutcome] = []
-    for job in _planned(experiment) or _from_folders(experiment):
+    for job in _planned(experiment):
         if job.kind != "report":
             needs = () if job.after_any else job.after
             broken = next((o.name for o in outcomes if o.name in needs and o.state in BAD), None)
@@ -61,8 +64,9 @@ def _outcome(
     folder = experiment.job(job.name, task)
     status = read_status(folder.status)
     state, message = status.state, status.message
-    if state == "running" and (everything_ended or status.has_vanished):
-        state, message = "failed", "killed before it could say why (out of memory, time limit or a lost node?)"
+    silent = time.time() - (status.updated or 0.0) > SILENCE_SECONDS
+    if state == "running" and (everything_ended or silent or status.has_vanished):
+        state, message = "failed", "ended before it could say why (out of memory, time limit or a lost node?)"
     elif state == "pending" and broken:
         # A scheduler drops such jobs without a word in their status files.
         state, message = "skipped", f"needs {broken}, which did not succeed"
@@ -74,16 +78,6 @@ def _planned(experiment: Experiment) -> list[Job]:
         return list(Plan.from_json((read_json(experiment.plan_file) or {})["jobs"]).jobs)
     except (KeyError, TypeError):
         return []
-
-
-def _from_folders(experiment: Experiment) -> list[Job]:
-    """Return the jobs that have a folder, for an experiment whose plan is lost."""
-    jobs = []
-    for folder in sorted(path for path in experiment.job("").root.glob("*") if path.is_dir()):
-        kind = "report" if folder.name == "report" else "train" if folder.name.startswith("train-step-") else "evaluate"
-        tasks = sorted(int(path.name.removeprefix("task-")) for path in folder.glob("task-*"))
-        jobs.append(Job(folder.name, kind, (), tasks=len(tasks) or None, first_task=tasks[0] if tasks else 0))
-    return jobs
 
 
 def overall_state(outcomes: Sequence[JobOutcome]) -> str:
@@ -114,5 +108,5 @@ def log_tail(path: Path) -> str:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
-    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
-    return "\n".join(_TERMINAL_CODES.sub("", line) for line in lines if line)[-TAIL_BYTES:].strip()
+    lines = [_TERMINAL_CODES.sub("", line.rstrip("\r")).rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    return "\n".join([line for line in lines if line][-TAIL_LINES:])

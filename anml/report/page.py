@@ -3,20 +3,21 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from anml.atomic import read_json
 from anml.config.training import TrainConfig
 from anml.experiment import Experiment
 from anml.report import wording
-from anml.report.grid import accuracy_grids
+from anml.report.figures import MOST_COLUMNS, MOST_ROWS
+from anml.report.grid import accuracy, accuracy_grids
+from anml.report.grouping import grouped
 from anml.report.jobs import BAD, JobOutcome, count_states, overall_state
-from anml.report.tables import POOLED, SWEEP
+from anml.report.tables import POOLED, SweepPoint
+from anml.report.training_log import TrainingLog
 
 # A sweep that fails as a whole fails a hundred times for one reason.
 MOST_TAILS = 5
@@ -24,21 +25,24 @@ MOST_TAILS = 5
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything a page is made of. config: None when config.yml cannot be read. figures: names of the files made."""
+    """Everything a page is made of.
+
+    config: None when config.yml cannot be read. figures: the files made, and the width in pixels to show them at.
+    """
 
     experiment: Experiment
     config: TrainConfig | None
-    points: pd.DataFrame
-    summary: pd.DataFrame
-    logs: Mapping[str, pd.DataFrame]
+    points: Sequence[SweepPoint]
+    summary: Sequence[SweepPoint]
+    logs: Sequence[TrainingLog]
     jobs: Sequence[JobOutcome]
-    figures: Sequence[str]
+    figures: Mapping[str, int]
     notices: Sequence[str]
 
     @property
     def dataset(self) -> str:
         """Name of the data set, as far as it is known."""
-        return self.config.dataset if self.config else next(iter(self.summary["dataset"]), "")
+        return self.config.dataset if self.config else next((point.dataset for point in self.summary), "")
 
 
 @dataclass(frozen=True)
@@ -66,18 +70,22 @@ def render_page(findings: Findings) -> str:
     """Return the page as HTML."""
     experiment, config, summary = findings.experiment, findings.config, findings.summary
     bad = [job for job in findings.jobs if job.state in BAD]
+    grids = accuracy_grids(summary)
     context: dict[str, Any] = {
         "experiment": experiment,
         "sentence": wording.sentence(config) if config else "",
         "unit": wording.unit(config),
         "noun": wording.images(findings.dataset),
         "checkpoint": wording.checkpoint,
-        "grids": accuracy_grids(summary),
+        "accuracy": accuracy,
+        "grids": grids,
         "interval_note": _interval_note(summary),
-        "has_seeds": POOLED in set(summary["train_seed"]),
-        "points": _marked(findings.points, summary),
+        "has_seeds": any(point.train_seed == POOLED for point in summary),
+        "points": findings.points,
+        "best": set(summary),
         "figures": findings.figures,
-        "last_logged": _last_logged(findings.logs),
+        "is_choice": len(grids) > MOST_ROWS or any(len(grid.steps) > MOST_COLUMNS for grid in grids),
+        "last_logged": [{"seed": log.seed, **log.lines[-1]} for log in findings.logs],
         "state": overall_state(findings.jobs),
         "failed": [job for job in bad if job.state != "skipped"],
         "skipped": [job for job in bad if job.state == "skipped"],
@@ -92,12 +100,11 @@ def render_page(findings: Findings) -> str:
     return templates().get_template("report.html").render(context)
 
 
-def _interval_note(summary: pd.DataFrame) -> str:
+def _interval_note(summary: Sequence[SweepPoint]) -> str:
     """Return what the intervals are over."""
-    pooled = summary[summary["train_seed"] == POOLED]
-    if pooled.empty:
+    over = {point.interval_over for point in summary if point.train_seed == POOLED}
+    if not over:
         return "over runs: it tells how much classes and examples matter, not how much trainings differ"
-    over = set(pooled["interval_over"])
     if over == {"seeds"}:
         return "over the trained seeds' means, which the number is the mean of"
     if over == {"runs"}:
@@ -105,22 +112,9 @@ def _interval_note(summary: pd.DataFrame) -> str:
     return "over the trained seeds' means where there are three or more, else over all their runs"
 
 
-def _marked(points: pd.DataFrame, summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of the full table; `best` marks those that the summary chose."""
-    key = ["train_seed", *SWEEP, "lr"]
-    marks = points.merge(summary[key], on=key, how="left", indicator="best")
-    return marks.assign(best=marks["best"] == "both").to_dict("records")  # type: ignore[return-value]
-
-
-def _last_logged(logs: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """Return the last line of each training's log, with its seed."""
-    return [{"seed": seed, **log.iloc[-1].dropna().to_dict()} for seed, log in logs.items()]
-
-
 def _job_lines(experiment: Experiment, jobs: Sequence[JobOutcome]) -> list[JobLine]:
     lines = []
-    for name, group in groupby(jobs, key=lambda job: job.name):
-        tasks = list(group)
+    for name, tasks in grouped(jobs, lambda job: job.name).items():
         line = JobLine(
             name=name if tasks[0].task is None else f"{name} ({len(tasks)} tasks)",
             states=count_states(tasks),

@@ -1,178 +1,176 @@
-"""Results as tables: every scoring, every point of the sweeps, and the best learning rate of each sweep."""
+"""Results as tables: every point of the sweeps, and the best learning rate of each sweep (the summary)."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from anml.errors import DataError
 from anml.experiment import Experiment
-from anml.report.interval import half_width
-from anml.results import COLUMNS, read_results
+from anml.report.grouping import grouped
+from anml.report.interval import estimate
+from anml.results import ResultRow, read_results
 
-# The train_seed of rows that pool several trainings.
+# The train_seed of points that pool several trainings.
 POOLED = "all"
-SETTING = ["classes", "train_examples", "test_examples"]
-SWEEP = ["flavor", "protocol", "dataset", "checkpoint_step", *SETTING]
-TRAJECTORY = [*SWEEP, "lr", "train_seed", "run"]
-POINT_COLUMNS = [
-    "train_seed", *SWEEP, "lr", "test_acc", "test_std", "test_ci95", "interval_over", "train_acc", "runs", "seeds",
-    "chance",
-]  # fmt: skip
 
 
 class Scores(NamedTuple):
-    """All rows of all results files (columns of anml.results), and what could not be read."""
+    """The rows of all results files, and what could not be read."""
 
-    table: pd.DataFrame
+    rows: list[ResultRow]
     problems: list[str]
 
 
-class Estimate(NamedTuple):
-    """A mean accuracy. std: over runs. half_width: of the 95% interval of the mean, over runs or over seeds' means."""
+class Sweep(NamedTuple):
+    """What a learning rate is chosen for: one flavor at one checkpoint with one amount of classes and examples."""
 
-    mean: float
-    std: float
-    half_width: float
+    flavor: str
+    protocol: str
+    dataset: str
+    checkpoint_step: int
+    classes: int
+    train_examples: int
+    test_examples: int
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One learning rate of a sweep, over all runs, at the end of their trajectories. A row of `summary.csv`.
+
+    train_seed: the training's seed, or `all`. lr: None where nothing is learned. Accuracies are fractions: mean, its
+    standard deviation over runs (n - 1), half the width of the mean's 95% interval over runs or over seeds' means.
+    """
+
+    train_seed: str
+    flavor: str
+    protocol: str
+    dataset: str
+    checkpoint_step: int
+    classes: int
+    train_examples: int
+    test_examples: int
+    lr: float | None
+    test_acc: float
+    test_std: float
+    test_ci95: float
+    interval_over: str
+    train_acc: float
     runs: int
     seeds: int
-    over: Literal["runs", "seeds"]
+    chance: float
+
+    @property
+    def sweep(self) -> Sweep:
+        """The sweep that it is a point of."""
+        return sweep_of(self)
+
+
+def sweep_of(item: "SweepPoint | ResultRow") -> Sweep:
+    """Return the sweep that a point or a result belongs to."""
+    return Sweep(*(getattr(item, name) for name in Sweep._fields))
 
 
 def read_scores(experiment: Experiment) -> Scores:
     """Read all results of an experiment, the parts of array jobs included. A damaged file is reported, not fatal."""
-    rows, problems = [], []
+    found: dict[tuple, ResultRow] = {}
+    problems = []
     for path in sorted(experiment.results.glob("*.csv")):
         try:
-            rows += read_results([path])
+            # A sweep cut differently on a retry leaves the same scoring in two files: the key keeps one.
+            found |= {(*_trajectory(row), row.epoch, row.step): row for row in read_results([path])}
         except (DataError, ValueError, TypeError) as error:
             problems.append(f"{path.name} was left out: {error}")
-    table = pd.DataFrame([vars(row) for row in rows], columns=list(COLUMNS))
-    # A sweep cut differently on a retry leaves the same scoring in two files.
-    table = table.drop_duplicates([*TRAJECTORY, "epoch", "step"], keep="last", ignore_index=True)
-    return Scores(table.astype({"lr": float}), problems)
+    return Scores(list(found.values()), problems)
 
 
-def finals(scores: pd.DataFrame) -> pd.DataFrame:
+def _trajectory(row: ResultRow) -> tuple:
+    return (sweep_of(row), row.lr, row.train_seed, row.run)
+
+
+def finals(rows: Iterable[ResultRow]) -> list[ResultRow]:
     """Return the last scoring of each trajectory: the one with the largest step."""
-    return scores.sort_values(["step", "epoch"], kind="stable").drop_duplicates(TRAJECTORY, keep="last").sort_index()
+    return [max(scorings, key=lambda row: (row.step, row.epoch)) for scorings in grouped(rows, _trajectory).values()]
 
 
-def estimate(accuracies: pd.Series, seeds: pd.Series) -> Estimate:
-    """Return the mean of runs, each seed counting the same, with its 95% interval.
+def sweep_points(rows: Iterable[ResultRow], flavors: Sequence[str] = ()) -> list[SweepPoint]:
+    """Return a point per learning rate of every sweep, for each training and, of several, pooled over them.
 
-    From three seeds on the interval is over the seeds' means. Below, it is over runs and says nothing of how much
-    trainings differ.
+    flavors: the order of points; flavors not named come behind.
     """
-    means = accuracies.groupby(seeds).mean()
-    over_seeds = len(means) >= 3
-    sample = means if over_seeds else accuracies
-    return Estimate(
-        mean=float(means.mean()),
-        std=float(accuracies.std(ddof=1)),
-        half_width=half_width(sample.tolist()),
-        runs=len(accuracies),
-        seeds=len(means),
-        over="seeds" if over_seeds else "runs",
+    ends = finals(rows)
+    points = []
+    for group in grouped(ends, lambda row: (sweep_of(row), row.lr, row.train_seed)).values():
+        points.append(_point(str(group[0].train_seed), group))
+    if len({row.train_seed for row in ends}) > 1:
+        points += [_point(POOLED, group) for group in grouped(ends, lambda row: (sweep_of(row), row.lr)).values()]
+    rank = {flavor: place for place, flavor in enumerate(flavors)}
+    return sorted(points, key=lambda point: _order(point, rank))
+
+
+def _point(train_seed: str, ends: list[ResultRow]) -> SweepPoint:
+    test = estimate((row.train_seed, row.test_acc) for row in ends)
+    return SweepPoint(
+        train_seed,
+        *sweep_of(ends[0]),
+        lr=ends[0].lr,
+        test_acc=test.mean,
+        test_std=test.std,
+        test_ci95=test.half_width,
+        interval_over=test.over,
+        train_acc=estimate((row.train_seed, row.train_acc) for row in ends).mean,
+        runs=test.runs,
+        seeds=test.seeds,
+        chance=1 / ends[0].classes,
     )
 
 
-def sweep_points(scores: pd.DataFrame, flavors: Sequence[str] = ()) -> pd.DataFrame:
-    """Return a row per learning rate of every sweep (POINT_COLUMNS), for each training and pooled over them.
-
-    flavors: the order of rows; flavors not named come behind.
-    """
-    ends = finals(scores)
-    parts = [ends.assign(pool=ends["train_seed"].astype(str))]
-    if ends["train_seed"].nunique() > 1:
-        parts.append(ends.assign(pool=POOLED))
-    records = [
-        _point(group) for part in parts for _, group in part.groupby(["pool", *SWEEP, "lr"], dropna=False, sort=False)
-    ]
-    return _in_order(pd.DataFrame(records, columns=POINT_COLUMNS), flavors)
+def _order(point: SweepPoint, rank: dict[str, int]) -> tuple:
+    """Most classes first; of one flavor and checkpoint the pooled points first, then seed by seed."""
+    setting = (-point.classes, point.train_examples, point.test_examples)
+    flavor = (rank.get(point.flavor, len(rank)), point.flavor, point.protocol, point.dataset)
+    seed = -1 if point.train_seed == POOLED else int(point.train_seed)
+    return (*setting, *flavor, point.checkpoint_step, seed, point.lr or 0.0)
 
 
-def _point(group: pd.DataFrame) -> dict[str, Any]:
-    """Return the row of one point; the group's rows are the ends of its runs."""
-    first = group.iloc[0]
-    test = estimate(group["test_acc"], group["train_seed"])
-    return {
-        "train_seed": first["pool"],
-        **{name: first[name] for name in [*SWEEP, "lr"]},
-        "test_acc": test.mean,
-        "test_std": test.std,
-        "test_ci95": test.half_width,
-        "interval_over": test.over,
-        "train_acc": estimate(group["train_acc"], group["train_seed"]).mean,
-        "runs": test.runs,
-        "seeds": test.seeds,
-        "chance": 1 / first["classes"],
-    }
-
-
-def _in_order(points: pd.DataFrame, flavors: Sequence[str]) -> pd.DataFrame:
-    rank = {name: place for place, name in enumerate([*flavors, *sorted(set(points["flavor"]) - set(flavors))])}
-
-    def key(column: pd.Series) -> pd.Series:
-        if column.name == "flavor":
-            return column.map(rank)
-        return column.map(lambda seed: -1 if seed == POOLED else int(seed)) if column.name == "train_seed" else column
-
-    order = [*SETTING, "flavor", "protocol", "dataset", "checkpoint_step", "train_seed", "lr"]
-    ascending = [name != "classes" for name in order]
-    return points.sort_values(order, key=key, ascending=ascending, kind="stable", ignore_index=True)
-
-
-def best_rates(points: pd.DataFrame) -> pd.DataFrame:
+def best_rates(points: Iterable[SweepPoint]) -> list[SweepPoint]:
     """Return the summary: of every sweep, the learning rate with the highest mean test accuracy.
 
-    Of equal ones the one whose mean is better known, then the smaller. The choice is made on the test accuracy that
+    Of equal ones the one whose mean is known better, then the smaller. The choice is made on the test accuracy that
     is reported, as in the published tables.
     """
-    ranked = points.assign(
-        # Sums in another order differ in the last digits, which must not break a tie.
-        mean=points["test_acc"].astype(float).round(12),
-        spread=(points["test_std"].astype(float) / np.sqrt(points["runs"].astype(float))).fillna(np.inf),
-    ).sort_values(["mean", "spread", "lr"], ascending=[False, True, True], kind="stable")
-    best = ranked.drop_duplicates(["train_seed", *SWEEP]).index.sort_values()
-    return points.loc[best].reset_index(drop=True)
+    return [min(sweep, key=_badness) for sweep in grouped(points, lambda p: (p.train_seed, p.sweep)).values()]
 
 
-def main_rows(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows to show first: those pooled over trainings, or all of them when there is one training."""
-    pooled = points[points["train_seed"] == POOLED]
-    return points if pooled.empty else pooled
+def _badness(point: SweepPoint) -> tuple[float, float, float]:
+    # Sums in another order differ in the last digits, which must not break a tie.
+    mean = -math.inf if math.isnan(point.test_acc) else round(point.test_acc, 12)
+    spread = math.inf if math.isnan(point.test_std) else round(point.test_std / math.sqrt(point.runs), 12)
+    return (-mean, spread, point.lr or 0.0)
 
 
-def learning_curve(scores: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
-    """Return accuracy against classes learned for one flavor at one checkpoint, at the best rates of its sweeps.
-
-    best: that flavor's rows of the summary, one per number of classes. Either one long trajectory was scored on its
-    way, or each number of classes has its own sweep: what gives more points is returned, as columns classes_trained,
-    test_acc, test_ci95, train_acc, runs.
-    """
-    longest = best.sort_values("classes").iloc[[-1]]
-    on_the_way = scores.merge(longest[[*SWEEP, "lr"]], on=[*SWEEP, "lr"])
-    at_the_ends = finals(scores.merge(best[[*SWEEP, "lr"]], on=[*SWEEP, "lr"]))
-    counts = [part["classes_trained"].nunique() for part in (on_the_way, at_the_ends)]
-    chosen = on_the_way if counts[0] >= counts[1] else at_the_ends
-    # I.i.d. learning is scored several times with all classes in play: its end counts.
-    chosen = chosen.sort_values("step").drop_duplicates(["train_seed", "run", "classes_trained"], keep="last")
-    records = []
-    for learned, group in chosen.groupby("classes_trained"):
-        test = estimate(group["test_acc"], group["train_seed"])
-        train = estimate(group["train_acc"], group["train_seed"])
-        records.append((learned, test.mean, test.half_width, train.mean, test.runs))
-    return pd.DataFrame(records, columns=["classes_trained", "test_acc", "test_ci95", "train_acc", "runs"])
+def main_points(points: Sequence[SweepPoint]) -> list[SweepPoint]:
+    """Return the points to show first: those pooled over trainings, or all of them when there is one training."""
+    return [point for point in points if point.train_seed == POOLED] or list(points)
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as CSV."""
-    table.to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
+def as_frame(points: Iterable[SweepPoint]) -> pd.DataFrame:
+    """Return points as a table, a column per field of SweepPoint."""
+    table = pd.DataFrame([vars(point) for point in points], columns=[field.name for field in fields(SweepPoint)])
+    return table.astype({"lr": float})
 
 
-def read_summary(path: Path) -> pd.DataFrame:
-    """Read the summary that a report has written. Raises OSError or ValueError."""
-    return pd.read_csv(path, dtype={"train_seed": str, "flavor": str, "dataset": str}, keep_default_na=True)
+def write_summary(path: Path, summary: Iterable[SweepPoint]) -> None:
+    """Write a summary as CSV."""
+    as_frame(summary).to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
+
+
+def read_summary(path: Path) -> list[SweepPoint]:
+    """Read a summary that a report has written. Raises OSError, ValueError or TypeError."""
+    empty = {name: [""] for name in ("lr", "test_std", "test_ci95")}
+    table = pd.read_csv(path, dtype={"train_seed": str}, keep_default_na=False, na_values=empty)
+    records = [{str(name): value for name, value in record.items()} for record in table.to_dict("records")]
+    return [SweepPoint(**{**record, "lr": None if math.isnan(record["lr"]) else record["lr"]}) for record in records]

@@ -1,14 +1,16 @@
 """The accuracy table as plain text, for a terminal or a log."""
 
-import pandas as pd
+from collections.abc import Sequence
 
-from anml.report.grid import AccuracyGrid, accuracy_grids
+from anml.report.grid import AccuracyGrid, accuracy, accuracy_grids
+from anml.report.tables import SweepPoint
+from anml.report.wording import checkpoint
 
 WIDTH = 100
 GAP = "  "
 
 
-def accuracy_table(summary: pd.DataFrame, unit: str = "episodes") -> str:
+def accuracy_table(summary: Sequence[SweepPoint], unit: str = "episodes") -> str:
     """Return flavors down and checkpoints across, at most 100 columns wide. `unit`: what checkpoints count."""
     grids = accuracy_grids(summary)
     if not grids:
@@ -19,18 +21,22 @@ def accuracy_table(summary: pd.DataFrame, unit: str = "episodes") -> str:
 
 def _grid_lines(grid: AccuracyGrid, unit: str) -> list[str]:
     """Return a caption and as many blocks of columns as it takes to stay within the width."""
-    lines = [f"{grid.setting.label}; {grid.runs}"]
+    classes, train_examples, test_examples = grid.setting
+    caption = f"{classes} classes, {train_examples} examples of each to learn, {test_examples} to test; {grid.runs}"
     names = ["flavor", *grid.cells]
     columns = [_column(grid, step, unit) for step in grid.steps]
     columns.append(["chance", *(f"{grid.chance:.4f}" for _ in grid.cells)])
-    for block in _blocks(columns, WIDTH - max(map(len, names))):
-        lines += _aligned([names, *block])
-    return lines
+    blocks = _blocks(columns, WIDTH - max(map(len, names)))
+    return [caption, *(line for block in blocks for line in [*_aligned([names, *block]), ""])][:-1]
 
 
 def _column(grid: AccuracyGrid, step: int, unit: str) -> list[str]:
-    cells = (row.get(step) for row in grid.cells.values())
-    return [f"{step:,} {unit}" if step else "untrained", *("-" if cell is None else cell.text for cell in cells)]
+    points = (row.get(step) for row in grid.cells.values())
+    return [checkpoint(step, unit), *("-" if point is None else _cell(point) for point in points)]
+
+
+def _cell(point: SweepPoint) -> str:
+    return accuracy(point) + ("" if point.lr is None else f" @ {point.lr:g}")
 
 
 def _blocks(columns: list[list[str]], width: int) -> list[list[list[str]]]:

@@ -1,47 +1,52 @@
 """What training wrote down: `metrics/train*.jsonl`, one line per logged step."""
 
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
 
 from anml.experiment import Experiment
 
-MEASURES = ("loss", "accuracy", "val_accuracy")
+
+@dataclass(frozen=True)
+class LoggedMeasure:
+    """Values of one measure and the steps they belong to, in order of step."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
 
 
-def read_training(experiment: Experiment) -> dict[str, pd.DataFrame]:
-    """Return the log of each training as columns step, loss, accuracy and maybe val_accuracy, by seed ("": the only).
+@dataclass(frozen=True)
+class TrainingLog:
+    """The log of one training. seed: empty when the experiment has only one training."""
 
-    Values that are not finite (a training that diverged) are NaN.
-    """
-    logs = {}
-    for path in sorted(experiment.metrics().parent.glob("train*.jsonl"), key=_seed_order):
-        lines = _read_lines(path)
-        if lines:
-            table = pd.DataFrame(lines).reindex(columns=["step", *MEASURES]).astype(float)
-            table = table.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
-            logs[_seed(path)] = table.replace([np.inf, -np.inf], np.nan).dropna(axis="columns", how="all")
-    return logs
+    seed: str
+    lines: tuple[dict[str, float], ...]
+
+    def measure(self, name: str) -> LoggedMeasure:
+        """Return the finite values of `loss`, `accuracy` or `val_accuracy`: a diverged training logs others too."""
+        kept = [(int(line["step"]), line[name]) for line in self.lines if math.isfinite(line.get(name, math.nan))]
+        return LoggedMeasure(tuple(step for step, _ in kept), tuple(value for _, value in kept))
 
 
-def _seed(path: Path) -> str:
-    return path.stem.removeprefix("train").removeprefix("-seed-")
+def read_training(experiment: Experiment) -> list[TrainingLog]:
+    """Return the logs of all trainings that have logged anything."""
+    paths = sorted(experiment.metrics().parent.glob("train*.jsonl"), key=_seed_order)
+    logs = [TrainingLog(path.stem.removeprefix("train").removeprefix("-seed-"), _read_lines(path)) for path in paths]
+    return [log for log in logs if log.lines]
 
 
 def _seed_order(path: Path) -> tuple[int, str]:
     return (len(path.stem), path.stem)  # seed-10 comes behind seed-9.
 
 
-def _read_lines(path: Path) -> list[dict[str, float]]:
+def _read_lines(path: Path) -> tuple[dict[str, float], ...]:
     """Read the lines that are whole: a training that is writing or was killed may leave half a last line."""
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    lines = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = json.loads(line)
-        except ValueError:
+            line = {name: float(value) for name, value in json.loads(text).items()}
+            lines[line["step"]] = line
+        except (ValueError, TypeError, AttributeError, KeyError):
             continue
-        if isinstance(entry, dict) and "step" in entry:
-            lines.append(entry)
-    return lines
+    return tuple(lines[step] for step in sorted(lines))

@@ -10,7 +10,7 @@ _METHODS = {
     "sequential_episodic": "trained in sequence, without meta-learning,",
     "iid": "trained on shuffled batches (i.i.d.)",
 }
-_DATA_SETS = {"omniglot": "Omniglot", "glyphs": "glyphs (procedurally drawn)"}
+_DATA_SETS = {"omniglot": "Omniglot", "glyphs": "the built-in glyphs"}
 _IMAGES = {"omniglot": "drawings", "glyphs": "drawings"}
 
 
@@ -26,7 +26,12 @@ def images(dataset: str) -> str:
 
 def checkpoint(step: int, unit: str) -> str:
     """Return the name of a checkpoint: `after 600 episodes`, `untrained`."""
-    return f"after {step:,} {unit}" if step else "untrained"
+    return f"after {count(step, unit)}" if step else "untrained"
+
+
+def count(number: int, plural: str) -> str:
+    """Return a number with its noun: `600 episodes`, `1 episode`."""
+    return f"{number:,} {plural.removesuffix('s') if number == 1 else plural}"
 
 
 def sentence(config: TrainConfig) -> str:
@@ -35,8 +40,8 @@ def sentence(config: TrainConfig) -> str:
     seeds = config.training_seeds
     per_class, size = config.examples_per_class, config.image_shape[1]
     data = f"{_DATA_SETS.get(config.dataset, config.dataset)} ({config.num_train_classes:,} classes of {per_class:,} "
-    data += f"{images(config.dataset)}, {size} × {size} pixels)"
-    amount = f"{config.total_steps:,} {unit(config)}"
+    data += f"{images(config.dataset)}, {size}x{size} pixels)"
+    amount = count(config.total_steps, unit(config))
     names = listed([str(seed) for seed in seeds])
     who = f"seeds {names}, each trained on its own" if len(seeds) > 1 else f"seed {names}"
     return f"{config.display_name} {method} on {data} for {amount}, {who}; {_evaluations(config)}."
@@ -45,10 +50,10 @@ def sentence(config: TrainConfig) -> str:
 def _evaluations(config: TrainConfig) -> str:
     if not config.eval:
         return "nothing was to be evaluated"
-    flavors = "1 flavor" if len(config.eval) == 1 else f"{len(config.eval)} flavors"
+    flavors = count(len(config.eval), "flavors")
     classes = max(max(flavor.classes) for flavor in config.eval.values())
     runs = sorted({flavor.runs for flavor in config.eval.values()})
-    each = f"{listed([str(count) for count in runs], 'or')} run{'s' if runs[-1] > 1 else ''} each"
+    each = f"{listed([str(number) for number in runs], 'or')} run{'s' if runs[-1] > 1 else ''} each"
     return f"evaluated by {flavors} on up to {classes:,} classes never seen in training, {each}"
 
 

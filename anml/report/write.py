@@ -21,27 +21,33 @@ from anml.report.grid import last_checkpoint
 from anml.report.index import write_indexes
 from anml.report.jobs import read_jobs
 from anml.report.page import Findings, render_page
-from anml.report.tables import best_rates, read_scores, sweep_points, write_table
+from anml.report.tables import SweepPoint, as_frame, best_rates, read_scores, sweep_points, write_summary
 from anml.report.text import accuracy_table
 from anml.report.training_figure import draw_training
 from anml.report.training_log import read_training
 
 FIGURES = ("accuracy-vs-lr.png", "accuracy-vs-classes.png", "training.png")
+# The figures' type is 11 points; shown so it is about as large as the page's small print.
+PIXELS_PER_INCH = 96
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a report says in short. table: columns of tables.POINT_COLUMNS, a row per sweep. page: its address."""
+    """What a report says in short: the best learning rate of every sweep. page: where the report is."""
 
-    table: pd.DataFrame
+    points: tuple[SweepPoint, ...]
     page: Path
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The points as a table, a column per field of SweepPoint."""
+        return as_frame(self.points)
 
     def best_accuracies(self) -> dict[str, float]:
         """Return accuracy and learning rate of every flavor at the last checkpoint, for the largest setting."""
-        _, _, best = last_checkpoint(self.table)
-        accuracies = {f"test_acc/{flavor}": accuracy.mean for flavor, accuracy in best.items()}
-        rates = {f"best_lr/{flavor}": accuracy.lr for flavor, accuracy in best.items() if accuracy.lr is not None}
-        return accuracies | rates
+        best = last_checkpoint(self.points)
+        rates = {f"best_lr/{point.flavor}": point.lr for point in best if point.lr is not None}
+        return {f"test_acc/{point.flavor}": point.test_acc for point in best} | rates
 
 
 def write_report(experiment: Experiment) -> Summary:
@@ -51,12 +57,12 @@ def write_report(experiment: Experiment) -> Summary:
     """
     experiment = Experiment(experiment.root.absolute())
     config, notices = _read_config(experiment)
-    scores, problems = read_scores(experiment)
-    points = sweep_points(scores, tuple(config.eval) if config else ())
+    rows, problems = read_scores(experiment)
+    points = sweep_points(rows, tuple(config.eval) if config else ())
     summary = best_rates(points)
     logs = read_training(experiment)
-    notices += problems + (missing_results(config, scores) if config else [])
-    unit, noun = wording.unit(config), wording.images(next(iter(summary["dataset"]), ""))
+    notices += problems + (missing_results(config, rows) if config else [])
+    unit, noun = wording.unit(config), wording.images(next((point.dataset for point in summary), ""))
     marks = config.checkpoint_steps if config else ()
 
     experiment.report.mkdir(parents=True, exist_ok=True)
@@ -64,17 +70,17 @@ def write_report(experiment: Experiment) -> Summary:
         folder = Path(name)
         drawers = (
             lambda: draw_rates(points, unit, noun),
-            lambda: draw_classes(scores, summary, unit, noun),
+            lambda: draw_classes(rows, summary, unit, noun),
             lambda: draw_training(logs, marks, unit),
         )
         figures = _draw(folder, drawers)
-        write_table(folder / "summary.csv", summary)
+        write_summary(folder / "summary.csv", summary)
         (folder / "accuracy.txt").write_text(accuracy_table(summary, unit) + "\n", encoding="utf-8")
         findings = Findings(experiment, config, points, summary, logs, read_jobs(experiment), figures, notices)
         (folder / "index.html").write_text(render_page(findings), encoding="utf-8")
         _publish(folder, experiment.report)
     write_indexes(experiment)
-    return Summary(summary, experiment.report / "index.html")
+    return Summary(tuple(summary), experiment.report / "index.html")
 
 
 def _read_config(experiment: Experiment) -> tuple[TrainConfig | None, list[str]]:
@@ -84,15 +90,15 @@ def _read_config(experiment: Experiment) -> tuple[TrainConfig | None, list[str]]
         return None, [f"config.yml could not be read: {error}"]
 
 
-def _draw(folder: Path, drawers: Sequence[Callable[[], Figure | None]]) -> list[str]:
-    """Save every figure that there is something to draw for, and return their names."""
-    made = []
+def _draw(folder: Path, drawers: Sequence[Callable[[], Figure | None]]) -> dict[str, int]:
+    """Save every figure that there is something to draw for. Returns names and the widths to show them at."""
+    made = {}
     with figure_style():
         for name, draw in zip(FIGURES, drawers, strict=True):
             figure = draw()
             if figure is not None:
                 save_png(figure, folder / name)
-                made.append(name)
+                made[name] = round(figure.get_figwidth() * PIXELS_PER_INCH)
     return made
 
 

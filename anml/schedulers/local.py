@@ -4,17 +4,17 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-from tqdm import tqdm
 
 from anml.config.profile import ClusterProfile
 from anml.experiment import Experiment
 from anml.job_status import ENDED, JobStatus, State, read_status, write_status
 from anml.plan import Job, Plan
 from anml.schedulers.base import TASK_VARIABLE, SchedulerState, States, script_body
+from anml.schedulers.display import JobDisplay
 
 # How long children get to save their work after Ctrl-C.
 GRACE_SECONDS = 30.0
@@ -32,7 +32,7 @@ class Running:
     job: Job
     task: int | None
     process: subprocess.Popen
-    bar: tqdm
+    display: JobDisplay
 
 
 class LocalScheduler:
@@ -114,22 +114,19 @@ class LocalScheduler:
                 start_new_session=True,
             )  # fmt: skip
         label = job.name if task is None else f"{job.name}[{task}]"
-        bar = tqdm(total=None, desc=label, unit="", leave=True, bar_format="{desc}: starting {elapsed}")
-        return Running(job, task, process, bar)
+        return Running(job, task, process, JobDisplay(label))
 
     def _has_ended(self, item: Running) -> bool:
         folder = self.experiment.job(item.job.name, item.task)
         code = item.process.poll()
         status = read_status(folder.status)
-        _show(item.bar, status)
+        item.display.show(status)
         if code is None:
             return False
         if status.state not in ENDED:
             status = replace(status, state="failed", message=_cause(code), ended=time.time())
             write_status(folder.status, status)
-        if status.state != "done":
-            item.bar.write(f"{item.bar.desc}: {status.state}: {status.message or 'see the log'}\n  log: {folder.log}")
-        item.bar.close()
+        item.display.end(status, str(folder.log))
         return True
 
     def _skip_if_hopeless(self, job: Job, task: int | None, plan: Plan) -> bool:
@@ -147,7 +144,7 @@ class LocalScheduler:
         return next(state for state in _WORST_FIRST if state in states)
 
     def _interrupt(self, running: list[Running]) -> None:
-        tqdm.write("Stopping: the running jobs save their work ...")
+        print("\nStopping: the running jobs save their work ...", file=sys.stderr)
         for item in running:
             _signal_group(item.process.pid, signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
@@ -169,12 +166,3 @@ def _cause(code: int) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"ended with exit code {code} before it could say why"
-
-
-def _show(bar: tqdm, status: JobStatus) -> None:
-    if status.total:
-        bar.bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]{postfix}"
-        bar.total, bar.unit = status.total, status.unit
-        bar.set_postfix_str(status.message, refresh=False)
-        bar.n = status.done
-    bar.refresh()

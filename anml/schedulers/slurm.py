@@ -50,6 +50,8 @@ class SlurmScheduler:
             if value is not False:
                 # Set directly: simple_slurm's parser takes a value that starts with a dash for an option.
                 setattr(slurm.namespace, name.replace("-", "_"), "" if value is True else str(value))
+        # Without CPU binding every job would otherwise take all cores of its node.
+        slurm.add_cmd('export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"')
         slurm.add_cmd(script_body(job, self.experiment, self.profile, self.wandb_mode))
         return slurm.script(convert=False)
 

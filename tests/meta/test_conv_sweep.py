@@ -26,11 +26,11 @@ MODELS = {
 LEARNING_RATE = 0.1
 
 
-def make_model(kind: str, dtype: torch.dtype = torch.float64, channels: int = 1) -> tuple[MetaModel, list[str]]:
+def make_model(kind: str, dtype: torch.dtype = torch.float64) -> tuple[MetaModel, list[str]]:
     """Return a small model of 11 classes and the parameters that its inner loop moves."""
     name, args = MODELS[kind]
     args = {**args, "classifier_args": {"num_classes": 11}} if name == "classifier" else {**args, "num_classes": 11}
-    model = build_model(name, args, (channels, 28, 28), seed=1).to(dtype)
+    model = build_model(name, args, (1, 28, 28), seed=1).to(dtype)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():  # Norms away from one and zero, or half of the formulas would go untested.
         for parameter in model.parameters():
@@ -39,13 +39,19 @@ def make_model(kind: str, dtype: torch.dtype = torch.float64, channels: int = 1)
 
 
 def make_episode(
-    batch: int = 1, cycles: int = 1, remember_only: bool = False, dtype: torch.dtype = torch.float64, seed: int = 0
+    batch: int = 1,
+    cycles: int = 1,
+    remember_only: bool = False,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    classes: int = 11,
+    channels: int = 1,
 ) -> Episode:
     """Return an episode of three steps of one class, and four other images."""
     generator = torch.Generator().manual_seed(seed)
     count = 3 * batch
-    images = torch.rand(count + 4, 1, 28, 28, generator=generator, dtype=torch.float64).to(dtype)
-    labels = torch.cat([torch.full((count,), 2), torch.randint(11, (4,), generator=generator)])
+    images = torch.rand(count + 4, channels, 28, 28, generator=generator, dtype=torch.float64).to(dtype)
+    labels = torch.cat([torch.full((count,), 2), torch.randint(classes, (4,), generator=generator)])
     index = torch.arange(count).unflatten(0, (-1, batch)).repeat(cycles, 1)
     return Episode(images, labels, index, count if remember_only else 0, (2,))
 

@@ -138,7 +138,7 @@ def _gate_parts(model: MetaModel) -> tuple[list[Block], nn.Linear] | None:
     """Return the blocks and the layer after them, of a gate that is made so."""
     if model.gate_prefix is None:
         return None
-    network = model.get_submodule(model.gate_prefix)
-    layer = dict(network.named_children()).pop("fc", None)
-    blocks = find_blocks(nn.Sequential({n: m for n, m in network.named_children() if n != "fc"}))  # type: ignore[arg-type]
+    children = dict(model.get_submodule(model.gate_prefix).named_children())
+    layer = children.pop("fc", None)
+    blocks = find_blocks(children.items())
     return (blocks, layer) if blocks and isinstance(layer, nn.Linear) else None

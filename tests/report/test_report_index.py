@@ -1,0 +1,92 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from anml.atomic import read_json, write_json, write_text
+from anml.report import index
+from anml.report.write import write_report
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+def launched(builder, time: str) -> None:
+    environment = read_json(builder.experiment.environment_file) or {}
+    write_json(builder.experiment.environment_file, environment | {"launched": time})
+
+
+def test_newest_first_with_results_state_and_link(build):
+    old = build(group="old-1").results().jobs()
+    new = build(group="new-2").results().jobs(olft_step_000600="failed")
+    launched(new, "2025-06-01T10:00:00+02:00")
+    for builder in (old, new):
+        write_report(builder.experiment)
+    page = (old.experiment.root.parent / "index.html").read_text()
+    assert page.index("new-2") < page.index("old-1")
+    assert "2025-06-01 08:00" in page
+    assert 'href="old-1/report/index.html"' in page
+    assert "1 of 8 jobs did not succeed" in page
+    point = next(p for p in write_report(old.experiment).points if (p.flavor, p.checkpoint_step) == ("olft", 600))
+    assert f"{point.test_acc:.3f} ± {point.test_ci95:.3f}" in page
+    assert "20 classes" in page
+    assert "glyphs" in page
+
+
+def test_all_projects_are_listed_even_without_reports(build):
+    build(project="waiting", group="slow-1").jobs()
+    done = build(project="done", group="quick-1").results().jobs()
+    write_report(done.experiment)
+    page = (done.experiment.root.parent.parent / "index.html").read_text()
+    assert 'href="done/quick-1/report/index.html"' in page
+    assert "slow-1" in page
+    assert 'slow-1/report/index.html"' not in page
+    assert 'href="waiting/index.html"' in page
+
+
+def test_an_old_config_and_foreign_folders_do_no_harm(build):
+    builder = build().results().jobs()
+    experiments = builder.experiment.root.parent.parent
+    write_text(experiments / "demo" / "ancient-1" / "config.yml", "model: nonml\nsomething: gone\n")
+    write_text(experiments / "demo" / "broken-2" / "config.yml", "{ not yaml\n")
+    write_text(experiments / "README.md", "about this folder")
+    (experiments / "empty").mkdir()
+    write_report(builder.experiment)
+    page = (experiments / "index.html").read_text()
+    assert "ancient-1" in page
+    assert "nonml" in page
+    assert "broken-2" in page
+
+
+def test_what_is_written_meanwhile_is_not_lost(build, monkeypatch):
+    first = build(group="first-1").results().jobs()
+    second = build(group="second-2").results().jobs()
+    write_report(first.experiment)
+    write_report(second.experiment)
+    (second.experiment.report / "index.html").rename(second.experiment.report / "hidden.html")
+    page = first.experiment.root.parent / "index.html"
+    texts = []
+
+    def write(path, text):
+        # Another report appears between this job's look and its write.
+        hidden = second.experiment.report / "hidden.html"
+        if hidden.exists():
+            hidden.rename(second.experiment.report / "index.html")
+        texts.append(text)
+        write_text(path, text)
+
+    monkeypatch.setattr(index, "write_text", write)
+    index.write_indexes(first.experiment)
+    assert "second-2/report" not in texts[0]
+    assert "second-2/report/index.html" in page.read_text()
+
+
+def test_many_writers_at_once(build):
+    writers = 6
+    builders = [build(group=f"group-{number}").results(["no-sgd"]).jobs() for number in range(writers)]
+    for builder in builders:
+        write_text(builder.experiment.report / "index.html", "a report")
+    with ThreadPoolExecutor(writers) as pool:
+        list(pool.map(index.write_indexes, [builder.experiment for builder in builders]))
+    for page in ("index.html", "demo/index.html"):
+        text = (builders[0].experiment.root.parent.parent / page).read_text()
+        assert all(f"group-{number}/report/index.html" in text for number in range(writers))
+        assert text.rstrip().endswith("</html>")

@@ -1,0 +1,219 @@
+import json
+import os
+import re
+import socket
+
+import pytest
+
+from anml.atomic import write_json
+from anml.job_status import JobStatus
+from anml.plan import Job, Plan
+from anml.report.jobs import log_tail, read_jobs
+from anml.report.training_log import read_training
+from anml.report.write import FIGURES, write_report
+
+TRACEBACK = "Traceback (most recent call last):\nRuntimeError: <out> of memory"
+
+
+def page_of(builder) -> str:
+    return write_report(builder.experiment).page.read_text(encoding="utf-8")
+
+
+def words(page: str) -> str:
+    """Return a page's text without tags, in one line."""
+    return " ".join(re.sub(r"<[^>]*>", " ", page.split("</style>")[1]).split())
+
+
+@pytest.fixture
+def whole(build):
+    return build().results().metrics(60).jobs()
+
+
+def test_report_is_complete(whole):
+    summary = write_report(whole.experiment)
+    assert summary.page == whole.experiment.report / "index.html"
+    names = {path.name for path in whole.experiment.report.iterdir()}
+    assert names == {"index.html", "summary.csv", "accuracy.txt", *FIGURES}
+    assert not list(whole.experiment.root.glob(".report*"))
+    for name in FIGURES:
+        assert (whole.experiment.report / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_page_holds_the_table(whole):
+    page = words(page_of(whole))
+    assert "Fraction of right answers on 5 held-out drawings of each class" in page
+    assert "flavor after 200 episodes after 600 episodes untrained chance" in page
+    for point in write_report(whole.experiment).points:
+        assert f"{point.test_acc:.3f} ± {point.test_ci95:.3f}" in page
+    assert "600 episodes, seed 1" in page
+    assert "chosen on the very drawings that are reported" in page
+    assert "What is missing" not in page
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_page_tells_how_to_do_it_again(whole):
+    page = words(page_of(whole))
+    assert "launch_train.py -c configs/train-omni-anml.yml --project &#39;it&#39;&#34;&#39;&#34;&#39;s&#39;" in page
+    assert "0123456789abcdef0123456789abcdef01234567" in page
+    assert "inner_params:" in page
+
+
+def test_page_needs_no_network_and_no_script(whole):
+    page = page_of(whole)
+    assert "http" not in page
+    assert "<script" not in page
+    assert "url(" not in page
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_best_accuracies_are_those_of_the_last_checkpoint(whole):
+    summary = write_report(whole.experiment)
+    best = summary.best_accuracies()
+    assert set(best) == {"test_acc/no-sgd", "test_acc/olft", "best_lr/olft"}
+    table = summary.table
+    last = table[(table["flavor"] == "olft") & (table["checkpoint_step"] == 600)]
+    assert best["test_acc/olft"] == last["test_acc"].item()
+    assert best["best_lr/olft"] == last["lr"].item()
+
+
+def test_written_twice_it_is_the_same_to_the_byte(whole):
+    def files():
+        write_report(whole.experiment)
+        return {path.name: path.read_bytes() for path in whole.experiment.report.iterdir()}
+
+    assert files() == files()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_failed_job_is_on_the_page_with_the_end_of_its_log(whole):
+    whole.jobs(olft_step_000200="failed")
+    log = whole.experiment.job("olft-step-000200").log
+    log.write_text("".join(f"step {number} of many\n" for number in range(500)) + TRACEBACK, encoding="utf-8")
+    (whole.experiment.results / "olft-step-000200.csv").unlink()
+    page = page_of(whole)
+    assert "olft-step-000200: failed" in page
+    assert "RuntimeError: &lt;out&gt; of memory" in page
+    assert "step 499 of many" in page
+    assert "step 100 of many" not in page
+    assert "olft, after 200 episodes: no results" in page
+    assert "1 of 8 jobs did not succeed" in page
+    assert page.index("RuntimeError") < page.index("<h2>Accuracy</h2>")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_incomplete_sweep_is_named(whole):
+    path = whole.experiment.results / "olft-step-000600.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if ",3,1," not in line))  # Run 3 of 0 to 3.
+    assert "olft, after 600 episodes: 9 of 12 trajectories" in words(page_of(whole))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_names_are_escaped(build):
+    builder = build(project="a&b", group='<img src=x onerror="alert(1)">').results().metrics(20).jobs()
+    page = page_of(builder)
+    experiments = builder.experiment.root.parent.parent
+    indexes = [path.read_text() for path in (experiments / "index.html", experiments / "a&b" / "index.html")]
+    for text in (page, *indexes):
+        assert "<img src=x" not in text
+        assert "&lt;img src=x onerror=&#34;alert(1)&#34;&gt;" in text
+    assert 'href="a%26b/%3Cimg%20src%3Dx%20onerror%3D%22alert%281%29%22%3E/report/index.html"' in indexes[0]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_nothing_to_report_yet(build):
+    builder = build().jobs()
+    summary = write_report(builder.experiment)
+    assert summary.points == ()
+    assert summary.best_accuracies() == {}
+    assert "There are no results yet." in summary.page.read_text()
+    assert (builder.experiment.report / "accuracy.txt").read_text() == "No results yet.\n"
+
+
+def test_no_figure_is_left_of_results_that_are_gone(whole):
+    write_report(whole.experiment)
+    for path in whole.experiment.results.iterdir():
+        path.unlink()
+    write_report(whole.experiment)
+    assert {path.name for path in whole.experiment.report.glob("*.png")} == {"training.png"}
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_unreadable_config_is_said_and_the_rest_is_reported(whole):
+    whole.experiment.config_file.write_text("dataset: nonsense\n")
+    page = words(page_of(whole))
+    assert "config.yml could not be read" in page
+    assert "± " in page
+
+
+def test_folder_without_anything(tmp_path, build):
+    builder = build()
+    builder.experiment.environment_file.unlink()
+    builder.experiment.config_file.unlink()
+    assert "There are no results yet." in page_of(builder)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_several_seeds(build):
+    builder = build(seeds=(1, 2, 3)).results().metrics(40).jobs()
+    page = words(page_of(builder))
+    assert "seeds 1, 2 and 3, each trained on its own" in page
+    assert "over the trained seeds&#39; means" in page
+    assert "mean of 12 runs of 3 seeds" in page
+
+
+def test_jobs_that_cannot_speak_for_themselves(build):
+    builder = build()
+    jobs = (
+        Job("killed", "train", ()),
+        Job("waits", "evaluate", (), after=("killed",)),
+        Job("sweep", "evaluate", (), tasks=3),
+        Job("report", "report", (), after=("killed", "waits", "sweep"), after_any=True),
+    )
+    write_json(builder.experiment.plan_file, {"jobs": Plan(jobs).to_json()})
+    builder.status(jobs[0], JobStatus(state="running", attempt=1, host="elsewhere", updated=1e12))
+    for task, state in enumerate(("done", "failed", "done")):
+        builder.status(jobs[2], JobStatus(state=state, attempt=1), task)  # type: ignore[arg-type]
+
+    before = {job.label: job.state for job in read_jobs(builder.experiment)}
+    assert before == {
+        "killed": "running",
+        "waits": "pending",
+        "sweep[0]": "done",
+        "sweep[1]": "failed",
+        "sweep[2]": "done",
+    }
+
+    # Once the report job itself runs, everything else has ended, whatever it last said.
+    builder.status(jobs[3], JobStatus(state="running", host=socket.gethostname(), pid=os.getpid()))
+    after = {job.label: (job.state, job.message) for job in read_jobs(builder.experiment)}
+    assert after["killed"][0] == "failed"
+    assert after["waits"] == ("skipped", "needs killed, which did not succeed")
+    page = words(page_of(builder))
+    assert "sweep (3 tasks) 2 done, 1 failed" in page
+    assert "waits: needs killed, which did not succeed" in page
+
+
+def test_a_job_that_fell_silent_has_failed(build):
+    builder = build().jobs()
+    builder.status(Job("olft-step-000200", "evaluate", ()), JobStatus(state="running", host="elsewhere", updated=1.0))
+    assert {job.name: job.state for job in read_jobs(builder.experiment)}["olft-step-000200"] == "failed"
+
+
+def test_log_tail_shows_what_a_terminal_would(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_bytes(b"start\n10%\r50%\r100%\n\x1b[31mred\x1b[0m\r\n\n\xff\n")
+    assert log_tail(log) == "start\n100%\nred\n\ufffd"
+    assert log_tail(tmp_path / "none") == ""
+
+
+def test_metrics_that_are_damaged_are_left_out(build):
+    experiment = build().metrics(20).experiment
+    path = experiment.metrics()
+    bad = ['{"step": 7, "lo', "[]", '{"loss": 1}', json.dumps({"step": 601, "loss": float("nan"), "accuracy": 0.5})]
+    path.write_text(path.read_text() + "\n".join(bad))
+    (log,) = read_training(experiment)
+    assert [line["step"] for line in log.lines][-2:] == [600, 601]
+    assert log.measure("loss").steps[-1] == 600
+    assert log.measure("accuracy").steps[-1] == 601

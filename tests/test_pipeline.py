@@ -1,0 +1,176 @@
+"""The whole path, for real: one YAML file to a report, on the machine at hand."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+TINY = {
+    "dataset": "glyphs",
+    "train_classes": 20,
+    "num_batches": 3,
+    "remember_size": 8,
+    "epochs": 4,
+    "eval_steps": [2, 4],
+    "model": "anml",
+    "model_args": {"rln_chs": 4, "nm_chs": 4, "num_classes": 20},
+    "inner_params": ["rln", "fc"],
+    "eval": {
+        "olft": {"classes": 4, "train_examples": 3, "test_examples": 2, "runs": 2, "lr": [0.001, 0.01], "eval_freq": 2},
+        "no-sgd": {"classes": 4, "train_examples": 3, "test_examples": 2, "runs": 2, "eval_method": "zero_shot"},
+    },
+}
+
+
+def write_config(folder: Path, **changes: object) -> Path:
+    path = folder / "config.yml"
+    path.write_text(yaml.safe_dump(TINY | changes))
+    return path
+
+
+def launch(run: Run, config: Path, *options: str, group: str = "g", **environment: str):
+    return run(
+        "launch_train.py", "-c", config, "--project", "p", "--group", group, "--cluster", "local",
+        "--wandb", "disabled", *options, **environment,
+    )  # fmt: skip
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def finished(run: Run, experiments: Path, tmp_path: Path) -> Path:
+    done = launch(run, write_config(tmp_path))
+    assert done.returncode == 0, done.stderr
+    return experiments / "p" / "g"
+
+
+def test_pipeline_leaves_a_complete_experiment_folder(finished: Path) -> None:
+    expected = {
+        "config.yml", "plan.json", "environment.json", "code/anml/train.py", "code/launch_train.py",
+        "jobs/train-step-000002/job.sh", "jobs/train-step-000002/log.txt", "jobs/train-step-000002/status.json",
+        "checkpoints/step-000004/model.safetensors", "checkpoints/step-000004/model.json", "metrics/train.jsonl",
+        "results/olft-step-000002.csv", "results/olft-step-000004.parquet", "results/no-sgd-step-000004.csv",
+        "report/index.html", "report/summary.csv", "report/accuracy-vs-lr.png", "report/training.png",
+        "../index.html", "../../index.html",
+    }  # fmt: skip
+    assert [name for name in sorted(expected) if not (finished / name).exists()] == []
+
+
+def test_results_hold_every_rate_run_and_scoring(finished: Path) -> None:
+    rows = rows_of(finished / "results" / "olft-step-000004.csv")
+    points = [(row["run"], float(row["lr"]), int(row["classes_trained"])) for row in rows]
+    assert points == [(run, lr, n) for run in "01" for lr in (0.001, 0.01) for n in (1, 2, 4)]
+
+
+def test_same_seed_gives_the_same_results_byte_for_byte(
+    run: Run, experiments: Path, tmp_path: Path, finished: Path
+) -> None:
+    assert launch(run, tmp_path / "config.yml", group="again").returncode == 0
+    for name in ("olft-step-000004.csv", "no-sgd-step-000002.csv"):
+        assert (experiments / "p/again/results" / name).read_bytes() == (finished / "results" / name).read_bytes()
+
+
+def test_resolved_config_reproduces_the_run(run: Run, experiments: Path, finished: Path) -> None:
+    done = launch(run, finished / "config.yml", "--set", "group=null", group="copy")
+    assert done.returncode == 0, done.stderr
+    name = "results/olft-step-000004.csv"
+    assert (experiments / "p/copy" / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_launched_code_is_the_frozen_copy(run: Run, experiments: Path, tmp_path: Path) -> None:
+    """A change of the frozen copy changes the job; the repository's code is therefore not what runs."""
+    config = write_config(tmp_path, epochs=2, eval_steps=[2], eval={})
+    assert launch(run, config).returncode == 0
+    root = experiments / "p" / "g"
+    frozen = root / "code" / "anml" / "train_job.py"
+    frozen.write_text(frozen.read_text().replace("training on", "frozen code trains on"))
+    (root / "jobs/train-step-000002/status.json").unlink()
+    assert run("-m", "anml", "retry", "p/g").returncode == 0
+    assert "frozen code trains on" in (root / "jobs/train-step-000002/log.txt").read_text()
+
+
+def test_failing_job_skips_dependents_still_reports_and_exits_with_1(
+    run: Run, experiments: Path, tmp_path: Path
+) -> None:
+    profile = tmp_path / "broken.yml"
+    profile.write_text("scheduler: local\ndevice: cuda\n")
+    done = launch(run, write_config(tmp_path), "--cluster", str(profile))
+    assert done.returncode == 1
+    root = experiments / "p" / "g"
+    assert json.loads((root / "jobs/olft-step-000002/status.json").read_text())["state"] == "skipped"
+    assert "this profile is for CUDA" in (root / "report/index.html").read_text()
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_leaves_a_resumable_experiment(run: Run, experiments: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, epochs=400, eval_steps=[400], save_freq=1000)
+    command = [sys.executable, "launch_train.py", "-c", str(config), "--project", "p", "--group", "g"]
+    launcher = subprocess.Popen(
+        [*command, "--cluster", "local", "--wandb", "disabled"], cwd=REPOSITORY, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    status_file = experiments / "p/g/jobs/train-step-000400/status.json"
+    wait_until(lambda: status_file.exists() and json.loads(status_file.read_text())["done"] > 20)
+    os.killpg(launcher.pid, signal.SIGINT)
+    _, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1
+    assert "Traceback" not in errors
+    assert json.loads(status_file.read_text())["state"] == "interrupted"
+    assert run("-m", "anml", "retry", "p/g").returncode == 0
+    assert launch(run, config, group="undisturbed").returncode == 0
+    name = "checkpoints/step-000400/model.safetensors"
+    assert (experiments / "p/g" / name).read_bytes() == (experiments / "p/undisturbed" / name).read_bytes()
+
+
+def wait_until(condition, seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_several_seeds_are_trained_and_evaluated_apart(run: Run, experiments: Path, tmp_path: Path) -> None:
+    done = launch(run, write_config(tmp_path, seeds=[1, 2], epochs=2, eval_steps=[2]))
+    assert done.returncode == 0, done.stderr
+    root = experiments / "p" / "g"
+    seeds = {row["train_seed"] for s in (1, 2) for row in rows_of(root / f"results/olft-step-000002-seed-{s}.csv")}
+    assert seeds == {"1", "2"}
+    assert (root / "checkpoints/seed-2/step-000002/model.json").exists()
+
+
+def test_evaluation_by_hand_agrees_with_the_planned_one(run: Run, finished: Path, tmp_path: Path) -> None:
+    evaluation = tmp_path / "eval.yml"
+    evaluation.write_text(yaml.safe_dump({**TINY["eval"]["olft"], "dataset": "glyphs"}))  # type: ignore[index]
+    output = tmp_path / "by-hand.csv"
+    done = run("eval_anml.py", "-c", evaluation, "-m", finished / "checkpoints/step-000004", "--output", output)
+    assert done.returncode == 0, done.stderr
+    planned = rows_of(finished / "results/olft-step-000004.csv")
+    assert [row["test_acc"] for row in rows_of(output)] == [row["test_acc"] for row in planned]
+    assert "std" in done.stdout
+
+
+@pytest.mark.omniglot
+@pytest.mark.parametrize("model", ["anml", "sanml"])
+def test_smoke_test_of_real_omniglot_takes_under_a_minute(
+    run: Run, experiments: Path, omniglot_path: str, model: str
+) -> None:
+    started = time.monotonic()
+    done = launch(run, Path(f"configs/train-omni-{model}.yml"), "--smoke-test", "--data-path", omniglot_path)
+    assert done.returncode == 0, done.stderr
+    flavors = {"no-sgd", "olft", "unfrozen", "olft-oracle", "unfrozen-oracle"}
+    assert {p.name.split("-step")[0] for p in (experiments / "p/g/results").glob("*.csv")} == flavors
+    assert time.monotonic() - started < 60 * float(os.environ.get("ANML_TEST_PATIENCE", "2"))

@@ -1,0 +1,71 @@
+"""The plan's rules: segments, evaluations after their own segment, arrays, a report at the end."""
+
+from anml.config.evaluation import EvalConfig
+from anml.config.training import TrainConfig
+from anml.plan import Plan, make_plan
+
+
+def config(**changes: object) -> TrainConfig:
+    base = {
+        "dataset": "glyphs", "model": "anml", "epochs": 100, "eval_steps": [40, 100],
+        "eval": {"olft": {"runs": 3, "lr": [0.1, 0.01], "classes": 10}, "no-sgd": {"eval_method": "zero_shot"}},
+    }  # fmt: skip
+    return TrainConfig.model_validate(base | changes)
+
+
+def test_next_segment_trains_on_while_the_last_is_evaluated() -> None:
+    plan = make_plan(config())
+    assert plan.job("train-step-000100").after == ("train-step-000040",)
+    assert plan.job("olft-step-000040").after == ("train-step-000040",)
+
+
+def test_report_comes_last_whatever_became_of_the_others() -> None:
+    plan = make_plan(config())
+    report = plan.jobs[-1]
+    assert report.after_any
+    assert set(report.after) == {job.name for job in plan.jobs[:-1]}
+
+
+def test_dependencies_come_before_dependents() -> None:
+    seen: set[str] = set()
+    for job in make_plan(config(seeds=[1, 2])).jobs:
+        assert set(job.after) <= seen
+        seen.add(job.name)
+
+
+def test_step_beyond_the_end_is_the_final_model_and_duplicates_collapse() -> None:
+    names = [job.name for job in make_plan(config(eval_steps=[100, 200, 300])).jobs if job.kind == "train"]
+    assert names == ["train-step-000100"]
+
+
+def test_untrained_network_is_evaluated_once_when_asked_for() -> None:
+    names = [job.name for job in make_plan(config(eval_untrained=True)).jobs]
+    assert names.count("olft-step-000000") == 1
+
+
+def test_large_sweep_is_cut_below_the_array_limit() -> None:
+    jobs = [job for job in make_plan(config(), 1, 4).jobs if job.name.startswith("olft-step-000040")]
+    assert [job.tasks for job in jobs] == [4, 2]
+    assert [job.argv[-2:] for job in jobs] == [("--first-task", "0"), ("--first-task", "4")]
+
+
+def test_sweep_that_fits_is_one_job() -> None:
+    assert make_plan(config(), 6).job("olft-step-000040").tasks is None
+
+
+def test_seeds_have_their_own_segments_and_evaluations() -> None:
+    plan = make_plan(config(seeds=[3, 4]))
+    assert plan.job("olft-step-000040-seed-4").after == ("train-step-000040-seed-4",)
+
+
+def test_plan_survives_being_written_and_read() -> None:
+    plan = make_plan(config(), 1, 4)
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_points_are_counted_as_the_sweep_makes_them() -> None:
+    from anml.evaluate.sweep import sweep_points
+
+    for method in ("sequential", "iid", "zero_shot"):
+        evaluation = EvalConfig(eval_method=method, lr=(0.1, 0.2), runs=3, classes=(5, 10), train_examples=(1, 2))
+        assert evaluation.count_points() == len(sweep_points(evaluation))
