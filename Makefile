@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/python launch_train.py -c configs/quickstart.yml --project demo --cluster local
 
 test: setup
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 check: setup
 	$(BIN)/ruff check .

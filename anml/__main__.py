@@ -11,6 +11,7 @@ COMMANDS = {
     "status": ("status", "what ran, what runs, what failed and why"),
     "retry": ("retry", "submit again what failed or never ran"),
     "cancel": ("cancel", "end an experiment's jobs, and only those"),
+    "clusters": ("clusters", "list cluster profiles; `clusters check NAME` tells what is wrong with one"),
     "report": ("report", "write an experiment's report again"),
     "download": ("download", "fetch and convert a data set ahead of time"),
     "sync": ("sync", "send W&B runs that were recorded offline"),

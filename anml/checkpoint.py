@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from anml import __version__
 from anml.atomic import new_folder, read_json
-from anml.errors import CheckpointError
+from anml.errors import CheckpointError, ConfigError
 from anml.models.build import MODELS, build_model
 from anml.models.meta_model import MetaModel
 
@@ -48,11 +49,11 @@ def save_checkpoint(folder: Path, model: MetaModel, card: ModelCard, training: d
 def load_model(folder: Path, device: torch.device | None = None) -> tuple[MetaModel, ModelCard]:
     """Return the model of a checkpoint and its card. Raises CheckpointError when damaged or incomplete."""
     card = read_card(folder)
-    model = build_model(card.model, card.model_args, card.image_shape, card.seed)
-    state = _load_tensors(folder / "model.safetensors", (read_json(folder / "model.json") or {}).get("sha256"))
+    state = _load_tensors(folder / "model.safetensors", _read(folder / "model.json").get("sha256"))
     try:
+        model = build_model(card.model, card.model_args, card.image_shape, card.seed)
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, ConfigError) as error:
         message = f"{folder}: the tensors do not fit the model its card describes: {error}"
         raise CheckpointError(message) from None
     return model.to(device or torch.device("cpu")), card
@@ -60,17 +61,17 @@ def load_model(folder: Path, device: torch.device | None = None) -> tuple[MetaMo
 
 def read_card(folder: Path) -> ModelCard:
     """Return the model card of a checkpoint. Raises CheckpointError."""
-    data = read_json(folder / "model.json")
-    if data is None:
+    if not (folder / "model.json").is_file():
         message = f"{folder}: no checkpoint here: expected a folder with model.safetensors and model.json"
         raise CheckpointError(message)
+    data = _read(folder / "model.json")
     data.pop("sha256", None)
     try:
         card = ModelCard(**{**data, "image_shape": tuple(data["image_shape"])})
     except (TypeError, KeyError) as error:
         message = f"{folder / 'model.json'}: not a model card of this program ({error})"
         raise CheckpointError(message) from None
-    if card.model not in MODELS:
+    if str(card.model) not in MODELS:
         message = f"{folder / 'model.json'}: unknown model {card.model!r}; known: {', '.join(MODELS)}"
         raise CheckpointError(message)
     return card
@@ -78,17 +79,19 @@ def read_card(folder: Path) -> ModelCard:
 
 def load_training_state(folder: Path) -> dict[str, Any]:
     """Return the training state saved beside a model. Raises CheckpointError."""
-    data = read_json(folder / "training.json")
-    if data is None:
-        message = f"{folder}: holds no training state, so training cannot continue from it"
-        raise CheckpointError(message)
-    return _join_tensors(data["state"], _load_tensors(folder / "training.safetensors", data["sha256"]))
+    data = _read(folder / "training.json")
+    tensors = _load_tensors(folder / "training.safetensors", data.get("sha256"))
+    try:
+        return _join_tensors(data["state"], tensors)
+    except (AttributeError, KeyError, StopIteration) as error:
+        message = f"{folder / 'training.json'}: not a training state of this program ({error})"
+        raise CheckpointError(message) from None
 
 
 def is_complete(folder: Path) -> bool:
     """Say whether a checkpoint is there and intact."""
     for name in ("model", "training"):
-        expected = (read_json(folder / f"{name}.json") or {}).get("sha256")
+        expected = _read(folder / f"{name}.json").get("sha256")
         file = folder / f"{name}.safetensors"
         if expected is None or not file.is_file() or _sha256(file) != expected:
             return False
@@ -97,7 +100,14 @@ def is_complete(folder: Path) -> bool:
 
 def steps_saved(checkpoints: Path) -> list[int]:
     """Return the steps that a folder of checkpoints holds, in order (not verified)."""
-    return sorted(int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-[0-9]*") if path.is_dir())
+    names = [path.name for path in checkpoints.glob("step-*") if path.is_dir()]
+    return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d{6,}", name))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a card says: nothing, when it is missing, damaged, or not ours."""
+    data = read_json(path)
+    return data if isinstance(data, dict) else {}
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:

@@ -44,8 +44,11 @@ class JobStatus:
 
     @property
     def has_vanished(self) -> bool:
-        """Say whether the process of a running job is gone (only this machine can tell)."""
-        if self.state != "running" or self.host != socket.gethostname():
+        """Say whether the process that runs a job (or, of a queued local one, will run it) is gone.
+
+        Only the process's own machine can tell.
+        """
+        if self.state not in ("running", "pending") or self.host != socket.gethostname():
             return False
         try:
             os.kill(self.pid, 0)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from anml.atomic import write_text
 from anml.errors import DataError
@@ -38,9 +39,11 @@ class ResultRow:
 COLUMNS = tuple(field.name for field in fields(ResultRow))
 
 
-@dataclass(frozen=True)
-class ClassRow:
-    """Accuracy of one class at one scoring; `position` is its place in the order of learning, from 0."""
+class ClassRow(NamedTuple):
+    """Accuracy of one class at one scoring; `position` is its place in the order of learning, from 0.
+
+    A sweep has about a million of them: a NamedTuple is small and needs no conversion.
+    """
 
     classes: int
     train_examples: int
@@ -80,8 +83,8 @@ class FinishedPoints:
         self.results[index] = result
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            rows = [[astuple(row) for row in part] for part in (result.rows, result.class_rows)]
-            file.write("\n" + json.dumps([index, *rows]) if file.tell() else json.dumps([index, *rows]))
+            line = json.dumps([index, [astuple(row) for row in result.rows], result.class_rows])
+            file.write(f"\n{line}" if file.tell() else line)
 
     def write(self, path: Path) -> list[ResultRow]:
         """Write the results file, in order of points, and forget the file of the finished ones. Returns the rows."""
@@ -98,9 +101,10 @@ def write_results(path: Path, rows: Sequence[ResultRow], class_rows: Sequence[Cl
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = [field.name for field in fields(ClassRow)]
-    columns = zip(*(astuple(row) for row in class_rows), strict=True) if class_rows else ([] for _ in names)
-    pq.write_table(pa.table(dict(zip(names, map(list, columns), strict=True))), path.with_suffix(".parquet"))
+    kinds = [pa.int64() if kind is int else pa.float64() for kind in ClassRow.__annotations__.values()]
+    columns = zip(*class_rows, strict=True) if class_rows else ([] for _ in kinds)
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+    pq.write_table(pa.table(arrays, names=list(ClassRow._fields)), path.with_suffix(".parquet"))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -120,7 +124,11 @@ def _read_file(path: Path) -> list[ResultRow]:
         if header != COLUMNS:
             message = f"{path}: not a results file of this program: its columns are {', '.join(header)}"
             raise DataError(message)
-        return [_parse(values) for values in reader]
+        try:
+            return [_parse(values) for values in reader]
+        except ValueError as error:
+            message = f"{path}: line {reader.line_num} is damaged ({error}). Run the evaluation again."
+            raise DataError(message) from error
 
 
 def _parse(values: list[str]) -> ResultRow:

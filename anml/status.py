@@ -114,6 +114,8 @@ def _unknown(status: JobStatus, submitted: bool) -> tuple[str, str]:
         return "running", ""
     if status.state == "interrupted":
         return "interrupted", status.message
+    if status.has_vanished:
+        return "pending", "not started, and the launcher is gone: use retry"
     if submitted and status.attempt == 0:
-        return "pending", "not started" if status.updated is None else ""
+        return "pending", "not started"
     return "pending", "never submitted" if not submitted else status.message

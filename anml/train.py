@@ -1,6 +1,7 @@
 """The training loop: draw, step, log, checkpoint. Resumes exactly from any checkpoint."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_episode, draw_validation
 from anml.data.load import load_images
+from anml.errors import DataError
 from anml.meta.engine import EpisodeOutcome, accuracy, make_engine
 from anml.meta.step import MetaStep
 from anml.models.build import build_model
@@ -66,11 +68,9 @@ class Training:
     ) -> None:
         self.config, self.seed, self.device = config, seed, device
         self.checkpoints, self.metrics, self.on_log = checkpoints, metrics, on_log
-        images = load_images(config.dataset, "train", config.image_shape[1], config.data_path).to(device)
-        images = images.first_classes(config.num_train_classes)
-        images = images.first_examples(0, config.imgs_per_class or images.examples_per_class)
-        self.validation = images.first_examples(config.examples_per_class, images.examples_per_class)
-        data = images.first_examples(0, config.examples_per_class)
+        data, self.validation = training_data(config, device)
+        # Loss and accuracy of the steps since the last line of the log.
+        self.recent: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.completed = self._last_good_step()
         self.model = self._initial_model().to(device)
         self.updater: Updater = (IidStep if config.train_method == "iid" else EpisodeUpdater)(
@@ -80,18 +80,17 @@ class Training:
 
     def run(self, until: int, stop: Callable[[], bool], progress: Callable[[int], None]) -> bool:
         """Train up to step `until` and keep a checkpoint of it. Returns False when stopped before (work is saved)."""
-        recent: list[tuple[torch.Tensor, torch.Tensor]] = []
-        started = time.perf_counter()
+        started, since = time.perf_counter(), self.completed
         while self.completed < until:
             if stop():
                 self._save()
                 return False
             outcome = self.updater.step(self.completed)
-            recent.append((outcome.loss, outcome.accuracy))
+            self.recent.append((outcome.loss, outcome.accuracy))
             self.completed += 1
             if self.completed % self.config.log_freq == 0 or self.completed == until:
-                self._log(recent, time.perf_counter() - started)
-                recent, started = [], time.perf_counter()
+                self._log((self.completed - since) / (time.perf_counter() - started))
+                started, since = time.perf_counter(), self.completed
             if self.completed % self.config.save_freq == 0 or self.completed == until:
                 self._save()
             progress(self.completed)
@@ -113,20 +112,18 @@ class Training:
         return build_model(config.model, config.model_args, config.image_shape, self.seed)
 
     def _restore(self) -> None:
-        """Put back the optimizer's state and drop log lines that will be written again."""
+        """Put back what a checkpoint holds beside the model and drop log lines that will be written again."""
         if self.completed:
             state = load_training_state(self._folder(self.completed))
             self.updater.optimizer.load_state_dict(state["optimizer"])
-            lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= self.completed]
-            write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+            self.recent = [(loss.to(self.device), right.to(self.device)) for loss, right in state["recent"]]
         elif self.config.eval_untrained:
             self._save()
-        if not self.completed:
-            write_text(self.metrics, "")
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        write_text(self.metrics, "".join(f"{line}\n" for line in lines if _is_of_step(line, self.completed)))
 
     def _save(self) -> None:
-        """Keep a checkpoint, and of the periodic ones before it only those that are evaluated."""
+        """Keep a checkpoint; of those before it the evaluated ones, and one to fall back on."""
         config = self.config
         card = ModelCard(
             model=config.model,
@@ -140,33 +137,57 @@ class Training:
         )
         folder = self._folder(self.completed)
         if not is_complete(folder):
-            save_checkpoint(folder, self.model, card, {"optimizer": self.updater.optimizer.state_dict()})
-        keep = {0, self.completed, *config.checkpoint_steps}
-        for step in steps_saved(self.checkpoints):
-            if step not in keep and step < self.completed:
-                _remove(self._folder(step))
+            recent = torch.stack([torch.stack(pair) for pair in self.recent]) if self.recent else []
+            training = {"optimizer": self.updater.optimizer.state_dict(), "recent": recent}
+            save_checkpoint(folder, self.model, card, training)
+        earlier = [step for step in steps_saved(self.checkpoints) if 0 < step < self.completed]
+        for step in earlier[:-1]:
+            if step not in config.checkpoint_steps:
+                shutil.rmtree(self._folder(step))
 
-    def _log(self, recent: list[tuple[torch.Tensor, torch.Tensor]], seconds: float) -> None:
+    def _log(self, steps_per_second: float) -> None:
         # One read-back for the whole interval: reading every step would stall a GPU.
-        loss, right = torch.stack([torch.stack(pair) for pair in recent]).mean(dim=0).tolist()
+        loss, right = torch.stack([torch.stack(pair) for pair in self.recent]).mean(dim=0).tolist()
+        self.recent = []
         line = {"step": self.completed, "loss": loss, "accuracy": right}
         if self.config.val_size:
             line["val_accuracy"] = self._validate()
-        line["steps_per_second"] = round(len(recent) / seconds, 3)
+        line["steps_per_second"] = round(steps_per_second, 3)
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.on_log(line)
 
     def _validate(self) -> float:
         """Return the accuracy on examples of the training classes that training never sees."""
-        images, labels = draw_validation(
-            self.validation, self.config.val_size, self.seed, self.completed, torch.float32
-        )
+        images, labels = draw_validation(self.validation, self.config.val_size, self.seed, self.completed)
+        self.model.eval()  # A BatchNorm would learn from the validation set.
         with torch.no_grad():
-            return float(accuracy(self.model(images), labels))
+            right = accuracy(self.model(images), labels)
+        self.model.train()
+        return float(right)
 
 
-def _remove(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
+def training_data(config: TrainConfig, device: torch.device) -> tuple[ClassImages, ClassImages]:
+    """Return the background images that training sees, and those held back for validation. Raises DataError."""
+    images = load_images(config.dataset, "train", config.image_shape[1], config.data_path).to(device)
+    images = images.first_classes(config.num_train_classes).first_examples(0, config.images_per_class)
+    train = images.first_examples(0, config.examples_per_class)
+    validation = images.first_examples(config.examples_per_class, images.examples_per_class)
+    if (train.num_classes, train.examples_per_class) != (config.num_train_classes, config.examples_per_class):
+        message = (
+            f"{config.dataset}: training needs {config.num_train_classes} classes of {config.examples_per_class} "
+            f"examples, found {images.num_classes} of {images.examples_per_class}"
+        )
+        raise DataError(message)
+    if config.val_size and validation.images.numel() == 0:
+        message = f"{config.dataset}: validation needs examples that train_size {config.examples_per_class} leaves over"
+        raise DataError(message)
+    return train, validation
+
+
+def _is_of_step(line: str, last: int) -> bool:
+    """Say whether a line of the log is whole (the last one may have been cut off) and of a step up to `last`."""
+    try:
+        return json.loads(line)["step"] <= last
+    except (ValueError, TypeError, KeyError):
+        return False

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from anml.config.training import TrainConfig
@@ -30,11 +31,13 @@ class IidStep:
         if position == 0:
             self._set_rates(epoch)
             self._zap(epoch)
-        images, labels = shuffled_batch(self.data, self.config.batch_size, self.seed, index, torch.float32)
+        images, labels = shuffled_batch(self.data, self.config.batch_size, self.seed, index)
         logits = self.model(images)
         loss = cross_entropy(logits, labels)
         self.optimizer.zero_grad()
         loss.backward()
+        if self.config.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         return EpisodeOutcome(loss.detach(), accuracy(logits.detach(), labels), {})
 
@@ -55,7 +58,7 @@ class IidStep:
         rate, size = self.config.lobo_rate, self.config.lobo_size
         if rate and size and epoch and epoch % rate == 0:
             generator = torch_generator(self.seed, "zap", epoch)
-            rows = torch.randperm(self.data.num_classes, generator=generator)[:size]
+            rows = torch.randperm(self.model.head.out_features, generator=generator)[:size]
             lobotomize(self.model.head, tuple(rows.tolist()), generator)
 
 
@@ -70,7 +73,11 @@ def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> torc
     if config.lr_scheduler is None:
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     arguments = config.lr_scheduler_args
-    return _by_name(torch.optim.lr_scheduler, "lr_scheduler", config.lr_scheduler, optimizer, arguments)
+    schedule = _by_name(torch.optim.lr_scheduler, "lr_scheduler", config.lr_scheduler, optimizer, arguments)
+    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        message = "lr_scheduler: ReduceLROnPlateau needs a validation loss; use one that depends on the epoch alone"
+        raise ConfigError(message)
+    return schedule
 
 
 def _by_name(module: Any, key: str, name: str, first: Any, arguments: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ part of it. Prints a table; writes benchmarks/results/train-engines.json with th
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -35,11 +36,12 @@ ENGINES = {"reference": ReferenceEngine, "fast": FastEngine, "sweep": SweepEngin
 def main() -> None:
     """Measure, print, write."""
     arguments = parse()
+    facts = machine()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     rows = [row for model in arguments.models for row in measure(model, arguments)]
     print_table(rows)
-    report = {"machine": machine(), "arguments": vars(arguments) | {"output": arguments.output.name}, "rows": rows}
+    report = {"machine": facts, "arguments": vars(arguments) | {"output": arguments.output.name}, "rows": rows}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written: {arguments.output}")
@@ -127,6 +129,7 @@ def machine() -> dict[str, Any]:
         "processor": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "load_average_before": os.getloadavg(),  # Other work on the machine: ratios suffer less than times.
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -33,6 +33,7 @@ LAYERS = [
     "launch",
     "dry_run",
     "status",
+    "cluster_check",
     "job",
     "train_job",
     "evaluate_job",
@@ -50,7 +51,18 @@ SOLE_IMPORTERS = {
 }
 
 # Never imported at the top of these: they answer on login nodes in well under a second.
-WITHOUT_TORCH = ("config", "plan", "experiment", "launch", "dry_run", "schedulers", "status", "commands", "report", "job")
+WITHOUT_TORCH = (
+    "config",
+    "plan",
+    "experiment",
+    "launch",
+    "dry_run",
+    "schedulers",
+    "status",
+    "commands",
+    "report",
+    "job",
+)
 
 
 def modules() -> list[Path]:
@@ -99,7 +111,12 @@ def test_upper_half_imports_no_torch(path: Path) -> None:
 
 
 def test_evaluation_knows_nothing_of_training() -> None:
-    users = [p.name for p in (PACKAGE / "evaluate").glob("*.py") for n in imported(p) if n.startswith(("anml.meta", "anml.train"))]
+    users = [
+        p.name
+        for p in (PACKAGE / "evaluate").glob("*.py")
+        for n in imported(p)
+        if n.startswith(("anml.meta", "anml.train"))
+    ]
     assert not users
 
 

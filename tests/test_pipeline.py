@@ -51,11 +51,18 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.fixture
-def finished(run: Run, experiments: Path, tmp_path: Path) -> Path:
-    done = launch(run, write_config(tmp_path))
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment run once for all tests that only look at it (or launch another beside it)."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_config(folder)
+    command = ["launch_train.py", "-c", str(config), "--project", "p", "--group", "g", "--cluster", "local"]
+    done = subprocess.run(
+        [sys.executable, *command, "--wandb", "offline"], cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        env=os.environ | {"ANML_EXPERIMENTS": str(folder / "experiments")},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return experiments / "p" / "g"
+    return folder / "experiments" / "p" / "g"
 
 
 def test_pipeline_leaves_a_complete_experiment_folder(finished: Path) -> None:
@@ -76,19 +83,16 @@ def test_results_hold_every_rate_run_and_scoring(finished: Path) -> None:
     assert points == [(run, lr, n) for run in "01" for lr in (0.001, 0.01) for n in (1, 2, 4)]
 
 
-def test_same_seed_gives_the_same_results_byte_for_byte(
-    run: Run, experiments: Path, tmp_path: Path, finished: Path
-) -> None:
-    assert launch(run, tmp_path / "config.yml", group="again").returncode == 0
+def test_resolved_config_gives_the_same_results_byte_for_byte(run: Run, experiments: Path, finished: Path) -> None:
+    done = launch(run, finished / "config.yml", group="again")
+    assert done.returncode == 0, done.stderr
     for name in ("olft-step-000004.csv", "no-sgd-step-000002.csv"):
         assert (experiments / "p/again/results" / name).read_bytes() == (finished / "results" / name).read_bytes()
 
 
-def test_resolved_config_reproduces_the_run(run: Run, experiments: Path, finished: Path) -> None:
-    done = launch(run, finished / "config.yml", "--set", "group=null", group="copy")
-    assert done.returncode == 0, done.stderr
-    name = "results/olft-step-000004.csv"
-    assert (experiments / "p/copy" / name).read_bytes() == (finished / name).read_bytes()
+def test_launch_has_one_wandb_run_for_training_and_one_per_evaluation(finished: Path) -> None:
+    runs = {path.name.rsplit("-", 1)[-1] for path in (finished / "wandb" / "wandb").glob("offline-run-*")}
+    assert len(runs) == 1 + 4 + 1  # Both segments of the training share theirs; the report has one.
 
 
 def test_launched_code_is_the_frozen_copy(run: Run, experiments: Path, tmp_path: Path) -> None:
@@ -117,13 +121,13 @@ def test_failing_job_skips_dependents_still_reports_and_exits_with_1(
 
 
 def test_ctrl_c_leaves_a_resumable_experiment(run: Run, experiments: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, epochs=400, eval_steps=[400], save_freq=1000)
+    config = write_config(tmp_path, epochs=250, eval_steps=[250], save_freq=1000)
     command = [sys.executable, "launch_train.py", "-c", str(config), "--project", "p", "--group", "g"]
     launcher = subprocess.Popen(
         [*command, "--cluster", "local", "--wandb", "disabled"], cwd=REPOSITORY, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    status_file = experiments / "p/g/jobs/train-step-000400/status.json"
+    status_file = experiments / "p/g/jobs/train-step-000250/status.json"
     wait_until(lambda: status_file.exists() and json.loads(status_file.read_text())["done"] > 20)
     os.killpg(launcher.pid, signal.SIGINT)
     _, errors = launcher.communicate(timeout=60)
@@ -132,7 +136,7 @@ def test_ctrl_c_leaves_a_resumable_experiment(run: Run, experiments: Path, tmp_p
     assert json.loads(status_file.read_text())["state"] == "interrupted"
     assert run("-m", "anml", "retry", "p/g").returncode == 0
     assert launch(run, config, group="undisturbed").returncode == 0
-    name = "checkpoints/step-000400/model.safetensors"
+    name = "checkpoints/step-000250/model.safetensors"
     assert (experiments / "p/g" / name).read_bytes() == (experiments / "p/undisturbed" / name).read_bytes()
 
 

@@ -33,7 +33,11 @@ def log_in_a_process(root: Path, step: int) -> list[str]:
     """Log one value as a job does, in a process of its own; return what wandb calls the run."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     done = subprocess.run(
-        [sys.executable, "-c", LOG_TWICE, str(root), str(step)], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-c", LOG_TWICE, str(root), str(step)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
     )
     return done.stdout.split()[-4:]
 

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from anml.errors import AnmlError, ConfigError
@@ -27,17 +28,38 @@ def run_command(main: Callable[[Sequence[str]], int]) -> int:
         return EXIT_FAILED
     except BrokenPipeError:
         return EXIT_FAILED
+    except OSError as error:
+        # A full disk, a folder without permission: the message has it all, a traceback would only hide it.
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+@contextmanager
+def collecting(problems: list[str]) -> Iterator[None]:
+    """Add the problems of a ConfigError to a list, so that what else is wrong can be found too."""
+    try:
+        yield
+    except ConfigError as error:
+        problems.extend(error.problems)
 
 
 def config_file(text: str) -> Path:
     """Return the path of a config that exists, for argparse."""
     path = Path(text)
     if not path.is_file():
-        beside = [p.name for p in sorted(path.parent.glob("*.yml"))] if path.parent.is_dir() else []
-        hint = f"; in {path.parent} there are: {', '.join(beside)}" if beside else ""
-        message = f"no file {text}{hint}"
+        folder = path if path.is_dir() else path.parent
+        beside = ", ".join(sorted(p.name for p in folder.glob("*.yml")))
+        message = f"no file {text}" + (f"; in {folder} there are: {beside}" if beside else "")
         raise argparse.ArgumentTypeError(message)
     return path
+
+
+def positive(text: str) -> int:
+    """Return a whole number of 1 or more, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        message = f"must be a whole number of 1 or more, found {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
 
 
 def add_set_argument(parser: argparse.ArgumentParser) -> None:

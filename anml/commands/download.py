@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from anml.commands.arguments import EXIT_DONE
+from anml.commands.arguments import EXIT_DONE, positive
 from anml.config.dataset_facts import DATASETS
 
 
@@ -12,7 +12,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m anml download", description=__doc__, allow_abbrev=False)
     parser.add_argument("dataset", choices=sorted(DATASETS))
     parser.add_argument("--data-path", metavar="DIR", help="a local copy to convert instead of downloading")
-    parser.add_argument("--im-size", type=int, help="height and width in pixels (default: the data set's usual)")
+    parser.add_argument(
+        "--im-size", metavar="PIXELS", type=positive, help="height and width in pixels (default: the data set's usual)"
+    )
     options = parser.parse_args(arguments)
     from anml.data.load import array_file
 

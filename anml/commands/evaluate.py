@@ -1,11 +1,11 @@
 """`eval_anml.py`: one evaluation, planned or by hand."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from anml.commands.arguments import add_job_arguments, add_set_argument, config_file, print_notices
-from anml.config.evaluation import EvalConfig
 from anml.config.load import load_eval_config, load_train_config
 from anml.errors import ConfigError
 from anml.experiment import Experiment
@@ -50,7 +50,8 @@ def _planned(options: argparse.Namespace) -> int:
     experiment = Experiment(Path(options.run_dir))
     config = load_train_config(experiment.config_file).config
     if options.flavor not in config.eval or options.step is None:
-        message = f"--flavor {options.flavor}: this experiment has: {', '.join(config.eval)}; and it needs --step"
+        flavors = ", ".join(config.eval)
+        message = f"--run-dir takes --flavor and --step; flavors of this experiment: {flavors}; found {options.flavor}"
         raise ConfigError(message)
     task = array_task() if options.points_per_job else None
 
@@ -72,14 +73,39 @@ def _by_hand(options: argparse.Namespace) -> int:
         raise ConfigError(message)
     names = ("classes", "train_examples", "test_examples", "lr", "runs", "seed", "data_path", "model")
     config, notices = load_eval_config(options.config, options.overrides, {n: getattr(options, n) for n in names})
-    print_notices(notices)
     if config.model is None:
         message = "give the checkpoint to evaluate: -m experiments/<project>/<group>/checkpoints/step-NNNNNN"
         raise ConfigError(message)
-    return run_job(None, None, None, lambda context: _evaluate(context, config, options))
+    checkpoint = _checkpoint(Path(config.model).expanduser())
+    _check_output(options.output)
+    print_notices(notices)
+
+    def work(context: JobContext) -> bool:
+        from anml.evaluate_job import evaluate_by_hand  # torch: after --help and config errors.
+
+        return evaluate_by_hand(context, config, checkpoint, options.device, options.output)
+
+    return run_job(None, None, None, work)
 
 
-def _evaluate(context: JobContext, config: EvalConfig, options: argparse.Namespace) -> bool:
-    from anml.evaluate_job import evaluate_by_hand  # torch: after --help and config errors.
+def _checkpoint(path: Path) -> Path:
+    """Return the path of a checkpoint. Raises ConfigError naming those that lie near."""
+    if path.is_file() or (path / "model.json").is_file():
+        return path
+    # Of an experiment's folder, or beside a checkpoint that is not there.
+    places = [path.glob(f"{depth}/model.json") for depth in ("*", "checkpoints/*", "checkpoints/*/*")]
+    found = sorted({str(card.parent) for place in [*places, path.parent.glob("step-*/model.json")] for card in place})
+    hint = f"; there are: {', '.join(found[-10:])}" if found else ""
+    message = f"--model {path}: no checkpoint here: expected a folder with model.safetensors and model.json{hint}"
+    raise ConfigError(message)
 
-    return evaluate_by_hand(context, config, Path(str(config.model)), options.device, options.output)
+
+def _check_output(output: str | None) -> None:
+    """Find out now, not after hours of work, whether the results can be written. Raises ConfigError."""
+    if output is None:
+        return
+    path = Path(output).resolve()
+    folder = next(parent for parent in path.parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        message = f"--output {output}: cannot write a file here; name one in a folder that you may write to"
+        raise ConfigError(message)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anml.atomic import write_text
-from anml.commands.arguments import add_job_arguments, add_set_argument, config_file, print_notices
+from anml.commands.arguments import add_job_arguments, add_set_argument, config_file, positive, print_notices
+from anml.commands.check_config import find_problems
+from anml.config.binding import located
 from anml.config.load import dump_config, load_train_config
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
@@ -26,7 +28,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-path", metavar="DIR", help="where the data set is (default: ANML_DATA, or download)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="where to compute")
     parser.add_argument("--seed", type=int, help="which seed to train")
-    parser.add_argument("--until-step", type=int, help="stop after this step (default: train to the end)")
+    parser.add_argument(
+        "--until-step", metavar="N", type=positive, help="stop after this step (default: train to the end)"
+    )
     parser.add_argument("--wandb", choices=["online", "offline", "disabled"], default="disabled", help="W&B mode")
     add_set_argument(parser)
     add_job_arguments(parser)
@@ -38,11 +42,6 @@ def main(arguments: Sequence[str]) -> int:
     options = make_parser().parse_args(arguments)
     config, experiment = _config_and_folder(options)
     several = config.seeds is not None
-    if several and options.seed is None:
-        message = (
-            f"this config trains several seeds; say which one: --seed {' | '.join(map(str, config.training_seeds))}"
-        )
-        raise ConfigError(message)
 
     def work(context: JobContext) -> bool:
         from anml.train_job import train_segment  # torch: after --help and config errors.
@@ -65,14 +64,20 @@ def _config_and_folder(options: argparse.Namespace) -> tuple[TrainConfig, Experi
     run_dir = Path(options.run_dir).expanduser().resolve() if options.run_dir else None
     path = options.config or run_dir / "config.yml"  # type: ignore[operator]
     flags = {"device": options.device, "data_path": options.data_path}
-    if options.config is not None:
-        flags["seed"] = options.seed
-    config, notices, _ = load_train_config(path, options.overrides, flags)
+    config, notices, source = load_train_config(path, options.overrides, flags)
+    if config.seeds and options.seed not in config.seeds:
+        message = f"this config trains several seeds; say which one: --seed {' | '.join(map(str, config.seeds))}"
+        raise ConfigError(message)
+    if options.seed is not None and not config.seeds:
+        config = config.model_copy(update={"seed": options.seed})
     print_notices(notices)
     if run_dir is None:
         run_dir = experiments_dir(None) / (config.project or "by-hand") / (config.group or config.display_name)
     experiment = Experiment(run_dir)
     if options.config is not None:
+        problems = located(source, find_problems(config))
+        if problems:
+            raise ConfigError(problems)
         _claim(experiment, config)
     return config, experiment
 
@@ -81,6 +86,6 @@ def _claim(experiment: Experiment, config: TrainConfig) -> None:
     """Write the config of a run by hand, or make sure that the folder holds the same run. Raises ConfigError."""
     text = dump_config(config)
     if experiment.config_file.is_file() and experiment.config_file.read_text(encoding="utf-8") != text:
-        message = f"{experiment.root}: holds a run with another config; choose another --run-dir"
+        message = f"{experiment.root}: holds a run with another config; choose another with --run-dir DIR"
         raise ConfigError(message)
     write_text(experiment.config_file, text)

@@ -35,10 +35,11 @@ _SHOWN_LENGTH = 80
 def bind(record: type[R], source: Source, at: KeyPath = ()) -> tuple[R | None, list[str]]:
     """Return the record made of the data at a key path (absent: all defaults), or None and every problem found."""
     data = value_at(source.data, at)
+    data = {} if data is None else data
     try:
-        return record.model_validate({} if data is None else data), []
+        return record.model_validate(data), []
     except ValidationError as error:
-        problems = [_describe(e, record, source, at) for e in error.errors()]
+        problems = [problem(source, (*at, *_real_path(e["loc"], data)), _wording(e, record)) for e in error.errors()]
         return None, list(dict.fromkeys(problems))
 
 
@@ -65,6 +66,11 @@ def problem(source: Source, key_path: KeyPath, message: str) -> str:
     return f"{source.locate(key_path)}: {dotted(key_path)}: {message}"
 
 
+def located(source: Source, problems: Iterable[str]) -> list[str]:
+    """Put file and line before problems that begin with a dotted key (`eval.olft.lr: ...`)."""
+    return [f"{source.locate(tuple(text.partition(':')[0].split('.')))}: {text}" for text in problems]
+
+
 def dotted(key_path: KeyPath) -> str:
     """Return `eval.olft.lr` for a key path; positions in lists are written `[2]`."""
     text = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in key_path)
@@ -77,18 +83,11 @@ def show(value: Any) -> str:
     return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]} ..."
 
 
-def _describe(error: ErrorDetails, record: type[Record], source: Source, at: KeyPath) -> str:
-    loc = _real_path(error["loc"], value_at(source.data, at))
+def _wording(error: ErrorDetails, record: type[Record]) -> str:
     if error["type"] == "extra_forbidden":
-        message = _unknown_key(str(loc[-1]), _fields_at(record, loc[:-1]))
-    elif error["type"] == "missing":
-        message = "is required but missing"
-    else:
-        message = _wrong_value(error)
-    return problem(source, (*at, *loc), message)
-
-
-def _wrong_value(error: ErrorDetails) -> str:
+        return _unknown_key(str(error["loc"][-1]), _fields_at(record, error["loc"][:-1]))
+    if error["type"] == "missing":
+        return "is required but missing"
     found, details = error["input"], error.get("ctx", {})
     if error["type"] == "literal_error":
         allowed = str(details.get("expected", "")).replace(" or ", ", ").replace("'", "")

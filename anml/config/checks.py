@@ -77,9 +77,11 @@ def _check_dataset(config: EvalConfig, name: str, source: Source, at: KeyPath) -
 def _check_episode(config: TrainConfig, source: Source) -> list[str]:
     problems = []
     has = config.facts.examples_per_class
-    if config.examples_per_class > has:
-        message = f"a class of {config.dataset} has {has} examples, found {config.examples_per_class}"
-        problems.append(problem(source, ("train_size",), message))
+    for key in ("imgs_per_class", "train_size"):
+        if (getattr(config, key) or 0) > has:
+            message = f"a class of {config.dataset} has {has} examples, found {getattr(config, key)}"
+            problems.append(problem(source, (key,), message))
+        has = min(has, config.images_per_class)
     if config.num_train_classes > config.facts.train_classes:
         message = f"{config.dataset} has {config.facts.train_classes} background classes, found {config.train_classes}"
         problems.append(problem(source, ("train_classes",), message))

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from anml.config.binding import problem, show
+from anml.config.binding import nearest, problem, show
 from anml.config.dataset_facts import DATASET_ALIASES
+from anml.config.evaluation import EvalConfig
 from anml.config.yaml_source import KeyPath, Source
 
 # Older name of a key to ours.
@@ -77,11 +78,18 @@ def _flavors_by_name(source: Source) -> list[str]:
     elif not isinstance(value, dict):
         problems = [problem(source, ("eval",), f"must be a list of flavors (- name: {{...}}), found {show(value)}")]
         value = {}
-    if value and all(setting is not None and not isinstance(setting, dict) for setting in value.values()):
+    if _is_one_evaluation(value):
         value = {"eval": value}
         _move(source, ("eval",), ("eval", "eval"))
     source.data["eval"] = value
     return problems
+
+
+def _is_one_evaluation(value: Mapping[str, Any]) -> bool:
+    """Tell settings (maybe misspelt) from flavors."""
+    known = (*EvalConfig.model_fields, *EVAL_KEYS)
+    has_flavors = any(setting is None or isinstance(setting, dict) for setting in value.values())
+    return not has_flavors and any(key in known or nearest(key, known) for key in value)
 
 
 def _join(source: Source, items: list[Any]) -> tuple[dict[str, Any], list[str]]:

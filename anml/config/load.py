@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anml.config.binding import bind, nearest, show
+from anml.config.binding import bind, nearest, problem, show
 from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train
 from anml.config.compatibility import Adopted, adopt_eval, adopt_train
 from anml.config.dataset_facts import DATASETS
@@ -117,8 +117,7 @@ def _override(source: Source, override: str) -> None:
     if not sign or not all(key_path):
         message = f"--set {override}: write it as key=value, for instance --set inner_lr=0.05"
         raise ConfigError(message)
-    origin = f"--set {'.'.join(key_path)}"
-    _set(source, key_path, read_value(text, origin), origin)
+    _set(source, key_path, read_value(text, f"--set {name.strip()}"), "--set")
 
 
 def _set(source: Source, key_path: KeyPath, value: Any, origin: str) -> None:
@@ -126,14 +125,15 @@ def _set(source: Source, key_path: KeyPath, value: Any, origin: str) -> None:
     for depth, key in enumerate(key_path[:-1]):
         if key_path[0] == "eval" and depth == 1 and key not in target:
             # A misspelt flavor would else become one more evaluation, of default size.
-            message = f"{origin}: there is no flavor {key!r}{nearest(str(key), target)}"
+            hint = nearest(str(key), target) or (f"; there are: {', '.join(target)}" if target else "")
+            message = f"{origin} {'.'.join(key_path)}: there is no flavor {key!r}{hint}"
             raise ConfigError(message)
         if target.get(key) is None:
             target[key] = {}
             source.locations[key_path[: depth + 1]] = Location(origin)
         target = target[key]
         if not isinstance(target, dict):
-            message = f"{origin}: {key} is {show(target)}, so nothing inside it can be set"
+            message = f"{origin} {'.'.join(key_path)}: {key} is {show(target)}, so nothing inside it can be set"
             raise ConfigError(message)
     target[key_path[-1]] = value
     source.forget(key_path)
@@ -167,8 +167,11 @@ def _check_model_args(source: Source) -> list[str]:
 def _bind_flavors(source: Source, training: TrainConfig | None) -> tuple[dict[str, EvalConfig], list[str]]:
     """Bind and check each flavor by itself, so that its problems show whatever else is wrong."""
     flavors, problems = {}, []
-    for name in source.data["eval"]:
+    for name, settings in source.data["eval"].items():
         at = ("eval", name)
+        if settings is None:
+            problems.append(problem(source, at, "has no settings; write them below it, further to the right"))
+            continue
         flavor, found = bind(EvalConfig, source, at)
         problems += check_flavor_name(name, source) + found
         if flavor:

@@ -78,7 +78,7 @@ class ConvnetArgs(Record):
     def _check_length(cls, values: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
         blocks = info.data.get("num_blocks")
         if blocks and len(values) not in (1, blocks):
-            message = f"must be one value, or {blocks}, one per block"
+            message = f"must be one value, or one for each of the {blocks} blocks"
             raise ValueError(message)
         return values
 

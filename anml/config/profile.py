@@ -1,9 +1,9 @@
 """Cluster profiles (`slurm/*.yml`): where jobs run, with which device, environment and limits."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from anml.config.binding import bind, nearest
 from anml.config.record import Count, Many, NotNegative, Record
@@ -12,7 +12,16 @@ from anml.errors import ConfigError
 
 Device = Literal["auto", "cuda", "rocm", "cpu"]
 WandbMode = Literal["online", "offline", "disabled"]
-SbatchOptions = dict[str, str | int | bool]
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, (str, int)):
+        message = "must be text, a whole number, or true for an option without a value"
+        raise ValueError(message)
+    return value
+
+
+SbatchOptions = dict[str, Annotated[Any, AfterValidator(_plain)]]
 
 
 class JobOptions(Record):
@@ -62,10 +71,8 @@ def load_profile(name: str, folder: Path) -> ClusterProfile:
     path = by_path if by_path.suffix in (".yml", ".yaml") else folder / f"{name}.yml"
     if not path.is_file():
         known = profile_names(folder)
-        message = (
-            f"--cluster {name}: there is no profile {path}{nearest(name, known)} "
-            f"Known: {', '.join(known)}. Add a file to {folder} to describe another cluster."
-        )
+        hint = nearest(name, known) or f"; there are: {', '.join(known)}"
+        message = f"--cluster {name}: there is no profile {path}{hint} (a file in {folder} describes each cluster)"
         raise ConfigError(message)
     source = read_yaml(path)
     if isinstance(source.data, dict):

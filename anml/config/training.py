@@ -105,9 +105,14 @@ class TrainConfig(Record):
         return self.seeds or (self.seed,)
 
     @property
+    def images_per_class(self) -> int:
+        """Examples of each background class that are used at all."""
+        return self.imgs_per_class or self.facts.examples_per_class
+
+    @property
     def examples_per_class(self) -> int:
         """Examples of each background class that training may see; the others are for validation."""
-        return self.train_size or self.facts.examples_per_class
+        return self.train_size or self.images_per_class
 
     @property
     def num_train_classes(self) -> int:

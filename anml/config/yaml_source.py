@@ -55,6 +55,14 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes exactly the texts that `_Loader` would take for something else."""
 
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write a value out wherever it stands."""
+        return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Escape what is no visible character: some line separators would not come back."""
+        return self.represent_scalar(f"{_TAG}str", data, style=None if data.isprintable() else '"')
+
 
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "str")}
@@ -71,7 +79,7 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(f"{_TAG}int", re.compile(_INT, re.ASCII), list("-+0123456789"))
 _Loader.add_implicit_resolver(f"{_TAG}float", re.compile(_FLOAT, re.ASCII), list("-+.0123456789"))
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
-_Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def read_yaml(path: Path) -> Source:
@@ -87,7 +95,7 @@ def read_value(text: str, origin: str) -> Any:
     origin: how messages call it. Raises ConfigError.
     """
     reader = _Reader(Source(None))
-    reader.source.data = reader.read_text(text, Path(origin), ()) if text.strip() else None
+    reader.source.data = reader.read_text(text, Path(origin)) if text.strip() else None
     # A command line has no lines.
     reader.problems = [problem.replace(f"{origin}:1:", f"{origin}:") for problem in reader.problems]
     return reader.finish().data
@@ -105,6 +113,7 @@ class _Reader:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.problems: list[str] = []
+        self.nodes: dict[Path, yaml.Node | None] = {}  # By file: many flavors include the same one.
         self.files: list[Path] = []  # The file being read, after those that include it.
         self.open: list[yaml.Node] = []  # The nodes being read, outermost first.
         self.scalars = _Loader("")
@@ -120,23 +129,36 @@ class _Reader:
 
     def read_file(self, path: Path, key_path: KeyPath) -> Any:
         """Return the content of a file; None, and a problem, when it cannot be had."""
+        if path not in self.nodes:
+            self.nodes[path] = self._parse_file(path)
+        return self._enter(self.nodes[path], path, key_path)
+
+    def read_text(self, text: str, path: Path) -> Any:
+        """Return the data of a YAML text; `path` is where it stands, which its !includes are relative to."""
+        return self._enter(self._parse(text, path), path, ())
+
+    def _parse_file(self, path: Path) -> yaml.Node | None:
         try:
-            text = path.read_text(encoding="utf-8")
+            return self._parse(path.read_text(encoding="utf-8"), path)
         except OSError as error:
             return self._problem(Location(str(path)), f"cannot read this file: {error.strerror}")
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             return self._problem(Location(str(path), line), "not UTF-8 text; save the file as UTF-8")
-        return self.read_text(text, path, key_path)
 
-    def read_text(self, text: str, path: Path, key_path: KeyPath) -> Any:
-        """Return the data of a YAML text; `path` is where it stands, which its !includes are relative to."""
-        self.files.append(path)
+    def _parse(self, text: str, path: Path) -> yaml.Node | None:
         try:
             node = yaml.compose(text, Loader=_Loader)
-            return self._build(node, key_path) if node else self._problem(Location(str(path)), "this file is empty")
         except yaml.YAMLError as error:
             return self._problem(Location(str(path), _line(error, text)), f"not valid YAML: {_reason(error)}")
+        return node or self._problem(Location(str(path)), "this file is empty")
+
+    def _enter(self, node: yaml.Node | None, path: Path, key_path: KeyPath) -> Any:
+        if node is None:
+            return None
+        self.files.append(path)
+        try:
+            return self._build(node, key_path)
         finally:
             self.files.pop()
 

@@ -54,7 +54,7 @@ def _check_enough(count: int, data: ClassImages, sample_method: str) -> None:
     # Fewer would not fail: the inner loop would silently learn from the remember set instead.
     has = data.examples_per_class * (1 if sample_method == "single" else data.num_classes)
     if count > has:
-        message = f"an inner loop of {count} different examples, but only {has} are there (sample_method {sample_method})"
+        message = f"an inner loop of {count} different examples ({sample_method}), but there are only {has}"
         raise DataError(message)
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +37,7 @@ def array_file(dataset: str, split: Split, size: int, data_path: str | None) -> 
     origin = hashlib.sha256(str(source).encode()).hexdigest()[:8] if source and dataset != "glyphs" else "official"
     file = cache / f"{dataset}-{split}-{size}px-{origin}-v{_CONVERSION}.npy"
     if not file.exists():
-        _write_once(file, lambda: _convert(dataset, split, size, source, cache))
+        _write(file, _convert(dataset, split, size, source, cache))
     return file
 
 
@@ -51,13 +50,13 @@ def _convert(dataset: str, split: Split, size: int, data_path: Path | None, cach
     return omniglot.convert(split, omniglot.find_source(split, data_path, cache), size)
 
 
-def _write_once(file: Path, make: Callable[[], np.ndarray]) -> None:
+def _write(file: Path, array: np.ndarray) -> None:
     """Write an array so that ten jobs starting at once never see half a file: each writes its own, one name wins."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as temporary:
             try:
-                np.save(temporary, make())
+                np.save(temporary, array)
                 temporary.flush()
                 os.fsync(temporary.fileno())
                 os.chmod(temporary.name, 0o644)  # A temporary file is its owner's alone, a cache may be a group's.

@@ -18,19 +18,22 @@ def learn_shuffled(
     run: int,
     progress: Callable[[float], None] = lambda done: None,
 ) -> list[Score]:
-    """Learn all examples in shuffled batches; score every `eval_freq` steps (absent: every epoch) and at the end."""
+    """Learn all examples in shuffled batches; score after the first step, every `eval_freq` steps and at the end.
+
+    With a list of steps, at those; without `eval_freq`, after every epoch.
+    """
     learner = Learner(trial, learning_rate)
     total = len(trial.train_labels)
     per_epoch = -(-total // config.batch_size)
     last = config.epochs * per_epoch
-    every = per_epoch if config.eval_freq is None else config.eval_freq
+    points = range(per_epoch, last + 1, per_epoch) if config.eval_freq is None else config.score_points(last)
     scores, step = [], 0
     for epoch in range(1, config.epochs + 1):
         order = torch.randperm(total, generator=torch_generator(config.seed, "order", run, epoch))
         for batch in order.to(trial.train_labels.device).split(config.batch_size):
             learner.learn(trial.train_inputs[batch], trial.train_labels[batch])
             step += 1
-            if step == last or (isinstance(every, int) and every and step % every == 0):
-                scores.append(score(learner, trial, epoch, step, trial.shape.classes))
+            if step in points:
+                scores.append(score(learner.model, trial, epoch, step, trial.shape.classes))
             progress(step / last)
     return scores

@@ -10,27 +10,18 @@ from torch.nn.functional import cross_entropy
 
 from anml.evaluate.trial import Trial
 
-# Inputs scored at once.
-SCORE_BATCH = 1024
-
 
 class Learner:
     """Learns the trial's `trained_names` from its inputs; everything else stays as it is."""
 
     def __init__(self, trial: Trial, learning_rate: float) -> None:
-        self.model = copy.deepcopy(trial.model)
-        self.part = "classify" if trial.encoder_is_frozen else "all"
-        self.trained = [self.model.get_parameter(name).requires_grad_(True) for name in trial.trained_names]
-        self.optimizer = torch.optim.Adam(self.trained, lr=learning_rate, fused=True)
+        self.model, self.part = copy.deepcopy(trial.model), trial.part
+        trained = [self.model.get_parameter(name).requires_grad_(True) for name in trial.trained_names]
+        self.optimizer = torch.optim.Adam(trained, lr=learning_rate, fused=True)
 
     def learn(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
-        """Take one Adam step on inputs [n, ...] and labels [n]."""
+        """Take one Adam step on inputs [n, ...] and labels [n]; unused output rows take part in the softmax."""
         loss = cross_entropy(self.model(inputs, part=self.part), labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-
-    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return logits [n, outputs] of inputs [n, ...]."""
-        with torch.no_grad():
-            return torch.cat([self.model(batch, part=self.part) for batch in inputs.split(SCORE_BATCH)])

@@ -1,11 +1,11 @@
-"""Scores of a learner on the examples it learned and on those held out."""
+"""Scores of a model on the examples it learned and on those held out."""
 
 from dataclasses import dataclass
 
 import torch
 
-from anml.evaluate.learner import Learner
-from anml.evaluate.trial import Trial
+from anml.evaluate.trial import Trial, forward
+from anml.models.meta_model import MetaModel
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,14 @@ class Score:
     test: ClassScores
 
 
-def score(learner: Learner, trial: Trial, epoch: int, step: int, classes_trained: int) -> Score:
-    """Test a learner on all examples of a trial, those of classes not learned yet included."""
-    train = class_scores(learner.logits(trial.train_inputs), trial.train_labels, trial.shape.classes)
-    test = class_scores(learner.logits(trial.test_inputs), trial.test_labels, trial.shape.classes)
-    return Score(epoch, step, classes_trained, train, test)
+def score(model: MetaModel, trial: Trial, epoch: int, step: int, classes_trained: int) -> Score:
+    """Test a trial's model, as learned so far, on all its examples, those of classes not learned yet included."""
+    train, test = (forward(model, inputs, trial.part) for inputs in (trial.train_inputs, trial.test_inputs))
+    return Score(
+        epoch, step, classes_trained,
+        class_scores(train, trial.train_labels, trial.shape.classes),
+        class_scores(test, trial.test_labels, trial.shape.classes),
+    )  # fmt: skip
 
 
 def class_scores(logits: torch.Tensor, labels: torch.Tensor, classes: int) -> ClassScores:

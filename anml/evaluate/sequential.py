@@ -21,6 +21,6 @@ def learn_in_sequence(
             example = slice(step, step + 1)
             learner.learn(trial.train_inputs[example], trial.train_labels[example])
         if learned in points:
-            scores.append(score(learner, trial, epoch=1, step=learned * per_class, classes_trained=learned))
+            scores.append(score(learner.model, trial, epoch=1, step=learned * per_class, classes_trained=learned))
         progress(learned / trial.shape.classes)
     return scores

@@ -4,12 +4,13 @@ A block is conv -> InstanceNorm -> ReLU -> maybe max-pool. With N positions per 
 
     c = w * x        n = (c - mean c) r,  r = (var c + eps)^-1/2        y = gamma n + beta        o = pool(relu(y))
 
-the convolution's bias cancels in n: it is left out, and its gradient is the true one, zero. The map from each window of y
-to o selects at most one position ("alive" where it is positive), so gradients at y are sparse: o-bar, placed there.
+the convolution's bias cancels in n: it is left out, and its gradient is the true one, zero. The map from each window of
+y to o selects at most one position ("alive" where it is positive), so gradients at y are sparse: o-bar, placed there.
 Writing P(v) = v - mean v - n mean(v n), q = gamma y-bar, bars for cotangents and dots for tangents:
 
     reverse              c-bar = r P(q)                          gamma-bar = sum y-bar n         beta-bar = sum y-bar
-    tangent              n-dot = r P(c-dot),  s = mean(c-dot n)  (r-dot = -r^2 s)   y-dot = gamma-dot n + gamma n-dot + beta-dot
+    tangent              n-dot = r P(c-dot),  s = mean(c-dot n), r-dot = -r^2 s
+                         y-dot = gamma-dot n + gamma n-dot + beta-dot
     tangent of reverse   q-dot = gamma-dot y-bar + gamma y-bar-dot
                          c-bar-dot = -r s c-bar + r (q-dot - mean q-dot - n-dot mean(q n) - n mean(q-dot n + q n-dot))
 
@@ -18,14 +19,12 @@ weights, is a Hessian-vector product (Pearlmutter 1994, "Fast exact multiplicati
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
 from torch.nn.functional import conv2d, instance_norm, max_pool2d, relu
-from torch.nn.grad import conv2d_input, conv2d_weight
-
 
 _QUERY_PART = 16  # images
 
@@ -57,8 +56,11 @@ class Block(NamedTuple):
 
 
 class BlockStack(Protocol):
-    """The encoder's part of an episode. Per episode: `start`; `encode`, `descend` for every step; `encode_query`,
-    `pull_query`; `push`, `pull` for every step in reverse; `gradients`."""
+    """The encoder's part of an episode.
+
+    In order: `start`; `encode` and `descend` for every step; `encode_query`, `pull_query`; `push` and `pull` for every
+    step in reverse; `gradients`.
+    """
 
     blocks: list[Block]
 
@@ -115,7 +117,7 @@ def find_blocks(modules: Iterable[tuple[str, nn.Module]]) -> list[Block] | None:
 
 @dataclass
 class _Tape:
-    """What the forward pass [B, C, H, W] of one block leaves for the sweep; flat: positions as one dimension."""
+    """What the forward pass of one block leaves for the sweep; [B, C, N] with all N positions in one dimension."""
 
     inputs: torch.Tensor
     normed: torch.Tensor
@@ -123,16 +125,19 @@ class _Tape:
     alive: torch.Tensor
     route: torch.Tensor | None
     shape: torch.Size
-    normed_at: torch.Tensor
+    normed_at: torch.Tensor = field(init=False)
     # By the reverse pass: cotangents of the convolution's output and (sparse) of the norm's, mean(q n).
-    outer: torch.Tensor = torch.empty(0)
-    sparse: torch.Tensor = torch.empty(0)
-    slope: torch.Tensor = torch.empty(0)
-    # By the tangent pass: tangents of the input, of n (dense, sparse), and r s.
-    inputs_dot: torch.Tensor | None = None
-    normed_dot: torch.Tensor = torch.empty(0)
-    normed_dot_at: torch.Tensor = torch.empty(0)
-    relative: torch.Tensor = torch.empty(0)
+    outer: torch.Tensor = field(init=False)
+    sparse: torch.Tensor = field(init=False)
+    slope: torch.Tensor = field(init=False)
+    # By the tangent pass: tangents of the input, of n (dense, and at the picked positions), and r s.
+    inputs_dot: torch.Tensor | None = field(init=False)
+    normed_dot: torch.Tensor = field(init=False)
+    normed_dot_at: torch.Tensor = field(init=False)
+    relative: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.normed_at = self.at(self.normed)
 
     def at(self, dense: torch.Tensor) -> torch.Tensor:
         """Select [B, C, N] at the positions that max-pooling let through."""
@@ -238,9 +243,7 @@ def _forward(block: Block, weights: BlockWeights, inputs: torch.Tensor) -> tuple
         scaled, route = max_pool2d(scaled, block.pool, return_indices=True)
         route = route.flatten(2)
     alive = (scaled > 0).flatten(2)
-    tape = _Tape(inputs, normed, rate, alive, route, outputs.shape, normed)
-    tape.normed_at = tape.at(normed)
-    return relu(scaled), tape
+    return relu(scaled), _Tape(inputs, normed, rate, alive, route, outputs.shape)
 
 
 def _reverse(
@@ -301,9 +304,17 @@ def _reverse_tangent(
 
 
 def _weight_gradient(block: Block, inputs: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
-    size = list(block.conv.weight.shape)
-    return conv2d_weight(inputs, size, outer, block.conv.stride, block.conv.padding)
+    return _convolution_backward(block, outer, inputs, block.conv.weight, (False, True, False))[1]
 
 
 def _input_gradient(block: Block, inputs: torch.Tensor, kernel: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
-    return conv2d_input(inputs.shape, kernel, outer, block.conv.stride, block.conv.padding)
+    return _convolution_backward(block, outer, inputs, kernel, (True, False, False))[0]
+
+
+def _convolution_backward(
+    block: Block, outer: torch.Tensor, inputs: torch.Tensor, kernel: torch.Tensor, wanted: tuple[bool, bool, bool]
+) -> tuple[torch.Tensor, ...]:
+    stride, padding = block.conv.stride, block.conv.padding
+    return torch.ops.aten.convolution_backward(
+        outer, inputs, kernel, None, stride, padding, (1, 1), False, (0, 0), 1, wanted
+    )

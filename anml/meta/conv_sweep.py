@@ -1,8 +1,9 @@
 """Exact second-order gradients without a graph of graphs, for models whose inner loop moves conv blocks and a head.
 
-The inner steps run forward with first-order gradients only; then one sweep over the steps, backwards, carries the adjoint
-of everything that a step reads. With phi_t the blocks' weights, e_t = enc(phi_t) [B, d], f_t = g_t e_t the features
-(g_t the gate), v_t the loss's gradient at f_t (dual_head.py), u_t = g_t v_t, J_t = d enc / d phi and a the learning rate:
+The inner steps run forward with first-order gradients only; then one sweep over the steps, backwards, carries the
+adjoint of everything that a step reads. With phi_t the blocks' weights, e_t = enc(phi_t) [B, d], f_t = g_t e_t the
+features (g_t the gate), v_t the loss's gradient at f_t (dual_head.py), u_t = g_t v_t, J_t = d enc / d phi and a the
+learning rate:
 
     phi_{t+1} = phi_t - a J_t^T u_t
 

@@ -59,12 +59,8 @@ class DualHead:
         change = (features @ self.features[:before].T + 1) @ self.deltas[:before]
         _, probability, mixed = self.attend(self.weight, features, self.bias - self.rate * change, None)
         delta = (probability - one_hot(labels, self.weight.shape[0])) / self.batch
-        self.features[now], self.probabilities[now], self.deltas[now], self.mixed[now] = (
-            features,
-            probability,
-            delta,
-            mixed,
-        )
+        self.features[now], self.probabilities[now] = features, probability
+        self.deltas[now], self.mixed[now] = delta, mixed
         return self._changed(delta, (mixed - self.weight[labels]) / self.batch, before)
 
     def query(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -83,8 +79,9 @@ class DualHead:
         """Return the adjoint [B, d] of the features of a step, given that of what its `learn` returned.
 
         With K = f f^T + 1, L = delta delta^T, v the gradient that `learn` returned and bars for adjoints:
-        delta_t-bar += v-bar W_t^T,  z_t-bar = softmax'(z_t) delta_t-bar / B,  f_t-bar += z_t-bar W_t, and for s < t
-        delta_s-bar -= a ((v-bar f_s^T)^T delta_t + K_st z_t-bar),  f_s-bar -= a (L_st v-bar + (z_t-bar delta_s^T)^T f_t)
+        delta_t-bar += v-bar W_t^T,  z_t-bar = softmax'(z_t) delta_t-bar / B,  f_t-bar += z_t-bar W_t,  and for s < t
+        delta_s-bar -= a ((v-bar f_s^T)^T delta_t + K_st z_t-bar)
+        f_s-bar     -= a (L_st v-bar + (z_t-bar delta_s^T)^T f_t)
         """
         now, before = self._now(step), step * self.batch
         overlap = slope @ self.features[:before].T

@@ -33,7 +33,9 @@ class FastEngine:
         self.linears = _fast_linears(model, set(inner_names))
         in_dual_form = {f"{name}.{part}" for name in self.linears for part in ("weight", "bias")}
         self.fast_names = [name for name in inner_names if name not in in_dual_form]
-        self.encoder_is_fixed = all(belongs_to(name, model.head_prefix) for name in inner_names)
+        # A BatchNorm makes an image's features depend on the images beside it: nothing can be computed beforehand.
+        mixes_images = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        self.encoder_is_fixed = not mixes_images and all(belongs_to(name, model.head_prefix) for name in inner_names)
         self.gate_is_fixed = not any(belongs_to(name, model.gate_prefix) for name in inner_names)
 
     def run(self, episode: Episode) -> EpisodeOutcome:

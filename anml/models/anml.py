@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 from anml.config.model_args import AnmlArgs, AnmlEncoderArgs, SanmlArgs
-from anml.errors import ConfigError
-from anml.models.blocks import conv_stack, stack_size
+from anml.models.blocks import conv_stack, output_width
 from anml.models.meta_model import MetaModel
 
 
@@ -14,12 +13,10 @@ class AnmlEncoder(nn.Module):
 
     def __init__(self, args: AnmlArgs | AnmlEncoderArgs, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        channels, size, _ = image_shape
-        self.features = _features(size, args.num_blocks, args.pool_rln_output, args.rln_chs)
-        gate_inputs = _features(size, args.num_blocks, args.pool_nm_output, args.nm_chs)
-        self.rln = conv_stack(channels, args.rln_chs, args.num_blocks, args.pool_rln_output)
-        self.nm = conv_stack(channels, args.nm_chs, args.num_blocks, args.pool_nm_output)
-        self.nm.add_module("fc", nn.Linear(gate_inputs, self.features))
+        self.rln = conv_stack(image_shape[0], args.rln_chs, args.num_blocks, args.pool_rln_output)
+        self.nm = conv_stack(image_shape[0], args.nm_chs, args.num_blocks, args.pool_nm_output)
+        self.features = output_width(self.rln, image_shape)
+        self.nm.add_module("fc", nn.Linear(output_width(self.nm, image_shape), self.features))
 
     def modulate(self, images: torch.Tensor) -> torch.Tensor:
         """Return the gate [n, features], each in (0, 1)."""
@@ -64,10 +61,8 @@ class Sanml(MetaModel):
 
     def __init__(self, args: SanmlArgs, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        channels, size, _ = image_shape
-        features = _features(size, args.num_blocks, args.pool_rln_output, args.rln_chs)
-        self.rln = conv_stack(channels, args.rln_chs, args.num_blocks, args.pool_rln_output)
-        self.fc = nn.Linear(features, args.num_classes)
+        self.rln = conv_stack(image_shape[0], args.rln_chs, args.num_blocks, args.pool_rln_output)
+        self.fc = nn.Linear(output_width(self.rln, image_shape), args.num_classes)
 
     def encode(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
         """Return features [n, features]; there is no gate."""
@@ -76,11 +71,3 @@ class Sanml(MetaModel):
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Return logits [n, classes]."""
         return self.fc(features)
-
-
-def _features(size: int, blocks: int, pool_last: bool, channels: int) -> int:
-    left = stack_size(size, blocks, pool_last)
-    if left < 1:
-        message = f"model_args: {blocks} blocks leave nothing of {size}x{size} images; set num_blocks lower"
-        raise ConfigError(message)
-    return channels * left * left

@@ -5,6 +5,8 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from anml.errors import ConfigError
+
 
 class ConvBlock(nn.Module):
     """Convolution 3x3 without padding, InstanceNorm (affine), ReLU, and maybe 2x2 max-pooling.
@@ -34,10 +36,14 @@ def conv_stack(in_channels: int, channels: int, blocks: int, pool_last: bool) ->
     return nn.Sequential(layers)
 
 
-def stack_size(size: int, blocks: int, pool_last: bool) -> int:
-    """Return the height and width that `conv_stack` leaves of `size` pixels (0 or less: the images are too small)."""
-    for number in range(1, blocks + 1):
-        size -= 2
-        if pool_last or number < blocks:
-            size //= 2
-    return size
+def output_width(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Return d of a network [n, C, H, W] -> [n, d]. Raises ConfigError when the images are too small for it."""
+    net.eval()  # A BatchNorm would take this probe into its running statistics.
+    try:
+        with torch.no_grad():
+            return net(torch.zeros(1, *image_shape)).shape[1]
+    except (RuntimeError, ValueError) as error:
+        message = f"model_args: the network does not fit images of {image_shape[1]}x{image_shape[2]} pixels: {error}"
+        raise ConfigError(message) from None
+    finally:
+        net.train()

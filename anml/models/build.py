@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from anml.config.model_args import MODEL_ARGS
 from anml.models.anml import Anml, Sanml
 from anml.models.classifier import Classifier
@@ -14,6 +16,8 @@ MODELS: dict[str, Callable[..., MetaModel]] = {"anml": Anml, "sanml": Sanml, "om
 
 def build_model(name: str, args: dict[str, Any], image_shape: tuple[int, int, int], seed: int) -> MetaModel:
     """Return a freshly initialised model. Raises ConfigError when the arguments do not fit the images."""
-    model = MODELS[name](MODEL_ARGS[name](**args), image_shape)
+    # Constructors draw from the global generator; `initialise` overwrites all of it, and the generator is put back.
+    with torch.random.fork_rng(devices=[]):
+        model = MODELS[name](MODEL_ARGS[name](**args), image_shape)
     initialise(model, seed)
     return model

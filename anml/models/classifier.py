@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from anml.config.model_args import AnmlEncoderArgs, ClassifierArgs, ConvnetArgs, HeadArgs, LinearHeadArgs
-from anml.errors import ConfigError
 from anml.models.anml import AnmlEncoder
+from anml.models.blocks import output_width
 from anml.models.meta_model import MetaModel
 
 
@@ -22,7 +22,7 @@ class Classifier(MetaModel):
             self.gate_prefix = "encoder.nm"
         else:
             self.encoder = convnet(encoder_args, image_shape[0])
-        self.classifier = head(head_args, _features(self.encoder, image_shape))
+        self.classifier = head(head_args, output_width(self.encoder, image_shape))
         layers = [name for name, module in self.named_modules() if isinstance(module, nn.Linear)]
         self.head_layer = layers[-1]
 
@@ -58,12 +58,9 @@ def head(args: HeadArgs, features: int) -> nn.Sequential:
 def convnet(args: ConvnetArgs, channels: int) -> nn.Sequential:
     """Return blocks `block1` ... `blockN`, each convolution, norm, ReLU, max-pooling, and a flattening."""
     net = nn.Sequential()
-    columns = {
-        name: _per_block(name, getattr(args, name), args.num_blocks)
-        for name in ("num_filters", "kernel_size", "stride", "padding", "pool_size")
-    }
+    columns = (args.num_filters, args.kernel_size, args.stride, args.padding, args.pool_size)
     for i in range(args.num_blocks):
-        filters, kernel, stride, padding, pool = (column[i] for column in columns.values())
+        filters, kernel, stride, padding, pool = (column[0 if len(column) == 1 else i] for column in columns)
         block = nn.Sequential()
         block.add_module("conv", nn.Conv2d(channels, filters, kernel, stride=stride, padding=padding))
         if args.norm_type:
@@ -77,24 +74,8 @@ def convnet(args: ConvnetArgs, channels: int) -> nn.Sequential:
     return net
 
 
-def _per_block(name: str, values: tuple[int, ...], blocks: int) -> tuple[int, ...]:
-    if len(values) not in (1, blocks):
-        message = f"model_args: encoder_args: {name} has {len(values)} values for {blocks} blocks; give 1 or {blocks}"
-        raise ConfigError(message)
-    return values * blocks if len(values) == 1 else values
-
-
 def _norm(kind: str, channels: int) -> nn.Module:
     if kind == "in":
         return nn.InstanceNorm2d(channels, affine=True)
-    return nn.BatchNorm2d(channels) if kind == "bn" else nn.GroupNorm(min(32, channels), channels)
-
-
-def _features(encoder: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    try:
-        with torch.no_grad():
-            # Two images: BatchNorm refuses a single one in training mode when nothing of the image is left but 1x1.
-            return encoder(torch.zeros(2, *image_shape)).shape[1]
-    except RuntimeError as error:
-        message = f"model_args: encoder_args do not fit images of {image_shape[1]}x{image_shape[2]} pixels: {error}"
-        raise ConfigError(message) from None
+    # One group, as in higherANML: it divides every number of channels.
+    return nn.BatchNorm2d(channels) if kind == "bn" else nn.GroupNorm(1, channels)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from anml.config.model_args import OmlArgs
-from anml.errors import ConfigError
+from anml.models.blocks import output_width
 from anml.models.meta_model import MetaModel
 
 
@@ -18,19 +18,13 @@ class Oml(MetaModel):
 
     def __init__(self, args: OmlArgs, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        channels, size, _ = image_shape
         layers: list[nn.Module] = []
-        widths = [channels, *[args.num_filters] * len(args.strides)]
+        widths = [image_shape[0], *[args.num_filters] * len(args.strides)]
         for (before, after), stride in zip(pairwise(widths), args.strides, strict=True):
             layers += [nn.Conv2d(before, after, kernel_size=3, stride=stride), nn.ReLU()]
-            size = (size - 3) // stride + 1
-        if size < 1:
-            message = f"model_args: strides {args.strides} leave nothing of {image_shape[1]}x{image_shape[2]} images"
-            raise ConfigError(message)
         self.rln = nn.Sequential(*layers, nn.Flatten())
-        self.pn = nn.Sequential(
-            nn.Linear(args.num_filters * size * size, args.hidden), nn.ReLU(), nn.Linear(args.hidden, args.num_classes)
-        )
+        features = output_width(self.rln, image_shape)
+        self.pn = nn.Sequential(nn.Linear(features, args.hidden), nn.ReLU(), nn.Linear(args.hidden, args.num_classes))
 
     def encode(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
         """Return features [n, features]; there is no gate."""

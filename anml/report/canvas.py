@@ -18,6 +18,7 @@ T = TypeVar("T")
 # Okabe and Ito's colours, told apart with every common form of colour blindness; yellow is too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
+MOST_LEGEND_COLUMNS = 5
 GREY = "#6b6b6b"
 STYLE = {
     "font.family": "DejaVu Sans",  # Comes with matplotlib: the same picture on every machine.
@@ -63,7 +64,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 def panel_grid(rows: int, columns: int, panel_height: float = 3.1, same_y: bool = True) -> tuple[Figure, np.ndarray]:
     """Return a figure and its axes [rows, columns], on the same scales."""
     width = {1: 6.6, 2: 8.6, 3: 10.4}.get(columns, 11.6)
-    figure = Figure(figsize=(width, panel_height * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(width, panel_height * rows + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, sharex=True, sharey=same_y, squeeze=False)
 
@@ -82,8 +83,11 @@ def legend_below(figure: Figure, axes: Iterable[Axes], first: Sequence[str] = ()
             found.setdefault(label, handle)
     labels = [name for name in first if name in found] + [name for name in found if name not in first]
     if labels:
-        rows = math.ceil(len(labels) / (5 if figure.get_figwidth() > 7 else 3))
+        # Inches for a handle and the gap behind it, and for a character.
+        fitting = int(figure.get_figwidth() / (0.65 + 0.088 * max(map(len, labels))))
+        rows = math.ceil(len(labels) / max(1, min(MOST_LEGEND_COLUMNS, fitting)))
         columns = math.ceil(len(labels) / rows)
+        figure.set_figheight(figure.get_figheight() + 0.22 * rows)
         labels = _row_by_row(labels, columns)
         figure.legend([found[name] for name in labels], labels, loc="outside lower center", ncols=columns)
 

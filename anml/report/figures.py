@@ -57,15 +57,14 @@ def _flavors(points: Sequence[SweepPoint]) -> list[str]:
 
 
 def _rate_panel(panel: Axes, points: Sequence[SweepPoint], flavors: Sequence[str]) -> None:
-    lines = 0
+    swept = list(dict.fromkeys(point.flavor for point in points if point.lr is not None))
     for place, flavor in enumerate(flavors):
         own = [point for point in points if point.flavor == flavor]
-        if any(point.lr is None for point in own):
-            _level(panel, own[0], place)
-        elif own:
+        if flavor in swept:
             # Moved aside by a hair, so that error bars of different flavors do not hide one another.
-            _rate_line(panel, own, place, aside=1.05**lines)
-            lines += 1
+            _rate_line(panel, own, place, aside=1.2 ** ((swept.index(flavor) + 0.5) / len(swept) - 0.5))
+        elif own:
+            _level(panel, own[0], place)
     accuracy_axis(panel)
 
 

@@ -77,6 +77,7 @@ def render_page(findings: Findings) -> str:
         "unit": wording.unit(config),
         "noun": wording.images(findings.dataset),
         "checkpoint": wording.checkpoint,
+        "count": wording.count,
         "accuracy": accuracy,
         "grids": grids,
         "interval_note": _interval_note(summary),

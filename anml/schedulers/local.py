@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -56,7 +57,8 @@ class LocalScheduler:
         for task in job.task_numbers:
             status_file = self.experiment.job(job.name, task).status
             before = read_status(status_file)
-            write_status(status_file, replace(before, state="pending", message="", done=0.0))
+            own = {"host": socket.gethostname(), "pid": os.getpid()}
+            write_status(status_file, replace(before, state="pending", message="", done=0.0, **own))
         return job.name
 
     def finish(self, plan: Plan) -> None:
@@ -65,7 +67,7 @@ class LocalScheduler:
         running: list[Running] = []
         try:
             while waiting or running:
-                waiting = [item for item in waiting if not self._skip_if_hopeless(*item, plan)]
+                waiting = [item for item in waiting if self._is_wanted(*item) and not self._is_hopeless(*item, plan)]
                 self._start_ready(waiting, running, plan)
                 time.sleep(POLL_SECONDS)
                 running = [item for item in running if not self._has_ended(item)]
@@ -74,24 +76,29 @@ class LocalScheduler:
             raise
 
     def states(self) -> States:
-        """Return the running processes: all else is in the jobs' own status files."""
+        """Return what runs, and what waits for a launcher that still runs; all else is in the jobs' status files."""
         found: States = {}
         for status_file in sorted(self.experiment.jobs.rglob("status.json")):
             status = read_status(status_file)
-            if status.state == "running" and not status.has_vanished:
+            if status.pid and status.state in ("running", "pending") and not status.has_vanished:
                 name, task = self.experiment.job_of(status_file)
-                found.setdefault(name, {})[task] = SchedulerState(name, "RUNNING")
+                found.setdefault(name, {})[task] = SchedulerState(name, status.state.upper())
         return found
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """End the named jobs that run on this machine."""
-        for name in ids:
-            for status_file in sorted(self.experiment.job(name).root.rglob("status.json")):
-                status = read_status(status_file)
-                if status.state == "running" and not status.has_vanished:
-                    _signal_group(status.pid, signal.SIGKILL)
-                if status.state not in ENDED:
-                    write_status(status_file, replace(status, state="cancelled", ended=time.time()))
+        """End the named jobs that wait or run on this machine, also those of another launcher."""
+        files = [file for name in ids for file in sorted(self.experiment.job(name).root.rglob("status.json"))]
+        before = {file: read_status(file) for file in files}
+        # Waiting jobs first: else the launcher would start one while its predecessor is being ended.
+        for file in sorted(files, key=lambda file: before[file].state == "running"):
+            status = before[file]
+            if status.state in ENDED:
+                continue
+            cancelled = replace(status, state="cancelled", ended=time.time())
+            write_status(file, cancelled)
+            if status.state == "running" and not status.has_vanished:
+                _signal_group(status.pid, signal.SIGKILL)
+                write_status(file, cancelled)  # Its last word may have come between.
 
     def _start_ready(self, waiting: list, running: list[Running], plan: Plan) -> None:
         for item in list(waiting):
@@ -129,7 +136,11 @@ class LocalScheduler:
         item.display.end(status, str(folder.log))
         return True
 
-    def _skip_if_hopeless(self, job: Job, task: int | None, plan: Plan) -> bool:
+    def _is_wanted(self, job: Job, task: int | None) -> bool:
+        """Say whether a job that waits has not been cancelled meanwhile, by another process."""
+        return read_status(self.experiment.job(job.name, task).status).state == "pending"
+
+    def _is_hopeless(self, job: Job, task: int | None, plan: Plan) -> bool:
         """Skip a job that needs another's success when that one ended without it."""
         failed = [n for n in job.after if not job.after_any and self._state(n, plan) in set(ENDED) - {"done"}]
         if failed:

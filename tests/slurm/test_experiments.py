@@ -99,7 +99,9 @@ class Bench:
 
     def wait_for_training(self, job: str, steps: int = 1) -> None:
         """Wait until a training is under way."""
-        self.wait(lambda: self.status(job)["state"] == "running" and self.status(job)["done"] >= steps, f"{job} running")
+        self.wait(
+            lambda: self.status(job)["state"] == "running" and self.status(job)["done"] >= steps, f"{job} running"
+        )
 
 
 @pytest.fixture
@@ -221,16 +223,27 @@ def test_requeued_training_continues_bit_for_bit(bench: Bench) -> None:
 
 
 def test_time_limit_makes_training_save_requeue_itself_and_finish(bench: Bench) -> None:
-    # Long enough to meet the limit of a minute once; Slurm looks at its watch every 30 seconds.
-    config = long_training(1000) | {"remember_size": 64, "num_batches": 10, "save_freq": 100000}
-    profile = bench.profile(signal_seconds=30)
-    bench.launch("--cluster", profile, "--time=00:01:00", config=config | {"model_args": {"rln_chs": 16}})
+    # Slurm looks at its watch every 30 seconds and warns 30 seconds ahead: the warning comes before a minute is over.
+    config = long_training(60) | {"remember_size": 64, "num_batches": 10, "model_args": {"rln_chs": 16}}
+    steps = 10 * round(5.5 * steps_per_second(bench, config))
+    config |= {"epochs": steps, "eval_steps": [steps], "save_freq": 100000}
+    bench.launch("--cluster", bench.profile(signal_seconds=30), "--time=00:01:00", config=config)
     bench.wait_for_queue()
-    status = bench.status("train-step-001000")
-    assert status["state"] == "done"
-    assert status["attempt"] > 1
-    assert "SIGUSR1" in (bench.root() / "jobs/train-step-001000/log.txt").read_text()
-    assert bench.status("report")["started"] >= status["ended"]
+    job = f"train-step-{steps:06d}"
+    assert bench.status(job)["state"] == "done"
+    assert bench.status(job)["attempt"] > 1
+    assert "SIGUSR1" in (bench.root() / "jobs" / job / "log.txt").read_text()
+    assert bench.status("report")["started"] >= bench.status(job)["ended"]
+
+
+def steps_per_second(bench: Bench, config: dict) -> float:
+    """Measure how fast this machine trains just now."""
+    path = bench.folder / "speed.yml"
+    path.write_text(yaml.safe_dump(config))
+    folder = bench.folder / "speed"
+    bench.python("train_anml.py", "-c", str(path), "--run-dir", str(folder), OMP_NUM_THREADS="1")
+    lines = (folder / "metrics" / "train.jsonl").read_text().splitlines()
+    return json.loads(lines[-1])["steps_per_second"]
 
 
 def test_submission_survives_a_restart_of_the_controller(bench: Bench, dev_cluster) -> None:
@@ -258,8 +271,8 @@ def refusing_sbatch(folder: Path) -> Path:
     bin_folder.mkdir()
     script = bin_folder / "sbatch"
     script.write_text(
-        f'#!/bin/bash\necho x >> "{folder}/calls"\n'
-        f'if [ "$(wc -l < "{folder}/calls")" = 3 ]; then echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; fi\n'
+        f'#!/bin/bash\necho x >> "{folder}/calls"\nif [ "$(wc -l < "{folder}/calls")" = 3 ]; then\n'
+        '  echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1\nfi\n'
         f'exec {shutil.which("sbatch")} "$@"\n'
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
@@ -292,3 +305,16 @@ def test_pending_job_is_shown_with_its_reason(bench: Bench) -> None:
     shown = bench.python("-m", "anml", "status", "p/g", COLUMNS="160")
     assert shown.returncode == 0
     assert "Dependency" in shown.stdout
+
+
+def test_check_of_the_dev_profile_finds_nothing_wrong(bench: Bench) -> None:
+    checked = bench.python("-m", "anml", "clusters", "check", bench.profile(python=sys.executable))
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_check_names_a_partition_that_does_not_exist_and_too_large_arrays(bench: Bench) -> None:
+    profile = bench.profile(python=sys.executable, max_array_size=99999, sbatch={"all": {"partition": "nowhere"}})
+    checked = bench.python("-m", "anml", "clusters", "check", profile)
+    assert checked.returncode == 1
+    assert "invalid partition" in checked.stdout.lower()
+    assert "max_array_size is 99999" in checked.stdout

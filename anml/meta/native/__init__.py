@@ -11,12 +11,21 @@ import platform
 import shutil
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-_SOURCE = Path(__file__).with_name("blocks.cpp")
-_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
+_FOLDER = Path(__file__).parent
+_SOURCES = [_FOLDER / name for name in ("module.cpp", "blocks.h", "head.h", "simd.h")]
+_FLAGS = [
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+]
 
 
 class Availability(NamedTuple):
@@ -54,18 +63,24 @@ def _load() -> tuple[Availability, ModuleType | None]:
     from torch.utils import cpp_extension  # Only here: it takes a second to import.
 
     try:
-        module = cpp_extension.load(
-            name=_build_name(compiler), sources=[str(_SOURCE)], extra_cflags=_FLAGS, extra_ldflags=["-fopenmp"]
+        module: Any = cpp_extension.load(
+            name=_build_name(compiler), sources=[str(_SOURCES[0])], extra_cflags=_FLAGS, extra_ldflags=["-fopenmp"]
         )
     except (OSError, RuntimeError, ImportError) as error:
-        return Availability(False, f"building it failed: {str(error).strip().splitlines()[-1]}"), None
+        return Availability(False, f"building it failed: {_first_error(str(error))}"), None
     return Availability(True), module
+
+
+def _first_error(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return next((line for line in lines if "error:" in line), lines[-1] if lines else "no message")
 
 
 def _build_name(compiler: str) -> str:
     """Return a name made of everything that the binary depends on; also the build folder's."""
     version = Path(shutil.which(compiler) or compiler).resolve()
-    facts = [_SOURCE.read_text(), str(_FLAGS), _processor(), torch.__version__, platform.python_version(), str(version)]
+    sources = [source.read_text() for source in _SOURCES]
+    facts = [*sources, str(_FLAGS), _processor(), torch.__version__, platform.python_version(), str(version)]
     return f"anml_blocks_{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:12]}"
 
 

@@ -85,6 +85,7 @@ class NativeEngine(SweepEngine):
             message = f"the native engine cannot run this model: {reason}; use the fast engine"
             raise ValueError(message)
         super().__init__(model, inner_names, inner_lr, NativeBlocks)
+        self.attend = _attend
         gate = _gate_parts(model)
         self.gate_blocks = NativeBlocks(gate[0], inner_lr) if gate else None
         self.gate_layer = gate[1] if gate else None
@@ -108,6 +109,13 @@ class NativeEngine(SweepEngine):
         gradients = self.block_gradients(prefix, self.gate_blocks)
         gradients |= {f"{prefix}.fc.weight": cotangent.T @ self.gate_features, f"{prefix}.fc.bias": cotangent.sum(0)}
         return gradients
+
+
+def _attend(
+    weight: torch.Tensor, rows: torch.Tensor, extra: torch.Tensor, probability: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, extra = rows.contiguous(), extra.contiguous()
+    return tuple(kernels().attend(weight, rows, extra, probability))
 
 
 def unsupported(model: MetaModel, inner_names: list[str]) -> str:

@@ -16,38 +16,10 @@
 //     n, c-bar [group out][image][position][W]
 // so that all a thread does to one group of channels between two products stays in its caches: one barrier per layer.
 // The first layer has too few input channels for that: it is one matrix product (f = 1) with the rows of im2col.
-#include <torch/extension.h>
+#pragma once
 
-#include <omp.h>
-#include <sys/mman.h>
+#include "simd.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <vector>
-
-namespace {
-
-#if defined(__AVX512F__)
-constexpr int kBytes = 64;
-#elif defined(__AVX__)
-constexpr int kBytes = 32;
-#else
-constexpr int kBytes = 16;
-#endif
-
-template <int R, int C>
-struct Matrix {
-  double m[R][C];
-  constexpr Matrix<C, R> transposed() const {
-    Matrix<C, R> t{};
-    for (int i = 0; i < R; ++i)
-      for (int j = 0; j < C; ++j) t.m[j][i] = m[i][j];
-    return t;
-  }
-};
 constexpr Matrix<5, 3> kG{{{1, .5, .25}, {1, -.5, .25}, {1, 1, 1}, {1, -1, 1}, {0, 0, 1}}};
 constexpr double k3 = 1. / 3, k4 = 4. / 3, k8 = 8. / 3, k2 = 2. / 3, k6 = 1. / 6;
 // The inverse transpose of the 5x5 Vandermonde matrix of the points.
@@ -56,70 +28,12 @@ constexpr Matrix<5, 5> kB{{{k2, k4, -k2, -k4, 0}, {k2, -k4, -k2, k4, 0}, {-k6, -
 constexpr auto kGt = kG.transposed();
 constexpr auto kBt = kB.transposed();
 
-// out [R][R] = m in [C][C] m^T, every element a SIMD vector.
-template <int R, int C, const Matrix<R, C>& M, typename V>
-inline __attribute__((always_inline)) void sandwich(const V* in, V* out) {
-  V half[R][C];
-#pragma GCC unroll 5
-  for (int i = 0; i < R; ++i)
-#pragma GCC unroll 5
-    for (int j = 0; j < C; ++j) {
-      V sum{};
-#pragma GCC unroll 5
-      for (int c = 0; c < C; ++c)
-        if (M.m[i][c] != 0) sum += static_cast<decltype(sum[0] + 0)>(M.m[i][c]) * in[c * C + j];
-      half[i][j] = sum;
-    }
-#pragma GCC unroll 5
-  for (int i = 0; i < R; ++i)
-#pragma GCC unroll 5
-    for (int j = 0; j < R; ++j) {
-      V sum{};
-#pragma GCC unroll 5
-      for (int c = 0; c < C; ++c)
-        if (M.m[j][c] != 0) sum += static_cast<decltype(sum[0] + 0)>(M.m[j][c]) * half[i][c];
-      out[i * R + j] = sum;
-    }
-}
-
-constexpr size_t kHugePage = 2 << 20;
-
-// Memory that is kept from episode to episode: fresh pages cost as much as the arithmetic on them.
-template <typename T>
-struct Buffer {
-  std::unique_ptr<T, decltype(&std::free)> data{nullptr, &std::free};
-  size_t capacity = 0;
-  void fit(size_t count) {
-    if (count <= capacity) return;
-    const size_t page = count * sizeof(T) < kHugePage ? 64 : kHugePage;
-    const size_t bytes = (count * sizeof(T) + page - 1) / page * page;
-    data.reset(static_cast<T*>(std::aligned_alloc(page, bytes)));
-    TORCH_CHECK(data, "out of memory");
-#ifdef MADV_HUGEPAGE
-    if (page == kHugePage) madvise(data.get(), bytes, MADV_HUGEPAGE);  // Fewer TLB misses; only a hint.
-#endif
-    std::memset(static_cast<void*>(data.get()), 0, bytes);
-    capacity = count;
-  }
-  operator T*() const { return data.get(); }
-};
-
-// The threads that share a piece of work; rank r takes every size-th group of channels.
-struct Team {
-  int rank, size;
-  void wait() const {
-    if (size > 1) {
-#pragma omp barrier
-    }
-  }
-};
-
 template <typename T>
 class Stack {
-  typedef T V __attribute__((vector_size(kBytes)));
-  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Int;
-  typedef Int Mask __attribute__((vector_size(kBytes)));  // What comparisons of V give.
-  static constexpr int L = kBytes / sizeof(T), W = 2 * L, kRows = W < 8 ? W : 8;
+  typedef typename Simd<T>::V V;
+  typedef typename Simd<T>::Int Int;
+  typedef typename Simd<T>::Mask Mask;
+  static constexpr int L = Simd<T>::L, W = 2 * L, kRows = W < 8 ? W : 8;
   static constexpr int64_t kTap = (W + 1) * W;
 
   struct Layer {
@@ -135,19 +49,25 @@ class Stack {
     int64_t size() const { return kernel() + 2 * groups * W; }
   };
 
-  // What the forward and the reverse pass of a batch leave behind, for one layer; of tangent passes, the tangents.
-  struct Forward {
+  // What the forward pass of a batch leaves behind for one layer, and the reverse pass; of tangent passes, the tangents.
+  struct Tape {
     Buffer<T> x, normed, rate;
     Buffer<Int> pick;  // place in the window, -1 where dead
   };
-  struct Reverse {
+  struct Pull {
     Buffer<T> y, outer, sparse, slope;
   };
-  struct Tapes {
-    std::vector<Forward> forward;
-    std::vector<Reverse> reverse;
-  };
+  typedef std::vector<Tape> Tapes;
+  typedef std::vector<Pull> Pulls;
   typedef std::vector<Buffer<T>> Weights;
+
+  // What a pass over the layers works on; the direction and the dots only in tangent passes.
+  struct Pass {
+    int64_t batch;
+    const Weights &weights, &direction;
+    Tapes &tapes, &tape_dots;
+    Pulls &pulls, &pull_dots;
+  };
 
   struct Scratch {
     Buffer<T> panel, block, product, dense, small;
@@ -156,18 +76,21 @@ class Stack {
   std::vector<Layer> layers_;
   double rate_;
   std::vector<Weights> weights_;  // before every step, and after the last
-  std::vector<Tapes> tapes_, query_tapes_;
-  Tapes tangent_;
+  std::vector<Tapes> tapes_, query_tapes_;  // one per step, one per chunk
+  std::vector<Pulls> pulls_, query_pulls_;  // one per step, one per thread
+  Tapes tape_dots_;
+  Pulls pull_dots_;
   std::vector<Weights> partial_;  // gradients of the query, one per thread; the first becomes the adjoint
   std::vector<Scratch> scratch_;
+  int threads_ = 1;
   int64_t steps_ = 0, batch_ = 0, query_ = 0;
   static constexpr int64_t kChunk = 6;  // images a thread takes at a time in the query pass
 
   // Strides are odd multiples of W: powers of two would put all f, or all taps, into the same few cache lines.
   static int64_t odd(int64_t rows) { return rows | 1; }
 
-  static V load(const T* p) { return *reinterpret_cast<const V*>(p); }
-  static void store(T* p, V v) { *reinterpret_cast<V*>(p) = v; }
+  static V load(const T* p) { return Simd<T>::load(p); }
+  static void store(T* p, V v) { Simd<T>::store(p, v); }
 
  public:
   // One layer: [in, out, height, width, pad, edge of the pooling window].
@@ -185,11 +108,10 @@ class Stack {
   }
 
   void start(int64_t steps, const std::vector<torch::Tensor>& flat) {
+    threads_ = at::get_num_threads();  // Scratch space and partial sums are made for this many.
     steps_ = steps;
-    if (static_cast<int64_t>(weights_.size()) <= steps) weights_.resize(steps + 1);
-    if (static_cast<int64_t>(tapes_.size()) < steps) tapes_.resize(steps);
-    scratch_.resize(std::max<size_t>(scratch_.size(), at::get_num_threads()));
-    partial_.resize(std::max<size_t>(partial_.size(), at::get_num_threads()));
+    grow(weights_, steps + 1), grow(tapes_, steps), grow(pulls_, steps);
+    grow(scratch_, threads_), grow(partial_, threads_), grow(query_pulls_, threads_);
     for (int64_t t = 0; t <= steps; ++t) fit(weights_[t]);
     for (auto& partial : partial_) fit(partial);
     for (size_t i = 0; i < layers_.size(); ++i) import(layers_[i], &flat[3 * i], weights_[0][i]);
@@ -197,67 +119,62 @@ class Stack {
 
   torch::Tensor encode(int64_t step, const torch::Tensor& images) {
     batch_ = images.size(0);
-    fit(tapes_[step], batch_);
+    fit(tapes_[step], batch_), fit(pulls_[step], batch_);
     torch::Tensor features = torch::empty({batch_, width()}, images.options());
-    parallel([&](Team team) {
-      forward<false>(team, batch_, images.data_ptr<T>(), weights_[step], weights_[step], tapes_[step], tapes_[step],
-                     features.data_ptr<T>());
-    });
+    parallel(threads_, [&](Team team) { forward<false>(team, pass(step), images.data_ptr<T>(), features.data_ptr<T>()); });
     return features;
   }
 
   void descend(int64_t step, const torch::Tensor& cotangent) {
-    parallel([&](Team team) {
-      reverse<false>(team, batch_, cotangent.data_ptr<T>(), weights_[step], weights_[step], tapes_[step], tapes_[step],
-                     weights_[step], weights_[step + 1], -rate_);
+    parallel(threads_, [&](Team team) {
+      reverse<false>(team, pass(step), cotangent.data_ptr<T>(), weights_[step], weights_[step + 1], -rate_);
     });
   }
 
   torch::Tensor encode_query(const torch::Tensor& images) {
     query_ = images.size(0);
     torch::Tensor features = torch::empty({query_, width()}, images.options());
-    query_tapes_.resize(std::max<size_t>(query_tapes_.size(), chunks()));
+    grow(query_tapes_, chunks());
     for (int64_t c = 0; c < chunks(); ++c) fit(query_tapes_[c], chunk(c));
+    for (auto& pulls : query_pulls_) fit(pulls, kChunk);
     const int64_t pixels = images[0].numel();
-    parallel([&](Team) {
+    parallel(threads_, [&](Team team) {
 #pragma omp for schedule(dynamic)
       for (int64_t c = 0; c < chunks(); ++c)
-        forward<false>({0, 1}, chunk(c), images.data_ptr<T>() + c * kChunk * pixels, weights_[steps_], weights_[steps_],
-                       query_tapes_[c], query_tapes_[c], features.data_ptr<T>() + c * kChunk * width());
+        forward<false>({0, 1}, query_pass(c, team), images.data_ptr<T>() + c * kChunk * pixels,
+                       features.data_ptr<T>() + c * kChunk * width());
     });
     return features;
   }
 
   void pull_query(const torch::Tensor& cotangent) {
-    parallel([&](Team team) {
+    parallel(threads_, [&](Team team) {
       Weights& sum = partial_[team.rank];
       for (size_t i = 0; i < layers_.size(); ++i) std::fill_n(static_cast<T*>(sum[i]), layers_[i].size(), T(0));
 #pragma omp for schedule(dynamic)
-      for (int64_t c = 0; c < chunks(); ++c)
-        reverse<false>({0, 1}, chunk(c), cotangent.data_ptr<T>() + c * kChunk * width(), weights_[steps_],
-                       weights_[steps_], query_tapes_[c], query_tapes_[c], sum, sum, 1);
+      for (int64_t back = 0; back < chunks(); ++back) {
+        const int64_t c = chunks() - 1 - back;  // The last ones may still be in a cache.
+        reverse<false>({0, 1}, query_pass(c, team), cotangent.data_ptr<T>() + c * kChunk * width(), sum, sum, 1);
+      }
       for (size_t i = 0; i < layers_.size(); ++i) {  // The loop above ends with a barrier.
         const int64_t size = layers_[i].size(), begin = size * team.rank / team.size;
         for (int64_t k = begin; k < size * (team.rank + 1) / team.size; ++k)
-          for (int r = 1; r < team.size; ++r) partial_[0][i][k] += partial_[r][i][k];
+          for (int other = 1; other < team.size; ++other) partial_[0][i][k] += partial_[other][i][k];
       }
     });
   }
 
   torch::Tensor push(int64_t step) {
-    fit(tangent_, batch_);
+    fit(tape_dots_, batch_), fit(pull_dots_, batch_);
     torch::Tensor tangent = torch::empty({batch_, width()}, options());
-    parallel([&](Team team) {
-      forward<true>(team, batch_, nullptr, weights_[step], partial_[0], tapes_[step], tangent_, tangent.data_ptr<T>());
-    });
+    parallel(threads_, [&](Team team) { forward<true>(team, pass(step), nullptr, tangent.data_ptr<T>()); });
     return tangent.mul_(-rate_);
   }
 
   void pull(int64_t step, const torch::Tensor& cotangent) {
     const torch::Tensor scaled = cotangent / -rate_;
-    parallel([&](Team team) {
-      reverse<true>(team, batch_, scaled.data_ptr<T>(), weights_[step], partial_[0], tapes_[step], tangent_, partial_[0],
-                    partial_[0], -rate_);
+    parallel(threads_, [&](Team team) {
+      reverse<true>(team, pass(step), scaled.data_ptr<T>(), partial_[0], partial_[0], -rate_);
     });
   }
 
@@ -279,10 +196,17 @@ class Stack {
   int64_t chunks() const { return (query_ + kChunk - 1) / kChunk; }
   int64_t chunk(int64_t c) const { return std::min(kChunk, query_ - c * kChunk); }
 
-  template <typename Work>
-  void parallel(const Work& work) {
-#pragma omp parallel num_threads(at::get_num_threads())
-    work(Team{omp_get_thread_num(), omp_get_num_threads()});
+  Pass pass(int64_t step) {
+    return {batch_, weights_[step], partial_[0], tapes_[step], tape_dots_, pulls_[step], pull_dots_};
+  }
+  Pass query_pass(int64_t c, Team team) {
+    Pulls& pulls = query_pulls_[team.rank];
+    return {chunk(c), weights_[steps_], weights_[steps_], query_tapes_[c], query_tapes_[c], pulls, pulls};
+  }
+
+  template <typename Item>
+  static void grow(std::vector<Item>& items, size_t count) {
+    if (items.size() < count) items.resize(count);
   }
 
   Scratch& scratch() { return scratch_[omp_get_thread_num()]; }
@@ -293,16 +217,24 @@ class Stack {
   }
 
   void fit(Tapes& tapes, int64_t batch) {
-    if (tapes.size() != layers_.size()) tapes = Tapes(layers_.size());
+    tapes.resize(layers_.size());
     for (size_t i = 0; i < layers_.size(); ++i) {
       const Layer& l = layers_[i];
-      const int64_t channels = l.groups * W * batch;
       tapes[i].x.fit(l.groups_in * l.f * odd(batch * l.rows()) * W);
-      if (!l.direct) tapes[i].y.fit(l.groups * l.f * odd(batch * l.rows()) * W);
-      for (auto* b : {&tapes[i].normed, &tapes[i].outer}) b->fit(l.positions() * channels);
-      for (auto* b : {&tapes[i].rate, &tapes[i].slope}) b->fit(channels);
-      tapes[i].sparse.fit(l.pooled() * channels);
-      tapes[i].pick.fit(l.pooled() * channels);
+      tapes[i].normed.fit(l.groups * batch * l.positions() * W);
+      tapes[i].rate.fit(l.groups * batch * W);
+      tapes[i].pick.fit(l.groups * batch * l.pooled() * W);
+    }
+  }
+
+  void fit(Pulls& pulls, int64_t batch) {
+    pulls.resize(layers_.size());
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      const Layer& l = layers_[i];
+      if (!l.direct) pulls[i].y.fit(l.groups * l.f * odd(batch * l.rows()) * W);
+      pulls[i].outer.fit(l.groups * batch * l.positions() * W);
+      pulls[i].sparse.fit(l.groups * batch * l.pooled() * W);
+      pulls[i].slope.fit(l.groups * batch * W);
     }
   }
 
@@ -333,30 +265,30 @@ class Stack {
 
   // ---- the passes ---------------------------------------------------------------------------------------------------
 
-  // Features [batch, width] of images under the weights; Dot: their tangent along a direction of the weights.
+  // Features [batch, width] of images under the weights; Dot: their tangent along the direction.
   template <bool Dot>
-  void forward(Team team, int64_t batch, const T* images, const Weights& weights, const Weights& direction, Tapes& tapes,
-               Tapes& dots, T* features) {
+  void forward(Team team, const Pass& at, const T* images, T* features) {
     if (!Dot) {
-      if (team.rank == 0) im2col(layers_[0], batch, images, tapes[0].x);
+      if (team.rank == 0) im2col(layers_[0], at.batch, images, at.tapes[0].x);
       team.wait();
     }
     for (size_t i = 0; i < layers_.size(); ++i) {
       const Layer& l = layers_[i];
       Scratch& s = scratch();
+      const int64_t rows = at.batch * l.rows();
       s.dense.fit(l.positions() * W), s.small.fit(l.pooled() * W);
       for (int64_t n = team.rank; n < l.groups; n += team.size) {
-        const int64_t rows = batch * l.rows();
-        if (!l.direct) convolve<Dot>(i, n, rows, 0, rows, weights, direction, tapes, dots);
-        for (int64_t b = 0; b < batch; ++b) {
-          if (l.direct) convolve<Dot>(i, n, rows, b * l.rows(), l.rows(), weights, direction, tapes, dots);
+        if (!l.direct) convolve<Dot>(at, i, n, 0, rows);
+        for (int64_t b = 0; b < at.batch; ++b) {
+          if (l.direct) convolve<Dot>(at, i, n, b * l.rows(), l.rows());
           const T* dense = l.direct ? s.product : outputs(l, s.product, rows, b * l.rows(), s.dense);
+          const int64_t where = n * at.batch + b;
           if (Dot)
-            norm_tangent(l, n, n * batch + b, dense, weights[i], direction[i], tapes[i], dots[i], s.small);
+            norm_tangent(l, n, where, dense, at.weights[i], at.direction[i], at.tapes[i], at.tape_dots[i], s.small);
           else
-            norm(l, n, n * batch + b, dense, weights[i], tapes[i], s.small);
+            norm(l, n, where, dense, at.weights[i], at.tapes[i], s.small);
           if (i + 1 < layers_.size())
-            spread(layers_[i + 1], s.small, (Dot ? dots : tapes)[i + 1].x, n, batch, b);
+            spread(layers_[i + 1], s.small, (Dot ? at.tape_dots : at.tapes)[i + 1].x, n, at.batch, b);
           else
             transpose_features(l, n, s.small, features + b * width());
         }
@@ -367,60 +299,59 @@ class Stack {
 
   // to = from + factor * gradient of the weights; Dot: of the gradient's tangent, given that of the cotangent.
   template <bool Dot>
-  void reverse(Team team, int64_t batch, const T* cotangent, const Weights& weights, const Weights& direction,
-               Tapes& tapes, Tapes& dots, const Weights& from, const Weights& to, double factor) {
+  void reverse(Team team, const Pass& at, const T* cotangent, const Weights& from, const Weights& to, double factor) {
+    Pulls& written = Dot ? at.pull_dots : at.pulls;
     for (size_t i = layers_.size(); i-- > 0;) {
       const Layer& l = layers_[i];
       Scratch& s = scratch();
-      const bool last = i + 1 == layers_.size();
-      s.dense.fit(l.positions() * W), s.small.fit(l.pooled() * W);
+      s.small.fit(l.pooled() * W);
       for (int64_t n = team.rank; n < l.groups; n += team.size) {
-        if (!last) {
-          const Layer& above = layers_[i + 1];
-          const Tape &tape = tapes[i + 1], &dot = dots[i + 1];
-          multiply_transposed(above, n, Dot ? dot.y : tape.y, weights[i + 1], batch * above.rows(), false);
-          if (Dot) multiply_transposed(above, n, tape.y, direction[i + 1], batch * above.rows(), true);
+        const Layer* above = i + 1 < layers_.size() ? &layers_[i + 1] : nullptr;
+        const int64_t rows = above ? at.batch * above->rows() : 0;
+        if (above) {
+          multiply_transposed(*above, n, written[i + 1].y, at.weights[i + 1], rows, false);
+          if (Dot) multiply_transposed(*above, n, at.pulls[i + 1].y, at.direction[i + 1], rows, true);
         }
         V sums[4] = {};
-        for (int64_t b = 0; b < batch; ++b) {
-          if (last)
+        for (int64_t b = 0; b < at.batch; ++b) {
+          if (above)
+            inputs(*above, s.product, rows, b * above->rows(), s.small);
+          else
             gather_features(l, n, cotangent + b * width(), s.small);
-          else
-            inputs(layers_[i + 1], s.product, batch * layers_[i + 1].rows(), b * layers_[i + 1].rows(), s.small);
+          const int64_t where = n * at.batch + b;
           if (Dot)
-            norm_reverse_tangent(l, n, n * batch + b, s.small, weights[i], direction[i], tapes[i], dots[i], sums);
+            norm_reverse_tangent(at, i, n, where, s.small, sums);
           else
-            norm_reverse(l, n, n * batch + b, s.small, weights[i], tapes[i], sums);
-          Tape& written = (Dot ? dots : tapes)[i];
-          if (!l.direct) spread_outputs(l, written.outer + (n * batch + b) * l.positions() * W, written.y, n, batch, b);
+            norm_reverse(l, n, where, s.small, at.weights[i], at.tapes[i], at.pulls[i], sums);
+          if (!l.direct) spread_outputs(l, written[i].outer + where * l.positions() * W, written[i].y, n, at.batch, b);
         }
         for (int part = 0; part < 4; ++part) {
-          const int64_t at = l.kernel() + (part / 2 * l.groups + n) * W + part % 2 * L;
-          store(to[i] + at, load(from[i] + at) + T(factor) * sums[part]);
+          const int64_t own = l.kernel() + (part / 2 * l.groups + n) * W + part % 2 * L;
+          store(to[i] + own, load(from[i] + own) + T(factor) * sums[part]);
         }
       }
       team.wait();
     }
     for (size_t i = 0; i < layers_.size(); ++i) {
       const Layer& l = layers_[i];
-      const T *x = tapes[i].x, *y = l.direct ? tapes[i].outer : tapes[i].y;
-      const T *x_dot = dots[i].x, *y_dot = l.direct ? dots[i].outer : dots[i].y;
+      const T *x = at.tapes[i].x, *y = l.direct ? at.pulls[i].outer : at.pulls[i].y;
+      const T *x_dot = at.tape_dots[i].x, *y_dot = l.direct ? at.pull_dots[i].outer : at.pull_dots[i].y;
       for (int64_t n = team.rank; n < l.groups; n += team.size)
         for (int64_t k = 0; k < l.groups_in; ++k)
           if (Dot)
-            kernel_gradient(l, n, k, batch * l.rows(), x, y_dot, l.direct ? nullptr : x_dot, y, from[i], to[i], factor);
+            kernel_gradient(l, n, k, at.batch, x, y_dot, l.direct ? nullptr : x_dot, y, from[i], to[i], factor);
           else
-            kernel_gradient(l, n, k, batch * l.rows(), x, y, nullptr, nullptr, from[i], to[i], factor);
+            kernel_gradient(l, n, k, at.batch, x, y, nullptr, nullptr, from[i], to[i], factor);
     }
   }
 
   // ---- products between transforms ----------------------------------------------------------------------------------
 
   template <bool Dot>
-  void convolve(size_t i, int64_t n, int64_t all, int64_t row, int64_t rows, const Weights& weights,
-                const Weights& direction, const Tapes& tapes, const Tapes& dots) {
-    multiply(layers_[i], n, tapes[i].x, (Dot ? direction : weights)[i], all, row, rows, false);
-    if (Dot && i > 0) multiply(layers_[i], n, dots[i].x, weights[i], all, row, rows, true);
+  void convolve(const Pass& at, size_t i, int64_t n, int64_t row, int64_t rows) {
+    const int64_t all = at.batch * layers_[i].rows();
+    multiply(layers_[i], n, at.tapes[i].x, (Dot ? at.direction : at.weights)[i], all, row, rows, false);
+    if (Dot && i > 0) multiply(layers_[i], n, at.tape_dots[i].x, at.weights[i], all, row, rows, true);
   }
 
   // product [f][rows][W] = sum over input channels of X W, for one group of output channels and some of all rows.
@@ -533,27 +464,29 @@ class Stack {
   }
 
   // to = from + factor * (X^T Y + X2^T Y2, transformed back), for one group of inputs and one of outputs.
-  void kernel_gradient(const Layer& l, int64_t n, int64_t k, int64_t rows, const T* x, const T* y, const T* x2, const T* y2,
-                       const T* from, T* to, double factor) {
-    alignas(64) T sums[25][kRows][W];
-    for (int first = 0; first < W && k * W + first < l.depth; first += kRows) {
-      for (int64_t f = 0; f < l.f; ++f) {
-        const int64_t at = (k * l.f + f) * odd(rows) * W + first, out = (n * l.f + f) * (l.direct ? rows : odd(rows)) * W;
-        outer_products(x + at, y + out, x2 ? x2 + at : nullptr, y2 + (x2 ? out : 0), rows, sums[f][0]);
-      }
-      for (int r = 0; r < kRows; ++r)
-        for (int h = 0; h < W; h += L) {
-          V in[25], taps[9];
-          for (int f = 0; f < l.f; ++f) in[f] = load(&sums[f][r][h]);
-          if (l.direct)
-            taps[0] = in[0];
-          else
-            sandwich<3, 5, kGt>(in, taps);
-          for (int64_t tap = 0; tap < l.taps; ++tap) {
-            const int64_t where = l.block(n, k) + tap * kTap + (first + r) * W + h;
-            store(to + where, load(from + where) + T(factor) * taps[tap]);
-          }
-        }
+  void kernel_gradient(const Layer& l, int64_t n, int64_t k, int64_t batch, const T* x, const T* y, const T* x2,
+                       const T* y2, const T* from, T* to, double factor) {
+    const int64_t rows = batch * l.rows();
+    Buffer<T>& sums = scratch().panel;  // [f][W][W]
+    sums.fit(25 * kTap);
+    const int64_t count = std::min<int64_t>(W, l.depth - k * W);
+    for (int64_t f = 0; f < l.f; ++f) {
+      const int64_t in = (k * l.f + f) * odd(rows) * W, out = (n * l.f + f) * (l.direct ? rows : odd(rows)) * W;
+      for (int64_t r = 0; r < count; r += kRows)
+        outer_products(x + in + r, y + out, x2 ? x2 + in + r : nullptr, y2 + (x2 ? out : 0), rows, sums + f * kTap + r * W);
+    }
+    const T* base = from + l.block(n, k);
+    T* result = to + l.block(n, k);
+    for (int64_t at = 0; at < count * W; at += L) {
+      V in[25], taps[9];
+#pragma GCC unroll 25
+      for (int f = 0; f < 25; ++f) in[f] = load(sums + f * kTap + at);
+      if (l.direct)
+        taps[0] = in[0];
+      else
+        sandwich<3, 5, kGt>(in, taps);
+      for (int64_t tap = 0; tap < l.taps * kTap; tap += kTap)
+        store(result + tap + at, load(base + tap + at) + T(factor) * taps[tap / kTap]);
     }
   }
 
@@ -724,11 +657,12 @@ class Stack {
     }
   }
 
-  static void norm_reverse(const Layer& l, int64_t n, int64_t at, const T* small, const T* weights, Tape& tape, V* sums) {
+  static void norm_reverse(const Layer& l, int64_t n, int64_t at, const T* small, const T* weights, const Tape& tape,
+                           Pull& pull, V* sums) {
     const int64_t count = l.positions();
     for (int h = 0; h < W; h += L) {
       const T* normed = tape.normed + at * count * W + h;
-      T *outer = tape.outer + at * count * W + h, *sparse = tape.sparse + at * l.pooled() * W + h;
+      T *outer = pull.outer + at * count * W + h, *sparse = pull.sparse + at * l.pooled() * W + h;
       const auto* picks = tape.pick + at * l.pooled() * W + h;
       V total{}, slope{};
       each_window(l, [&](int64_t p, int64_t q) {
@@ -740,7 +674,7 @@ class Stack {
       sums[h / L] += slope, sums[2 + h / L] += total;
       const V scale = load(weights + l.kernel() + n * W + h), rate = load(tape.rate + at * W + h);
       const V base = -scale * rate * total / T(count), mean = scale * slope / T(count);
-      store(tape.slope + at * W + h, mean);
+      store(pull.slope + at * W + h, mean);
       for (int64_t p = 0; p < count; ++p) store(outer + p * W, base - rate * mean * load(normed + p * W));
       each_window(l, [&](int64_t p, int64_t q) {
         place(l, outer + q, *reinterpret_cast<const Mask*>(picks + p), scale * rate * load(sparse + p));
@@ -774,13 +708,17 @@ class Stack {
     }
   }
 
-  static void norm_reverse_tangent(const Layer& l, int64_t n, int64_t at, const T* small, const T* weights,
-                                   const T* direction, const Tape& tape, Tape& dot, V* sums) {
+  void norm_reverse_tangent(const Pass& pass, size_t i, int64_t n, int64_t at, const T* small, V* sums) const {
+    const Layer& l = layers_[i];
+    const Tape &tape = pass.tapes[i], &dot = pass.tape_dots[i];
+    const T *weights = pass.weights[i], *direction = pass.direction[i];
+    const Pull& pull = pass.pulls[i];
+    Pull& pull_dot = pass.pull_dots[i];
     const int64_t count = l.positions();
     for (int h = 0; h < W; h += L) {
       const T *normed = tape.normed + at * count * W + h, *normed_dot = dot.normed + at * count * W + h;
-      const T *outer = tape.outer + at * count * W + h, *sparse = tape.sparse + at * l.pooled() * W + h;
-      T *outer_dot = dot.outer + at * count * W + h, *forces = dot.sparse + at * l.pooled() * W + h;
+      const T *outer = pull.outer + at * count * W + h, *sparse = pull.sparse + at * l.pooled() * W + h;
+      T *outer_dot = pull_dot.outer + at * count * W + h, *forces = pull_dot.sparse + at * l.pooled() * W + h;
       const auto* picks = tape.pick + at * l.pooled() * W + h;
       const V scale = load(weights + l.kernel() + n * W + h), scale_dot = load(direction + l.kernel() + n * W + h);
       V total{}, turn{}, push{}, slope{};
@@ -795,7 +733,7 @@ class Stack {
       });
       sums[h / L] += turn, sums[2 + h / L] += total;
       const V rate = load(tape.rate + at * W + h), relative = load(dot.rate + at * W + h);
-      const V base = -rate * push / T(count), on_dot = rate * load(tape.slope + at * W + h), on = rate * slope / T(count);
+      const V base = -rate * push / T(count), on_dot = rate * load(pull.slope + at * W + h), on = rate * slope / T(count);
       for (int64_t p = 0; p < count; ++p)
         store(outer_dot + p * W, base - on_dot * load(normed_dot + p * W) - on * load(normed + p * W) -
                                      relative * load(outer + p * W));
@@ -805,24 +743,3 @@ class Stack {
     }
   }
 };
-
-template <typename T>
-void bind(pybind11::module& module, const char* name) {
-  pybind11::class_<Stack<T>>(module, name)
-      .def(pybind11::init<const std::vector<std::vector<int64_t>>&, double, double>())
-      .def("start", &Stack<T>::start)
-      .def("encode", &Stack<T>::encode)
-      .def("descend", &Stack<T>::descend)
-      .def("encode_query", &Stack<T>::encode_query)
-      .def("pull_query", &Stack<T>::pull_query)
-      .def("push", &Stack<T>::push)
-      .def("pull", &Stack<T>::pull)
-      .def("gradients", &Stack<T>::gradients);
-}
-
-}  // namespace
-
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
-  bind<float>(module, "Stack32");
-  bind<double>(module, "Stack64");
-}

@@ -1,0 +1,121 @@
+"""Omniglot's conversion, on a small archive of the same make; the real one has its own tests."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anml.data import omniglot
+from anml.errors import DataError
+
+CHARACTERS = ("Latin/character01", "Latin/character02", "Greek/character01")
+
+
+def drawing(seed: int) -> bytes:
+    """Return a 105x105 1-bit PNG with a white background and one black stroke."""
+    pixels = np.ones((105, 105), dtype=bool)
+    row, column = np.random.default_rng(seed).integers(10, 90, size=2)
+    pixels[row : row + 4, :column] = False
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    return {
+        f"images_background/{character}/{number:04d}_{copy:02d}.png": drawing(100 * number + copy)
+        for number, character in enumerate(CHARACTERS)
+        for copy in range(20)
+    }
+
+
+@pytest.fixture
+def archive(tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A zip of three characters, which is how many the program expects for once."""
+    monkeypatch.setitem(omniglot.ARCHIVES, "train", omniglot.ARCHIVES["train"]._replace(classes=len(CHARACTERS)))
+    path = tmp_path / "images_background.zip"
+    write_zip(path, files)
+    return path
+
+
+def write_zip(path: Path, files: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, content in files.items():
+            target.writestr(name, content)
+
+
+def test_strokes_stay_dark_on_white(archive):
+    images = omniglot.convert("train", archive, 28)
+    assert images.dtype == np.uint8
+    assert images.shape == (3, 20, 1, 28, 28)
+    assert np.median(images) == 255
+    assert images.min() < 30
+
+
+def test_drawings_are_shrunk_as_greyscale_by_lanczos(archive, files):
+    names = sorted(files)
+    expected = Image.open(io.BytesIO(files[names[0]])).convert("L").resize((28, 28), Image.Resampling.LANCZOS)
+    assert np.array_equal(omniglot.convert("train", archive, 28)[0, 0, 0], np.asarray(expected))
+    assert len(np.unique(np.asarray(expected))) > 2  # Nearest neighbour would know black and white only.
+
+
+def test_characters_and_drawings_come_in_order_of_their_path(archive, files):
+    images = omniglot.convert("train", archive, 105)
+    for position, character in enumerate(sorted(CHARACTERS)):
+        names = sorted(name for name in files if character in name)
+        expected = [np.asarray(Image.open(io.BytesIO(files[name])).convert("L")) for name in names]
+        assert np.array_equal(images[position, :, 0], expected)
+
+
+def test_an_unpacked_folder_gives_the_same_as_the_zip(archive, tmp_path):
+    with zipfile.ZipFile(archive) as content:
+        content.extractall(tmp_path / "unpacked")
+    folder = tmp_path / "unpacked" / "images_background"
+    assert np.array_equal(omniglot.convert("train", folder, 28), omniglot.convert("train", archive, 28))
+
+
+def test_a_missing_drawing_is_told(archive, files):
+    write_zip(archive, dict(list(files.items())[1:]))
+    with pytest.raises(DataError, match=r"expected 3 characters with 20 drawings each, found 3 characters and 59"):
+        omniglot.convert("train", archive, 28)
+
+
+def test_a_drawing_that_is_no_image_is_told(archive, files):
+    write_zip(archive, files | {next(iter(files)): b"<html>Not found</html>"})
+    with pytest.raises(DataError, match="a drawing that cannot be read"):
+        omniglot.convert("train", archive, 28)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_flipped_byte_is_found_or_changes_nothing(archive, seed):
+    expected = omniglot.convert("train", archive, 28)
+    content = bytearray(archive.read_bytes())
+    content[np.random.default_rng(seed).integers(len(content))] ^= 0xFF
+    archive.write_bytes(content)
+    try:
+        found = omniglot.convert("train", archive, 28)
+    except DataError:
+        return
+    assert np.array_equal(found, expected)  # A byte of a date, say.
+
+
+def test_a_truncated_zip_is_told(archive):
+    archive.write_bytes(archive.read_bytes()[:-1000])
+    with pytest.raises(DataError, match="damaged or unreadable"):
+        omniglot.convert("train", archive, 28)
+
+
+@pytest.mark.parametrize("place", [".", "omniglot", "python", "omniglot/python", "omniglot-py"])
+def test_usual_places_are_searched(tmp_path, place):
+    folder = tmp_path / place / "images_evaluation"
+    folder.mkdir(parents=True)
+    assert omniglot.find_source("eval", tmp_path, tmp_path / "cache").samefile(folder)
+
+
+def test_a_data_path_without_the_data_names_what_was_expected(tmp_path):
+    with pytest.raises(DataError, match=r"expected images_background\.zip or the folder images_background"):
+        omniglot.find_source("train", tmp_path, tmp_path / "cache")

@@ -1,0 +1,105 @@
+"""A whole flavor: every point once, rows that say what was measured, and nothing but the seed decides them."""
+
+import dataclasses
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from anml.checkpoint import ModelCard
+from anml.config.evaluation import EvalConfig
+from anml.evaluate.sweep import run_sweep, sweep_points
+from anml.evaluate.trial import Shape
+from anml.results import PointResult, ResultRow
+
+
+@pytest.fixture
+def run(model, data) -> Callable[..., list[PointResult]]:
+    """Run a sweep, or some of its points."""
+    card = ModelCard("anml", {}, (1, 28, 28), "ANML small", "omniglot", "meta", step=400, seed=7)
+
+    def run_points(config: EvalConfig, part: slice = slice(None)) -> list[PointResult]:
+        return list(run_sweep(model, card, config, "olft", data, sweep_points(config)[part]))
+
+    return run_points
+
+
+@pytest.fixture
+def config(make_config) -> EvalConfig:
+    return make_config(classes=[3, 6], lr=[0.001, 0.01], runs=2, eval_freq=2, train_examples=3, test_examples=2)
+
+
+def test_points_are_the_product_with_rates_innermost(config):
+    points = sweep_points(config)
+    assert len(points) == len(set(points)) == config.count_points() == 8
+    assert [point.lr for point in points] == [0.001, 0.01] * 4
+    assert points[0].shape == Shape(3, 3, 2)
+    assert points[-1].shape == Shape(6, 3, 2)
+
+
+def test_zero_shot_has_no_learning_rate(make_config):
+    config = make_config(eval_method="zero_shot", lr=[0.1, 0.2], runs=3)
+    assert [point.lr for point in sweep_points(config)] == [None] * 3 == [None] * config.count_points()
+
+
+def test_rows_say_what_was_measured(run, config):
+    row = run(config)[-1].rows[1]
+    accuracies = {"train_acc": 0.0, "test_acc": 0.0, "train_top5": 0.0, "test_top5": 0.0}
+    assert dataclasses.replace(row, **accuracies) == ResultRow(
+        flavor="olft", protocol="sequential", model="ANML small", dataset="omniglot", checkpoint_step=400, classes=6,
+        train_examples=3, test_examples=2, lr=0.01, train_seed=7, run=1, epoch=1, step=6, classes_trained=2,
+        **accuracies,
+    )  # fmt: skip
+
+
+def test_a_row_is_the_mean_over_the_classes_learned_so_far(run, config):
+    for result in run(config):
+        for row in result.rows:
+            per_class = [c for c in result.class_rows if c.step == row.step]
+            assert [c.position for c in per_class] == list(range(row.classes))
+            learned = [c for c in per_class if c.position < row.classes_trained]
+            assert row.train_acc == pytest.approx(sum(c.train_acc for c in learned) / row.classes_trained)
+            assert row.test_acc == pytest.approx(sum(c.test_acc for c in learned) / row.classes_trained)
+
+
+def test_iid_rows_are_means_over_all_classes(run, make_config):
+    config = make_config(eval_method="iid", classes=6, batch_size=16, lr=0.01, train_examples=3, test_examples=2)
+    [result] = run(config)
+    assert result.rows[-1].classes_trained == 6
+    assert result.rows[-1].test_acc == pytest.approx(sum(c.test_acc for c in result.class_rows) / 6)
+    assert result.rows[-1].test_top5 >= result.rows[-1].test_acc
+
+
+def test_the_parts_of_an_array_job_are_those_of_the_whole(run, config):
+    parts = [result for start in range(0, 8, 3) for result in run(config, slice(start, start + 3))]
+    assert parts == run(config)
+
+
+def test_a_sweep_repeats_itself_whatever_the_global_generators_say(run, config):
+    torch.manual_seed(1)
+    first = run(config)
+    torch.manual_seed(2)
+    assert run(config) == first
+
+
+def test_no_global_generator_is_touched(run, config, make_config):
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    run(config)
+    run(make_config(eval_method="iid", runs=1))
+    run(make_config(eval_method="zero_shot", runs=1))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
+
+
+def test_another_seed_meets_other_classes(run, config):
+    assert run(config.model_copy(update={"seed": 2})) != run(config)
+
+
+def test_progress_ends_at_one(model, data, config):
+    done: list[float] = []
+    card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
+    list(run_sweep(model, card, config, "olft", data, sweep_points(config)[:1], done.append))
+    assert done == sorted(done)
+    assert done[-1] == 1

@@ -1,0 +1,176 @@
+"""What a run starts from: its examples, a re-initialised head, least squares."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from anml.data.class_images import ClassImages
+from anml.errors import ConfigError
+from anml.evaluate.trial import Shape, make_trial, solve_head, support_examples
+from anml.evaluate.zero_shot import score_without_learning
+from anml.models.build import build_model
+from anml.models.meta_model import MetaModel
+
+SHAPE = Shape(classes=12, train_examples=10, test_examples=5)
+OML = {"num_filters": 4, "strides": [2, 1, 2], "hidden": 9, "num_classes": 30}
+
+
+def changed(model: MetaModel, other: MetaModel) -> set[str]:
+    return {name for name, p in model.named_parameters() if not torch.equal(p, other.get_parameter(name))}
+
+
+def test_the_head_is_drawn_kaiming_normal_and_its_bias_zeroed(data, make_config):
+    model = build_model("sanml", {"rln_chs": 64}, (1, 28, 28), seed=1)
+    trial = make_trial(model, make_config(), data, SHAPE, run=0)
+    assert changed(trial.model, model) == {"fc.weight", "fc.bias"}
+    assert trial.model.head.weight.std().item() == pytest.approx((2 / 576) ** 0.5, rel=0.01)
+    assert trial.model.head.bias.eq(0).all()
+
+
+def test_the_published_table_kept_the_bias(model, data, make_config):
+    trial = make_trial(model, make_config(reinit_bias="keep"), data, SHAPE, run=0)
+    assert changed(trial.model, model) == {"fc.weight"}
+
+
+def test_norms_are_re_initialised_to_one_and_zero(model, data, make_config):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1
+    trial = make_trial(model, make_config(reinit_params=["rln", "fc"]), data, SHAPE, run=0)
+    assert {name for name in changed(trial.model, model) if name.startswith("nm")} == set()
+    assert trial.model.get_parameter("rln.convBlock1.norm.weight").eq(1).all()
+    assert trial.model.get_parameter("rln.convBlock1.norm.bias").eq(0).all()
+
+
+def test_features_are_those_of_the_re_initialised_encoder(model, data, make_config):
+    trial = make_trial(model, make_config(reinit_params="all"), data, SHAPE, run=0)
+    images = make_trial(model, make_config(reinit_params="all", opt_params="all"), data, SHAPE, run=0).train_inputs
+    torch.testing.assert_close(trial.train_inputs, trial.model.encode(images))
+
+
+def test_runs_draw_their_own_head_classes_and_examples(model, data, make_config):
+    first, second = (make_trial(model, make_config(), data, SHAPE, run=run) for run in (0, 1))
+    assert not torch.equal(first.model.head.weight, second.model.head.weight)
+    assert not torch.equal(first.train_inputs, second.train_inputs)
+
+
+def test_every_model_meets_the_same_images_and_starts_from_the_same_head(model, data, make_config):
+    other = build_model("sanml", {"rln_chs": 4, "num_classes": 30}, (1, 28, 28), seed=5)
+    first, second = (make_trial(m, make_config(opt_params="all"), data, SHAPE, run=3) for m in (model, other))
+    assert torch.equal(first.train_inputs, second.train_inputs)
+    assert torch.equal(first.test_inputs, second.test_inputs)
+    assert torch.equal(first.model.head.weight, second.model.head.weight)
+
+
+def test_flavors_share_the_images_of_a_run(model, data, make_config):
+    flavors = ({"opt_params": "all"}, {"opt_params": "all", "eval_method": "iid", "lr": 0.1})
+    first, second = (make_trial(model, make_config(**flavor), data, SHAPE, run=3) for flavor in flavors)
+    assert torch.equal(first.train_inputs, second.train_inputs)
+
+
+def test_labels_count_the_classes_in_order_of_learning(model, data, make_config):
+    trial = make_trial(model, make_config(), data, SHAPE, run=0)
+    assert trial.train_labels.tolist() == [label for label in range(12) for _ in range(10)]
+    assert trial.test_labels.tolist() == [label for label in range(12) for _ in range(5)]
+
+
+@pytest.mark.parametrize("selector", ["head", "pn"])
+def test_any_part_of_the_head_learns_from_features(data, make_config, selector):
+    model = build_model("oml", OML, (1, 28, 28), seed=1)
+    assert make_trial(model, make_config(opt_params=selector), data, SHAPE, run=0).encoder_is_frozen
+
+
+def test_more_classes_than_outputs_are_refused(data, make_config):
+    model = build_model("sanml", {"rln_chs": 4, "num_classes": 11}, (1, 28, 28), seed=1)
+    with pytest.raises(ConfigError, match="12 classes do not fit the 11 outputs"):
+        make_trial(model, make_config(), data, SHAPE, run=0)
+
+
+def lstsq_by_numpy(features: torch.Tensor, labels: torch.Tensor, outputs: int) -> np.ndarray:
+    """Return weight and bias [features + 1, outputs] as higherANML finds them."""
+    design = np.concatenate([features.numpy(), np.ones((len(features), 1))], axis=1)
+    return np.linalg.lstsq(design, np.eye(outputs)[labels.numpy()], rcond=None)[0]
+
+
+@pytest.mark.parametrize("init_size", [0, 25, 9000], ids=["one per class", "few", "all"])
+@pytest.mark.parametrize("kind", ["anml", "oml"])
+def test_zero_shot_is_least_squares_by_numpy(model, data, make_config, kind, init_size):
+    model = model if kind == "anml" else build_model("oml", OML, (1, 28, 28), seed=1)
+    config = make_config(eval_method="zero_shot", init_size=init_size)
+    trial = make_trial(model, config, data, SHAPE, run=0, dtype=torch.float64)
+    picked = support_examples(trial.train_labels, init_size, config.seed, run=0)
+    last = trial.model.get_submodule("pn")[:-1] if kind == "oml" else nn.Identity()  # type: ignore[index]
+    with torch.no_grad():
+        train, test = last(trial.train_inputs), last(trial.test_inputs)
+    solution = lstsq_by_numpy(train[picked], trial.train_labels[picked], outputs=30)
+    np.testing.assert_allclose(trial.model.head.weight.T.numpy(), solution[:-1], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(trial.model.head.bias.numpy(), solution[-1], rtol=0, atol=1e-9)
+    [score] = score_without_learning(trial)
+    right = (test.numpy() @ solution[:-1] + solution[-1]).argmax(axis=1) == trial.test_labels.numpy()
+    assert score.test.top1.tolist() == right.reshape(12, 5).mean(axis=1).tolist()
+    assert (score.epoch, score.step, score.classes_trained) == (0, 0, 12)
+
+
+def test_zero_shot_learns_something(model, data, make_config):
+    [score] = score_without_learning(make_trial(model, make_config(eval_method="zero_shot"), data, SHAPE, run=0))
+    assert score.test.top1.mean() > 3 / 12
+    assert score.test.top5.mean() > score.test.top1.mean()
+
+
+def test_least_squares_is_also_a_start_for_learning(model, data, make_config):
+    trial = make_trial(model, make_config(reinit_method="lstsq", opt_params="all"), data, SHAPE, run=0)
+    zero_shot = make_trial(model, make_config(eval_method="zero_shot"), data, SHAPE, run=0)
+    assert not trial.encoder_is_frozen
+    torch.testing.assert_close(trial.model.head.weight, zero_shot.model.head.weight)
+
+
+def test_support_is_random_and_without_replacement():
+    labels = torch.arange(12).repeat_interleave(10)
+    first, second = (support_examples(labels, 50, seed=1, run=run) for run in (0, 1))
+    assert len(set(first.tolist())) == 50
+    assert set(first.tolist()) != set(second.tolist())
+    assert len(support_examples(labels, 9000, seed=1, run=0)) == 120
+
+
+def test_support_of_size_zero_is_the_first_example_of_each_class():
+    assert support_examples(torch.arange(4).repeat_interleave(3), 0, seed=1, run=0).tolist() == [0, 3, 6, 9]
+
+
+def centred_channels(images: int) -> torch.Tensor:
+    """Return float32 features of which three at a time add up to 6, but for rounding: an InstanceNorm's, not clipped."""
+    raw = torch.randn(images, 40, 3, generator=torch.Generator().manual_seed(0))
+    return ((raw - raw.mean(dim=2, keepdim=True)) / raw.std(dim=2, keepdim=True) + 2).flatten(1)
+
+
+def test_rounding_errors_of_features_are_not_fitted():
+    features, labels = centred_channels(400), torch.arange(8).repeat(50)
+    head = nn.Linear(120, 8)
+    solve_head(head, features, labels)
+    assert head.weight.abs().max() < 0.1  # Without a cut: 1e4 and more, and float32 logits that mean nothing.
+    exact = lstsq_by_numpy(features[:, torch.arange(120) % 3 > 0].double(), labels, 8)
+    expected = features[:, torch.arange(120) % 3 > 0].double().numpy() @ exact[:-1] + exact[-1]
+    np.testing.assert_allclose(head(features).detach().numpy(), expected, atol=1e-4)
+
+
+def test_features_that_never_fire_get_no_weight():
+    features = torch.rand(20, 6, generator=torch.Generator().manual_seed(0))
+    features[:, 2] = 0
+    head = nn.Linear(6, 4)
+    solve_head(head, features, torch.arange(20) % 4)
+    assert head.weight[:, 2].abs().max() < 1e-12
+
+
+def test_outputs_without_examples_are_zeroed():
+    head = nn.Linear(6, 9)
+    solve_head(head, torch.rand(20, 6, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 4)
+    assert head.weight[4:].eq(0).all()
+    assert head.bias[4:].eq(0).all()
+
+
+def test_the_same_run_is_the_same_to_the_bit(model, data: ClassImages, make_config: Callable):
+    config = make_config(eval_method="zero_shot")
+    first, second = (make_trial(model, config, data, SHAPE, run=2).model.state_dict() for _ in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())

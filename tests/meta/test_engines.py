@@ -1,0 +1,264 @@
+"""The fast engine against `higher`, in float64 to rounding error; the first-order engine against a plain loop."""
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from anml.config.training import TrainConfig
+from anml.data.class_images import ClassImages
+from anml.data.episodes import Episode, draw_episode
+from anml.meta.engine import Engine, EpisodeOutcome, make_engine
+from anml.meta.fast import FastEngine
+from anml.meta.first_order import FirstOrderEngine
+from anml.meta.reference import ReferenceEngine
+from anml.models.build import build_model
+from anml.models.meta_model import MetaModel
+from anml.models.parameters import select_names
+
+CONVNET: dict[str, Any] = {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": [3]}}
+LINEAR: dict[str, Any] = {"classifier_args": {"num_classes": 9}}
+MLP: dict[str, Any] = {
+    "classifier": "mlp-classifier",
+    "classifier_args": {"num_classes": 9, "hidden_layers": [6, 5]},
+}
+ENCODER: dict[str, Any] = {"encoder": "anml-encoder", "encoder_args": {"rln_chs": 3, "nm_chs": 2}}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "anml": ("anml", {"rln_chs": 4, "nm_chs": 3, "num_classes": 9}),
+    "sanml": ("sanml", {"rln_chs": 4, "num_classes": 9}),
+    "oml": ("oml", {"num_filters": 4, "strides": [2, 1, 2], "hidden": 7, "num_classes": 9}),
+    "convnet, linear": ("classifier", CONVNET | LINEAR),
+    "convnet, mlp": ("classifier", CONVNET | MLP),
+    "anml-encoder, linear": ("classifier", ENCODER | LINEAR),
+    "anml-encoder, mlp": ("classifier", ENCODER | MLP),
+}
+PUBLISHED_INNER = {"anml": ("rln", "fc"), "sanml": ("all",), "oml": ("pn",)}
+INNER_LR = 0.1
+
+
+@pytest.fixture(scope="module")
+def data() -> ClassImages:
+    """Eight classes of noise; what matters here is arithmetic."""
+    generator = torch.Generator().manual_seed(0)
+    return ClassImages(torch.randint(256, (8, 20, 1, 28, 28), dtype=torch.uint8, generator=generator), "noise")
+
+
+def make_model(kind: str, seed: int = 1, extra: dict[str, Any] | None = None) -> MetaModel:
+    """Return a small model in float64, its norms away from one and zero, or half of the formulas would go untested."""
+    name, args = MODELS[kind]
+    model = build_model(name, args | (extra or {}), (1, 28, 28), seed).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return model
+
+
+def make_config(**changes: Any) -> TrainConfig:
+    values = {"dataset": "omniglot", "model": "sanml", "num_batches": 3, "remember_size": 5, "inner_lr": INNER_LR}
+    return TrainConfig(**(values | changes))
+
+
+def make_episode(data: ClassImages, index: int = 0, **changes: Any) -> Episode:
+    return draw_episode(data, make_config(**changes), seed=1, index=index, dtype=torch.float64)
+
+
+def without_effect(model: nn.Module) -> set[str]:
+    """Name the biases directly in front of a norm that subtracts the mean: their true gradient is zero."""
+    names = set()
+    for path, parent in model.named_modules():
+        layers = list(parent.named_children())
+        for (name, layer), (_, following) in pairwise(layers):
+            if isinstance(layer, nn.Conv2d) and isinstance(following, (nn.InstanceNorm2d, nn.BatchNorm2d)):
+                names.add(f"{path}.{name}.bias")
+    return names
+
+
+def assert_agree(actual: EpisodeOutcome, expected: EpisodeOutcome, model: MetaModel) -> None:
+    """Compare loss, accuracy and the gradient of every parameter by its relative norm."""
+    torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-12, atol=0)
+    assert actual.accuracy == expected.accuracy
+    assert list(actual.gradients) == list(expected.gradients) == [name for name, _ in model.named_parameters()]
+    total = sum(gradient.norm() ** 2 for gradient in expected.gradients.values()) ** 0.5
+    for name, gradient in expected.gradients.items():
+        found = actual.gradients[name]
+        if name in without_effect(model):
+            assert found.norm() < 1e-10 * total, name
+        else:
+            assert gradient.norm() > 0, name
+            assert (found - gradient).norm() <= 1e-9 * gradient.norm(), name
+
+
+def assert_fast_is_exact(model: MetaModel, inner: tuple[str, ...], episode: Episode) -> None:
+    names = select_names(model, inner)
+    expected = ReferenceEngine(model, names, INNER_LR).run(episode)
+    assert_agree(FastEngine(model, names, INNER_LR).run(episode), expected, model)
+
+
+@pytest.mark.parametrize("remember_only", [False, True], ids=["all", "remember"])
+@pytest.mark.parametrize("cycles", [1, 2], ids=["once", "twice"])
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("kind", PUBLISHED_INNER)
+def test_published_setups_agree_with_higher(data, kind, batch, cycles, remember_only):
+    episode = make_episode(data, batch_size=batch, train_cycles=cycles, remember_only=remember_only)
+    assert_fast_is_exact(make_model(kind), PUBLISHED_INNER[kind], episode)
+
+
+@pytest.mark.parametrize("inner", [("all",), ("head",)], ids=str)
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_model_agrees_with_higher(data, kind, inner):
+    assert_fast_is_exact(make_model(kind), inner, make_episode(data, batch_size=2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "inner"),
+    [
+        ("anml", ("fc.weight",)),  # Part of a layer cannot be in dual form.
+        ("anml", ("nm",)),
+        ("oml", ("rln.0", "pn.2")),
+        ("convnet, mlp", ("encoder.block2", "classifier.mlp.2")),
+        ("anml-encoder, linear", ("encoder.rln", "classifier")),
+    ],
+    ids=str,
+)
+def test_any_choice_of_inner_parameters_agrees_with_higher(data, kind, inner):
+    assert_fast_is_exact(make_model(kind), inner, make_episode(data))
+
+
+@pytest.mark.parametrize("kind", ["anml", "oml"])
+def test_uniform_sampling_agrees_with_higher(data, kind):
+    episode = make_episode(data, sample_method="uniform", batch_size=2)
+    assert len(episode.new_classes) > 1
+    assert_fast_is_exact(make_model(kind), PUBLISHED_INNER[kind], episode)
+
+
+@pytest.mark.parametrize("inner", [("all",), ("head",)], ids=str)
+@pytest.mark.parametrize("norm", ["bn", "gn", None])
+def test_every_norm_agrees_with_higher(data, norm, inner):
+    arguments = {"num_blocks": 2, "num_filters": [3], "norm_type": norm}
+    model = make_model("convnet, linear", extra={"encoder_args": arguments})
+    assert_fast_is_exact(model, inner, make_episode(data, batch_size=3))
+
+
+def test_biases_in_front_of_an_instance_norm_are_those_left_out():
+    blocks = [f"{network}.convBlock{number}.conv.bias" for network in ("rln", "nm") for number in (1, 2, 3)]
+    assert without_effect(make_model("anml")) == set(blocks)
+    assert not without_effect(make_model("oml"))
+
+
+@pytest.mark.parametrize("engine", [ReferenceEngine, FastEngine])
+def test_an_episode_changes_no_weight(data, engine):
+    model = make_model("anml")
+    before = copy.deepcopy(model.state_dict())
+    engine(model, select_names(model, ["rln", "fc"]), INNER_LR).run(make_episode(data))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("remember_only", [False, True])
+def test_loss_and_accuracy_are_those_after_plain_sgd(data, remember_only):
+    model = make_model("anml")
+    episode = make_episode(data, remember_only=remember_only)
+    outcome = FastEngine(model, select_names(model, ["rln", "fc"]), INNER_LR).run(episode)
+    optimizer = torch.optim.SGD([*model.get_submodule("rln").parameters(), *model.head.parameters()], lr=INNER_LR)
+    for position in range(3):
+        optimizer.zero_grad()
+        cross_entropy(
+            model(episode.images[position : position + 1]), episode.labels[position : position + 1]
+        ).backward()
+        optimizer.step()
+    asked = slice(3 if remember_only else 0, 8)
+    logits = model(episode.images[asked])
+    torch.testing.assert_close(outcome.loss, cross_entropy(logits, episode.labels[asked]).detach(), rtol=1e-12, atol=0)
+    assert outcome.accuracy == (logits.argmax(dim=1) == episode.labels[asked]).double().mean()
+
+
+def follow(engine: Engine, model: MetaModel, data: ClassImages, updates: int) -> list[float]:
+    """Train with Adam for some episodes; return the losses. What has no effect is not trained: Adam scales up noise."""
+    trained = {name: p for name, p in model.named_parameters() if name not in without_effect(model)}
+    optimizer = torch.optim.Adam(trained.values(), lr=0.001)
+    losses = []
+    for index in range(updates):
+        outcome = engine.run(make_episode(data, index))
+        losses.append(outcome.loss.item())
+        for name, parameter in trained.items():
+            parameter.grad = outcome.gradients[name]
+        optimizer.step()
+    return losses
+
+
+@pytest.mark.parametrize("kind", PUBLISHED_INNER)
+def test_fifty_updates_stay_with_higher(data, kind):
+    losses, models = [], []
+    for engine in (ReferenceEngine, FastEngine):
+        models.append(make_model(kind))
+        inner = select_names(models[-1], PUBLISHED_INNER[kind])
+        losses.append(follow(engine(models[-1], inner, INNER_LR), models[-1], data, 50))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-7)
+    for name, parameter in models[0].named_parameters():
+        found = models[1].get_parameter(name)
+        assert (found - parameter).norm() <= 1e-7 * parameter.norm(), name
+
+
+def plain_first_order(model: MetaModel, inner: list[str], episode: Episode) -> tuple[MetaModel, torch.Tensor]:
+    """Return a copy with the fast weights, the gradient of the meta loss in its `.grad`, and that loss."""
+    model = copy.deepcopy(model)
+    optimizer = torch.optim.SGD([model.get_parameter(name) for name in inner], lr=INNER_LR)
+    for index in episode.support_index:
+        model.zero_grad()
+        cross_entropy(model(episode.images[index]), episode.labels[index]).backward()
+        optimizer.step()
+    model.zero_grad()
+    loss = cross_entropy(model(episode.images), episode.labels)
+    loss.backward()
+    return model, loss.detach()
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["first-order", "sequential_episodic"])
+def test_first_order_gradients_are_those_at_the_fast_weights(data, keep):
+    model, episode = make_model("anml"), make_episode(data, batch_size=2)
+    inner = select_names(model, ["rln", "fc"])
+    expected, loss = plain_first_order(model, inner, episode)
+    outcome = FirstOrderEngine(model, inner, INNER_LR, keep_fast_weights=keep).run(episode)
+    assert outcome.loss == loss
+    assert list(outcome.gradients) == [name for name, _ in model.named_parameters()]
+    for name, gradient in outcome.gradients.items():
+        torch.testing.assert_close(gradient, expected.get_parameter(name).grad, rtol=1e-12, atol=1e-15)
+
+
+def test_first_order_puts_the_weights_back(data):
+    model = make_model("anml")
+    before = copy.deepcopy(model.state_dict())
+    FirstOrderEngine(model, select_names(model, ["rln", "fc"]), INNER_LR, keep_fast_weights=False).run(
+        make_episode(data)
+    )
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_sequential_episodic_keeps_the_fast_weights(data):
+    model, episode = make_model("anml"), make_episode(data)
+    inner = select_names(model, ["rln", "fc"])
+    expected, _ = plain_first_order(model, inner, episode)
+    FirstOrderEngine(model, inner, INNER_LR, keep_fast_weights=True).run(episode)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, expected.get_parameter(name), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, FastEngine),
+        ({"engine": "fast"}, FastEngine),
+        ({"engine": "reference"}, ReferenceEngine),
+        ({"train_method": "meta-first-order"}, FirstOrderEngine),
+        ({"train_method": "sequential_episodic"}, FirstOrderEngine),
+    ],
+    ids=str,
+)
+def test_a_config_chooses_its_engine(changes, kind):
+    engine = make_engine(make_config(**changes), make_model("sanml"), ["fc.weight"])
+    assert type(engine) is kind
+    assert getattr(engine, "keep_fast_weights", False) == (changes.get("train_method") == "sequential_episodic")

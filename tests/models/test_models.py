@@ -1,0 +1,171 @@
+"""The networks: names and sizes of the published ones, starts that a seed decides alone, halves that fit together."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from anml.errors import ConfigError
+from anml.models.build import build_model
+from anml.models.meta_model import MetaModel
+
+SHAPE = (1, 28, 28)
+CONVNET = {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": [4]}}
+SMALL: dict[str, tuple[str, dict[str, Any]]] = {
+    "anml": ("anml", {"rln_chs": 4, "nm_chs": 3, "num_classes": 10}),
+    "sanml": ("sanml", {"rln_chs": 4, "num_classes": 10}),
+    "oml": ("oml", {"num_filters": 4, "strides": [2, 1, 2], "hidden": 8, "num_classes": 10}),
+    "convnet, linear": ("classifier", CONVNET | {"classifier_args": {"num_classes": 10}}),
+    "convnet, mlp": (
+        "classifier",
+        CONVNET | {"classifier": "mlp-classifier", "classifier_args": {"num_classes": 10, "hidden_layers": [8]}},
+    ),
+    "anml-encoder": (
+        "classifier",
+        {
+            "encoder": "anml-encoder",
+            "encoder_args": {"rln_chs": 4, "nm_chs": 3},
+            "classifier_args": {"num_classes": 10},
+        },
+    ),
+}
+
+
+@pytest.fixture(params=SMALL)
+def model(request: pytest.FixtureRequest) -> MetaModel:
+    name, args = SMALL[request.param]
+    return build_model(name, args, SHAPE, seed=1)
+
+
+def sizes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def test_anml_is_the_published_one():
+    blocks = {}
+    for network, width in (("rln", 256), ("nm", 112)):
+        for number, channels in ((1, 1), (2, width), (3, width)):
+            block = f"{network}.convBlock{number}"
+            blocks |= {f"{block}.conv.weight": (width, channels, 3, 3)}
+            blocks |= {f"{block}.{part}": (width,) for part in ("conv.bias", "norm.weight", "norm.bias")}
+    layers = {"nm.fc.weight": (2304, 1008), "nm.fc.bias": (2304,), "fc.weight": (1000, 2304), "fc.bias": (1000,)}
+    assert sizes(build_model("anml", {}, SHAPE, seed=1)) == blocks | layers
+
+
+def test_the_later_nm_is_pooled():
+    model = build_model("anml", {"rln_chs": 8, "nm_chs": 112, "pool_nm_output": True}, SHAPE, seed=1)
+    assert sizes(model)["nm.fc.weight"] == (8 * 9, 112)
+
+
+def test_sanml_is_anml_without_neuromodulation():
+    anml, sanml = (build_model(name, {"rln_chs": 4}, SHAPE, seed=1) for name in ("anml", "sanml"))
+    assert sizes(sanml) == {name: size for name, size in sizes(anml).items() if not name.startswith("nm.")}
+
+
+def test_oml_has_six_convolutions_and_two_fast_layers():
+    found = sizes(build_model("oml", {"num_filters": 16, "hidden": 32}, (1, 84, 84), seed=1))
+    assert [size for name, size in found.items() if name.startswith("rln") and "weight" in name] == [
+        (16, 1, 3, 3), *[(16, 16, 3, 3)] * 5,
+    ]  # fmt: skip
+    assert found["pn.0.weight"] == (32, 16 * 3 * 3)  # 84 -> 41 -> 39 -> 19 -> 17 -> 8 -> 3.
+    assert found["pn.2.weight"] == (1000, 32)
+
+
+def test_the_gate_multiplies_the_features():
+    model = build_model("anml", {"rln_chs": 4, "nm_chs": 3}, SHAPE, seed=1)
+    images = torch.rand(3, *SHAPE)
+    gate = model.modulate(images)
+    assert gate is not None
+    assert torch.equal(model.encode(images), model.get_submodule("rln")(images) * gate)
+    assert gate.min() > 0
+    assert gate.max() < 1
+
+
+def test_halves_make_the_whole(model):
+    images = torch.rand(3, *SHAPE)
+    whole = model(images)
+    assert whole.shape == (3, 10)
+    assert torch.equal(model.classify(model.encode(images)), whole)
+    assert torch.equal(model(model(images, part="encode"), part="classify"), whole)
+    assert torch.equal(model(images, gate=model(images, part="modulate")), whole)
+
+
+def test_prefixes_tell_what_the_halves_use(model):
+    images = torch.rand(2, *SHAPE)
+    parts = {"classify": model.head_prefix} | ({"modulate": model.gate_prefix} if model.gate_prefix else {})
+    for part, prefix in parts.items():
+        inputs = model.encode(images).detach() if part == "classify" else images
+        model.zero_grad()
+        model(inputs, part=part).sum().backward()
+        assert {n for n, p in model.named_parameters() if p.grad is not None} == {
+            n for n, _ in model.named_parameters() if n.startswith(f"{prefix}.")
+        }
+
+
+@pytest.mark.parametrize("kind", [*SMALL, "batch norm"])
+def test_a_seed_decides_every_value_alone(kind):
+    name, args = SMALL.get(kind, ("classifier", CONVNET | {"encoder_args": {"num_blocks": 2, "norm_type": "bn"}}))
+    states = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        states.append(build_model(name, args, SHAPE, seed=7).state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_another_seed_starts_elsewhere():
+    first, second = (build_model("sanml", {"rln_chs": 4}, SHAPE, seed).head.weight for seed in (1, 2))
+    assert (first - second).abs().max() > 0.01
+
+
+def test_building_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    build_model("anml", {"rln_chs": 4, "nm_chs": 3}, SHAPE, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_convolutions_start_kaiming_normal_and_layers_uniform():
+    state = build_model("sanml", {"rln_chs": 64}, SHAPE, seed=1).state_dict()
+    conv, layer = state["rln.convBlock2.conv.weight"], state["fc.weight"]
+    assert abs(conv.std().item() / (2 / 576) ** 0.5 - 1) < 0.02
+    assert abs(layer.abs().max().item() * 576**0.5 - 1) < 1e-3
+    assert abs(layer.std().item() * (3 * 576) ** 0.5 - 1) < 0.02
+    assert state["rln.convBlock1.norm.weight"].eq(1).all()
+    assert state["rln.convBlock1.norm.bias"].eq(0).all()
+
+
+def test_measuring_a_network_does_not_train_its_norms():
+    args = CONVNET | {"encoder_args": {"num_blocks": 2, "norm_type": "bn"}}
+    model = build_model("classifier", args, SHAPE, seed=1)
+    state = model.state_dict()
+    assert state["encoder.block1.norm.running_mean"].eq(0).all()
+    assert state["encoder.block1.norm.num_batches_tracked"] == 0
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "size"),
+    [
+        ("anml", {"rln_chs": 4, "nm_chs": 3, "num_blocks": 5}, 28),
+        ("sanml", {"rln_chs": 4}, 20),  # The last norm would see a single pixel, which it normalises to nothing.
+        ("oml", {"num_filters": 4}, 28),
+        ("classifier", {"encoder": "convnet", "encoder_args": {"num_blocks": 6}}, 28),
+    ],
+)
+def test_images_too_small_for_a_network_are_a_config_error(name, args, size):
+    with pytest.raises(ConfigError, match=f"does not fit images of {size}x{size} pixels"):
+        build_model(name, args, (1, size, size), seed=1)
+
+
+def test_a_list_has_one_value_per_block():
+    args = {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": [4, 8], "stride": [2, 1]}}
+    found = sizes(build_model("classifier", args, SHAPE, seed=1))
+    assert found["encoder.block1.conv.weight"] == (4, 1, 3, 3)
+    assert found["encoder.block2.conv.weight"] == (8, 4, 3, 3)
+    assert found["classifier.linear.weight"] == (1000, 8 * 3 * 3)  # 28 -> 14 -> 7 -> 7 -> 3.
+
+
+@pytest.mark.parametrize("norm", ["in", "bn", "gn", None])
+def test_every_norm_works_at_any_width(norm):
+    args = {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": [5, 48], "norm_type": norm}}
+    assert build_model("classifier", args, SHAPE, seed=1)(torch.rand(2, *SHAPE)).shape == (2, 1000)

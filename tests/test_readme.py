@@ -1,0 +1,59 @@
+"""The documents are true: their commands run, their links lead somewhere, their tables name what exists."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from anml.config.evaluation import EvalConfig
+from anml.config.training import TrainConfig
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def shell_lines(text: str) -> list[list[str]]:
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
+
+
+LAUNCHES = [line for line in shell_lines(README) if line[:2] == ["python", "launch_train.py"]]
+
+
+@pytest.mark.parametrize("line", LAUNCHES, ids=" ".join)
+def test_launch_commands_of_the_readme_are_accepted(line: list[str], run: Callable, experiments: Path) -> None:
+    done = run(*line[1:], "--dry-run")
+    assert done.returncode == 0, done.stderr
+
+
+def test_evaluation_command_of_the_readme_is_understood(run: Callable) -> None:
+    (line,) = [line for line in shell_lines(README) if line[:2] == ["python", "eval_anml.py"]]
+    done = run(*line[1:])
+    assert "CHECKPOINT: no checkpoint here" in done.stderr
+
+
+@pytest.mark.parametrize("line", [line for line in shell_lines(README) if "-m" in line[:2]], ids=" ".join)
+def test_module_commands_of_the_readme_exist(line: list[str], run: Callable) -> None:
+    assert run("-m", "anml", line[3], "--help").returncode == 0
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    targets = {line[1] for document in DOCUMENTS for line in shell_lines(document.read_text()) if line[0] == "make"}
+    assert [target for target in targets if f"\n{target}:" not in makefile] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8"))
+    local = [link for link in links if not link.startswith("http")]
+    assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+def test_every_key_is_documented() -> None:
+    text = (REPOSITORY / "docs" / "configs.md").read_text(encoding="utf-8")
+    keys = (set(TrainConfig.model_fields) | set(EvalConfig.model_fields)) - {"project", "entity", "group", "cluster"}
+    assert sorted(key for key in keys if f"`{key}`" not in text) == []
