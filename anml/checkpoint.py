@@ -67,8 +67,9 @@ def read_card(folder: Path) -> ModelCard:
     data = _read(folder / "model.json")
     data.pop("sha256", None)
     try:
-        card = ModelCard(**{**data, "image_shape": tuple(data["image_shape"])})
-    except (TypeError, KeyError) as error:
+        channels, height, width = data["image_shape"]
+        card = ModelCard(**{**data, "image_shape": (channels, height, width)})
+    except (TypeError, KeyError, ValueError) as error:
         message = f"{folder / 'model.json'}: not a model card of this program ({error})"
         raise CheckpointError(message) from None
     if str(card.model) not in MODELS:

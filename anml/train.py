@@ -16,7 +16,8 @@ from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_episode, draw_validation
 from anml.data.load import load_images
 from anml.errors import DataError
-from anml.meta.engine import EpisodeOutcome, accuracy, make_engine
+from anml.meta.choose import make_engine
+from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.meta.step import MetaStep
 from anml.models.build import build_model
 from anml.models.meta_model import MetaModel
@@ -26,6 +27,8 @@ from anml.train_iid import IidStep
 
 class Updater(Protocol):
     """One way of training: updates the model once per step."""
+
+    note: str
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -42,7 +45,8 @@ class EpisodeUpdater:
 
     def __init__(self, config: TrainConfig, model: MetaModel, data: ClassImages, seed: int) -> None:
         self.config, self.data, self.seed = config, data, seed
-        engine = make_engine(config, model, select_names(model, config.inner_params))
+        engine, why = make_engine(config, model, select_names(model, config.inner_params))
+        self.note = f"engine {engine.name}, {why}"
         self.meta = MetaStep(config, model, engine, seed)
         self.optimizer = self.meta.optimizer
 

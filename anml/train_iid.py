@@ -19,6 +19,8 @@ from anml.rng import torch_generator
 class IidStep:
     """One step is one batch. With `lobo_rate`, `lobo_size` output rows are re-drawn every `lobo_rate` epochs."""
 
+    note = "i.i.d. batches"
+
     def __init__(self, config: TrainConfig, model: MetaModel, data: ClassImages, seed: int) -> None:
         self.config, self.model, self.data, self.seed = config, model, data, seed
         self.steps_per_epoch = -(-data.num_classes * data.examples_per_class // config.batch_size)

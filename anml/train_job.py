@@ -36,7 +36,7 @@ def train_segment(
         experiment.metrics(seed),
         compute_on,
     )
-    _say(f"training on {compute_on} with engine {config.engine}, steps {training.completed} to {until}")
+    _say(f"training on {compute_on}, {training.updater.note}; steps {training.completed} to {until}")
     if training.completed >= until:
         return True
     name = "train" if seed is None else f"train-seed-{seed}"

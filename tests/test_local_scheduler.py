@@ -66,7 +66,7 @@ def test_jobs_run_in_dependency_order(tmp_path: Path) -> None:
 
 def test_job_limit_holds(tmp_path: Path) -> None:
     scripts = Scripts(tmp_path, job_limit=2)
-    busy = f"echo x >> {tmp_path}/busy; sleep 0.3; wc -l < {tmp_path}/busy >> {tmp_path}/seen; sed -i 1d {tmp_path}/busy"
+    busy = f"cd {tmp_path}; echo x >> busy; sleep 0.3; wc -l < busy >> seen; sed -i 1d busy"
     scripts.run(*[(job(name), busy) for name in "abcde"])
     assert max(int(n) for n in (tmp_path / "seen").read_text().split()) == 2
 
@@ -107,7 +107,7 @@ def test_cancel_ends_what_runs_and_what_waits(tmp_path: Path) -> None:
     scripts = Scripts(tmp_path)
     running = json.dumps({"state": "running", "host": socket.gethostname(), "pid": 0})
     status = scripts.experiment.job("a").status
-    line = f"echo '{running}' | sed \"s/\\\"pid\\\": 0/\\\"pid\\\": $$/\" > {status}; sleep 60"
+    line = f'echo \'{running}\' | sed "s/\\"pid\\": 0/\\"pid\\": $$/" > {status}; sleep 60'
     scripts.submit((job("a"), line), (job("b", "a"), ":"), (job("c"), ":"))
     thread = threading.Thread(target=scripts.scheduler.finish, args=(scripts.plan,))
     thread.start()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anml.config.binding import bind, nearest, problem, show
+from anml.config.binding import bind, dotted, nearest, problem, show
 from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train
 from anml.config.compatibility import Adopted, adopt_eval, adopt_train
 from anml.config.dataset_facts import DATASETS
@@ -71,7 +71,7 @@ def dump_config(config: Record) -> str:
 
 def _without_unset(record: Record) -> dict[str, Any]:
     """Leave out unset keys of records, but never a null inside free-form mappings: `norm_type: null` is a choice."""
-    data = record.model_dump(mode="json")
+    data = record.model_dump()
     kept = {key: value for key, value in data.items() if value is not None}
     if isinstance(record, TrainConfig):
         kept["eval"] = {name: _without_unset(flavor) for name, flavor in record.eval.items()}
@@ -126,14 +126,14 @@ def _set(source: Source, key_path: KeyPath, value: Any, origin: str) -> None:
         if key_path[0] == "eval" and depth == 1 and key not in target:
             # A misspelt flavor would else become one more evaluation, of default size.
             hint = nearest(str(key), target) or (f"; there are: {', '.join(target)}" if target else "")
-            message = f"{origin} {'.'.join(key_path)}: there is no flavor {key!r}{hint}"
+            message = f"{origin} {dotted(key_path)}: there is no flavor {key!r}{hint}"
             raise ConfigError(message)
         if target.get(key) is None:
             target[key] = {}
             source.locations[key_path[: depth + 1]] = Location(origin)
         target = target[key]
         if not isinstance(target, dict):
-            message = f"{origin} {'.'.join(key_path)}: {key} is {show(target)}, so nothing inside it can be set"
+            message = f"{origin} {dotted(key_path)}: {key} is {show(target)}, so nothing inside it can be set"
             raise ConfigError(message)
     target[key_path[-1]] = value
     source.forget(key_path)

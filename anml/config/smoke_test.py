@@ -30,7 +30,7 @@ def _small_evaluation(config: EvalConfig) -> EvalConfig:
     return config.model_copy(
         update={
             "classes": (2,),
-            "train_examples": (min(2, *config.train_examples, 2),),
+            "train_examples": (min(2, *config.train_examples),),
             "test_examples": (1,),
             "lr": config.lr[:2],
             "runs": 1,

@@ -11,7 +11,7 @@ from anml.config.record import Arguments, Count, NotNegative, OneOrMany, Rate, R
 DatasetName = Literal["omniglot", "glyphs"]
 ModelName = Literal["anml", "sanml", "oml", "classifier"]
 TrainMethod = Literal["meta", "meta-first-order", "sequential_episodic", "iid"]
-EngineName = Literal["auto", "fast", "reference"]
+EngineName = Literal["auto", "native", "sweep", "fast", "reference"]
 
 
 class TrainConfig(Record):

@@ -17,7 +17,7 @@ def data() -> ClassImages:
     """Twelve classes of blurred noise with their own mean image, so that some of it can be learned."""
     generator = torch.Generator().manual_seed(0)
     means = torch.rand(12, 1, 1, 28, 28, generator=generator)
-    images = means + 0.7 * torch.randn(12, 20, 1, 28, 28, generator=generator)
+    images = means + 0.4 * torch.randn(12, 20, 1, 28, 28, generator=generator)
     return ClassImages((images.clamp(0, 1) * 255).to(torch.uint8), "noise")
 
 

@@ -62,6 +62,8 @@ def test_learning_equals_a_plain_adam_loop_on_the_whole_model(model, data, make_
         example = torch.tensor([step % 120])
         plain_step(expected, optimizer, images.train_inputs[example], images.train_labels[example])
     for name, parameter in expected.named_parameters():
+        if name.endswith("conv.bias"):
+            continue  # In front of an InstanceNorm: the gradient is rounding noise, which Adam scales up.
         assert (learner.model.get_parameter(name) - parameter).abs().max() <= tolerance, name
 
 

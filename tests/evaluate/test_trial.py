@@ -140,7 +140,7 @@ def test_support_of_size_zero_is_the_first_example_of_each_class():
 
 
 def centred_channels(images: int) -> torch.Tensor:
-    """Return float32 features of which three at a time add up to 6, but for rounding: an InstanceNorm's, not clipped."""
+    """Return float32 features of which three at a time add up to 6 but for rounding, as InstanceNorms make."""
     raw = torch.randn(images, 40, 3, generator=torch.Generator().manual_seed(0))
     return ((raw - raw.mean(dim=2, keepdim=True)) / raw.std(dim=2, keepdim=True) + 2).flatten(1)
 

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -229,10 +230,19 @@ def test_native_says_what_it_does_not_support() -> None:
     assert "float32" in unsupported_native(model.half(), inner)
 
 
-def test_native_without_a_compiler_is_unavailable_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_without_a_compiler_is_unavailable_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "empty"))
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(native, "_load", native._load.__wrapped__)
     assert not native.available()
     assert "no-such-compiler" in native.available().reason
     with pytest.raises(RuntimeError, match="no-such-compiler"):
         native.kernels()
+
+
+def test_native_build_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(file))
+    monkeypatch.setattr(native, "_load", native._load.__wrapped__)
+    assert str(file) in native.available().reason

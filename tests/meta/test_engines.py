@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
-from anml.meta.engine import Engine, EpisodeOutcome, make_engine
+from anml.meta.choose import make_engine
+from anml.meta.engine import Engine, EpisodeOutcome
 from anml.meta.fast import FastEngine
 from anml.meta.first_order import FirstOrderEngine
 from anml.meta.reference import ReferenceEngine
@@ -259,6 +260,6 @@ def test_sequential_episodic_keeps_the_fast_weights(data):
     ids=str,
 )
 def test_a_config_chooses_its_engine(changes, kind):
-    engine = make_engine(make_config(**changes), make_model("sanml"), ["fc.weight"])
+    engine, _ = make_engine(make_config(**changes), make_model("sanml"), ["fc.weight"])
     assert type(engine) is kind
     assert getattr(engine, "keep_fast_weights", False) == (changes.get("train_method") == "sequential_episodic")

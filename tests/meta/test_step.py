@@ -10,7 +10,7 @@ from torch import nn
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
-from anml.meta.engine import make_engine
+from anml.meta.choose import make_engine
 from anml.meta.step import MetaStep, lobotomize
 from anml.models.build import build_model
 from anml.models.meta_model import MetaModel, draw_kaiming
@@ -40,7 +40,7 @@ def data() -> ClassImages:
 
 
 def make_step(config: TrainConfig, model: MetaModel) -> MetaStep:
-    return MetaStep(config, model, make_engine(config, model, select_names(model, config.inner_params)), seed=1)
+    return MetaStep(config, model, make_engine(config, model, select_names(model, config.inner_params))[0], seed=1)
 
 
 def make_episode(data: ClassImages, config: TrainConfig, index: int) -> Episode:
@@ -50,7 +50,7 @@ def make_episode(data: ClassImages, config: TrainConfig, index: int) -> Episode:
 def train_by_hand(model: MetaModel, config: TrainConfig, data: ClassImages, updates: int) -> None:
     """Do what an update is said to be, written out."""
     optimizer = torch.optim.Adam(model.parameters(), lr=config.outer_lr)
-    engine = make_engine(config, model, select_names(model, config.inner_params))
+    engine, _ = make_engine(config, model, select_names(model, config.inner_params))
     for index in range(updates):
         episode = make_episode(data, config, index)
         row = draw_kaiming((1, 36), torch_generator(1, "lobotomy", index))

@@ -1,31 +1,28 @@
-"""The sweep's conv blocks in C++ for CPUs. Optional: where it cannot be built, `available()` says why.
+"""The sweep's kernels in C++ for CPUs. Optional: where they cannot be built, `available()` says why.
 
-Built at first use, with the machine's own instructions, into PyTorch's extension cache (TORCH_EXTENSIONS_DIR moves it);
-the folder's name holds what the binary depends on, so that a home directory shared by different nodes is safe.
+Built at first use with the machine's own instructions, into PyTorch's folder for extensions (TORCH_EXTENSIONS_DIR moves
+it). A folder's name holds what the binary depends on, so a home directory shared by different nodes is safe, and it
+appears in one piece: jobs that start at once, or are killed while they build, leave nothing that others would wait for.
 """
 
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 _FOLDER = Path(__file__).parent
 _SOURCES = [_FOLDER / name for name in ("module.cpp", "blocks.h", "head.h", "simd.h")]
-_FLAGS = [
-    "-O3",
-    "-march=native",
-    "-fopenmp",
-    "-fvisibility=hidden",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fno-signed-zeros",
-]
+_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fvisibility=hidden"]
+_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
 
 
 class Availability(NamedTuple):
@@ -40,7 +37,7 @@ class Availability(NamedTuple):
 
 
 def available() -> Availability:
-    """Build (once for each machine and version) and load the kernels; never raises."""
+    """Load the kernels, built now if this kind of machine has not done it yet; never raises."""
     return _load()[0]
 
 
@@ -55,20 +52,50 @@ def kernels() -> ModuleType:
 
 @functools.cache
 def _load() -> tuple[Availability, ModuleType | None]:
+    name = _build_name()
+    library = _build_root() / name / f"{name}.so"
+    try:
+        if not library.exists():
+            _build(name, library.parent)
+        return Availability(True), _import(name, library)
+    except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
+        return Availability(False, _first_error(str(error))), None
+
+
+def _build(name: str, folder: Path) -> None:
     compiler = os.environ.get("CXX", "c++")
-    if not shutil.which(compiler):
-        return Availability(False, f"there is no C++ compiler ({compiler!r} not found; CXX names another)"), None
-    if not shutil.which("ninja"):
-        return Availability(False, "the build tool ninja is not installed"), None
+    for tool, hint in ((compiler, "a C++ compiler; CXX names another"), ("ninja", "the build tool")):
+        if not shutil.which(tool):
+            message = f"{tool!r} is not installed ({hint})"
+            raise RuntimeError(message)
     from torch.utils import cpp_extension  # Only here: it takes a second to import.
 
-    try:
-        module: Any = cpp_extension.load(
-            name=_build_name(compiler), sources=[str(_SOURCES[0])], extra_cflags=_FLAGS, extra_ldflags=["-fopenmp"]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as temporary:
+        cpp_extension.load(
+            name=name,
+            sources=[str(_SOURCES[0])],
+            extra_cflags=_FLAGS,
+            extra_ldflags=["-fopenmp"],
+            build_directory=temporary,
         )
-    except (OSError, RuntimeError, ImportError) as error:
-        return Availability(False, f"building it failed: {_first_error(str(error))}"), None
-    return Availability(True), module
+        finished = Path(temporary) / "finished"
+        finished.mkdir()
+        (Path(temporary) / f"{name}.so").rename(finished / f"{name}.so")
+        try:
+            finished.rename(folder)
+        except OSError:
+            if not folder.exists():  # Otherwise another process was faster, with the same result.
+                raise
+
+
+def _import(name: str, library: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _first_error(log: str) -> str:
@@ -76,12 +103,15 @@ def _first_error(log: str) -> str:
     return next((line for line in lines if "error:" in line), lines[-1] if lines else "no message")
 
 
-def _build_name(compiler: str) -> str:
+def _build_root() -> Path:
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+
+
+def _build_name() -> str:
     """Return a name made of everything that the binary depends on; also the build folder's."""
-    version = Path(shutil.which(compiler) or compiler).resolve()
     sources = [source.read_text() for source in _SOURCES]
-    facts = [*sources, str(_FLAGS), _processor(), torch.__version__, platform.python_version(), str(version)]
-    return f"anml_blocks_{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:12]}"
+    facts = [*sources, str(_FLAGS), _processor(), torch.__version__, platform.python_version()]
+    return f"anml_native_{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:12]}"
 
 
 def _processor() -> str:

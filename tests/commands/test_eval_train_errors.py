@@ -1,0 +1,123 @@
+"""What `eval_anml.py` and `train_anml.py` say when they cannot begin."""
+
+from pathlib import Path
+
+import pytest
+
+from anml.commands import evaluate, train
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EVAL = REPOSITORY / "configs" / "eval-omni-anml.yml"
+TRAIN = """
+dataset: glyphs
+train_classes: 20
+epochs: 2
+model: sanml
+model_args: {rln_chs: 4, num_classes: 20}
+eval: {olft: {classes: 4, runs: 2}}
+"""
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """The folder of an experiment with a config and something like a checkpoint."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints" / "step-000002").mkdir(parents=True)
+    (folder / "checkpoints" / "step-000002" / "model.json").write_text("{}")
+    (folder / "config.yml").write_text(TRAIN)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "train.yml"
+    path.write_text(TRAIN)
+    return path
+
+
+def test_evaluation_needs_a_config(command) -> None:
+    assert command(evaluate.main) == (2, "", "give an evaluation config: -c configs/eval-omni-anml.yml\n")
+
+
+def test_evaluation_needs_a_checkpoint(command) -> None:
+    shown = command(evaluate.main, "-c", EVAL)
+    assert (shown.code, shown.err.startswith("give the checkpoint to evaluate: -m ")) == (2, True)
+
+
+def test_a_missing_checkpoint_is_told(command, tmp_path: Path) -> None:
+    missing = tmp_path / "no"
+    assert command(evaluate.main, "-c", EVAL, "-m", missing) == (
+        2, "", f"--model {missing}: no checkpoint here: expected a folder with model.safetensors and model.json\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("part", [".", "checkpoints", "checkpoints/step-2"])
+def test_the_wrong_folder_is_answered_with_the_checkpoints_near_it(command, run_dir: Path, part: str) -> None:
+    shown = command(evaluate.main, "-c", EVAL, "-m", run_dir / part)
+    assert shown.code == 2
+    assert shown.err.endswith(f"; there are: {run_dir / 'checkpoints' / 'step-000002'}\n")
+
+
+def test_evaluation_takes_no_training_config(command, config: Path) -> None:
+    shown = command(evaluate.main, "-c", config, "-m", ".")
+    assert (shown.code, f"{config}:1: this is a training config" in shown.err) == (2, True)
+
+
+def test_options_of_an_evaluation_are_checked_like_its_config(command) -> None:
+    assert command(evaluate.main, "-c", EVAL, "-m", ".", "--classes", "0", "--lr", "-1", "--set", "rnus=3") == (
+        2, "", "3 problems:\n--classes: classes: must be 1 or more, found 0\n"
+        "--lr: lr[0]: must be greater than 0, found -1.0\n--set: rnus: unknown key; did you mean 'runs'?\n",
+    )  # fmt: skip
+
+
+def test_results_that_cannot_be_written_are_found_before_the_work(command, run_dir: Path) -> None:
+    checkpoint = run_dir / "checkpoints" / "step-000002"
+    assert command(evaluate.main, "-c", EVAL, "-m", checkpoint, "-o", run_dir) == (
+        2, "", f"--output {run_dir}: cannot write a file here; name one in a folder that you may write to\n",
+    )  # fmt: skip
+
+
+def test_an_unknown_flavor_is_answered_with_those_there_are(command, run_dir: Path) -> None:
+    assert command(evaluate.main, "--run-dir", run_dir, "--flavor", "oltf", "--step", "2") == (
+        2, "", "--run-dir takes --flavor and --step; flavors of this experiment: olft; found oltf\n",
+    )  # fmt: skip
+
+
+def test_training_needs_a_config_or_a_run(command) -> None:
+    assert command(train.main) == (
+        2, "", "give a config (-c CONFIG), or the folder of a run to continue (--run-dir DIR)\n",
+    )  # fmt: skip
+
+
+def test_a_folder_without_a_run_is_told(command, tmp_path: Path) -> None:
+    assert command(train.main, "--run-dir", tmp_path) == (
+        2, "", f"{tmp_path}/config.yml: cannot read this file: No such file or directory\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [[], ["--seed", "3"]])
+def test_one_of_several_seeds_must_be_chosen(command, config: Path, experiments: Path, seed: list[str]) -> None:
+    assert command(train.main, "-c", config, "--set", "seeds=[1, 2]", *seed) == (
+        2, "", "this config trains several seeds; say which one: --seed 1 | 2\n",
+    )  # fmt: skip
+    assert not experiments.exists()
+
+
+@pytest.mark.parametrize("step", ["0", "-3", "x"])
+def test_training_ends_at_a_step(command, config: Path, step: str) -> None:
+    shown = command(train.main, "-c", config, f"--until-step={step}")
+    assert (shown.code, f"must be a whole number of 1 or more, found '{step}'" in shown.err) == (2, True)
+
+
+def test_a_config_that_the_model_does_not_fit_leaves_nothing_behind(command, config: Path, experiments: Path) -> None:
+    shown = command(train.main, "-c", config, "--set", "inner_params=rnl")
+    assert shown.code == 2
+    assert shown.err.startswith("--set: inner_params: no parameter is called 'rnl'; ")
+    assert not experiments.exists()
+
+
+def test_a_folder_of_another_run_is_left_alone(command, config: Path, run_dir: Path) -> None:
+    assert command(train.main, "-c", config, "--run-dir", run_dir) == (
+        2, "", f"{run_dir}: holds a run with another config; choose another with --run-dir DIR\n",
+    )  # fmt: skip
+    assert (run_dir / "config.yml").read_text() == TRAIN

@@ -1,0 +1,126 @@
+"""What is well-formed but makes no sense is refused before anything is submitted."""
+
+import pytest
+
+BASE = "dataset: glyphs\nmodel: sanml\n"
+FLAVOR = "dataset: glyphs\nmodel: sanml\neval:\n  a: {runs: 1}\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train_size=21", "--set: train_size: a class of glyphs has 20 examples, found 21"),
+        ("imgs_per_class=21", "--set: imgs_per_class: a class of glyphs has 20 examples, found 21"),
+        ("train_classes=965", "--set: train_classes: glyphs has 964 background classes, found 965"),
+        (
+            "val_size=5",
+            "--set: val_size: validation needs examples that training leaves over; set train_size below 20",
+        ),
+        ("augment=true", "--set: augment: augmentation is not available for glyphs; remove it"),
+        (
+            "batch_size=21",
+            "train.yml:1: num_batches: batch_size x num_batches = 21 examples of one class, but train_size is 20",
+        ),
+        ("seeds=[1, 2, 1]", "--set: seeds: 1 is listed twice; remove one"),
+        (
+            "model_args.num_classes=963",
+            "--set: model_args: num_classes is 963, but there are 964 training classes",
+        ),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused(problems, override: str, message: str) -> None:
+    assert problems(BASE, override) == [message]
+
+
+def test_training_keeps_to_the_images_it_may_use(problems) -> None:
+    assert problems(BASE, "imgs_per_class=10", "train_size=11", "num_batches=3") == [
+        "--set: train_size: a class of glyphs has 10 examples, found 11"
+    ]
+
+
+def test_something_must_be_left_to_learn_from(problems) -> None:
+    assert problems(BASE, "remember_only=true", "remember_size=0") == [
+        "--set: remember_only: leaves nothing to learn from when remember_size is 0"
+    ]
+
+
+def test_the_inner_loop_may_mix_classes_and_then_needs_no_more_of_one(load) -> None:
+    assert load(BASE, "sample_method=uniform", "batch_size=30").config.batch_size == 30
+
+
+def test_iid_training_has_no_inner_loop_to_check(load) -> None:
+    assert load(BASE, "train_method=iid", "batch_size=256").config.total_steps > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("classes=660", "classes: glyphs has 659 evaluation classes, found 660"),
+        ("classes=[5, 5]", "classes: 5 is listed twice; remove one"),
+        ("lr=[0.1, 0.1]", "lr: 0.1 is listed twice; remove one"),
+        (
+            "train_examples=[1, 16]",
+            "train_examples: train_examples + test_examples = 21, but a class of glyphs has 20 examples",
+        ),
+        ("dataset=glyph", "dataset: \"glyph\" is not a data set; allowed: omniglot, glyphs; did you mean 'glyphs'?"),
+        ("augment=true", "augment: augmentation is not available at evaluation; remove it"),
+        ("im_size=84", "im_size: the model is trained on 28 pixels, found 84; leave im_size out"),
+        ("eval_freq=1.5", "eval_freq: must be a whole number, found 1.5"),
+        ("eval_freq=-1", "eval_freq: must be 0 or more, found -1"),
+        ("eval_freq=[1, 0]", "eval_freq[1]: must be 1 or more, found 0"),
+        ("eval_freq=[]", "eval_freq: must hold at least one value, found []"),
+        ("eval_method=seqential", 'eval_method: "seqential" is not allowed; allowed: sequential, iid, zero_shot; '
+         "did you mean 'sequential'?"),
+    ],
+)  # fmt: skip
+def test_an_evaluation_that_cannot_be_is_refused(problems, override: str, message: str) -> None:
+    assert problems(FLAVOR, f"eval.a.{override}") == [f"--set: eval.a.{message}"]
+
+
+def test_shuffled_evaluation_is_scored_by_steps(problems) -> None:
+    assert problems(FLAVOR, "eval.a.eval_method=iid", "eval.a.eval_freq=[1, 5]") == [
+        "--set: eval.a.eval_freq: must be a number of optimizer steps for eval_method: iid; "
+        "class counts are for sequential"
+    ]
+
+
+def test_no_more_classes_are_learned_than_the_model_has_outputs(problems) -> None:
+    assert problems(FLAVOR, "train_classes=100", "model_args.num_classes=100") == [
+        "train.yml:4: eval.a.classes: 600 classes do not fit the model's 100 outputs (model_args: num_classes)"
+    ]
+
+
+@pytest.mark.parametrize("name", ["a b", "../x", "-a", ".a", "a/b", "é"])
+def test_a_flavor_must_be_able_to_name_files(problems, name: str) -> None:
+    assert problems(f"{BASE}eval:\n  '{name}': {{runs: 1}}\n") == [
+        f"train.yml:4: eval.{name}: a flavor's name is made of letters, digits, `-`, `_` and `.`, "
+        "and begins with a letter or digit"
+    ]
+
+
+def test_a_flavor_may_not_be_called_like_the_training_jobs(problems) -> None:
+    assert problems(BASE + "eval:\n  train: {runs: 1}\n") == [
+        "train.yml:4: eval.train: a flavor cannot be called train; choose another name"
+    ]
+
+
+@pytest.mark.parametrize("name", ["1ft", "no-sgd", "A.b_c"])
+def test_flavors_have_the_names_of_higheranml(load, name: str) -> None:
+    assert list(load(f"{BASE}eval:\n  - {name}: {{runs: 1}}\n").config.eval) == [name]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("kernel_size: [3, 3]", "kernel_size: must be one value, or one for each of the 3 blocks, found [3, 3]"),
+        ("num_filters: 0", "num_filters: must be 1 or more, found 0"),
+        ("stride: null", "stride: must be a whole number, found null"),
+        ("norm_type: ln", 'norm_type: "ln" is not allowed; allowed: bn, gn, in'),
+        ("padding: -1", "padding: must be 0 or more, found -1"),
+    ],
+)
+def test_an_encoder_that_cannot_be_is_refused(problems, args: str, message: str) -> None:
+    text = "dataset: glyphs\nmodel: classifier\nmodel_args:\n  encoder: convnet\n"
+    assert problems(f"{text}  encoder_args: {{num_blocks: 3, {args}}}\n") == [
+        f"train.yml:5: model_args.encoder_args.{message}"
+    ]

@@ -1,0 +1,202 @@
+"""A config of higherANML runs as it is, or is told what to change."""
+
+import pytest
+
+from anml.config.load import load_eval_config
+from anml.config.model_args import ClassifierArgs, ConvnetArgs
+
+SANML = """
+dataset: omni
+train_size: 20
+train_method: meta
+sample_method: single
+batch_size: 1
+num_batches: 20
+val_size: 0
+remember_size: 64
+inner_lr: 0.1
+outer_lr: 0.001
+epochs: 25000
+model: classifier
+model_name: sanml
+model_args:
+  encoder: convnet
+  encoder_args: {num_blocks: 3, num_filters: 256, padding: 0, pool_size: [2, 2, 0]}
+  classifier: linear-classifier
+  classifier_args: {num_classes: 1000}
+inner_params: all
+outer_params: all
+output_layer: classifier.linear
+eval_steps: [10000, 25000]
+eval:
+  - olft: !include seq.yml
+  - olft-oracle: !include iid.yml
+"""
+SEQUENTIAL = """
+dataset: omni
+train_examples: 15
+test_examples: 5
+method: seq
+reinit_params: classifier.linear
+opt_params: classifier
+classes: 600
+lr: [0.1, 0.01]
+eval_freq: 50
+"""
+
+
+@pytest.fixture
+def sanml(load, write):
+    """Load the config above with changes to its text."""
+    write("seq.yml", SEQUENTIAL)
+    write("iid.yml", SEQUENTIAL.replace("seq", "iid"))
+
+    def load_changed(old: str = "", new: str = "", *overrides: str):
+        return load(SANML.replace(old, new) if old else SANML + new, *overrides)
+
+    return load_changed
+
+
+def test_a_training_config_loads(sanml) -> None:
+    config = sanml().config
+    assert (config.dataset, config.display_name, config.checkpoint_steps) == ("omniglot", "sanml", (10000, 25000))
+
+
+def test_evaluation_methods_have_their_older_names(sanml) -> None:
+    assert [flavor.eval_method for flavor in sanml().config.eval.values()] == ["sequential", "iid"]
+
+
+def test_an_evaluation_config_loads(write) -> None:
+    config = load_eval_config(write("eval.yml", SEQUENTIAL)).config
+    assert (config.dataset, config.eval_method, config.opt_params) == ("omniglot", "sequential", ("classifier",))
+
+
+def test_method_is_the_training_method_at_the_top(sanml) -> None:
+    assert sanml("train_method: meta", "method: sequential_episodic").config.train_method == "sequential_episodic"
+
+
+def test_val_sample_size_is_val_size(sanml) -> None:
+    assert sanml("val_size: 0", "val_sample_size: 0").config.val_size == 0
+
+
+def test_both_names_of_a_key_are_one_too_many(problems) -> None:
+    assert problems("dataset: omni\nmodel: anml\nval_size: 0\nval_sample_size: 1\n") == [
+        "train.yml:4: val_sample_size: is an older name of val_size, which is given too; keep one of them"
+    ]
+
+
+def test_an_older_name_keeps_its_line(problems) -> None:
+    assert problems("dataset: omni\nmodel: anml\nmethod: metta\n")[0].startswith('train.yml:3: train_method: "metta"')
+
+
+@pytest.mark.parametrize("key", ["full_test: false", "download: true", "save_initial_model: true", "id: 1a2b"])
+def test_a_key_without_meaning_here_is_noticed_and_ignored(sanml, key: str) -> None:
+    notices = sanml("", f"{key}\n").notices
+    assert [notice.split("ignored")[0] for notice in notices] == [
+        f"train.yml:27: {key.split(':')[0]}: has no meaning here and is "
+    ]
+
+
+def test_keys_without_meaning_in_a_flavor_are_noticed_once(load) -> None:
+    loaded = load("dataset: omni\nmodel: anml\neval: {a: {record_learning_curve: true}}\n", "seed=1")
+    assert len(loaded.notices) == 1
+
+
+def test_oml_as_a_classifier_loads(load) -> None:
+    text = """
+dataset: omni
+im_size: 84
+model: classifier
+model_args:
+  encoder: convnet
+  encoder_args: {num_blocks: 6, stride: [2, 1, 2, 1, 2, 2], padding: 0, norm_type: null, pool_size: null}
+  classifier: mlp-classifier
+  classifier_args: {num_classes: 1000, hidden_layers: 1024}
+inner_params: classifier
+output_layer: classifier.mlp.2
+"""
+    record = load(text).config.model_record
+    assert isinstance(record, ClassifierArgs)
+    encoder = record.encoder_record()
+    assert isinstance(encoder, ConvnetArgs)
+    assert (encoder.norm_type, encoder.pool_size) == (None, (0,))
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [("batch", "bn"), ("groupnorm", "gn"), ("instance", "in"), ("none", None), ("in", "in")]
+)
+def test_norms_have_their_other_names(name: str, norm: str | None) -> None:
+    assert ConvnetArgs.model_validate({"norm_type": name}).norm_type == norm
+
+
+def test_anml_as_a_classifier_loads(sanml) -> None:
+    assert (
+        sanml(
+            "encoder: convnet\n  encoder_args: {num_blocks: 3, num_filters: 256, padding: 0, pool_size: [2, 2, 0]}",
+            "encoder: anml-encoder\n  encoder_args: {rln_chs: 256, nm_chs: 112, pool_rln_output: false}",
+        ).config.model_record.encoder
+        == "anml-encoder"
+    )
+
+
+def test_iid_training_loads_with_its_optimizer_and_schedule(load) -> None:
+    text = """
+dataset: omni
+train_size: 15
+train_method: iid
+batch_size: 256
+epochs: 10
+lobo_rate: 0
+lobo_size: 1000
+model: sanml
+lr: 3.0e-4
+optimizer: SGD
+optimizer_args: {lr: 0.1, momentum: 0.9, weight_decay: 5.e-4}
+lr_scheduler: StepLR
+lr_scheduler_args: {step_size: 10, gamma: 0.1}
+save_freq: 57
+eval_steps: [300, 10000]
+"""
+    assert load(text).config.checkpoint_steps == (300, 570)
+
+
+def test_what_is_not_here_is_answered_with_what_is(problems) -> None:
+    assert problems("dataset: cifar\nmodel: anml\nmodel_args: {num_conv_blocks: 3}\n") == [
+        'train.yml:1: dataset: "cifar" is not allowed; allowed: omniglot, glyphs',
+        "train.yml:3: model_args.num_conv_blocks: unknown key; did you mean 'num_blocks'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "flavors"),
+    [
+        ("eval: {classes: 3}", ["eval"]), ("eval: {method: seq}", ["eval"]), ("eval: {a: {classes: 3}}", ["a"]),
+        ("eval: [{a: {runs: 1}}, {b: {runs: 1}}]", ["a", "b"]), ("eval: [{a: {runs: 1}, b: {runs: 1}}]", ["a", "b"]),
+        ("eval: [{classes: 3}]", ["eval"]), ("eval: {1: {runs: 1}}", ["1"]),
+        ("eval: []", []), ("eval: {}", []), ("eval:", []),
+    ],
+)  # fmt: skip
+def test_eval_is_one_evaluation_or_flavors(load, text: str, flavors: list[str]) -> None:
+    assert list(load(f"dataset: omni\nmodel: anml\n{text}\n").config.eval) == flavors
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[{a: {runs: 1}}, {a: {runs: 2}}]", "eval[1].a: a flavor of this name is given at train.yml:3"),
+        ("[a]", 'eval[0]: must be a flavor (- name: {...}), found "a"'),
+        ("[[{a: {runs: 1}}]]", 'eval[0]: must be a flavor (- name: {...}), found [{"a": {"runs": 1}}]'),
+        ("all", 'eval: must be a list of flavors (- name: {...}), found "all"'),
+        ("[{a: 3}]", "eval.a: must be a mapping (key: value), found 3"),
+        ("[{a: }]", "eval.a: has no settings; write them below it, further to the right"),
+        ("{a: {runs: 1}, classes: 2}", "eval.classes: must be a mapping (key: value), found 2"),
+    ],
+)
+def test_anything_else_for_eval_is_explained(problems, value: str, message: str) -> None:
+    assert problems(f"dataset: omni\nmodel: anml\neval: {value}\n") == [f"train.yml:3: {message}"]
+
+
+def test_a_flavor_of_a_list_keeps_its_lines(problems) -> None:
+    assert problems("dataset: omni\nmodel: anml\neval:\n  - a:\n      runs: 1\n  - b:\n      runs: 0\n") == [
+        "train.yml:7: eval.b.runs: must be 1 or more, found 0"
+    ]

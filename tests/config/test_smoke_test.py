@@ -1,0 +1,57 @@
+"""Every job of an experiment, as small as it gets."""
+
+from pathlib import Path
+
+import pytest
+
+from anml.config.load import dump_config, load_train_config
+from anml.config.smoke_test import smoke_test
+from anml.config.training import TrainConfig
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.fixture
+def small() -> TrainConfig:
+    return smoke_test(load_train_config(CONFIGS / "train-omni-anml.yml").config)
+
+
+def test_every_flavor_stays(small: TrainConfig) -> None:
+    assert list(small.eval) == ["no-sgd", "olft", "unfrozen", "olft-oracle", "unfrozen-oracle"]
+
+
+def test_two_steps_make_one_checkpoint(small: TrainConfig) -> None:
+    assert (small.total_steps, small.checkpoint_steps) == (2, (2,))
+
+
+def test_two_rates_and_one_run_of_two_classes_are_left(small: TrainConfig) -> None:
+    assert small.eval["olft"].count_points() == 2
+    assert small.eval["olft"].classes == (2,)
+
+
+def test_what_an_evaluation_is_stays(small: TrainConfig) -> None:
+    flavor = small.eval["unfrozen-oracle"]
+    assert (flavor.eval_method, flavor.opt_params) == ("iid", ("all",))
+
+
+def test_outputs_stay_as_many_as_there_are_classes(small: TrainConfig) -> None:
+    assert small.model_record.num_classes == 1000
+
+
+def test_layers_become_narrow(small: TrainConfig) -> None:
+    assert small.model_args["rln_chs"] < 16
+
+
+def test_layers_inside_a_classifier_become_narrow(load) -> None:
+    args = "{encoder: convnet, encoder_args: {num_blocks: 2, num_filters: [64, 64]}, classifier: mlp-classifier}"
+    config = smoke_test(load(f"dataset: glyphs\nmodel: classifier\nmodel_args: {args}\n").config)
+    assert config.model_args["encoder_args"]["num_filters"] == [8, 8]
+
+
+@pytest.mark.parametrize("method", ["meta", "meta-first-order", "sequential_episodic", "iid"])
+@pytest.mark.parametrize("model", ["anml", "sanml", "oml"])
+def test_it_is_a_config_like_any_other(load, write, method: str, model: str) -> None:
+    small = smoke_test(
+        load(f"dataset: glyphs\nmodel: {model}\ntrain_method: {method}\neval: {{a: {{runs: 3}}}}\n").config
+    )
+    assert load_train_config(write("small.yml", dump_config(small))).config == small
