@@ -21,7 +21,7 @@ from anml.train_iid import make_optimizer, make_schedule
 META = {
     "dataset": "glyphs", "train_classes": 10, "train_size": 15, "model": "anml",
     "model_args": {"rln_chs": 4, "nm_chs": 3, "num_classes": 12}, "num_batches": 3, "remember_size": 8,
-    "inner_params": ["rln", "fc"], "epochs": 12, "log_freq": 4, "save_freq": 5, "val_size": 20,
+    "inner_params": ["rln", "fc"], "engine": "fast", "epochs": 12, "log_freq": 4, "save_freq": 5, "val_size": 20,
 }  # fmt: skip
 # Fifteen steps: epochs of five (the last batch smaller), the rate falling at the second, output rows zapped at both.
 IID = {
@@ -77,6 +77,7 @@ KINDS = {
     "first-order": META | {"train_method": "meta-first-order"},
     "sequential_episodic": META | {"train_method": "sequential_episodic"},
     "clipped": META | {"max_grad_norm": 0.1},
+    "fastest engine": META | {"engine": "auto"},
     "iid": IID,
     "iid, batch norm": IID
     | {
@@ -93,7 +94,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("stops", [(7,), (1, 2, 5, 11)], ids=["once", "often"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.native] * ("engine" in k)) for k in KINDS])
 def test_a_stopped_training_ends_in_the_same_bytes(tmp_path, undisturbed, kind, stops):
     config = make_config(KINDS[kind])
     expected = undisturbed(config)
@@ -274,7 +275,9 @@ def test_global_generators_neither_matter_nor_move(tmp_path, kind):
 
 
 LEARNING = {
-    "meta": META | {"epochs": 120, "outer_lr": 0.01, "model_args": {"rln_chs": 8, "nm_chs": 4, "num_classes": 10}},
+    "meta": META
+    | {"model": "sanml", "model_args": {"rln_chs": 6, "num_classes": 10}, "inner_params": "all"}
+    | {"remember_size": 16, "epochs": 160, "outer_lr": 0.01},
     "iid": IID | {"epochs": 20, "lr_scheduler": None, "lobo_rate": None},
 }
 

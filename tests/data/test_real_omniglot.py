@@ -57,13 +57,14 @@ def test_loading_again_takes_well_under_a_second(omniglot_path, split):
     assert time.perf_counter() - started < 1
 
 
-def test_a_short_training_lowers_the_loss(omniglot_path, tmp_path):
+def test_a_short_training_learns(omniglot_path, tmp_path):
     config = TrainConfig(
-        dataset="omniglot", data_path=omniglot_path, model="sanml", model_args={"rln_chs": 8}, num_batches=5,
-        remember_size=32, inner_lr=0.1, outer_lr=0.01, epochs=60, log_freq=20, train_classes=50,
+        dataset="omniglot", data_path=omniglot_path, train_classes=20, train_size=15, val_size=100, model="sanml",
+        model_args={"rln_chs": 8, "num_classes": 20}, num_batches=3, remember_size=32, outer_lr=0.01, epochs=80,
+        log_freq=20, engine="fast",
     )  # fmt: skip
     lines = []
     training = Training(config, 1, tmp_path / "checkpoints", tmp_path / "log", torch.device("cpu"), lines.append)
-    training.run(60, stop=lambda: False, progress=lambda done: None)
-    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
-    assert lines[-1]["accuracy"] > 0.1
+    training.run(80, stop=lambda: False, progress=lambda done: None)
+    assert lines[-1]["loss"] < 0.85 * lines[0]["loss"]
+    assert sum(line["val_accuracy"] for line in lines) / 4 > 0.15  # On drawings never seen; chance is 0.05.
