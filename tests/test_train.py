@@ -286,7 +286,7 @@ LEARNING = {
 def test_training_lowers_the_loss(tmp_path, kind):
     train(tmp_path, make_config(LEARNING[kind], log_freq=20, save_freq=500, val_size=0))
     losses = [line["loss"] for line in log(tmp_path)]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def plain_iid(config: TrainConfig, folder: Path) -> torch.nn.Module:

@@ -21,6 +21,8 @@ from anml.plan import make_plan
 from anml.schedulers.select import default_cluster, with_sbatch_overrides
 from anml.tracking import default_mode
 
+# Stands for the name that a launch would choose.
+NEW_GROUP = "NEW-GROUP"
 # Folders; the longest file name that file systems take is 255 bytes.
 _LONGEST_NAME = 200
 
@@ -89,7 +91,8 @@ def _decide(
 ) -> Launch:
     """Make every decision before anything is created."""
     project = experiments_dir(options.experiments_dir) / str(config.project)
-    group = config.group or new_group(project)
+    # A name drawn now would not be the launch's; this way two dry runs of a config show the same text.
+    group = config.group or (NEW_GROUP if options.dry_run else new_group(project))
     config = config.model_copy(update={"cluster": profile.name, "group": group})
     mode = options.wandb or profile.wandb or default_mode()
     plan = make_plan(config, profile.points_per_job, profile.max_array_size)

@@ -77,10 +77,13 @@ def test_dry_run_creates_nothing(launch, experiments: Path) -> None:
     assert not experiments.exists()
 
 
-def test_dry_run_chooses_a_readable_group(launch, experiments: Path) -> None:
+def test_dry_run_shows_where_a_new_group_stands(launch, experiments: Path) -> None:
     first = launch("-n", "--cluster", "local").out.splitlines()[0]
-    assert first.startswith(f"Experiment folder: {experiments}/p/")
-    assert first.endswith("-1 (not created)")
+    assert first == f"Experiment folder: {experiments}/p/NEW-GROUP (not created)"
+
+
+def test_two_dry_runs_show_the_same(launch) -> None:
+    assert launch("-n", "--cluster", "dggpu").out == launch("-n", "--cluster", "dggpu").out
 
 
 def test_a_smoke_test_plans_every_flavor_once(launch) -> None:
