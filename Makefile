@@ -26,7 +26,7 @@ check: setup
 	$(BIN)/pyright
 
 bench: setup
-	$(BIN)/python benchmarks/train_engines.py
+	PYTHONPATH=. $(BIN)/python benchmarks/train_engines.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

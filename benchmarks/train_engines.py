@@ -1,6 +1,6 @@
 """Times an episode of meta-training by every engine, alternating them (A B A B ...), and compares medians.
 
-    python benchmarks/train_engines.py --models anml sanml oml --rounds 5
+    PYTHONPATH=. python benchmarks/train_engines.py --models anml sanml oml --rounds 5
 
 Real sizes by default (RLN 256, NM 112, 1000 classes, 20 steps, 64 images to remember). Optimizer and sampling are not
 part of it. Prints a table; writes benchmarks/results/train-engines.json with the facts of the machine.
