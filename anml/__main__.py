@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from anml.commands.arguments import EXIT_DONE, EXIT_USAGE, run_command
+from anml.config.binding import nearest
 
 # Command: module of anml.commands that has a `main`, and one line for the list below.
 COMMANDS = {
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     module = INTERNAL.get(name) or (COMMANDS[name][0] if name in COMMANDS else None)
     if module is None:
-        print(f"unknown command {name!r}\n\n{_usage()}", file=sys.stderr)
+        print(f"unknown command {name!r}{nearest(name, COMMANDS)}\n\n{_usage()}", file=sys.stderr)
         return EXIT_USAGE
     command: Callable[[Sequence[str]], int] = import_module(f"anml.commands.{module}").main
     return command(rest)

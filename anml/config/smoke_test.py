@@ -15,6 +15,8 @@ def smoke_test(config: TrainConfig) -> TrainConfig:
         update={
             "epochs": 2 if config.train_method != "iid" else 1,
             "max_steps": 2,
+            # Building the native kernel, where it is the first time, would take most of the minute.
+            "engine": "fast" if config.engine == "auto" else config.engine,
             "eval_steps": (2,),
             "log_freq": 1,
             "num_batches": min(config.inner_steps, 2),

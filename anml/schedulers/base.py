@@ -79,7 +79,7 @@ def script_body(job: Job, experiment: Experiment, profile: ClusterProfile, wandb
     if profile.scheduler == "slurm" and profile.requeue and job.kind != "report":
         argv += ["--max-requeues", str(profile.max_requeues)]
     lines = [
-        # Ignored until python handles it: the warning before the time limit would else end a job that is still starting.
+        # Ignored until python handles it: the warning before the time limit would else end a job that is starting.
         "trap '' USR1",
         # On a machine that others use as well, threads that spin while they wait cost up to four times the speed.
         'export PYTHONUNBUFFERED=1 OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"',

@@ -2,10 +2,12 @@
 
 import sys
 import time
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from anml.job_status import JobStatus
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # Between two lines about the same job, where there is no terminal.
 LINE_SECONDS = 15.0
@@ -18,7 +20,7 @@ class JobDisplay:
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.bar = tqdm(desc=label, bar_format=_STARTING) if sys.stderr.isatty() else None
+        self.bar = _bar(label) if sys.stderr.isatty() else None
         self.last_line = time.monotonic()
 
     def show(self, status: JobStatus) -> None:
@@ -42,4 +44,12 @@ class JobDisplay:
             self._line(f"{self.label}: done in {status.elapsed:.0f} s")
 
     def _line(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
+        if self.bar is not None:
+            self.bar.clear()
+        print(text, file=sys.stderr, flush=True)
+
+
+def _bar(label: str) -> "tqdm":
+    from tqdm import tqdm  # Only where a bar is shown: a dry run does without.
+
+    return tqdm(desc=label, bar_format=_STARTING)

@@ -1,6 +1,7 @@
 """sbatch options given on the command line: checked by name against those that sbatch has."""
 
 from anml.config.binding import nearest
+from anml.config.profile import ClusterProfile
 from anml.errors import ConfigError
 
 # Decided by the launcher; a user's value would break dependencies, logs or requeueing.
@@ -27,6 +28,21 @@ def parse_sbatch_options(arguments: list[str], own_options: list[str]) -> dict[s
     if problems:
         raise ConfigError(problems)
     return options
+
+
+def check_profile_options(profile: ClusterProfile) -> None:
+    """Raise ConfigError for options of a profile that sbatch does not have, or that the launcher decides."""
+    problems = []
+    for name in dict.fromkeys(
+        name for kind in ("train", "evaluate", "report") for name in profile.sbatch.for_kind(kind)
+    ):
+        if name in _OURS:
+            problems.append(f"profile {profile.name}: sbatch: {name}: is set by the launcher and cannot be chosen")
+        elif name not in sbatch_option_names():
+            hint = nearest(name, sbatch_option_names())
+            problems.append(f"profile {profile.name}: sbatch: {name}: sbatch has no such option{hint}")
+    if problems:
+        raise ConfigError(problems)
 
 
 def sbatch_option_names() -> set[str]:

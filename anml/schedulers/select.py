@@ -29,10 +29,11 @@ def with_sbatch_overrides(profile: ClusterProfile, arguments: list[str], own_opt
 
     own_options: the launcher's own options, offered beside sbatch's when one is misspelt. Raises ConfigError.
     """
-    if not arguments:
+    if not arguments and profile.scheduler != "slurm":
         return profile
-    from anml.schedulers.sbatch_options import parse_sbatch_options
+    from anml.schedulers.sbatch_options import check_profile_options, parse_sbatch_options
 
+    check_profile_options(profile)
     overrides = parse_sbatch_options(arguments, own_options)
     by_kind = {kind: {**getattr(profile.sbatch, kind), **overrides} for kind in ("train", "evaluate", "report")}
     return profile.model_copy(update={"sbatch": profile.sbatch.model_copy(update=by_kind)})

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from simple_slurm import Slurm
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from anml.config.profile import ClusterProfile
 from anml.errors import SubmissionError
@@ -140,6 +139,8 @@ def known_options() -> set[str]:
 
 def _patiently(ask: Callable[[], T]) -> T:
     """Call until the controller answers, with growing pauses. Raises SubmissionError when it stays away."""
+    from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential  # A dry run asks nobody.
+
     retrying = Retrying(
         retry=retry_if_exception_type(_ControllerAwayError), stop=stop_after_delay(PATIENCE_SECONDS),
         wait=wait_exponential(multiplier=0.5, max=15), reraise=True,

@@ -1,5 +1,6 @@
 """From a file and overrides to a checked config, and back to a file."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anml.config.evaluation import EvalConfig
 from anml.config.load import dump_config, load_eval_config, load_train_config
 from anml.config.training import TrainConfig
+from anml.config.yaml_source import dump_yaml
+from anml.errors import ConfigError
 
 BASE = "dataset: glyphs\nmodel: sanml\n"
 OLFT = BASE + "eval:\n  - olft: {classes: 3}\n"
@@ -277,3 +281,21 @@ def test_a_dumped_config_loads_to_the_same(
     path = tmp_path_factory.getbasetemp() / "dumped.yml"
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_train_config(path).config == config
+
+
+# Keys where they belong or not, with any value: what a config may look like after a hard day.
+some_keys = st.sampled_from([*TrainConfig.model_fields, *EvalConfig.model_fields, "encoder", "encoder_args", "a", "<<"])
+some_values = anything | st.sampled_from(["glyphs", "anml", "classifier", "convnet", "seq", "iid", "all"])
+disorder = st.recursive(some_values, lambda inner: st.dictionaries(some_keys, inner, max_size=4), max_leaves=8)
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.dictionaries(some_keys, disorder, max_size=6), base=st.booleans(), override=st.tuples(some_keys, names))
+def test_whatever_stands_in_a_config_is_bound_or_answered_in_words(
+    data: dict[str, Any], base: bool, override: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "disorder.yml"
+    path.write_text(dump_yaml({"dataset": "glyphs", "model": "classifier"} | data if base else data), encoding="utf-8")
+    for load_config in (load_train_config, load_eval_config):
+        with contextlib.suppress(ConfigError):
+            load_config(path, ["=".join(override)])

@@ -88,7 +88,7 @@ def test_only_outer_parameters_are_updated(data):
     before = copy.deepcopy(model.state_dict())
     make_step(config, model).update(make_episode(data, config, 0), 0)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    # Biases before an InstanceNorm have gradient zero: rounding noise moves them with some engines, nothing with others.
+    # Biases before an InstanceNorm have gradient zero: with some engines rounding noise moves them.
     assert {n for n in changed if not n.endswith("conv.bias")} == {
         n for n in before if n.startswith("nm.") and not n.endswith("conv.bias")
     }
