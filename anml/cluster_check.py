@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ def check_cluster(profile: ClusterProfile) -> Iterator[Finding]:
 
 def _environment(profile: ClusterProfile) -> Iterator[Finding]:
     """Run the profile's setup lines and ask its python which torch it has."""
-    python = profile.python or "python3"
-    lines = ["set -e", *profile.setup, f"{shlex.quote(python)} -c {shlex.quote(_PROBE)}"]
+    python = profile.python or sys.executable
+    lines = [*profile.setup, f"{shlex.quote(python)} -c {shlex.quote(_PROBE)}"]
     result = _run(["bash", "-c", "\n".join(lines)])
     if result.returncode != 0:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]

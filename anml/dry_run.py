@@ -13,7 +13,7 @@ def describe(launch: Launch) -> str:
     parts = [f"Experiment folder: {launch.experiment.root} (not created)", "", "Jobs:"]
     parts += [f"  {_graph_line(job)}" for job in launch.plan.jobs]
     for job in launch.plan.jobs:
-        command = scheduler.command(job, [f"<{name}>" for name in job.after])
+        command = scheduler.command(job, [f"<{name}>" for name in job.after], job.task_numbers)
         parts += ["", f"--- {launch.experiment.job(job.name).script}", f"$ {shlex.join(command)}"]
         parts.append(scheduler.render(job).rstrip())
     return "\n".join(parts)

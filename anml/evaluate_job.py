@@ -95,15 +95,22 @@ def _sweep(
 
     def progress(part: float) -> None:
         context.progress(len(finished.results) + part, len(points), "trajectories")
-
-    progress(0)
-    results = run_sweep(model, card, config, flavor, data, [points[index] for index in left], progress)
-    for index in left:
         if context.stop():
-            return False
-        finished.add(index, next(results))
+            raise _StoppedError
+
+    results = run_sweep(model, card, config, flavor, data, [points[index] for index in left], progress)
+    try:
         progress(0)
+        for index in left:
+            finished.add(index, next(results))
+            progress(0)
+    except _StoppedError:
+        return False
     return True
+
+
+class _StoppedError(Exception):
+    """Unwinds out of a trajectory: one may take longer than the scheduler's warning."""
 
 
 def accuracy_lines(rows: Sequence[ResultRow]) -> list[str]:

@@ -41,7 +41,8 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # Asked twice: stop at once.
-        self.received = signal.Signals(number)
+        if self.received != signal.SIGUSR1:  # TERM follows it at the limit itself; the reason stays the limit.
+            self.received = signal.Signals(number)
 
 
 @dataclass
@@ -113,7 +114,10 @@ def _stopped_early(status: StatusFile | None, received: signal.Signals | None, m
     # A task's own name: the bare id would requeue the whole array.
     target = f"{array_id}_{task_id}" if array_id and task_id else slurm_id
     _end(status, "requeued", f"{why}; requeued", 0)
-    result = subprocess.run(["scontrol", "requeue", target], capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(["scontrol", "requeue", target], capture_output=True, text=True, check=False)
+    except OSError as error:
+        return _end(status, "interrupted", f"{why}; scontrol cannot be run here: {error}", EXIT_INTERRUPTED)
     # scontrol may say no and still exit with 0.
     if result.returncode != 0 or result.stderr.strip():
         return _end(status, "interrupted", f"{why}; scontrol requeue: {result.stderr.strip()}", EXIT_INTERRUPTED)

@@ -1,11 +1,12 @@
-"""From a checked config to running jobs: folder, frozen code, scripts, submission, record. All or nothing."""
+"""From a checked config to an experiment folder: its frozen code, its record of what was submitted."""
 
 import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +18,7 @@ from anml.config.profile import ClusterProfile, WandbMode
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError, JobError
 from anml.experiment import Experiment
-from anml.job_status import read_status
-from anml.plan import Job, Plan
-from anml.schedulers.base import Scheduler
-from anml.schedulers.select import make_scheduler
+from anml.plan import Plan
 from anml.snapshot import REPOSITORY, copy_code, describe_environment
 
 
@@ -70,63 +68,20 @@ def create_experiment(launch: Launch) -> None:
     config_text = dump_config(launch.config)
     if experiment.config_file.exists():
         _check_same(experiment, config_text)
+        _check_same_plan(launch)
         return
     experiment.root.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        experiment.root.mkdir()  # Claims the name: of two launches at once, one gets it.
-    except FileExistsError:
-        message = f"--group {experiment.group}: {experiment.root} exists and is no experiment; choose another name"
-        raise ConfigError(message) from None
-    copy_code(experiment.code)
-    write_json(experiment.environment_file, describe_environment(launch.command_line))
-    write_text(experiment.config_file, config_text)
-
-
-def run_launch(launch: Launch, announce: Callable[[dict[str, str]], None] = lambda ids: None) -> None:
-    """Submit every job that is neither done nor waiting or running, and (on the machine at hand) run them.
-
-    announce: receives the submitted jobs' ids by name. Raises SubmissionError.
-    """
-    scheduler = make_scheduler(launch.experiment, launch.profile, launch.wandb_mode)
-    record(launch, {})
-    announce(submit(launch, scheduler))
-    scheduler.finish(launch.plan)
-
-
-def is_done(experiment: Experiment, job: Job) -> bool:
-    """Say whether a job (all tasks of it) has done its work. A report is never done: it is cheap and may be stale."""
-    tasks = [read_status(experiment.job(job.name, task).status).state for task in job.task_numbers]
-    return job.kind != "report" and all(state == "done" for state in tasks)
-
-
-def submit(launch: Launch, scheduler: Scheduler) -> dict[str, str]:
-    """Write the scripts of the jobs that are still to do and submit them. Returns their ids by name.
-
-    What the scheduler already has (of an earlier launch that broke off) is left as it is and depended upon. If one is
-    refused for good, those submitted here are cancelled. Raises SubmissionError.
-    """
-    ids = _live_ids(scheduler)
-    submitted: dict[str, str] = {}
-    try:
-        for job in launch.plan.jobs:
-            if job.name in ids or is_done(launch.experiment, job):
-                continue
-            write_text(launch.experiment.job(job.name).script, scheduler.render(job), mode=0o755)
-            # A job that is done needs no dependency, and Slurm takes one that it has forgotten for met.
-            ids[job.name] = scheduler.submit(job, [ids[name] for name in job.after if name in ids])
-            submitted[job.name] = ids[job.name]
-            record(launch, submitted)
-    except BaseException:
-        scheduler.cancel(list(submitted.values()))
-        record(launch, {}, forget=list(submitted))
-        raise
-    return submitted
-
-
-def _live_ids(scheduler: Scheduler) -> dict[str, str]:
-    """Return the ids of the experiment's jobs that wait or run."""
-    live = {name: [s.id for s in tasks.values() if s.is_live] for name, tasks in scheduler.states().items()}
-    return {name: ids[0] for name, ids in live.items() if ids}
+    # Made under another name: the group appears whole, and of two launches at once, one gets it.
+    with tempfile.TemporaryDirectory(dir=experiment.root.parent, prefix=".new-") as name:
+        new = Experiment(Path(name) / experiment.group)
+        copy_code(new.code)
+        write_json(new.environment_file, describe_environment(launch.command_line))
+        write_text(new.config_file, config_text)
+        try:
+            new.root.rename(experiment.root)
+        except OSError:
+            message = f"--group {experiment.group}: {experiment.root} exists and is no experiment; choose another name"
+            raise ConfigError(message) from None
 
 
 def record(launch: Launch, ids: dict[str, str], forget: Sequence[str] = ()) -> None:
@@ -169,6 +124,17 @@ def _check_same(experiment: Experiment, config_text: str) -> None:
         message = (
             f"--group {experiment.group}: this group exists with another config, so it is left alone:\n{shown}\n"
             "Choose another --group (or none, for a new one), or launch with the same config to complete it."
+        )
+        raise ConfigError(message)
+
+
+def _check_same_plan(launch: Launch) -> None:
+    before = read_plan_file(launch.experiment).get("jobs")
+    if before is not None and Plan.from_json(before) != launch.plan:
+        message = (
+            f"--group {launch.experiment.group}: its sweeps were cut into other jobs than the profile "
+            f"{launch.profile.name} asks for now (points_per_job, max_array_size); results would be counted twice. "
+            f"Complete it as it is with `python -m anml retry`, or choose another --group."
         )
         raise ConfigError(message)
 

@@ -12,7 +12,9 @@ def prepare_device(wanted: Device) -> torch.device:
     """Return the device to compute on. Raises JobError when the machine does not have what the profile promises."""
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    problems = _build_problems(wanted) + mask_problems(dict(os.environ))
+    # Only ROCm filters twice; on NVIDIA machines Slurm may set all masks alike, and CUDA heeds its own.
+    masks = mask_problems(dict(os.environ)) if torch.version.hip else []
+    problems = _build_problems(wanted) + masks
     if not problems and not torch.cuda.is_available():
         problems.append(
             "no GPU answers. Was one asked for (sbatch: gres gpu:1)? Does `nvidia-smi` or `rocm-smi` see it?"

@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from anml.experiment import Experiment
 from anml.job_status import JobStatus, read_status
 from anml.launch import Launch, read_plan_file
 from anml.plan import Job
@@ -39,11 +38,27 @@ def job_reports(launch: Launch, scheduler: Scheduler) -> list[JobReport]:
     """Return the state of every job and task. Raises SubmissionError when the scheduler cannot be asked."""
     states = scheduler.states()
     submitted = read_plan_file(launch.experiment).get("submitted", {})
-    return [
-        _report(launch.experiment, job, task, _scheduler_state(states, job, task), job.name in submitted)
-        for job in launch.plan.jobs
-        for task in job.task_numbers
-    ]
+    forgets = launch.profile.scheduler == "slurm"
+    reports: list[JobReport] = []
+    for job in launch.plan.jobs:
+        # Dependencies come first in a plan, so what became of them is known.
+        failed = {r.job.name for r in reports if r.has_failed}
+        needs = next((name for name in job.after if not job.after_any and name in failed), "")
+        for task in job.task_numbers:
+            status = read_status(launch.experiment.job(job.name, task).status)
+            known = _scheduler_state(states, job, task)
+            state, reason = _combine(status, known, job.name in submitted)
+            if forgets and known is None and job.name in submitted and state in ("pending", "running", "lost"):
+                state, reason = _forgotten(needs)
+            reports.append(JobReport(job, task, state, reason, status))
+    return reports
+
+
+def _forgotten(needs: str) -> tuple[str, str]:
+    """Word the end of a job that said nothing and that Slurm, some minutes after its end, does not know any more."""
+    if needs:
+        return "skipped", f"needs {needs}, which did not succeed"
+    return "failed", "ended without a word, and the scheduler has forgotten it: see its log"
 
 
 def gpu_hours(launch: Launch, reports: Sequence[JobReport]) -> float:
@@ -57,14 +72,6 @@ def gpu_hours(launch: Launch, reports: Sequence[JobReport]) -> float:
 def _scheduler_state(states: States, job: Job, task: int | None) -> SchedulerState | None:
     tasks = states.get(job.name, {})
     return tasks.get(task) or (next(iter(tasks.values())) if len(tasks) == 1 and None in tasks else None)
-
-
-def _report(
-    experiment: Experiment, job: Job, task: int | None, known: SchedulerState | None, submitted: bool
-) -> JobReport:
-    status = read_status(experiment.job(job.name, task).status)
-    state, reason = _combine(status, known, submitted)
-    return JobReport(job, task, state, reason, status)
 
 
 def _combine(status: JobStatus, known: SchedulerState | None, submitted: bool) -> tuple[str, str]:

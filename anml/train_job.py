@@ -28,7 +28,7 @@ def train_segment(
     """
     check_folder(experiment.root, min_free_gb)
     compute_on = prepare_device(device if config.device == "auto" else config.device)
-    until = until or config.total_steps
+    until = config.total_steps if until is None else until
     training = Training(
         config,
         config.seed if seed is None else seed,

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# Tests run side by side, and small tensors gain nothing from threads. Set before torch is imported anywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -31,6 +31,7 @@ LAYERS = [
     "schedulers",
     "snapshot",
     "launch",
+    "submission",
     "dry_run",
     "status",
     "cluster_check",

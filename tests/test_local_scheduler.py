@@ -40,7 +40,7 @@ class Scripts:
             own = f"{folder.root}/${{SLURM_ARRAY_TASK_ID:+$(printf 'task-%04d/' $SLURM_ARRAY_TASK_ID)}}"
             log = self.experiment.root / "order"
             write_text(folder.script, f"{line}\necho {job.name} >> {log}\necho '{DONE}' > {own}status.json\n")
-            self.scheduler.submit(job, job.after)
+            self.scheduler.submit(job, job.after, job.task_numbers)
 
     def states(self) -> dict[str, str]:
         return {job.name: read_status(self.experiment.job(job.name).status).state for job in self.plan.jobs}

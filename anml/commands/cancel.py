@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 
 from anml.commands.address import add_address_arguments, find_experiment
 from anml.commands.arguments import EXIT_DONE
+from anml.job_status import read_status, write_status
 from anml.launch import load_launch
 from anml.schedulers.select import make_scheduler
 
@@ -15,9 +17,13 @@ def main(arguments: Sequence[str]) -> int:
     add_address_arguments(parser)
     launch = load_launch(find_experiment(parser.parse_args(arguments)))
     scheduler = make_scheduler(launch.experiment, launch.profile, launch.wandb_mode)
-    states = {name: list(tasks.values()) for name, tasks in scheduler.states().items()}
-    live = {name: [state.id for state in tasks if state.is_live] for name, tasks in states.items()}
-    names = [name for name, ids in live.items() if ids]
+    live = scheduler.live_ids()
     scheduler.cancel(sorted({id_ for ids in live.values() for id_ in ids}))
-    print(f"Cancelled: {', '.join(names)}" if names else "Nothing waits or runs.")
+    for job in launch.plan.jobs:
+        for task in job.task_numbers if job.name in live else ():
+            status_file = launch.experiment.job(job.name, task).status
+            status = read_status(status_file)
+            if status.state == "pending":
+                write_status(status_file, replace(status, state="cancelled", message="by `cancel`"))
+    print(f"Cancelled: {', '.join(live)}" if live else "Nothing waits or runs.")
     return EXIT_DONE

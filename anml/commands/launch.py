@@ -96,7 +96,11 @@ def _decide(
     config = config.model_copy(update={"cluster": profile.name, "group": group})
     mode = options.wandb or profile.wandb or default_mode()
     plan = make_plan(config, profile.points_per_job, profile.max_array_size)
-    return Launch(config, Experiment(project / group), profile, mode, plan, ["launch_train.py", *arguments])
+    root = (project / group).resolve()  # Through links: jobs are found again by the mark of one true path.
+    if profile.scheduler == "slurm" and any(c == "\\" or ord(c) < 32 for c in str(root)):
+        message = f"{root}: Slurm cannot take a path with a backslash or a control character; choose another name"
+        raise ConfigError(message)
+    return Launch(config, Experiment(root), profile, mode, plan, ["launch_train.py", *arguments])
 
 
 def _check(config: TrainConfig, source: Source) -> list[str]:

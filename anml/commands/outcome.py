@@ -3,7 +3,8 @@
 import shlex
 
 from anml.commands.arguments import EXIT_DONE, EXIT_FAILED
-from anml.launch import Launch, experiments_dir, is_done, run_launch
+from anml.launch import Launch, experiments_dir
+from anml.submission import is_done, run_launch
 
 
 def run_and_tell(launch: Launch) -> int:
@@ -17,7 +18,8 @@ def run_and_tell(launch: Launch) -> int:
         print(f"\nStopped. To continue: python -m anml retry {_address(launch)}")
         raise
     _print_report(launch)
-    undone = [job.name for job in launch.plan.jobs if job.kind != "report" and not is_done(launch.experiment, job)]
+    tasks = [(job, task) for job in launch.plan.jobs if job.kind != "report" for task in job.task_numbers]
+    undone = list(dict.fromkeys(job.name for job, task in tasks if not is_done(launch.experiment, job, task)))
     if undone:
         print(f"Not done: {', '.join(undone)}. See: python -m anml status {_address(launch)}")
     return EXIT_FAILED if undone else EXIT_DONE

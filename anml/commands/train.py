@@ -12,7 +12,7 @@ from anml.config.load import dump_config, load_train_config
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 from anml.experiment import Experiment
-from anml.job import JobContext, array_task, run_job
+from anml.job import JobContext, run_job
 from anml.launch import experiments_dir
 
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
             options.cluster_device, options.wandb, options.min_free_gb,
         )  # fmt: skip
 
-    code = run_job(experiment, options.job, array_task(), work, options.max_requeues)
+    code = run_job(experiment, options.job, None, work, options.max_requeues)
     if options.job is None and code == 0:
         print(f"Checkpoints: {experiment.checkpoints(options.seed if several else None)}")
     return code

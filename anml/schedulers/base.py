@@ -47,12 +47,12 @@ class Scheduler(Protocol):
         """Return the job's script. Pure."""
         ...
 
-    def command(self, job: Job, after: Sequence[str]) -> list[str]:
-        """Return the command line that submits the job after the jobs with the given ids. Pure."""
+    def command(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> list[str]:
+        """Return the command line that submits tasks of a job after the jobs with the given ids. Pure."""
         ...
 
-    def submit(self, job: Job, after: Sequence[str]) -> str:
-        """Submit a job whose script is written and return its id. Raises SubmissionError."""
+    def submit(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> str:
+        """Submit tasks of a job whose script is written and return their id. Raises SubmissionError."""
         ...
 
     def finish(self, plan: Plan) -> None:
@@ -61,6 +61,10 @@ class Scheduler(Protocol):
 
     def states(self) -> States:
         """Return what the scheduler knows of the experiment's jobs. Raises SubmissionError when it cannot be asked."""
+        ...
+
+    def live_ids(self) -> dict[str, list[str]]:
+        """Return the ids of all that waits or runs, by job name. Raises SubmissionError."""
         ...
 
     def cancel(self, ids: Sequence[str]) -> None:

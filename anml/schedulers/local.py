@@ -41,29 +41,28 @@ class LocalScheduler:
 
     def __init__(self, experiment: Experiment, profile: ClusterProfile, wandb_mode: str) -> None:
         self.experiment, self.profile, self.wandb_mode = experiment, profile, wandb_mode
-        self.queued: list[str] = []
+        self.queued: list[tuple[Job, int | None]] = []
 
     def render(self, job: Job) -> str:
         """Return the job's script."""
         return f"#!/bin/bash\n{script_body(job, self.experiment, self.profile, self.wandb_mode)}"
 
-    def command(self, job: Job, after: Sequence[str]) -> list[str]:
+    def command(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> list[str]:
         """Return the command line that runs the job's script."""
         return ["bash", str(self.experiment.job(job.name).script)]
 
-    def submit(self, job: Job, after: Sequence[str]) -> str:
-        """Queue a job; its name is its id."""
-        self.queued.append(job.name)
-        for task in job.task_numbers:
+    def submit(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> str:
+        """Queue tasks of a job; the job's name is their id."""
+        for task in tasks:
+            self.queued.append((job, task))
             status_file = self.experiment.job(job.name, task).status
-            before = read_status(status_file)
             own = {"host": socket.gethostname(), "pid": os.getpid()}
-            write_status(status_file, replace(before, state="pending", message="", done=0.0, **own))
+            write_status(status_file, replace(read_status(status_file), state="pending", **own))
         return job.name
 
     def finish(self, plan: Plan) -> None:
         """Run all queued jobs. Ctrl-C ends the running ones and leaves everything resumable."""
-        waiting = [(job, task) for job in plan.jobs if job.name in self.queued for task in job.task_numbers]
+        waiting = list(self.queued)
         running: list[Running] = []
         try:
             while waiting or running:
@@ -84,6 +83,10 @@ class LocalScheduler:
                 name, task = self.experiment.job_of(status_file)
                 found.setdefault(name, {})[task] = SchedulerState(name, status.state.upper())
         return found
+
+    def live_ids(self) -> dict[str, list[str]]:
+        """Return the names of what waits or runs: they are the ids."""
+        return {name: [name] for name in self.states()}
 
     def cancel(self, ids: Sequence[str]) -> None:
         """End the named jobs that wait or run on this machine, also those of another launcher."""
@@ -112,12 +115,14 @@ class LocalScheduler:
     def _start(self, job: Job, task: int | None) -> Running:
         folder = self.experiment.job(job.name, task)
         folder.log.parent.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | ({} if task is None else {TASK_VARIABLE: str(task)})
+        # Of a Slurm job that this may run in, nothing must reach our jobs: they would take themselves for parts of it.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        environment |= {} if task is None else {TASK_VARIABLE: str(task)}
         if self.profile.job_limit > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.profile.job_limit)))
         with folder.log.open("ab") as log:
             process = subprocess.Popen(
-                self.command(job, ()), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                self.command(job, (), ()), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
                 start_new_session=True,
             )  # fmt: skip
         label = job.name if task is None else f"{job.name}[{task}]"

@@ -5,7 +5,10 @@ from anml.config.profile import ClusterProfile
 from anml.errors import ConfigError
 
 # Decided by the launcher; a user's value would break dependencies, logs or requeueing.
-_OURS = {"array", "dependency", "job-name", "output", "error", "parsable", "wrap", "open-mode", "kill-on-invalid-dep"}
+_OURS = {
+    "array", "clusters", "dependency", "error", "help", "job-name", "kill-on-invalid-dep", "no-requeue", "open-mode",
+    "output", "parsable", "quiet", "requeue", "signal", "test-only", "usage", "wait", "wrap",
+}  # fmt: skip
 
 
 def parse_sbatch_options(arguments: list[str], own_options: list[str]) -> dict[str, str | int | bool]:
@@ -16,7 +19,7 @@ def parse_sbatch_options(arguments: list[str], own_options: list[str]) -> dict[s
         if not argument.startswith("--"):
             problems.append(f"{argument}: not understood; sbatch options are written --name=value")
         elif name in _OURS:
-            problems.append(f"--{name}: is set by the launcher and cannot be chosen")
+            problems.append(f"--{name}: is set by the launcher or the profile and cannot be chosen")
         elif name not in sbatch_option_names():
             known = sorted(sbatch_option_names() | {option.removeprefix("--") for option in own_options})
             hint = nearest(name, known).replace("'", "")

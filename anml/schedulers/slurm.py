@@ -4,11 +4,13 @@ simple_slurm's own `sbatch` is not used: it runs a shell, loses sbatch's words a
 """
 
 import hashlib
+import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from simple_slurm import Slurm
 
@@ -18,12 +20,17 @@ from anml.experiment import Experiment
 from anml.plan import Job, Plan
 from anml.schedulers.base import SchedulerState, States, script_body
 
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
 # What Slurm's commands say when the controller is away or busy: worth waiting for.
 _TRANSIENT = (
     "unable to contact slurm controller", "socket timed out", "connection refused", "connect failure",
     "transport endpoint", "resource temporarily unavailable", "slurm temporarily unable",
     "zero bytes were transmitted",
 )  # fmt: skip
+# What scancel says of jobs that need no cancelling any more.
+_HAS_ENDED = ("invalid job id", "already completing", "completed")
 PATIENCE_SECONDS = 120.0
 
 T = TypeVar("T")
@@ -48,13 +55,13 @@ class SlurmScheduler:
         for name, value in self._options(job).items():
             if value is not False:
                 # Set directly: simple_slurm's parser takes a value that starts with a dash for an option.
-                setattr(slurm.namespace, name.replace("-", "_"), "" if value is True else str(value))
+                setattr(slurm.namespace, name.replace("-", "_"), "" if value is True else shlex.quote(str(value)))
         # Without CPU binding every job would otherwise take all cores of its node.
         slurm.add_cmd('export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"')
         slurm.add_cmd(script_body(job, self.experiment, self.profile, self.wandb_mode))
         return slurm.script(convert=False)
 
-    def command(self, job: Job, after: Sequence[str]) -> list[str]:
+    def command(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> list[str]:
         """Return the sbatch command line."""
         command = ["sbatch", "--parsable"]
         if after:
@@ -63,20 +70,27 @@ class SlurmScheduler:
             if not job.after_any:
                 # Without it a job whose dependency failed waits for ever, and the report behind it.
                 command.append("--kill-on-invalid-dep=yes")
+        if job.tasks is not None and len(tasks) < job.tasks:
+            # Overrides the script's own range: some of the array is done.
+            command.append(f"--array={','.join(map(str, tasks))}{self._throttle}")
         return [*command, str(self.experiment.job(job.name).script)]
 
-    def submit(self, job: Job, after: Sequence[str]) -> str:
+    def submit(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> str:
         """Submit a job and return its id; waits with back-off while the controller is away."""
-        for task in job.task_numbers:
+        for task in tasks:
             self.experiment.job(job.name, task).log.parent.mkdir(parents=True, exist_ok=True)
-        tried = False
+        before: set[str] | None = None
 
         def look_then_submit() -> str:
-            nonlocal tried
-            # A submission that seemed to fail may have got through: look before asking twice.
-            known = self._live_id(job) if tried else None
-            tried = True
-            return known or self._sbatch(job, after)
+            nonlocal before
+            if before is None:
+                before = set(self.live_ids().get(job.name, []))
+            else:
+                # A submission that seemed to fail may have got through: look before asking twice.
+                new = set(self.live_ids().get(job.name, [])) - before
+                if new:
+                    return new.pop()
+            return self._sbatch(job, after, tasks)
 
         return _patiently(look_then_submit)
 
@@ -85,50 +99,70 @@ class SlurmScheduler:
 
     def states(self) -> States:
         """Return what squeue says of the experiment's jobs; finished ones are forgotten after some minutes."""
-        command = ["squeue", "--me", "--array", "--noheader", "--states=all", "--format=%j|%F|%K|%T|%r"]
-        lines = _patiently(lambda: _run(command)).stdout.splitlines()
         found: States = {}
-        for line in lines:
-            name, id_, index, state, reason = line.rsplit("|", 4)
-            if name.endswith(f".{self.mark}"):
-                tasks = found.setdefault(name.removesuffix(f".{self.mark}"), {})
-                task = int(index) if index.isdigit() else None
-                # A job submitted again has a higher id: the newer one counts.
-                if task not in tasks or int(tasks[task].id) < int(id_):
-                    tasks[task] = SchedulerState(id_, state, reason)
+        for name, task, state in self._queue():
+            tasks = found.setdefault(name, {})
+            # A job submitted again has a higher id: the newer one counts.
+            if task not in tasks or int(tasks[task].id) < int(state.id):
+                tasks[task] = state
         return found
 
+    def live_ids(self) -> dict[str, list[str]]:
+        """Return the ids of all that waits or runs, those of double submissions included."""
+        found: dict[str, list[str]] = {}
+        for name, _, state in self._queue():
+            if state.is_live and state.id not in found.setdefault(name, []):
+                found[name].append(state.id)
+        return {name: ids for name, ids in found.items() if ids}
+
     def cancel(self, ids: Sequence[str]) -> None:
-        """End jobs by id."""
-        if ids:
-            _patiently(lambda: _run(["scancel", *ids]))
+        """End jobs by id. Raises SubmissionError when Slurm does not."""
+        if not ids:
+            return
+        result = _patiently(lambda: _run(["scancel", *ids]))
+        problems = [line for line in result.stderr.splitlines() if not any(word in line.lower() for word in _HAS_ENDED)]
+        if result.returncode != 0 and problems:
+            message = f"scancel {' '.join(ids)} failed: {' '.join(problems)}"
+            raise SubmissionError(message)
+
+    def _queue(self) -> Iterator[tuple[str, int | None, SchedulerState]]:
+        """Yield name, task and state of every job of the experiment that Slurm knows."""
+        owner = self.experiment.root.stat().st_uid if self.experiment.root.exists() else os.getuid()
+        fields = "--format=%j|%F|%K|%T|%r"
+        command = ["squeue", f"--user={owner}", "--array", "--noheader", "--states=all", fields]
+        result = _patiently(lambda: _run(command))
+        if result.returncode != 0:
+            # Taking silence for an empty queue would submit everything again.
+            message = f"squeue failed, so the state of the jobs is not known: {result.stderr.strip()}"
+            raise SubmissionError(message)
+        for line in result.stdout.splitlines():
+            name, id_, index, state, reason = line.rsplit("|", 4)
+            if name.endswith(f".{self.mark}"):
+                task = int(index) if index.isdigit() else None
+                yield name.removesuffix(f".{self.mark}"), task, SchedulerState(id_, state, reason)
+
+    @property
+    def _throttle(self) -> str:
+        return f"%{self.profile.array_throttle}" if self.profile.array_throttle else ""
 
     def _options(self, job: Job) -> dict[str, str | int | bool]:
         """Return the sbatch options of a job: the profile's, and what the launcher decides."""
         folder = str(self.experiment.job(job.name).root).replace("%", "%%")
         log = f"{folder}/log.txt" if job.tasks is None else f"{folder}/task-%4a/log.txt"
-        options: dict[str, str | int | bool] = {
-            "job-name": f"{job.name}.{self.mark}", "output": shlex.quote(log), "open-mode": "append"
-        }  # fmt: skip
+        options = self.profile.sbatch.for_kind(job.kind)
+        options |= {"job-name": f"{job.name}.{self.mark}", "output": log, "open-mode": "append"}
         if job.tasks is not None:
-            throttle = f"%{self.profile.array_throttle}" if self.profile.array_throttle else ""
-            options["array"] = f"0-{job.tasks - 1}{throttle}"
+            options["array"] = f"0-{job.tasks - 1}{self._throttle}"
         if self.profile.requeue and job.kind != "report":
-            options |= {"requeue": True, "signal": f"B:USR1@{self.profile.signal_seconds}"}
-        else:
-            options["no-requeue"] = True
-        return options | self.profile.sbatch.for_kind(job.kind)
+            return options | {"requeue": True, "signal": f"B:USR1@{self.profile.signal_seconds}"}
+        return options | {"no-requeue": True}
 
-    def _sbatch(self, job: Job, after: Sequence[str]) -> str:
-        result = _run(self.command(job, after))
-        if result.returncode != 0:
+    def _sbatch(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> str:
+        result = _run(self.command(job, after, tasks))
+        if result.returncode != 0 or not result.stdout.strip():
             message = f"{job.name}: sbatch refused it: {result.stderr.strip() or result.stdout.strip()}"
             raise SubmissionError(message)
         return result.stdout.strip().splitlines()[-1].split(";")[0]
-
-    def _live_id(self, job: Job) -> str | None:
-        states = self.states().get(job.name, {}).values()
-        return next((state.id for state in states if state.is_live), None)
 
 
 def known_options() -> set[str]:
@@ -143,7 +177,7 @@ def _patiently(ask: Callable[[], T]) -> T:
 
     retrying = Retrying(
         retry=retry_if_exception_type(_ControllerAwayError), stop=stop_after_delay(PATIENCE_SECONDS),
-        wait=wait_exponential(multiplier=0.5, max=15), reraise=True,
+        wait=wait_exponential(multiplier=0.5, max=15), reraise=True, before_sleep=_say_waiting,
     )  # fmt: skip
     try:
         return retrying(ask)
@@ -152,12 +186,20 @@ def _patiently(ask: Callable[[], T]) -> T:
         raise SubmissionError(message) from None
 
 
+def _say_waiting(state: "RetryCallState") -> None:
+    if state.attempt_number == 1:
+        print("waiting for Slurm's controller ...", file=sys.stderr, flush=True)
+
+
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a Slurm command. Raises SubmissionError without Slurm, _ControllerAwayError when nobody answers."""
     if shutil.which(command[0]) is None:
         message = f"there is no {command[0]} on this machine: run this on a login node, or use --cluster local"
         raise SubmissionError(message)
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The variables of a Slurm job that this may run in would be taken for options.
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k in kept}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode != 0 and any(words in result.stderr.lower() for words in _TRANSIENT):
         raise _ControllerAwayError(result.stderr.strip())
     return result
