@@ -3,12 +3,18 @@
 import os
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
+from anml.config.profile import ClusterProfile
+from anml.config.training import TrainConfig
+from anml.experiment import Experiment
 from anml.job_status import JobStatus
+from anml.launch import Launch, record
+from anml.plan import Job, Plan
 from anml.schedulers.base import SchedulerState
-from anml.status import _combine
+from anml.status import _combine, job_reports
 
 
 def running(**changes: object) -> JobStatus:
@@ -44,3 +50,23 @@ def test_state_and_reason(status: JobStatus, known: SchedulerState | None, expec
 
 def test_job_that_was_never_submitted_says_so() -> None:
     assert _combine(JobStatus(), None, submitted=False) == ("pending", "never submitted")
+
+
+def test_job_that_slurm_has_forgotten_and_that_said_nothing_has_failed_and_its_dependents_are_skipped(
+    tmp_path: Path,
+) -> None:
+    """Slurm forgets a job some minutes after its end; what it never said, nobody will say."""
+    jobs = (Job("a", "train", ()), Job("b", "evaluate", (), ("a",)), Job("r", "report", (), ("a", "b"), after_any=True))
+    profile = ClusterProfile(name="x", scheduler="slurm")
+    config = TrainConfig(dataset="glyphs", model="anml")
+    launch = Launch(config, Experiment(tmp_path), profile, "disabled", Plan(jobs))
+    record(launch, {"a": "1", "b": "2", "r": "3"})
+    reports = job_reports(launch, Forgetful())  # type: ignore[arg-type]
+    assert [report.state for report in reports] == ["failed", "skipped", "failed"]
+
+
+class Forgetful:
+    """A scheduler that knows no job any more."""
+
+    def states(self) -> dict:
+        return {}

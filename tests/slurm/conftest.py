@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm.bench import Bench
+
 DEV_CLUSTER = Path(__file__).parents[2] / "slurm" / "dev-cluster" / "dev_cluster.py"
 OF_SLURM = ("SLURM_", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SINFO_", "SCANCEL_")
 
@@ -75,3 +77,14 @@ def dev_cluster() -> Iterator[DevCluster]:
             yield cluster
         finally:
             cluster.call("down")
+
+
+@pytest.fixture
+def bench(dev_cluster: DevCluster, tmp_path: Path) -> Iterator[Bench]:
+    """A bench whose jobs are gone when the test ends."""
+    bench = Bench(dev_cluster.env, tmp_path)
+    yield bench
+    live = bench.slurm("squeue", "--noheader", "--format=%A").split()
+    if live:
+        bench.slurm("scancel", *live)
+        bench.wait_for_queue()
