@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from anml.config.profile import ClusterProfile
 from anml.job_status import JobStatus, read_status
 from anml.launch import Launch, read_plan_file
 from anml.plan import Job
@@ -62,11 +63,16 @@ def _forgotten(needs: str) -> tuple[str, str]:
 
 
 def gpu_hours(launch: Launch, reports: Sequence[JobReport]) -> float:
-    """Return the hours that jobs have held GPUs (0 on a profile for the CPU)."""
-    if launch.profile.device == "cpu":
-        return 0.0
-    busy = [report.status.elapsed for report in reports if report.job.kind != "report"]
-    return sum(busy) / 3600
+    """Return the hours that jobs have held GPUs: run time x GPUs that the profile asks for (`gres: gpu:2`)."""
+    return sum(report.status.elapsed * _gpus(launch.profile, report.job) for report in reports) / 3600
+
+
+def _gpus(profile: ClusterProfile, job: Job) -> int:
+    gres = str(profile.sbatch.for_kind(job.kind).get("gres", ""))
+    if profile.device not in ("cuda", "rocm") or not gres.startswith("gpu"):
+        return 0
+    count = gres.rsplit(":", 1)[-1]
+    return int(count) if count.isdigit() else 1
 
 
 def _scheduler_state(states: States, job: Job, task: int | None) -> SchedulerState | None:

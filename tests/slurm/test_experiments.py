@@ -5,15 +5,14 @@ import json
 import os
 import shutil
 import signal
-import stat
 import sys
-import threading
+import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.slurm.bench import TINY, Bench, long_training, model_hash, undisturbed_hash
+from tests.slurm.bench import REPOSITORY, TINY, Bench, long_training, model_hash, undisturbed_hash
 
 pytestmark = pytest.mark.slurm
 
@@ -39,14 +38,21 @@ def test_names_with_blanks_and_shell_characters_are_harmless(bench: Bench) -> No
     assert "loss" in (root / "jobs/train-step-000002/log.txt").read_text()
 
 
-def test_sweep_larger_than_max_array_size_is_cut_into_arrays(bench: Bench) -> None:
-    profile = bench.profile(points_per_job=1, max_array_size=3)
-    launched = bench.launch("--cluster", profile, config=TINY | {"epochs": 2, "eval_steps": [2]})
-    assert launched.returncode == 0, launched.stderr
-    bench.wait_for_queue()
-    assert sorted(p.name for p in (bench.root() / "results").glob("*.csv")) == [
-        f"olft-step-000002-task-{task:04d}.csv" for task in range(4)
-    ]
+def test_sweep_larger_than_the_clusters_max_array_size_is_cut_into_arrays(dev_cluster, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="anml-") as folder:
+        small = type(dev_cluster)(Path(folder) / "small")
+        small.call("up", "--max-array-size", "4")
+        try:
+            bench = Bench(small.env, tmp_path)
+            evaluation = TINY["eval"]["olft"] | {"runs": 3}
+            config = TINY | {"epochs": 2, "eval_steps": [2], "eval": {"olft": evaluation}}
+            launched = bench.launch("--cluster", bench.profile(points_per_job=1, max_array_size=4), config=config)
+            assert launched.returncode == 0, launched.stderr
+            bench.wait_for_queue()
+        finally:
+            small.call("down")
+    results = sorted(p.name for p in (bench.root() / "results").glob("*.csv"))
+    assert results == [f"olft-step-000002-task-{task:04d}.csv" for task in range(6)]
     assert bench.status("report")["state"] == "done"
 
 
@@ -128,18 +134,29 @@ def steps_per_second(bench: Bench, config: dict) -> float:
     return json.loads(lines[-1])["steps_per_second"]
 
 
-def test_submission_survives_a_restart_of_the_controller(bench: Bench, dev_cluster) -> None:
-    dev_cluster.stop_controller()
-    restart = threading.Timer(12.0, dev_cluster.start_controller)
-    restart.start()
-    launched = bench.launch(config=TINY | {"epochs": 2, "eval_steps": [2]})
-    restart.join()
+def test_submission_survives_a_controller_that_stops_amid_it(bench: Bench, dev_cluster) -> None:
+    path = f"{stopping_sbatch(bench.folder, dev_cluster)}:{os.environ['PATH']}"
+    launched = bench.launch(config=TINY | {"epochs": 2, "eval_steps": [2]}, PATH=path)
     assert launched.returncode == 0, launched.stderr
     bench.wait_for_queue()
     names = bench.slurm("squeue", "--states=all", "--noheader", "--format=%j").split()
     ours = [name for name in names if name.endswith(mark_of(bench))]
     assert len(ours) == len(set(ours)) == 3
     assert bench.status("report")["state"] == "done"
+
+
+def stopping_sbatch(folder: Path, dev_cluster) -> Path:
+    """Write an sbatch that stops the controller before the second submission; it is back some seconds later."""
+    command, state = f"{sys.executable} {REPOSITORY / 'slurm/dev-cluster/dev_cluster.py'}", dev_cluster.state
+    lines = [
+        f'echo x >> "{folder}/calls"',
+        f'if [ "$(wc -l < "{folder}/calls")" = 2 ]; then',
+        f"  {command} stop-controller --state {state}",
+        f"  (sleep 12; {command} start-controller --state {state}) > /dev/null 2>&1 &",
+        "fi",
+        f'exec {shutil.which("sbatch")} "$@"',
+    ]
+    return write_sbatch(folder, lines)
 
 
 def mark_of(bench: Bench) -> str:
@@ -149,16 +166,23 @@ def mark_of(bench: Bench) -> str:
 
 def refusing_sbatch(folder: Path) -> Path:
     """Write an sbatch that refuses the third submission, and passes the others on."""
-    bin_folder = folder / "bin"
-    bin_folder.mkdir()
-    script = bin_folder / "sbatch"
-    script.write_text(
-        f'#!/bin/bash\necho x >> "{folder}/calls"\nif [ "$(wc -l < "{folder}/calls")" = 3 ]; then\n'
-        '  echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1\nfi\n'
-        f'exec {shutil.which("sbatch")} "$@"\n'
-    )
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    return bin_folder
+    lines = [
+        f'echo x >> "{folder}/calls"',
+        f'if [ "$(wc -l < "{folder}/calls")" = 3 ]; then',
+        '  echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1',
+        "fi",
+        f'exec {shutil.which("sbatch")} "$@"',
+    ]
+    return write_sbatch(folder, lines)
+
+
+def write_sbatch(folder: Path, lines: list[str]) -> Path:
+    """Write a stand-in for sbatch; returns the folder to put in front of PATH."""
+    script = folder / "bin" / "sbatch"
+    script.parent.mkdir()
+    script.write_text("\n".join(["#!/bin/bash", *lines, ""]))
+    script.chmod(0o755)
+    return script.parent
 
 
 def test_refused_third_job_takes_the_others_back_and_can_be_completed(bench: Bench) -> None:
