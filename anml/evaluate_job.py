@@ -40,7 +40,7 @@ def evaluate_checkpoint(
     Returns False when stopped before the end.
     """
     check_folder(experiment.root, min_free_gb)
-    compute_on = prepare_device(device if config.device == "auto" else config.device)
+    compute_on = prepare_device(device, config.device)
     evaluation = config.eval[flavor]
     model, card = load_model(experiment.checkpoint(step, seed), compute_on)
     data = load_images(str(evaluation.dataset), "eval", card.image_shape[1], evaluation.data_path).to(compute_on)
@@ -63,7 +63,7 @@ def evaluate_by_hand(
     context: JobContext, config: EvalConfig, checkpoint: Path, device: Device, output: str | None
 ) -> bool:
     """Evaluate any checkpoint and print its accuracy; write the results only where they are asked for."""
-    compute_on = prepare_device(device)
+    compute_on = prepare_device("auto", device)
     model, card = load_model(checkpoint, compute_on)
     dataset, size = config.dataset or card.dataset, card.image_shape[1]
     if config.im_size not in (None, size):
@@ -73,10 +73,10 @@ def evaluate_by_hand(
     rows: list[ResultRow] = []
     class_rows: list[ClassRow] = []
     points = sweep_points(config)
-    for result in run_sweep(model, card, config, "eval", data, points):
+    for done, result in enumerate(run_sweep(model, card, config, "eval", data, points), 1):
         rows += result.rows
         class_rows += result.class_rows
-        context.progress(len({(row.lr, row.run) for row in rows}), len(points), "trajectories")
+        context.progress(done, len(points), "trajectories")
         if context.stop():
             return False
     if output:

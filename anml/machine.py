@@ -1,6 +1,7 @@
 """Checks the machine a job finds itself on, so that a wrong one costs seconds and not a night."""
 
 import os
+import platform
 
 import torch
 
@@ -8,13 +9,24 @@ from anml.config.profile import Device
 from anml.errors import JobError
 
 
-def prepare_device(wanted: Device) -> torch.device:
-    """Return the device to compute on. Raises JobError when the machine does not have what the profile promises."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+def prepare_device(profile: Device, config: Device = "auto") -> torch.device:
+    """Return the device to compute on. Raises JobError when the machine does not have what is asked for.
+
+    profile: what the cluster profile promises. config: what the experiment asks for; `cuda` there means any GPU, for so
+    torch calls them all.
+    """
+    if config == "cpu" or (profile == "cpu" and config == "auto"):
+        return torch.device("cpu")
+    if profile == "cpu":
+        message = (
+            "the config asks for device: cuda, but the profile is for the CPU. Set device: auto, or choose a cluster."
+        )
+        raise JobError(message)
+    if profile == "auto" and config == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
     # Only ROCm filters twice; on NVIDIA machines Slurm may set all masks alike, and CUDA heeds its own.
     masks = mask_problems(dict(os.environ)) if torch.version.hip else []
-    problems = _build_problems(wanted) + masks
+    problems = _build_problems(profile) + masks
     if not problems and not torch.cuda.is_available():
         problems.append(
             "no GPU answers. Was one asked for (sbatch: gres gpu:1)? Does `nvidia-smi` or `rocm-smi` see it?"
@@ -28,6 +40,17 @@ def prepare_device(wanted: Device) -> torch.device:
         message = f"the GPU is there but does not compute: {error}. Report the node, or exclude it (--exclude=NODE)."
         raise JobError(message) from error
     return device
+
+
+def describe_machine(device: torch.device) -> dict[str, str | None]:
+    """Return what a job computes with: the launching machine may have another torch, or no GPU."""
+    return {
+        "host": platform.node(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "rocm": torch.version.hip,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
 
 
 def _build_problems(wanted: Device) -> list[str]:

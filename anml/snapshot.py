@@ -13,7 +13,6 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENTRY_POINTS = ("launch_train.py", "train_anml.py", "eval_anml.py")
-PACKAGES = ("torch", "higher", "numpy", "safetensors", "pydantic", "wandb", "simple-slurm", "pandas", "matplotlib")
 
 
 def copy_code(target: Path) -> None:
@@ -53,10 +52,5 @@ def _git(*arguments: str) -> str | None:
 
 def _versions() -> dict[str, str]:
     """Read versions from package metadata: the launcher does not import torch."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))

@@ -16,6 +16,9 @@ from anml.config.profile import WandbMode
 from anml.config.training import TrainConfig
 from anml.experiment import Experiment
 
+# How long to wait for the W&B service before going on without it.
+INIT_TIMEOUT_SECONDS = 60.0
+
 
 def default_mode() -> WandbMode:
     """Return the mode when none is asked for: WANDB_MODE, else online where an account is set up, else offline."""
@@ -46,20 +49,24 @@ class Tracker:
         import wandb  # A second and a half: only jobs that log pay for it.
 
         experiment.wandb_dir.mkdir(parents=True, exist_ok=True)
-        settings = wandb.Settings(silent=True, console="off", init_timeout=60)
-        self.run = wandb.init(
-            project=experiment.project,
-            entity=config.entity,
-            group=experiment.group,
-            job_type=job_type,
-            name=f"{experiment.group}/{name}",
-            id=_run_id(experiment, name),
-            resume="allow" if mode == "online" else None,
-            config=config.model_dump(mode="json"),
-            dir=experiment.wandb_dir,
-            mode=mode,
-            settings=settings,
-        )
+        settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS)
+        try:
+            self.run = wandb.init(
+                project=experiment.project,
+                entity=config.entity,
+                group=experiment.group,
+                job_type=job_type,
+                name=f"{experiment.group}/{name}",
+                id=_run_id(experiment, name),
+                resume="allow" if mode == "online" else None,
+                config=config.model_dump(mode="json"),
+                dir=experiment.wandb_dir,
+                mode=mode,
+                settings=settings,
+            )
+        except wandb.Error as error:
+            # A side service that is away must not cost GPU-hours. Offline in the same process fails too, so: without.
+            print(f"W&B cannot be reached ({error}); going on without it. The local files are complete.", flush=True)
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Log values at a step. The step is always explicit: offline, wandb counts from 0 again after a resume."""

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import torch
+
+from anml.atomic import read_json, write_json
 from anml.config.profile import Device, WandbMode
 from anml.config.training import TrainConfig
 from anml.disk import check_folder
 from anml.experiment import Experiment
 from anml.job import JobContext
-from anml.machine import prepare_device
+from anml.machine import describe_machine, prepare_device
 from anml.tracking import Tracker
 from anml.train import Training
 
@@ -27,7 +30,7 @@ def train_segment(
     Returns False when stopped before, with a checkpoint of where it stopped.
     """
     check_folder(experiment.root, min_free_gb)
-    compute_on = prepare_device(device if config.device == "auto" else config.device)
+    compute_on = prepare_device(device, config.device)
     until = config.total_steps if until is None else until
     training = Training(
         config,
@@ -36,6 +39,7 @@ def train_segment(
         experiment.metrics(seed),
         compute_on,
     )
+    _record_machine(experiment, compute_on)
     _say(f"training on {compute_on}, {training.updater.note}; steps {training.completed} to {until}")
     if training.completed >= until:
         return True
@@ -48,6 +52,12 @@ def train_segment(
     finally:
         tracker.finish(exit_code=0 if finished else 1)
     return finished
+
+
+def _record_machine(experiment: Experiment, device: torch.device) -> None:
+    """Add the machine that trains to environment.json."""
+    known = read_json(experiment.environment_file) or {}
+    write_json(experiment.environment_file, known | {"training_machine": describe_machine(device)})
 
 
 def _log(tracker: Tracker, line: dict[str, Any]) -> None:

@@ -98,3 +98,15 @@ def test_with_a_login_the_mode_is_online(monkeypatch: pytest.MonkeyPatch, tmp_pa
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     assert default_mode() == "online"
+
+
+def test_service_that_cannot_be_reached_costs_no_training(experiment: Experiment) -> None:
+    script = "import anml.tracking; anml.tracking.INIT_TIMEOUT_SECONDS = 4.0\n" + LOG_TWICE.replace("offline", "online")
+    script = script.split("print(")[0] + "print('went on', tracker.run)"
+    environment = os.environ | {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(experiment.root), "1"],
+        capture_output=True, text=True, check=False, env=environment, timeout=120,
+    )  # fmt: skip
+    assert "W&B cannot be reached" in done.stdout
+    assert "went on None" in done.stdout

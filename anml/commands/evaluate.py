@@ -90,8 +90,13 @@ def _by_hand(options: argparse.Namespace) -> int:
 
 def _checkpoint(path: Path) -> Path:
     """Return the path of a checkpoint. Raises ConfigError naming those that lie near."""
-    if path.is_file() or (path / "model.json").is_file():
+    if (path / "model.json").is_file():
         return path
+    if path.is_file():
+        message = (
+            f"--model {path}: a checkpoint is a folder with model.safetensors and model.json; a file cannot be read"
+        )
+        raise ConfigError(message)
     # Of an experiment's folder, or beside a checkpoint that is not there.
     places = [path.glob(f"{depth}/model.json") for depth in ("*", "checkpoints/*", "checkpoints/*/*")]
     found = sorted({str(card.parent) for place in [*places, path.parent.glob("step-*/model.json")] for card in place})

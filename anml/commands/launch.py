@@ -1,6 +1,7 @@
 """What `launch_train.py` does once its arguments are parsed: decide everything, check it, create, submit."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def _decide(
     options: argparse.Namespace, config: TrainConfig, profile: ClusterProfile, arguments: Sequence[str]
 ) -> Launch:
     """Make every decision before anything is created."""
-    project = experiments_dir(options.experiments_dir) / str(config.project)
+    project = _usable(experiments_dir(options.experiments_dir)) / str(config.project)
     # A name drawn now would not be the launch's; this way two dry runs of a config show the same text.
     group = config.group or (NEW_GROUP if options.dry_run else new_group(project))
     config = config.model_copy(update={"cluster": profile.name, "group": group})
@@ -101,6 +102,18 @@ def _decide(
         message = f"{root}: Slurm cannot take a path with a backslash or a control character; choose another name"
         raise ConfigError(message)
     return Launch(config, Experiment(root), profile, mode, plan, ["launch_train.py", *arguments])
+
+
+def _usable(experiments: Path) -> Path:
+    """Return the folder of experiments. Raises ConfigError when nothing can be made in it."""
+    there = next(folder for folder in (experiments, *experiments.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        message = (
+            f"{experiments}: experiments cannot be kept here, because {there} is not a folder that you may write to; "
+            "choose another with --experiments-dir or ANML_EXPERIMENTS"
+        )
+        raise ConfigError(message)
+    return experiments
 
 
 def _check(config: TrainConfig, source: Source) -> list[str]:

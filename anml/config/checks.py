@@ -91,6 +91,9 @@ def _check_episode(config: TrainConfig, source: Source) -> list[str]:
     if config.augment:
         message = f"augmentation is not available for {config.dataset}; remove it"
         problems.append(problem(source, ("augment",), message))
+    if config.train_method == "iid" and "epochs" not in source.data:
+        message = "is required for train_method: iid, where it counts passes over the data (10 for Omniglot)"
+        problems.append(problem(source, ("epochs",), message))
     if config.train_method == "iid":
         return problems
     needed = config.batch_size * config.inner_steps

@@ -71,7 +71,7 @@ class TrainConfig(Record):
     lr_scheduler_args: Arguments = {}
     # 0, as in higherANML, is never.
     lobo_rate: NotNegative | None = None
-    lobo_size: Count | None = None
+    lobo_size: NotNegative | None = None
 
     eval_steps: OneOrMany[Count] | None = None
     # Also evaluates the network before any training: what the meta-training added can then be read off the report.

@@ -20,7 +20,7 @@ def learn_shuffled(
 ) -> list[Score]:
     """Learn all examples in shuffled batches; score after the first step, every `eval_freq` steps and at the end.
 
-    With a list of steps, at those; without `eval_freq`, after every epoch.
+    Without `eval_freq`, after every epoch.
     """
     learner = Learner(trial, learning_rate)
     total = len(trial.train_labels)

@@ -48,8 +48,13 @@ def test_the_inner_loop_may_mix_classes_and_then_needs_no_more_of_one(load) -> N
     assert load(BASE, "sample_method=uniform", "batch_size=30").config.batch_size == 30
 
 
+def test_iid_training_must_say_how_many_epochs(problems) -> None:
+    (message,) = problems(BASE, "train_method=iid")
+    assert "epochs: is required for train_method: iid" in message
+
+
 def test_iid_training_has_no_inner_loop_to_check(load) -> None:
-    assert load(BASE, "train_method=iid", "batch_size=256").config.total_steps > 0
+    assert load(BASE, "train_method=iid", "batch_size=256", "epochs=10").config.total_steps > 0
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,6 @@ def test_layers_inside_a_classifier_become_narrow(load) -> None:
 @pytest.mark.parametrize("model", ["anml", "sanml", "oml"])
 def test_it_is_a_config_like_any_other(load, write, method: str, model: str) -> None:
     small = smoke_test(
-        load(f"dataset: glyphs\nmodel: {model}\ntrain_method: {method}\neval: {{a: {{runs: 3}}}}\n").config
+        load(f"dataset: glyphs\nmodel: {model}\ntrain_method: {method}\nepochs: 3\neval: {{a: {{runs: 3}}}}\n").config
     )
     assert load_train_config(write("small.yml", dump_config(small))).config == small
