@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE = 240.0
+PATIENCE = 400.0
 
 TINY = {
     "dataset": "glyphs",
