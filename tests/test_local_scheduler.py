@@ -66,9 +66,11 @@ def test_jobs_run_in_dependency_order(tmp_path: Path) -> None:
 
 def test_job_limit_holds(tmp_path: Path) -> None:
     scripts = Scripts(tmp_path, job_limit=2)
-    busy = f"cd {tmp_path}; echo x >> busy; sleep 0.3; wc -l < busy >> seen; sed -i 1d busy"
-    scripts.run(*[(job(name), busy) for name in "abcde"])
-    assert max(int(n) for n in (tmp_path / "seen").read_text().split()) == 2
+    times = f"date +'%s.%N 1' >> {tmp_path}/times; sleep 0.3; date +'%s.%N -1' >> {tmp_path}/times"
+    scripts.run(*[(job(name), times) for name in "abcde"])
+    events = sorted(tuple(map(float, line.split())) for line in (tmp_path / "times").read_text().splitlines())
+    running = [sum(change for _, change in events[: i + 1]) for i in range(len(events))]
+    assert max(running) == 2
 
 
 def test_dependents_of_a_failed_job_are_skipped_and_the_report_still_runs(tmp_path: Path) -> None:

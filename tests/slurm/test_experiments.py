@@ -112,7 +112,7 @@ def test_requeued_training_continues_bit_for_bit(bench: Bench) -> None:
 
 def test_time_limit_makes_training_save_requeue_itself_and_finish(bench: Bench) -> None:
     # Slurm looks at its watch every 30 seconds and warns 30 seconds ahead: the warning comes before a minute is over.
-    config = long_training(60) | {"remember_size": 64, "num_batches": 10, "model_args": {"rln_chs": 16}}
+    config = long_training(60) | {"model_args": {"rln_chs": 16}}
     steps = 10 * round(7 * steps_per_second(bench, config))
     config |= {"epochs": steps, "eval_steps": [steps], "save_freq": 100000}
     bench.launch("--cluster", bench.profile(signal_seconds=30), "--time=00:01:00", config=config)
