@@ -22,12 +22,12 @@ from anml.data.episodes import Episode
 from anml.meta.conv_sweep import SweepEngine, unsupported
 from anml.meta.engine import Engine
 from anml.meta.fast import FastEngine
-from anml.meta.native import available
-from anml.meta.native.engine import NativeEngine
+from anml.meta.native import NativeEngine
 from anml.meta.reference import ReferenceEngine
 from anml.models.build import build_model
 from anml.models.meta_model import MetaModel
 from anml.models.parameters import belongs_to
+from anml.native.build import available
 
 RESULTS = Path(__file__).parent / "results"
 ENGINES = {"reference": ReferenceEngine, "fast": FastEngine, "sweep": SweepEngine, "native": NativeEngine}
@@ -113,7 +113,7 @@ def make_episode(arguments: argparse.Namespace) -> Episode:
 
 def make_engines(model: MetaModel, inner: list[str], wanted: list[str]) -> Iterable[tuple[str, Engine]]:
     """Yield the wanted engines that can train the model; say which cannot."""
-    native = available()
+    native = available("train")
     for name in wanted:
         reason = unsupported(model, inner) if name in ("sweep", "native") else ""
         reason = reason or (native.reason if name == "native" and not native else "")

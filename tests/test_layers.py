@@ -13,6 +13,7 @@ LAYERS = [
     "atomic",
     "config",
     "rng",
+    "native",
     "data",
     "models",
     "checkpoint",

@@ -2,15 +2,14 @@
 
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
-from anml.meta import conv_sweep
+from anml.meta import conv_sweep, native
 from anml.meta.conv_sweep import SweepEngine
 from anml.meta.engine import Engine
 from anml.meta.fast import FastEngine
 from anml.meta.first_order import FirstOrderEngine
-from anml.meta.native import available
-from anml.meta.native import engine as native
-from anml.meta.native.engine import NativeEngine
+from anml.meta.native import NativeEngine
 from anml.models.meta_model import MetaModel
+from anml.native.build import available
 
 
 def make_engine(config: TrainConfig, model: MetaModel, inner_names: list[str]) -> tuple[Engine, str]:
@@ -49,4 +48,4 @@ def _obstacle(engine: str, model: MetaModel, inner_names: list[str]) -> str:
     if engine == "sweep":
         return conv_sweep.unsupported(model, inner_names)
     # In this order: a kernel is only built for a model that can use it.
-    return native.unsupported(model, inner_names) or available().reason
+    return native.unsupported(model, inner_names) or available("train").reason

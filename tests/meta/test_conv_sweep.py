@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from anml.data.episodes import Episode
-from anml.meta import native
 from anml.meta.conv_sweep import SweepEngine, unsupported
 from anml.meta.engine import Engine, EpisodeOutcome
-from anml.meta.native.engine import NativeEngine
-from anml.meta.native.engine import unsupported as unsupported_native
+from anml.meta.native import NativeEngine
+from anml.meta.native import unsupported as unsupported_native
 from anml.meta.reference import ReferenceEngine
 from anml.models.build import build_model
 from anml.models.meta_model import MetaModel
 from anml.models.parameters import belongs_to
+from anml.native import build
 
 MODELS = {
     "anml": ("anml", {"rln_chs": 6, "nm_chs": 4}),
@@ -52,7 +52,7 @@ def make_engine(name: str, model: MetaModel, inner: list[str]) -> Engine:
     """Return an engine, or skip the test."""
     if name == "sweep":
         return SweepEngine(model, inner, LEARNING_RATE)
-    found = native.available()
+    found = build.available("train")
     if not found:
         pytest.skip(found.reason)
     return NativeEngine(model, inner, LEARNING_RATE)
@@ -233,16 +233,16 @@ def test_native_says_what_it_does_not_support() -> None:
 def test_native_without_a_compiler_is_unavailable_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "empty"))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(native, "_load", native._load.__wrapped__)
-    assert not native.available()
-    assert "no-such-compiler" in native.available().reason
+    monkeypatch.setattr(build, "_load", build._load.__wrapped__)
+    assert not build.available("train")
+    assert "no-such-compiler" in build.available("train").reason
     with pytest.raises(RuntimeError, match="no-such-compiler"):
-        native.kernels()
+        build.kernels("train")
 
 
 def test_native_build_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(file))
-    monkeypatch.setattr(native, "_load", native._load.__wrapped__)
-    assert str(file) in native.available().reason
+    monkeypatch.setattr(build, "_load", build._load.__wrapped__)
+    assert str(file) in build.available("train").reason

@@ -1,4 +1,4 @@
-"""The sweep engine with native kernels: the same algorithm, its conv blocks (the gate's too) run by blocks.cpp."""
+"""The sweep engine with native kernels: the same algorithm, its conv blocks (the gate's too) run by native/blocks.h."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from torch import nn
 from anml.meta.conv_blocks import Block, BlockWeights, find_blocks
 from anml.meta.conv_sweep import SweepEngine
 from anml.meta.conv_sweep import unsupported as unsupported_sweep
-from anml.meta.native import kernels
 from anml.models.meta_model import MetaModel
+from anml.native.build import kernels
 
 
 class NativeBlocks:
@@ -70,7 +70,7 @@ class NativeBlocks:
             layers.append([channels, block.conv.out_channels, height, width, pad, block.pool])
             channels = block.conv.out_channels
             height, width = ((size + 2 * pad - 2) // max(block.pool, 1) for size in (height, width))
-        make = {torch.float32: kernels().Stack32, torch.float64: kernels().Stack64}[dtype]
+        make = {torch.float32: kernels("train").Stack32, torch.float64: kernels("train").Stack64}[dtype]
         return make(layers, self.blocks[0].norm.eps, self.rate)
 
 
@@ -115,7 +115,7 @@ def _attend(
     weight: torch.Tensor, rows: torch.Tensor, extra: torch.Tensor, probability: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, extra = rows.contiguous(), extra.contiguous()
-    return tuple(kernels().attend(weight, rows, extra, probability))
+    return tuple(kernels("train").attend(weight, rows, extra, probability))
 
 
 def unsupported(model: MetaModel, inner_names: list[str]) -> str:

@@ -1,4 +1,4 @@
-// The Python module: Stack32 and Stack64 (blocks.h), attend (head.h).
+// The Python module of training: Stack32 and Stack64 (blocks.h), attend (head.h).
 #include "blocks.h"
 #include "head.h"
 

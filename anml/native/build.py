@@ -1,4 +1,4 @@
-"""The sweep's kernels in C++ for CPUs. Optional: where they cannot be built, `available()` says why.
+"""Builds and loads the kernels. Optional: where they cannot be built, `available` says why.
 
 Built at first use with the machine's own instructions, into PyTorch's folder for extensions (TORCH_EXTENSIONS_DIR moves
 it). A folder's name holds what the binary depends on, so a home directory shared by different nodes is safe, and it
@@ -15,14 +15,21 @@ import subprocess
 import tempfile
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 _FOLDER = Path(__file__).parent
-_SOURCES = [_FOLDER / name for name in ("module.cpp", "blocks.h", "head.h", "simd.h")]
+# The first is compiled, it includes the others.
+_SOURCES = {
+    "train": ("train.cpp", "blocks.h", "head.h", "simd.h"),
+    "evaluate": ("evaluate.cpp", "adam.h", "simd.h"),
+}
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-fvisibility=hidden"]
 _FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
+
+
+Extension = Literal["train", "evaluate"]
 
 
 class Availability(NamedTuple):
@@ -36,33 +43,33 @@ class Availability(NamedTuple):
         return self.usable
 
 
-def available() -> Availability:
-    """Load the kernels, built now if this kind of machine has not done it yet; never raises."""
-    return _load()[0]
+def available(extension: Extension) -> Availability:
+    """Load an extension, built now if this kind of machine has not done it yet; never raises."""
+    return _load(extension)[0]
 
 
-def kernels() -> ModuleType:
-    """Return the loaded extension. Raises RuntimeError where it is not available."""
-    found, module = _load()
+def kernels(extension: Extension) -> ModuleType:
+    """Return a loaded extension. Raises RuntimeError where it is not available."""
+    found, module = _load(extension)
     if module is None:
-        message = f"the native engine is not available here: {found.reason}"
+        message = f"the native kernels are not available here: {found.reason}"
         raise RuntimeError(message)
     return module
 
 
 @functools.cache
-def _load() -> tuple[Availability, ModuleType | None]:
-    name = _build_name()
+def _load(extension: Extension) -> tuple[Availability, ModuleType | None]:
+    name = _build_name(extension)
     library = _build_root() / name / f"{name}.so"
     try:
         if not library.exists():
-            _build(name, library.parent)
+            _build(extension, name, library.parent)
         return Availability(True), _import(name, library)
     except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
         return Availability(False, _first_error(str(error))), None
 
 
-def _build(name: str, folder: Path) -> None:
+def _build(extension: Extension, name: str, folder: Path) -> None:
     compiler = os.environ.get("CXX", "c++")
     for tool, hint in ((compiler, "a C++ compiler; CXX names another"), ("ninja", "the build tool")):
         if not shutil.which(tool):
@@ -74,7 +81,7 @@ def _build(name: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as temporary:
         cpp_extension.load(
             name=name,
-            sources=[str(_SOURCES[0])],
+            sources=[str(_FOLDER / _SOURCES[extension][0])],
             extra_cflags=_FLAGS,
             extra_ldflags=["-fopenmp"],
             build_directory=temporary,
@@ -107,11 +114,11 @@ def _build_root() -> Path:
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
 
 
-def _build_name() -> str:
+def _build_name(extension: Extension) -> str:
     """Return a name made of everything that the binary depends on; also the build folder's."""
-    sources = [source.read_text() for source in _SOURCES]
+    sources = [(_FOLDER / name).read_text() for name in _SOURCES[extension]]
     facts = [*sources, str(_FLAGS), _processor(), torch.__version__, platform.python_version()]
-    return f"anml_native_{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:12]}"
+    return f"anml_{extension}_{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:12]}"
 
 
 def _processor() -> str:
