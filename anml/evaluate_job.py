@@ -1,5 +1,6 @@
 """The evaluation job: one flavor at one checkpoint (or one task's share of its sweep), into one results file."""
 
+import functools
 import os
 import statistics
 from collections.abc import Sequence
@@ -98,7 +99,8 @@ def _sweep(
         if context.stop():
             raise _StoppedError
 
-    results = run_sweep(model, card, config, flavor, data, [points[index] for index in left], progress)
+    say = functools.partial(print, flush=True)
+    results = run_sweep(model, card, config, flavor, data, [points[index] for index in left], progress, say)
     try:
         progress(0)
         for index in left:

@@ -1,11 +1,11 @@
 """Scores of a model on the examples it learned and on those held out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from anml.evaluate.trial import Trial, forward
-from anml.models.meta_model import MetaModel
+from anml.evaluate.learner import Scored
+from anml.evaluate.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,33 @@ class Score:
     test: ClassScores
 
 
-def score(model: MetaModel, trial: Trial, epoch: int, step: int, classes_trained: int) -> Score:
-    """Test a trial's model, as learned so far, on all its examples, those of classes not learned yet included."""
-    train, test = (forward(model, inputs, trial.part) for inputs in (trial.train_inputs, trial.test_inputs))
-    return Score(
-        epoch, step, classes_trained,
-        class_scores(train, trial.train_labels, trial.shape.classes),
-        class_scores(test, trial.test_labels, trial.shape.classes),
-    )  # fmt: skip
+@dataclass
+class ScoreBoard:
+    """Tests the trajectories of a learner, as learned so far, on all examples, classes not learned yet included."""
+
+    learner: Scored
+    trial: Trial
+    kept: list[list[Score]] = field(default_factory=list)
+
+    def score(self, epoch: int, step: int, classes_trained: int) -> None:
+        """Add a score to every trajectory."""
+        trial = self.trial
+        self.kept.append(
+            [
+                Score(
+                    epoch,
+                    step,
+                    classes_trained,
+                    class_scores(train, trial.train_labels, trial.shape.classes),
+                    class_scores(test, trial.test_labels, trial.shape.classes),
+                )
+                for train, test in self.learner.logits()
+            ]
+        )
+
+    def scores(self) -> list[list[Score]]:
+        """Return the scores of each trajectory, in order of time."""
+        return [list(scores) for scores in zip(*self.kept, strict=True)]
 
 
 def class_scores(logits: torch.Tensor, labels: torch.Tensor, classes: int) -> ClassScores:

@@ -1,19 +1,24 @@
 """A whole flavor: the product of sizes, runs and learning rates, with everything shared that can be."""
 
+import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from anml.checkpoint import ModelCard
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
+from anml.evaluate.choose import Engine, choose_engine
 from anml.evaluate.iid import learn_shuffled
 from anml.evaluate.score import Score
 from anml.evaluate.sequential import learn_in_sequence
-from anml.evaluate.trial import Shape, Trial, make_trial
+from anml.evaluate.trial import Shape, Trial, TrialMaker
 from anml.evaluate.zero_shot import score_without_learning
 from anml.models.meta_model import MetaModel
 from anml.results import ClassRow, PointResult, ResultRow
+
+# Runs whose least squares a GPU solves as one batch.
+_SOLVED_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -38,32 +43,60 @@ def run_sweep(
     config: EvalConfig,
     flavor: str,
     data: ClassImages,
-    points: list[Point],
-    progress: Callable[[float], None] = lambda part: None,
+    points: Sequence[Point],
+    progress: Callable[[float], None] = lambda done: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[PointResult]:
-    """Evaluate a model at the given points, in order. `progress` receives how much of the current point is done."""
-    for point, trial in _with_trials(model, config, data, points):
-        scores = _scores(trial, config, point, progress)
-        rows = [_row(score, point, card, config, flavor) for score in scores]
-        yield PointResult(rows, [row for score in scores for row in _class_rows(score, point)])
+    """Evaluate a model at the given points, in order.
+
+    `progress` receives how many points' worth is done of those not returned yet, `say` which engine it is.
+    """
+    if not points:
+        return
+    maker = TrialMaker(model, config, data)
+    trials = maker.make(points[0].shape, [points[0].run])
+    engine = None if points[0].lr is None else choose_engine(config, trials[0], len(points))
+    say("no learning, least squares" if engine is None else f"engine {engine.name}, {engine.why}")
+    together = _SOLVED_TOGETHER if trials[0].train_inputs.is_cuda else 1
+    for block in blocks(points, together if engine is None else engine.lanes):
+        runs = list(dict.fromkeys(point.run for point in block))
+        if (block[0].shape, runs) != (trials[0].shape, [trial.run for trial in trials]):
+            trials = maker.make(block[0].shape, runs)
+        scores = _scores(trials, config, block, engine, functools.partial(_scaled, progress, len(block)))
+        for point, own in zip(block, scores, strict=True):
+            rows = [_row(score, point, card, config, flavor) for score in own]
+            yield PointResult(rows, [row for score in own for row in _class_rows(score, point)])
 
 
-def _with_trials(
-    model: MetaModel, config: EvalConfig, data: ClassImages, points: list[Point]
-) -> Iterator[tuple[Point, Trial]]:
-    """Pair each point with its trial, made once for neighbours that share it."""
-    for (shape, run), group in itertools.groupby(points, key=lambda point: (point.shape, point.run)):
-        trial = make_trial(model, config, data, shape, run)
-        for point in group:
-            yield point, trial
+def blocks(points: Sequence[Point], lanes: int) -> Iterator[list[Point]]:
+    """Cut points, in order, into blocks of at most `lanes` that are each a product of runs and rates of one shape."""
+    by_run = [list(group) for _, group in itertools.groupby(points, key=lambda point: (point.shape, point.run))]
+    parts = [run[first : first + lanes] for run in by_run for first in range(0, len(run), lanes)]
+    for _, alike in itertools.groupby(parts, key=lambda part: [(point.shape, point.lr) for point in part]):
+        same = list(alike)
+        count = max(1, lanes // len(same[0]))
+        for first in range(0, len(same), count):
+            yield [point for part in same[first : first + count] for point in part]
 
 
-def _scores(trial: Trial, config: EvalConfig, point: Point, progress: Callable[[float], None]) -> list[Score]:
-    if point.lr is None:
-        return score_without_learning(trial)
+def _scaled(progress: Callable[[float], None], count: int, part: float) -> None:
+    progress(part * count)
+
+
+def _scores(
+    trials: Sequence[Trial],
+    config: EvalConfig,
+    block: Sequence[Point],
+    engine: Engine | None,
+    progress: Callable[[float], None],
+) -> list[list[Score]]:
+    if engine is None:
+        return [score_without_learning(trial) for trial in trials]
+    rates = [point.lr for point in block if point.run == block[0].run and point.lr is not None]
+    learner = engine.make(trials, rates)
     if config.eval_method == "iid":
-        return learn_shuffled(trial, config, point.lr, point.run, progress)
-    return learn_in_sequence(trial, config, point.lr, progress)
+        return learn_shuffled(learner, trials, config, progress)
+    return learn_in_sequence(learner, trials[0], config, progress)
 
 
 def _row(score: Score, point: Point, card: ModelCard, config: EvalConfig, flavor: str) -> ResultRow:

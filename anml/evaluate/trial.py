@@ -1,22 +1,26 @@
 """What one run of an evaluation works with: its trajectory, and the model as it is before learning."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn.functional import one_hot
 
 from anml.config.evaluation import EvalConfig
-from anml.data.class_images import Batch, ClassImages
+from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_trajectory
 from anml.errors import ConfigError
+from anml.evaluate.features import Features
+from anml.evaluate.least_squares import solve
+from anml.evaluate.stages import Stage, advance, head_inputs, latest_stage
 from anml.models.meta_model import MetaModel, draw_kaiming
 from anml.models.parameters import belongs_to, select_names
 from anml.rng import torch_generator
 
-# Images in one forward pass: large enough to be efficient, small enough for any device.
-FORWARD_BATCH = 256
+# Of all designs that are solved at once: 10 runs of 9,000 x 2,305 in float64.
+_SOLVED_AT_ONCE = 2**31  # bytes
 
 
 @dataclass(frozen=True)
@@ -32,67 +36,89 @@ class Shape:
 class Trial:
     """One run, ready to learn from.
 
-    model: re-initialised, never changed (learners copy it). train_inputs, test_inputs: images [n, C, H, W], or their
-    features [n, d] when `encoder_is_frozen`; class after class, labels 0, 1, 2, ... in order of learning.
+    model: re-initialised, never changed (learners copy it). trained_names: the parameters that learn. train_inputs,
+    test_inputs: what `stage` receives, images [n, C, H, W] or their features [n, d]; class after class, labels 0, 1, 2,
+    ... in order of learning.
 
     The model is in eval mode throughout (as in higherANML): InstanceNorm knows no difference, a BatchNorm keeps to the
     statistics of its training, or a batch of one example would be normalised to nothing.
     """
 
     shape: Shape
+    run: int
     model: MetaModel
     trained_names: list[str]
-    encoder_is_frozen: bool
+    redrawn_names: list[str]
+    stage: Stage
     train_inputs: torch.Tensor
     train_labels: torch.Tensor
     test_inputs: torch.Tensor
     test_labels: torch.Tensor
 
-    @property
-    def part(self) -> Literal["all", "classify"]:
-        """Which part of the model the inputs go through."""
-        return "classify" if self.encoder_is_frozen else "all"
+
+class TrialMaker:
+    """Makes the trials of a sweep; what they have in common is computed once."""
+
+    def __init__(
+        self, model: MetaModel, config: EvalConfig, data: ClassImages, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Take a trained model, which stays as it is, and the split of classes it has never seen."""
+        self.config, self.data, self.dtype = config, data, dtype
+        self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+        self.learns = config.eval_method != "zero_shot"
+        self.redrawn = select_names(model, config.reinit_params)
+        self.trained = select_names(model, config.opt_params) if self.learns else []
+        self.stage: Stage = latest_stage(model, self.trained)
+        # Shared unless a run re-draws what lies before its inputs.
+        self.shared = Features(self.model, data, self.stage, dtype) if self._encodes_alike() else None
+
+    def make(self, shape: Shape, runs: Sequence[int]) -> list[Trial]:
+        """Draw the trajectories of these runs and re-initialise a copy of the model for each.
+
+        Raises ConfigError, DataError.
+        """
+        if shape.classes > self.model.head.out_features:
+            message = f"{shape.classes} classes do not fit the {self.model.head.out_features} outputs of this model"
+            raise ConfigError(message)
+        trials = [self._draw(shape, run) for run in runs]
+        if self.config.reinit_method == "lstsq" or not self.learns:
+            solve_heads(trials, self.config)
+        return trials
+
+    def _encodes_alike(self) -> bool:
+        before_inputs = {"images": None, "features": self.model.head_prefix, "head": self.model.head_layer}[self.stage]
+        return all(belongs_to(name, before_inputs) for name in self.redrawn)
+
+    def _draw(self, shape: Shape, run: int) -> Trial:
+        """Return a trial whose head is not solved yet."""
+        model = copy.deepcopy(self.model)
+        for name in self.redrawn:
+            _redraw(name, model.get_parameter(name), self.config, run)
+        trajectory = draw_trajectory(
+            self.data, shape.classes, shape.train_examples, shape.test_examples, self.config.seed, run
+        )
+        labels = torch.arange(shape.classes, device=self.data.images.device)
+        return Trial(
+            shape, run, model, self.trained, self.redrawn, self.stage,
+            self._inputs(model, trajectory.classes, trajectory.train_examples),
+            labels.repeat_interleave(shape.train_examples),
+            self._inputs(model, trajectory.classes, trajectory.test_examples),
+            labels.repeat_interleave(shape.test_examples),
+        )  # fmt: skip
+
+    def _inputs(self, model: MetaModel, classes: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
+        """Return the inputs [n * k, ...] of classes [n], examples [n, k]."""
+        every = classes[:, None].expand_as(examples).reshape(-1)
+        if self.shared is not None:
+            return self.shared.take(every, examples.reshape(-1))
+        return advance(model, self.data.batch(every, examples.reshape(-1), self.dtype)[0], self.stage)
 
 
 def make_trial(
     model: MetaModel, config: EvalConfig, data: ClassImages, shape: Shape, run: int, dtype: torch.dtype = torch.float32
 ) -> Trial:
-    """Draw a run's trajectory and re-initialise a copy of the model for it. Raises ConfigError, DataError."""
-    if shape.classes > model.head.out_features:
-        message = f"{shape.classes} classes do not fit the {model.head.out_features} outputs of this model"
-        raise ConfigError(message)
-    model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
-    for name in select_names(model, config.reinit_params):
-        _redraw(name, model.get_parameter(name), config, run)
-    learns = config.eval_method != "zero_shot"
-    trained = select_names(model, config.opt_params) if learns else []
-    frozen = all(belongs_to(name, model.head_prefix) for name in trained)
-    (train, train_labels), (test, test_labels) = _examples(config, data, shape, run, dtype)
-    if frozen:
-        train, test = forward(model, train, "encode"), forward(model, test, "encode")
-    trial = Trial(shape, model, trained, frozen, train, train_labels, test, test_labels)
-    if config.reinit_method == "lstsq" or not learns:
-        picked = support_examples(train_labels, config.init_size, config.seed, run)
-        solve_head(model.head, head_inputs(trial, picked), train_labels[picked])
-    return trial
-
-
-def _examples(config: EvalConfig, data: ClassImages, shape: Shape, run: int, dtype: torch.dtype) -> tuple[Batch, Batch]:
-    """Return images and labels to learn from, and those to be tested on; classes are numbered in order of learning."""
-    trajectory = draw_trajectory(data, shape.classes, shape.train_examples, shape.test_examples, config.seed, run)
-    labels = torch.arange(shape.classes, device=data.images.device)
-    train = trajectory.images(data, trajectory.train_examples, dtype)
-    test = trajectory.images(data, trajectory.test_examples, dtype)
-    return (
-        (train, labels.repeat_interleave(shape.train_examples)),
-        (test, labels.repeat_interleave(shape.test_examples)),
-    )
-
-
-def forward(model: MetaModel, inputs: torch.Tensor, part: Literal["all", "encode", "classify"]) -> torch.Tensor:
-    """Return what a part of a model makes of inputs [n, ...], in batches and without a graph."""
-    with torch.no_grad():
-        return torch.cat([model(batch, part=part) for batch in inputs.split(FORWARD_BATCH)])
+    """Return a single trial. Raises ConfigError, DataError."""
+    return TrialMaker(model, config, data, dtype).make(shape, [run])[0]
 
 
 @torch.no_grad()
@@ -116,29 +142,30 @@ def support_examples(labels: torch.Tensor, count: int, seed: int, run: int) -> t
     return order[:count].to(labels.device)
 
 
-def head_inputs(trial: Trial, picked: torch.Tensor) -> torch.Tensor:
-    """Return what the output layer receives, [n, in_features], for the training inputs with these indexes [n]."""
-    received: list[torch.Tensor] = []
-    handle = trial.model.head.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
-    try:
-        forward(trial.model, trial.train_inputs[picked], trial.part)
-    finally:
-        handle.remove()
-    return torch.cat(received)
+def solve_heads(trials: Sequence[Trial], config: EvalConfig) -> None:
+    """Set the output layers of trials of one shape to the least-squares solution for one-hot targets.
+
+    Outputs without examples become 0.
+    """
+    inputs, targets = zip(*(_support(trial, config) for trial in trials), strict=True)
+    # A CPU gains nothing from more at once.
+    size = max(1, _SOLVED_AT_ONCE // (inputs[0].numel() * 8)) if inputs[0].is_cuda else 1
+    for first in range(0, len(trials), size):
+        now = slice(first, first + size)
+        weights, biases = solve(torch.stack(inputs[now]), torch.stack(targets[now]))
+        for trial, weight, bias in zip(trials[now], weights, biases, strict=True):
+            set_head(trial.model.head, weight, bias)
+
+
+def _support(trial: Trial, config: EvalConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return head inputs [n, d] and one-hot targets [n, classes] of the examples that the solution is for."""
+    picked = support_examples(trial.train_labels, config.init_size, config.seed, trial.run)
+    inputs = head_inputs(trial.model, trial.train_inputs[picked], trial.stage)
+    return inputs, one_hot(trial.train_labels[picked], trial.shape.classes)
 
 
 @torch.no_grad()
-def solve_head(head: nn.Linear, inputs: torch.Tensor, labels: torch.Tensor) -> None:
-    """Set weight and bias to the minimum-norm least-squares solution for one-hot targets (0 for unused outputs).
-
-    inputs [n, in_features], labels int64 [n]. Solved in float64, without the directions in which the inputs differ by
-    no more than their own rounding: channels that an InstanceNorm centres and no ReLU clips add up to a constant, and
-    to tell that from the bias takes weights of 1e6, which undo the accuracy once they are float32.
-    """
-    design = nn.functional.pad(inputs.double().cpu(), (0, 1), value=1.0)
-    targets = nn.functional.one_hot(labels.cpu()).double()
-    cut = max(torch.finfo(inputs.dtype).eps, max(design.shape) * torch.finfo(torch.float64).eps)
-    # By singular values, as numpy does it. The faster gelsy starts from uninitialised memory (pytorch/pytorch#187411).
-    solution = torch.linalg.lstsq(design, targets, rcond=cut, driver="gelsd").solution
-    head.weight.zero_()[: targets.shape[1]] = solution[:-1].T.to(head.weight)
-    head.bias.zero_()[: targets.shape[1]] = solution[-1].to(head.bias)
+def set_head(head: nn.Linear, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Set the first rows of an output layer to weight [C, d] and bias [C], the others to zero."""
+    head.weight.zero_()[: len(weight)] = weight.to(head.weight)
+    head.bias.zero_()[: len(bias)] = bias.to(head.bias)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from anml.evaluate.iid import learn_shuffled
-from anml.evaluate.learner import Learner
+from anml.evaluate.reference import ReferenceLearner
 from anml.evaluate.score import class_scores
 from anml.evaluate.sequential import learn_in_sequence
 from anml.evaluate.trial import Shape, Trial, make_trial
@@ -38,11 +38,10 @@ def plain_step(model: MetaModel, optimizer: torch.optim.Optimizer, images: torch
     optimizer.step()
 
 
-def learn_examples(learner: Learner, trial: Trial, steps: int) -> None:
+def learn_examples(learner: ReferenceLearner, steps: int) -> None:
     """Learn one example at a time, from the start again when they are used up."""
     for step in range(steps):
-        example = torch.tensor([step % len(trial.train_labels)])
-        learner.learn(trial.train_inputs[example], trial.train_labels[example])
+        learner.learn_each(step % 120, step % 120 + 1)
 
 
 @pytest.mark.parametrize(
@@ -51,9 +50,9 @@ def learn_examples(learner: Learner, trial: Trial, steps: int) -> None:
 def test_learning_equals_a_plain_adam_loop_on_the_whole_model(model, data, make_config, params, steps, tolerance):
     config = make_config(opt_params=params)
     trial = make_trial(model, config, data, SHAPE, run=0, dtype=torch.float64)
-    assert trial.encoder_is_frozen == (params == "head")
-    learner = Learner(trial, 0.001)
-    learn_examples(learner, trial, steps)
+    assert trial.stage == ("head" if params == "head" else "images")
+    learner = ReferenceLearner(trial, 0.001)
+    learn_examples(learner, steps)
 
     images = make_images(model, data, config)
     expected = copy.deepcopy(images.model)
@@ -79,7 +78,9 @@ def plain_accuracy(model: MetaModel, images: torch.Tensor, labels: torch.Tensor)
 def test_sequential_scores_are_those_of_a_plain_loop(model, data, make_config, params):
     config = make_config(opt_params=params, eval_freq=[3, 7])
     trial = make_trial(model, config, data, SHAPE, run=0, dtype=torch.float64)
-    scores = {score.classes_trained: score for score in learn_in_sequence(trial, config, 0.003)}
+    scores = {
+        score.classes_trained: score for score in learn_in_sequence(ReferenceLearner(trial, 0.003), trial, config)[0]
+    }
 
     images = make_images(model, data, config)
     plain = copy.deepcopy(images.model)
@@ -104,21 +105,22 @@ def test_sequential_is_scored_after_the_first_class_then_periodically_and_at_the
 ):
     config = make_config(eval_freq=eval_freq, train_examples=1)
     trial = make_trial(model, config, data, Shape(12, 1, 1), run=0)
-    scores = learn_in_sequence(trial, config, 0.001)
+    scores = learn_in_sequence(ReferenceLearner(trial, 0.001), trial, config)[0]
     assert [score.classes_trained for score in scores] == points
     assert [score.step for score in scores] == points
 
 
 def test_classes_not_learned_yet_take_part_in_every_scoring(model, data, make_config):
     config = make_config(eval_freq=3)
-    scores = learn_in_sequence(make_trial(model, config, data, SHAPE, run=0), config, 0.001)
+    trial = make_trial(model, config, data, SHAPE, run=0)
+    scores = learn_in_sequence(ReferenceLearner(trial, 0.001), trial, config)[0]
     assert {len(part.top1) for score in scores for part in (score.train, score.test)} == {12}
 
 
 def test_iid_equals_a_plain_loop_over_shuffled_batches(model, data, make_config):
     config = make_config(eval_method="iid", batch_size=32, epochs=2, opt_params="all")
     trial = make_trial(model, config, data, SHAPE, run=0, dtype=torch.float64)
-    scores = learn_shuffled(trial, config, 0.01, run=0)
+    scores = learn_shuffled(ReferenceLearner(trial, 0.01), [trial], config)[0]
     plain = copy.deepcopy(trial.model)
     optimizer = plain_adam(plain, select_names(plain, ["all"]), 0.01)
     for epoch in (1, 2):
@@ -135,7 +137,8 @@ def test_iid_equals_a_plain_loop_over_shuffled_batches(model, data, make_config)
 )
 def test_iid_is_scored_after_optimizer_steps(model, data, make_config, eval_freq, steps):
     config = make_config(eval_method="iid", batch_size=32, epochs=2, eval_freq=eval_freq)
-    scores = learn_shuffled(make_trial(model, config, data, SHAPE, run=0), config, 0.001, run=0)
+    trial = make_trial(model, config, data, SHAPE, run=0)
+    scores = learn_shuffled(ReferenceLearner(trial, 0.001), [trial], config)[0]
     assert [score.step for score in scores] == steps
     assert {score.classes_trained for score in scores} == {12}
 
@@ -144,7 +147,7 @@ def test_learning_leaves_the_trial_as_it_was(model, data, make_config):
     config = make_config(opt_params="all")
     trial = make_trial(model, config, data, SHAPE, run=0)
     before = copy.deepcopy(trial.model.state_dict())
-    learn_examples(Learner(trial, 0.01), trial, 3)
+    learn_examples(ReferenceLearner(trial, 0.01), 3)
     assert all(torch.equal(value, before[name]) for name, value in trial.model.state_dict().items())
 
 
@@ -152,8 +155,8 @@ def test_a_batch_norm_keeps_its_statistics(data, make_config):
     args = {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": [3], "norm_type": "bn"}}
     model = build_model("classifier", args, (1, 28, 28), seed=1)
     trial = make_trial(model, make_config(opt_params="all"), data, SHAPE, run=0)
-    learner = Learner(trial, 0.01)
-    learn_examples(learner, trial, 3)
+    learner = ReferenceLearner(trial, 0.01)
+    learn_examples(learner, 3)
     assert learner.model.state_dict()["encoder.block1.norm.num_batches_tracked"] == 0
     assert learner.model.state_dict()["encoder.block1.norm.running_mean"].eq(0).all()
 
@@ -179,8 +182,8 @@ def test_unused_outputs_can_win():
 
 def test_unused_outputs_take_part_in_the_softmax(model, data, make_config):
     trial = make_trial(model, make_config(), data, SHAPE, run=0)
-    learner = Learner(trial, 0.01)
-    learn_examples(learner, trial, 1)
+    learner = ReferenceLearner(trial, 0.01)
+    learn_examples(learner, 1)
     moved = (learner.model.head.weight - trial.model.head.weight).abs().amax(dim=1)
     assert (moved[12:] > 0).all()
 

@@ -10,8 +10,9 @@ import torch
 
 from anml.checkpoint import ModelCard
 from anml.config.evaluation import EvalConfig
-from anml.evaluate.sweep import run_sweep, sweep_points
-from anml.evaluate.trial import Shape
+from anml.evaluate.sweep import Point, blocks, run_sweep, sweep_points
+from anml.evaluate.trial import Shape, TrialMaker
+from anml.native.build import available
 from anml.results import PointResult, ResultRow
 
 
@@ -103,3 +104,43 @@ def test_progress_ends_at_one(model, data, config):
     list(run_sweep(model, card, config, "olft", data, sweep_points(config)[:1], done.append))
     assert done == sorted(done)
     assert done[-1] == 1
+
+
+@pytest.mark.parametrize("engine", ["lanes", pytest.param("native", marks=pytest.mark.native)])
+def test_every_engine_gives_the_rows_of_the_plain_one(run, config, engine):
+    if engine == "native" and not available("evaluate"):
+        pytest.skip(available("evaluate").reason)
+    plain = run(config.model_copy(update={"engine": "reference"}))
+    assert run(config.model_copy(update={"engine": engine})) == plain
+
+
+def shapes(points: list[Point], lanes: int) -> list[list[tuple[int, int, float | None]]]:
+    return [[(p.shape.classes, p.run, p.lr) for p in block] for block in blocks(points, lanes)]
+
+
+def test_blocks_are_products_of_runs_and_rates(config):
+    points = sweep_points(config)  # 2 sizes x 2 runs x 2 rates.
+    assert [len(block) for block in blocks(points, 1)] == [1] * 8
+    assert [len(block) for block in blocks(points, 2)] == [2] * 4
+    assert [len(block) for block in blocks(points, 3)] == [2] * 4
+    assert [len(block) for block in blocks(points, 100)] == [4, 4]
+    assert [point for block in blocks(points, 100) for point in block] == points
+
+
+def test_what_is_left_of_a_sweep_is_cut_into_products_as_well(config):
+    left = sweep_points(config)[1:]
+    assert shapes(left, 100) == [
+        [(3, 0, 0.01)],
+        [(3, 1, 0.001), (3, 1, 0.01)],
+        [(6, 0, 0.001), (6, 0, 0.01), (6, 1, 0.001), (6, 1, 0.01)],
+    ]
+
+
+def test_encoding_is_shared_by_runs_and_depends_on_the_class_alone(model, data, make_config):
+    maker = TrialMaker(model, make_config(), data)
+    shape = Shape(6, 3, 2)
+    together = maker.make(shape, [0, 1])
+    alone = TrialMaker(model, make_config(), data).make(shape, [1])[0]
+    assert torch.equal(together[1].train_inputs, alone.train_inputs)
+    assert maker.shared is not None
+    assert len(maker.shared.known) <= 12

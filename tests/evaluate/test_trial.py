@@ -9,7 +9,8 @@ from torch import nn
 
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
-from anml.evaluate.trial import Shape, make_trial, solve_head, support_examples
+from anml.evaluate.least_squares import solve
+from anml.evaluate.trial import Shape, make_trial, set_head, support_examples
 from anml.evaluate.zero_shot import score_without_learning
 from anml.models.build import build_model
 from anml.models.meta_model import MetaModel
@@ -80,7 +81,8 @@ def test_labels_count_the_classes_in_order_of_learning(model, data, make_config)
 @pytest.mark.parametrize("selector", ["head", "pn"])
 def test_any_part_of_the_head_learns_from_features(data, make_config, selector):
     model = build_model("oml", OML, (1, 28, 28), seed=1)
-    assert make_trial(model, make_config(opt_params=selector), data, SHAPE, run=0).encoder_is_frozen
+    trial = make_trial(model, make_config(opt_params=selector), data, SHAPE, run=0)
+    assert trial.stage == {"head": "head", "pn": "features"}[selector]
 
 
 def test_more_classes_than_outputs_are_refused(data, make_config):
@@ -103,8 +105,9 @@ def test_zero_shot_is_least_squares_by_numpy(model, data, make_config, kind, ini
     trial = make_trial(model, config, data, SHAPE, run=0, dtype=torch.float64)
     picked = support_examples(trial.train_labels, init_size, config.seed, run=0)
     last = trial.model.get_submodule("pn")[:-1] if kind == "oml" else nn.Identity()  # type: ignore[index]
+    images = make_trial(model, make_config(opt_params="all"), data, SHAPE, run=0, dtype=torch.float64)
     with torch.no_grad():
-        train, test = last(trial.train_inputs), last(trial.test_inputs)
+        train, test = (last(images.model.encode(part)) for part in (images.train_inputs, images.test_inputs))
     solution = lstsq_by_numpy(train[picked], trial.train_labels[picked], outputs=30)
     np.testing.assert_allclose(trial.model.head.weight.T.numpy(), solution[:-1], rtol=0, atol=1e-9)
     np.testing.assert_allclose(trial.model.head.bias.numpy(), solution[-1], rtol=0, atol=1e-9)
@@ -123,7 +126,7 @@ def test_zero_shot_learns_something(model, data, make_config):
 def test_least_squares_is_also_a_start_for_learning(model, data, make_config):
     trial = make_trial(model, make_config(reinit_method="lstsq", opt_params="all"), data, SHAPE, run=0)
     zero_shot = make_trial(model, make_config(eval_method="zero_shot"), data, SHAPE, run=0)
-    assert not trial.encoder_is_frozen
+    assert trial.stage == "images"
     torch.testing.assert_close(trial.model.head.weight, zero_shot.model.head.weight)
 
 
@@ -143,6 +146,10 @@ def centred_channels(images: int) -> torch.Tensor:
     """Return float32 features of which three at a time add up to 6 but for rounding, as InstanceNorms make."""
     raw = torch.randn(images, 40, 3, generator=torch.Generator().manual_seed(0))
     return ((raw - raw.mean(dim=2, keepdim=True)) / raw.std(dim=2, keepdim=True) + 2).flatten(1)
+
+
+def solve_head(head: nn.Linear, features: torch.Tensor, labels: torch.Tensor) -> None:
+    set_head(head, *solve(features, nn.functional.one_hot(labels)))
 
 
 def test_rounding_errors_of_features_are_not_fitted():

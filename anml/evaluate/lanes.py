@@ -1,0 +1,84 @@
+"""Many trajectories side by side on a GPU: runs and learning rates as leading dimensions of everything that learns.
+
+A single trajectory's step is too little work for a GPU, and the same kernels do for all of them at once.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.func import grad, vmap
+from torch.nn.functional import cross_entropy
+
+from anml.evaluate.learner import Logits
+from anml.evaluate.stages import Stage, Weights, classify, predict
+from anml.evaluate.trial import Trial
+
+# Of the free memory; the rest is for activations and for scoring.
+_SHARE = 0.6
+# A weight, its gradient and its two moments.
+_COPIES = 4
+
+
+class LaneLearner:
+    """The product of trials (one per run, of one shape) and learning rates, each learning as if it were alone."""
+
+    name = "lanes"
+
+    def __init__(self, trials: Sequence[Trial], rates: Sequence[float]) -> None:
+        self.trials, self.rates, self.model = trials, rates, trials[0].model
+        self.stage: Stage = trials[0].stage
+        stacked = {name: _stack(trials, name) for name in trials[0].trained_names}
+        # [rates, runs, ...]; what is re-drawn but does not learn is the same for all rates: [runs, ...].
+        self.weights = {n: w.expand(len(rates), *w.shape).contiguous() for n, w in stacked.items()}
+        fixed = [name for name in trials[0].redrawn_names if name not in stacked]
+        self.fixed = {name: _stack(trials, name) for name in fixed}
+        self.inputs = torch.stack([trial.train_inputs for trial in trials])
+        self.labels = trials[0].train_labels
+        # One group of parameters a rate: views into the weights, so that one fused kernel updates all its runs.
+        self.views = [{name: weight[i] for name, weight in self.weights.items()} for i in range(len(rates))]
+        groups = [{"params": list(v.values()), "lr": rate} for v, rate in zip(self.views, rates, strict=True)]
+        self.optimizer = torch.optim.Adam(groups, fused=True)
+        over_runs = vmap(grad(self._loss), in_dims=(0, 0, 0, 0))
+        self.gradients = vmap(over_runs, in_dims=(0, None, None, None))
+
+    def learn_each(self, first: int, last: int) -> None:
+        """Take a step on each example."""
+        for step in range(first, last):
+            labels = self.labels[step : step + 1].expand(len(self.trials), 1)
+            self._step(self.inputs[:, step : step + 1], labels)
+
+    def learn_batch(self, picks: Sequence[torch.Tensor]) -> None:
+        """Take a step on one batch of every run."""
+        chosen = torch.stack(list(picks)).to(self.labels.device)
+        inputs = torch.stack([own[rows] for own, rows in zip(self.inputs, chosen, strict=True)])
+        self._step(inputs, self.labels[chosen])
+
+    def logits(self) -> Iterator[Logits]:
+        """Yield the logits of every trajectory."""
+        for run, trial in enumerate(self.trials):
+            for view in self.views:
+                own = {name: weight[run] for name, weight in (view | self.fixed).items()}
+                train = predict(self.model, trial.train_inputs, self.stage, own)
+                yield train, predict(self.model, trial.test_inputs, self.stage, own)
+
+    def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
+        """Take an Adam step on inputs [runs, B, ...] and labels [runs, B]."""
+        gradients = self.gradients(self.weights, self.fixed, inputs, labels)
+        for i, view in enumerate(self.views):
+            for name, weight in view.items():
+                weight.grad = gradients[name][i]
+        self.optimizer.step()
+
+    def _loss(self, weights: Weights, fixed: Weights, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(classify(self.model, inputs, self.stage, weights | fixed), labels)
+
+
+def lanes_that_fit(trial: Trial) -> int:
+    """Return how many trajectories the free memory of the trial's GPU has room for, at least one."""
+    free, _ = torch.cuda.mem_get_info(trial.train_inputs.device)
+    own = sum(trial.model.get_parameter(name).numel() for name in trial.trained_names)
+    return max(1, int(free * _SHARE / (own * _COPIES * trial.train_inputs.element_size())))
+
+
+def _stack(trials: Sequence[Trial], name: str) -> torch.Tensor:
+    return torch.stack([trial.model.get_parameter(name).detach() for trial in trials])

@@ -1,0 +1,196 @@
+"""Every evaluation engine against the plain one, in float64: the same weights after as many steps."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from anml.config.evaluation import EvalConfig
+from anml.errors import ConfigError
+from anml.evaluate.choose import choose_engine
+from anml.evaluate.iid import learn_shuffled
+from anml.evaluate.lanes import LaneLearner
+from anml.evaluate.native import NativeHeadLearner, native_learner
+from anml.evaluate.reference import ReferenceLearner
+from anml.evaluate.score import class_scores
+from anml.evaluate.sequential import learn_in_sequence
+from anml.evaluate.trial import Shape, Trial, TrialMaker
+from anml.models.build import build_model
+from anml.models.meta_model import MetaModel
+from anml.native.build import available
+
+SHAPE = Shape(classes=12, train_examples=10, test_examples=5)
+MODELS = {
+    "anml": ("anml", {"rln_chs": 4, "nm_chs": 3, "num_classes": 40}),
+    "sanml": ("sanml", {"rln_chs": 5, "num_classes": 33}),
+    "oml": ("oml", {"num_filters": 4, "strides": [2, 1, 2], "hidden": 9, "num_classes": 30}),
+    "mlp": (
+        "classifier",
+        {
+            "encoder": "convnet",
+            "encoder_args": {"num_blocks": 2, "num_filters": [3]},
+            "classifier": "mlp-classifier",
+            "classifier_args": {"num_classes": 20, "hidden_layers": [7]},
+        },
+    ),
+}
+PARTS = [("anml", "head"), ("anml", "all"), ("anml", "rln"), ("oml", "head"), ("oml", "pn"), ("oml", "all")]
+PARTS += [("mlp", "classifier"), ("mlp", "all"), ("sanml", "fc.weight")]
+TOLERANCE = {"head": (300, 1e-12)}  # Everything else: 100 steps, 1e-9.
+
+
+def needs_kernels() -> None:
+    if not available("evaluate"):
+        pytest.skip(available("evaluate").reason)
+
+
+def make_trials(kind: str, config: EvalConfig, data, runs: Sequence[int] = (0,), dtype=torch.float64) -> list[Trial]:
+    name, args = MODELS[kind]
+    return TrialMaker(build_model(name, args, (1, 28, 28), seed=1), config, data, dtype).make(SHAPE, runs)
+
+
+def learn(learner, steps: int) -> None:
+    """Learn one example at a time, from the start again when they are used up."""
+    for first in range(0, steps, 20):
+        learner.learn_each(first % 120, first % 120 + 20)
+
+
+def assert_same(model: MetaModel, expected: MetaModel, tolerance: float) -> None:
+    for name, parameter in expected.named_parameters():
+        if name.endswith("conv.bias"):
+            continue  # In front of an InstanceNorm: the gradient is rounding noise, which Adam scales up.
+        assert (model.get_parameter(name) - parameter).abs().max() <= tolerance, name
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(("kind", "params"), [part for part in PARTS if part != ("anml", "rln")])
+def test_native_learning_equals_the_plain_one(data, make_config, kind, params):
+    needs_kernels()
+    [trial] = make_trials(kind, make_config(opt_params=params), data)
+    steps, tolerance = TOLERANCE.get(params, (100, 1e-9))
+    fast, plain = native_learner(trial, 0.001), ReferenceLearner(trial, 0.001)
+    assert isinstance(fast, NativeHeadLearner) == (params == "head")
+    learn(fast, steps)
+    learn(plain, steps)
+    assert_same(fast.model, plain.model, tolerance)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_native_learning_with_any_number_of_threads(data, make_config, threads):
+    needs_kernels()
+    name, args = "sanml", {"rln_chs": 2, "num_classes": 70}
+    maker = TrialMaker(build_model(name, args, (1, 28, 28), seed=1), make_config(), data, torch.float64)
+    [trial] = maker.make(SHAPE, [0])
+    fast, plain = native_learner(trial, 0.01), ReferenceLearner(trial, 0.01)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        learn(fast, 100)
+    finally:
+        torch.set_num_threads(before)
+    learn(plain, 100)
+    assert_same(fast.model, plain.model, 1e-12)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("rate", [0.0001, 0.001])
+def test_native_float32_predicts_what_the_plain_one_predicts(data, make_config, rate):
+    needs_kernels()
+    [trial] = make_trials("anml", make_config(), data, dtype=torch.float32)
+    fast, plain = native_learner(trial, rate), ReferenceLearner(trial, rate)
+    learn(fast, 9000)
+    learn(plain, 9000)
+    [found], [expected] = (list(learner.logits()) for learner in (fast, plain))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.argmax(1) != theirs.argmax(1)).double().mean() <= 0.01  # One in 120, one in 60.
+
+
+@pytest.mark.native
+def test_a_head_that_diverges_is_not_a_head_that_is_right(data, make_config):
+    needs_kernels()
+    [trial] = make_trials("anml", make_config(), data, dtype=torch.float32)
+    trial.train_inputs[5] = float("inf")
+    fast = native_learner(trial, 0.01)
+    fast.learn_each(0, 120)
+    [(train, _)] = fast.logits()
+    assert train.isnan().any()
+    assert class_scores(train, trial.train_labels, 12).top1.mean() < 0.2
+
+
+@pytest.mark.parametrize(("kind", "params"), PARTS)
+def test_lanes_equal_their_single_runs(data, make_config, kind, params):
+    trials = make_trials(kind, make_config(opt_params=params), data, runs=[0, 3])
+    rates = [0.001, 0.003]
+    steps, tolerance = TOLERANCE.get(params, (100, 1e-9))
+    lanes = LaneLearner(trials, rates)
+    learn(lanes, steps)
+    found = list(lanes.logits())
+    assert len(found) == 4
+    for run, trial in enumerate(trials):
+        for number, rate in enumerate(rates):
+            plain = ReferenceLearner(trial, rate)
+            learn(plain, steps)
+            [expected] = plain.logits()
+            for ours, theirs in zip(found[run * 2 + number], expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * 1000)
+            for name in trial.trained_names:
+                if not name.endswith("conv.bias"):
+                    ours, theirs = lanes.weights[name][number, run], plain.model.get_parameter(name)
+                    assert (ours - theirs).abs().max() <= tolerance, name
+
+
+def test_lanes_keep_what_is_re_drawn_but_does_not_learn(data, make_config):
+    config = make_config(reinit_params="all", opt_params="head")
+    trials = make_trials("sanml", config, data, runs=[0, 1]) + make_trials("sanml", config, data, runs=[2])
+    assert not torch.equal(trials[0].train_inputs, trials[1].train_inputs)
+    config = make_config(reinit_params=["rln", "fc"], opt_params=["fc", "rln.convBlock1"])
+    trials = make_trials("sanml", config, data, runs=[0, 1])
+    lanes, plain = LaneLearner(trials, [0.001]), ReferenceLearner(trials[1], 0.001)
+    learn(lanes, 20)
+    learn(plain, 20)
+    torch.testing.assert_close(list(lanes.logits())[1], next(plain.logits()))
+
+
+def test_lanes_score_a_shuffled_sweep_as_single_runs_do(data, make_config):
+    config = make_config(eval_method="iid", batch_size=32, epochs=2, opt_params="all")
+    trials = make_trials("anml", config, data, runs=[0, 1])
+    together = learn_shuffled(LaneLearner(trials, [0.01, 0.003]), trials, config)
+    alone = [
+        learn_shuffled(ReferenceLearner(trial, rate), [trial], config)[0] for trial in trials for rate in (0.01, 0.003)
+    ]
+    assert [[vars(s.test)["top1"].tolist() for s in scores] for scores in together] == [
+        [vars(s.test)["top1"].tolist() for s in scores] for scores in alone
+    ]
+
+
+def test_lanes_score_a_sequence_as_single_runs_do(data, make_config):
+    config = make_config(eval_freq=5)
+    trials = make_trials("anml", config, data, runs=[0, 1])
+    together = learn_in_sequence(LaneLearner(trials, [0.01, 0.003]), trials[0], config)
+    alone = [
+        learn_in_sequence(ReferenceLearner(trial, rate), trial, config)[0] for trial in trials for rate in (0.01, 0.003)
+    ]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert [score.test.top1.tolist() for score in ours] == [score.test.top1.tolist() for score in theirs]
+
+
+@pytest.mark.native
+def test_a_large_sweep_on_a_cpu_is_native_and_a_small_one_spares_the_compiler(data, make_config):
+    needs_kernels()
+    [trial] = make_trials("anml", make_config(), data, dtype=torch.float32)
+    assert choose_engine(make_config(), trial, trajectories=1).name == "reference"
+    assert choose_engine(make_config(), trial, trajectories=10**6).name == "native"
+    assert choose_engine(make_config(eval_method="iid"), trial, trajectories=10**6).name == "reference"
+
+
+def test_an_engine_asked_for_in_vain_is_refused_with_the_reason(data, make_config):
+    [trial] = make_trials("sanml", make_config(opt_params="rln", engine="native"), data)
+    with pytest.raises(ConfigError, match="no Linear layer learns"):
+        choose_engine(make_config(opt_params="rln", engine="native"), trial, 1)
+
+
+@pytest.mark.parametrize("engine", ["reference", "lanes"])
+def test_an_engine_asked_for_is_taken(data, make_config: Callable[..., EvalConfig], engine):
+    [trial] = make_trials("anml", make_config(engine=engine), data)
+    assert choose_engine(make_config(engine=engine), trial, 1).name == engine
