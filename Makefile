@@ -27,6 +27,7 @@ check: setup
 
 bench: setup
 	PYTHONPATH=. $(BIN)/python benchmarks/train_engines.py
+	PYTHONPATH=. $(BIN)/python benchmarks/evaluate_engines.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

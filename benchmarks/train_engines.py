@@ -8,8 +8,6 @@ part of it. Prints a table; writes benchmarks/results/train-engines.json with th
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Iterable
@@ -28,6 +26,7 @@ from anml.models.build import build_model
 from anml.models.meta_model import MetaModel
 from anml.models.parameters import belongs_to
 from anml.native.build import available
+from benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 ENGINES = {"reference": ReferenceEngine, "fast": FastEngine, "sweep": SweepEngine, "native": NativeEngine}
@@ -121,26 +120,6 @@ def make_engines(model: MetaModel, inner: list[str], wanted: list[str]) -> Itera
             print(f"{type(model).__name__}, {name}: left out: {reason}")
         else:
             yield name, ENGINES[name](model, inner, 0.1)
-
-
-def machine() -> dict[str, Any]:
-    """Return the facts that timings depend on."""
-    return {
-        "processor": processor(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "load_average_before": os.getloadavg(),  # Other work on the machine: ratios suffer less than times.
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def processor() -> str:
-    """Return the processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

@@ -1,10 +1,13 @@
 """What the frozen part of a model makes of a split's images, each image once for all runs of a sweep."""
 
+import copy
+
 import torch
 
 from anml.data.class_images import ClassImages
 from anml.evaluate.stages import Stage, advance
 from anml.models.meta_model import MetaModel
+from anml.native.blocks import use_native_blocks
 
 
 class Features:
@@ -12,10 +15,14 @@ class Features:
 
     def __init__(self, model: MetaModel, data: ClassImages, stage: Stage, dtype: torch.dtype) -> None:
         """Use the model as it is (in eval mode, of this dtype) for the images of a split."""
-        self.model, self.data, self.dtype = model, data, dtype
+        self.model, self.data, self.dtype = copy.deepcopy(model), data, dtype
         self.stage: Stage = stage
         self.known: set[int] = set()
         self.values = torch.empty(0)
+
+    def use_native_blocks(self) -> None:
+        """Encode with the kernels in C++."""
+        use_native_blocks(self.model)
 
     def take(self, classes: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
         """Return features [n, d] for index tensors int64 [n]."""

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from anml.evaluate.learner import Logits
 from anml.evaluate.stages import Stage, Weights, classify, predict
-from anml.evaluate.trial import Trial
+from anml.evaluate.trial import Trial, TrialMaker
 
 # Of the free memory; the rest is for activations and for scoring.
 _SHARE = 0.6
@@ -73,11 +73,11 @@ class LaneLearner:
         return cross_entropy(classify(self.model, inputs, self.stage, weights | fixed), labels)
 
 
-def lanes_that_fit(trial: Trial) -> int:
-    """Return how many trajectories the free memory of the trial's GPU has room for, at least one."""
-    free, _ = torch.cuda.mem_get_info(trial.train_inputs.device)
-    own = sum(trial.model.get_parameter(name).numel() for name in trial.trained_names)
-    return max(1, int(free * _SHARE / (own * _COPIES * trial.train_inputs.element_size())))
+def lanes_that_fit(maker: TrialMaker) -> int:
+    """Return how many trajectories the free memory of the GPU has room for, at least one."""
+    free, _ = torch.cuda.mem_get_info(maker.data.images.device)
+    weights = sum(maker.model.get_parameter(name).numel() for name in maker.trained)
+    return max(1, int(free * _SHARE / (weights * _COPIES * maker.dtype.itemsize)))
 
 
 def _stack(trials: Sequence[Trial], name: str) -> torch.Tensor:

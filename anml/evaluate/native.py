@@ -1,19 +1,22 @@
-"""Learners for CPUs with kernels in C++ (native/adam.h): the same steps, with each weight read and written once.
+"""Learners for CPUs with kernels in C++ (anml/native): the same steps, faster.
 
-Both treat a Linear layer's gradient for one example as what it is, an outer product, and never write it down.
+Convolution blocks run natively. A Linear layer's gradient for one example is an outer product: it is never written
+down, and every weight is read and written once a step.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from anml.evaluate.learner import OneTrajectory
+from anml.evaluate.reference import ReferenceLearner
 from anml.evaluate.stages import classify
 from anml.evaluate.trial import Trial
+from anml.native.blocks import use_native_blocks
 from anml.native.build import available, kernels
 
-# Weights of Linear layers times steps: a step saves half a nanosecond a weight, building the kernels takes 20 seconds.
-_PAYS_FROM = 4e10
 # torch.optim.Adam's defaults: beta1, beta2, epsilon.
 _ADAM = (0.9, 0.999, 1e-8)
 
@@ -42,8 +45,9 @@ class NativeLearner(OneTrajectory):
 
     def __init__(self, trial: Trial, learning_rate: float) -> None:
         super().__init__(trial, learning_rate)
+        use_native_blocks(self.model)
         self.steps = 0
-        layers = _linear_layers(self.model, trial)
+        layers = _linear_layers(self.model, trial.trained_names)
         others = [name for name in trial.trained_names if name.removesuffix(".weight") not in layers]
         self.others = [self.model.get_parameter(name).requires_grad_(True) for name in others]
         self.optimizer = torch.optim.Adam(self.others, lr=learning_rate, fused=True) if others else None
@@ -57,14 +61,25 @@ class NativeLearner(OneTrajectory):
     def _learn(self, example: slice) -> None:
         logits = classify(self.model, self.trial.train_inputs[example], self.trial.stage)
         loss = cross_entropy(logits, self.trial.train_labels[example])
-        gradients = torch.autograd.grad(loss, [*self.others, *(linear.output for linear in self.linears)])
+        wanted = [*self.others, *(linear.output for linear in self.linears)]
+        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
         for parameter, gradient in zip(self.others, gradients, strict=False):
-            parameter.grad = gradient
+            parameter.grad = gradient  # None for a bias that a norm removes: Adam passes over it.
         if self.optimizer is not None:
             self.optimizer.step()
         for linear, delta in zip(self.linears, gradients[len(self.others) :], strict=True):
             linear.update(delta, self.steps, self.rate)
         self.steps += 1
+
+
+class NativeBatchLearner(ReferenceLearner):
+    """Learns in batches, with native blocks."""
+
+    name = "native"
+
+    def __init__(self, trial: Trial, learning_rate: float) -> None:
+        super().__init__(trial, learning_rate)
+        use_native_blocks(self.model)
 
 
 class _OuterProductLinear:
@@ -87,30 +102,22 @@ class _OuterProductLinear:
 
 
 def native_learner(trial: Trial, learning_rate: float) -> NativeHeadLearner | NativeLearner:
-    """Return the native learner of a trial that `unsupported` finds no fault with."""
+    """Return the learner of examples one at a time that suits a trial."""
     whole_head = {f"{trial.model.head_layer}.{part}" for part in ("weight", "bias")}
-    head_only = trial.stage == "head" and set(trial.trained_names) == whole_head
+    head_only = trial.stage == "head" and set(trial.trained_names) == whole_head and type(trial.model.head) is nn.Linear
     return (NativeHeadLearner if head_only else NativeLearner)(trial, learning_rate)
 
 
-def unsupported(trial: Trial) -> str:
-    """Say why native kernels cannot learn a trial's sequence, or return an empty string when they can."""
-    if trial.train_inputs.device.type != "cpu" or trial.train_inputs.dtype not in (torch.float32, torch.float64):
+def unsupported(device: torch.device, dtype: torch.dtype) -> str:
+    """Say why native kernels cannot be used, or return an empty string when they can."""
+    if device.type != "cpu" or dtype not in (torch.float32, torch.float64):
         return "it is not in float32 or float64 on a CPU"
-    if not _linear_layers(trial.model, trial):
-        return "no Linear layer learns"
-    return available("evaluate").reason
+    return available("evaluate").reason or available("train").reason
 
 
-def pays(trial: Trial, trajectories: int) -> bool:
-    """Say whether a sweep is large enough to build the kernels for; not whether they are built already."""
-    weights = sum(layer.weight.numel() for layer in _linear_layers(trial.model, trial).values())
-    return weights * trajectories * len(trial.train_labels) >= _PAYS_FROM
-
-
-def _linear_layers(model: nn.Module, trial: Trial) -> dict[str, nn.Linear]:
+def _linear_layers(model: nn.Module, trained: Sequence[str]) -> dict[str, nn.Linear]:
     """Return the Linear layers whose weight learns; a subclass may do something else with it."""
-    layers = ((name, m) for name, m in model.named_modules() if f"{name}.weight" in trial.trained_names)
+    layers = ((name, m) for name, m in model.named_modules() if f"{name}.weight" in trained)
     return {name: layer for name, layer in layers if type(layer) is nn.Linear}
 
 

@@ -17,9 +17,6 @@ from anml.evaluate.zero_shot import score_without_learning
 from anml.models.meta_model import MetaModel
 from anml.results import ClassRow, PointResult, ResultRow
 
-# Runs whose least squares a GPU solves as one batch.
-_SOLVED_TOGETHER = 16
-
 
 @dataclass(frozen=True)
 class Point:
@@ -54,13 +51,14 @@ def run_sweep(
     if not points:
         return
     maker = TrialMaker(model, config, data)
-    trials = maker.make(points[0].shape, [points[0].run])
-    engine = None if points[0].lr is None else choose_engine(config, trials[0], len(points))
-    say("no learning, least squares" if engine is None else f"engine {engine.name}, {engine.why}")
-    together = _SOLVED_TOGETHER if trials[0].train_inputs.is_cuda else 1
-    for block in blocks(points, together if engine is None else engine.lanes):
+    engine = choose_engine(config, maker, len({point.run for point in points}), len(points))
+    say(f"engine {engine.name}, {engine.why}")
+    if engine.name == "native" and maker.shared is not None:
+        maker.shared.use_native_blocks()
+    trials: list[Trial] = []
+    for block in blocks(points, engine.lanes):
         runs = list(dict.fromkeys(point.run for point in block))
-        if (block[0].shape, runs) != (trials[0].shape, [trial.run for trial in trials]):
+        if [(trial.shape, trial.run) for trial in trials] != [(block[0].shape, run) for run in runs]:
             trials = maker.make(block[0].shape, runs)
         scores = _scores(trials, config, block, engine, functools.partial(_scaled, progress, len(block)))
         for point, own in zip(block, scores, strict=True):
@@ -87,10 +85,10 @@ def _scores(
     trials: Sequence[Trial],
     config: EvalConfig,
     block: Sequence[Point],
-    engine: Engine | None,
+    engine: Engine,
     progress: Callable[[float], None],
 ) -> list[list[Score]]:
-    if engine is None:
+    if config.eval_method == "zero_shot":
         return [score_without_learning(trial) for trial in trials]
     rates = [point.lr for point in block if point.run == block[0].run and point.lr is not None]
     learner = engine.make(trials, rates)

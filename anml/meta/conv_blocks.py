@@ -18,41 +18,15 @@ and convolutions are bilinear, so their tangents are two convolutions. The last 
 weights, is a Hessian-vector product (Pearlmutter 1994, "Fast exact multiplication by the Hessian").
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
-from torch import nn
 from torch.nn.functional import conv2d, instance_norm, max_pool2d, relu
 
+from anml.models.blocks import Block, BlockWeights
+
 _QUERY_PART = 16  # images
-
-
-class BlockWeights(NamedTuple):
-    """Weights of one block, or a direction or gradient of their shape: [out, in, k, k], [out], [out]."""
-
-    conv: torch.Tensor
-    scale: torch.Tensor
-    shift: torch.Tensor
-
-    def plus(self, factor: float, other: "BlockWeights") -> "BlockWeights":
-        """Return self + factor * other."""
-        return BlockWeights(*(torch.add(a, b, alpha=factor) for a, b in zip(self, other, strict=True)))
-
-
-class Block(NamedTuple):
-    """What a block consists of; pool is the window's edge, 0 for none."""
-
-    name: str
-    conv: nn.Conv2d
-    norm: nn.InstanceNorm2d
-    pool: int
-
-    @property
-    def weights(self) -> BlockWeights:
-        """The slow weights, detached."""
-        return BlockWeights(self.conv.weight.detach(), self.norm.weight.detach(), self.norm.bias.detach())
 
 
 class BlockStack(Protocol):
@@ -95,24 +69,6 @@ class BlockStack(Protocol):
     def gradients(self) -> list[BlockWeights]:
         """Return the meta loss's gradients at the slow weights, block by block."""
         ...
-
-
-def find_blocks(modules: Iterable[tuple[str, nn.Module]]) -> list[Block] | None:
-    """Return the blocks that an encoder's named children are, or None when it is made of anything else."""
-    blocks = []
-    for name, module in modules:
-        if isinstance(module, nn.Flatten):
-            continue
-        parts = dict(module.named_children())
-        pool = parts.pop("pool", None)
-        edge = pool.kernel_size if isinstance(pool, nn.MaxPool2d) else 0
-        conv, norm = parts.get("conv"), parts.get("norm")
-        if set(parts) != {"conv", "norm", "relu"} or not isinstance(conv, nn.Conv2d):
-            return None
-        if not isinstance(norm, nn.InstanceNorm2d) or not isinstance(edge, int):
-            return None
-        blocks.append(Block(name, conv, norm, edge))
-    return blocks
 
 
 @dataclass

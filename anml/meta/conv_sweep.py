@@ -20,10 +20,11 @@ from collections.abc import Callable
 import torch
 
 from anml.data.episodes import Episode
-from anml.meta.conv_blocks import Block, BlockStack, TorchBlocks, find_blocks
+from anml.meta.conv_blocks import BlockStack, TorchBlocks
 from anml.meta.dual_head import Attend, DualHead, attend
 from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.models.anml import Anml, AnmlEncoder, Sanml
+from anml.models.blocks import Block, find_blocks
 from anml.models.classifier import Classifier
 from anml.models.meta_model import MetaModel
 from anml.models.parameters import belongs_to

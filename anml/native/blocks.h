@@ -164,6 +164,13 @@ class Stack {
     });
   }
 
+  void pull_step(const torch::Tensor& cotangent) {
+    for (size_t i = 0; i < layers_.size(); ++i) std::fill_n(static_cast<T*>(partial_[0][i]), layers_[i].size(), T(0));
+    parallel(threads_, [&](Team team) {
+      reverse<false>(team, pass(0), cotangent.data_ptr<T>(), partial_[0], partial_[0], 1);
+    });
+  }
+
   torch::Tensor push(int64_t step) {
     fit(tape_dots_, batch_), fit(pull_dots_, batch_);
     torch::Tensor tangent = torch::empty({batch_, width()}, options());

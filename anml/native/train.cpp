@@ -13,6 +13,7 @@ void bind(pybind11::module& module, const char* name) {
       .def("descend", &Stack<T>::descend)
       .def("encode_query", &Stack<T>::encode_query)
       .def("pull_query", &Stack<T>::pull_query)
+      .def("pull_step", &Stack<T>::pull_step)
       .def("push", &Stack<T>::push)
       .def("pull", &Stack<T>::pull)
       .def("gradients", &Stack<T>::gradients);

@@ -1,6 +1,6 @@
 """Every evaluation engine against the plain one, in float64: the same weights after as many steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,14 +10,15 @@ from anml.errors import ConfigError
 from anml.evaluate.choose import choose_engine
 from anml.evaluate.iid import learn_shuffled
 from anml.evaluate.lanes import LaneLearner
-from anml.evaluate.native import NativeHeadLearner, native_learner
+from anml.evaluate.native import NativeBatchLearner, NativeHeadLearner, native_learner
 from anml.evaluate.reference import ReferenceLearner
 from anml.evaluate.score import class_scores
 from anml.evaluate.sequential import learn_in_sequence
 from anml.evaluate.trial import Shape, Trial, TrialMaker
 from anml.models.build import build_model
 from anml.models.meta_model import MetaModel
-from anml.native.build import available
+from anml.native.blocks import NativeStack
+from anml.native.build import Availability, available
 
 SHAPE = Shape(classes=12, train_examples=10, test_examples=5)
 MODELS = {
@@ -40,8 +41,9 @@ TOLERANCE = {"head": (300, 1e-12)}  # Everything else: 100 steps, 1e-9.
 
 
 def needs_kernels() -> None:
-    if not available("evaluate"):
-        pytest.skip(available("evaluate").reason)
+    for extension in ("evaluate", "train"):
+        if not available(extension):
+            pytest.skip(available(extension).reason)
 
 
 def make_trials(kind: str, config: EvalConfig, data, runs: Sequence[int] = (0,), dtype=torch.float64) -> list[Trial]:
@@ -63,7 +65,7 @@ def assert_same(model: MetaModel, expected: MetaModel, tolerance: float) -> None
 
 
 @pytest.mark.native
-@pytest.mark.parametrize(("kind", "params"), [part for part in PARTS if part != ("anml", "rln")])
+@pytest.mark.parametrize(("kind", "params"), PARTS)
 def test_native_learning_equals_the_plain_one(data, make_config, kind, params):
     needs_kernels()
     [trial] = make_trials(kind, make_config(opt_params=params), data)
@@ -175,22 +177,52 @@ def test_lanes_score_a_sequence_as_single_runs_do(data, make_config):
         assert [score.test.top1.tolist() for score in ours] == [score.test.top1.tolist() for score in theirs]
 
 
+def make_maker(config: EvalConfig, data) -> TrialMaker:
+    name, args = MODELS["anml"]
+    return TrialMaker(build_model(name, args, (1, 28, 28), seed=1), config, data)
+
+
 @pytest.mark.native
-def test_a_large_sweep_on_a_cpu_is_native_and_a_small_one_spares_the_compiler(data, make_config):
+@pytest.mark.parametrize("changes", [{}, {"opt_params": "all"}, {"eval_method": "iid"}, {"eval_method": "zero_shot"}])
+def test_a_large_sweep_on_a_cpu_is_native_and_a_small_one_spares_the_compiler(data, make_config, changes):
     needs_kernels()
-    [trial] = make_trials("anml", make_config(), data, dtype=torch.float32)
-    assert choose_engine(make_config(), trial, trajectories=1).name == "reference"
-    assert choose_engine(make_config(), trial, trajectories=10**6).name == "native"
-    assert choose_engine(make_config(eval_method="iid"), trial, trajectories=10**6).name == "reference"
-
-
-def test_an_engine_asked_for_in_vain_is_refused_with_the_reason(data, make_config):
-    [trial] = make_trials("sanml", make_config(opt_params="rln", engine="native"), data)
-    with pytest.raises(ConfigError, match="no Linear layer learns"):
-        choose_engine(make_config(opt_params="rln", engine="native"), trial, 1)
+    config = make_config(**changes)
+    assert choose_engine(config, make_maker(config, data), runs=1, trajectories=1).name == "reference"
+    assert choose_engine(config, make_maker(config, data), runs=10**8, trajectories=10**8).name == "native"
 
 
 @pytest.mark.parametrize("engine", ["reference", "lanes"])
-def test_an_engine_asked_for_is_taken(data, make_config: Callable[..., EvalConfig], engine):
-    [trial] = make_trials("anml", make_config(engine=engine), data)
-    assert choose_engine(make_config(engine=engine), trial, 1).name == engine
+def test_an_engine_asked_for_is_taken(data, make_config, engine):
+    config = make_config(engine=engine)
+    assert choose_engine(config, make_maker(config, data), 1, 1).name == engine
+
+
+def test_an_engine_asked_for_in_vain_is_refused_with_the_reason(data, make_config, monkeypatch):
+    reason = "no compiler"
+    monkeypatch.setattr("anml.evaluate.native.available", lambda extension: Availability(False, reason))
+    config = make_config(engine="native")
+    with pytest.raises(ConfigError, match=reason):
+        choose_engine(config, make_maker(config, data), 1, 1)
+    assert reason in choose_engine(make_config(), make_maker(config, data), 10**8, 10**8).why
+
+
+@pytest.mark.native
+def test_native_learning_in_batches_equals_the_plain_one(data, make_config):
+    needs_kernels()
+    config = make_config(eval_method="iid", batch_size=32, epochs=3, opt_params="all")
+    [trial] = make_trials("anml", config, data)
+    fast, plain = NativeBatchLearner(trial, 0.001), ReferenceLearner(trial, 0.001)
+    assert isinstance(fast.model.rln, NativeStack)
+    learn_shuffled(fast, [trial], config)
+    learn_shuffled(plain, [trial], config)
+    assert_same(fast.model, plain.model, 1e-9)
+
+
+@pytest.mark.native
+def test_native_features_are_those_of_the_plain_encoder(data, make_config):
+    needs_kernels()
+    plain, fast = (make_maker(make_config(), data) for _ in range(2))
+    assert fast.shared is not None
+    fast.shared.use_native_blocks()
+    for ours, theirs in zip(fast.make(SHAPE, [0]), plain.make(SHAPE, [0]), strict=True):
+        torch.testing.assert_close(ours.train_inputs, theirs.train_inputs)

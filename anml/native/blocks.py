@@ -1,0 +1,157 @@
+"""Convolution blocks in C++ (blocks.h): for training's sweep, and as a drop-in for a model's own stack of blocks."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from anml.models.blocks import Block, BlockWeights, find_blocks
+from anml.native.build import kernels
+
+
+class NativeBlocks:
+    """`BlockStack` (meta/conv_blocks.py) in C++; float32 and float64, on a CPU."""
+
+    def __init__(self, blocks: list[Block], learning_rate: float) -> None:
+        self.blocks, self.rate = blocks, learning_rate
+        self.stack: Any = None
+        self.made_for: tuple[Any, ...] = ()
+        self.steps: int | None = 0
+
+    def start(self, steps: int) -> None:
+        """Begin an episode; the first images tell for which size."""
+        self.steps = steps
+
+    def encode(self, step: int, images: torch.Tensor) -> torch.Tensor:
+        """Run the blocks, keeping what the sweep needs."""
+        return self._started(images).encode(step, images.contiguous())
+
+    def descend(self, step: int, cotangent: torch.Tensor) -> None:
+        """Run the blocks backwards and take the SGD step."""
+        self.stack.descend(step, cotangent.contiguous())
+
+    def encode_query(self, images: torch.Tensor) -> torch.Tensor:
+        """Run the blocks on the meta loss's images."""
+        return self._started(images).encode_query(images.contiguous())
+
+    def pull_query(self, cotangent: torch.Tensor) -> None:
+        """Run the blocks of the query backwards."""
+        self.stack.pull_query(cotangent.contiguous())
+
+    def pull_step(self, cotangent: torch.Tensor) -> None:
+        """Run the blocks of step 0 backwards, for its gradient instead of an SGD step."""
+        self.stack.pull_step(cotangent.contiguous())
+
+    def push(self, step: int) -> torch.Tensor:
+        """Run the tangent pass along the adjoint."""
+        return self.stack.push(step)
+
+    def pull(self, step: int, cotangent: torch.Tensor) -> None:
+        """Run the tangent of the reverse pass."""
+        self.stack.pull(step, cotangent.contiguous())
+
+    def gradients(self) -> list[BlockWeights]:
+        """Return what the sweep arrived at."""
+        flat = self.stack.gradients()
+        return [BlockWeights(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
+
+    def _started(self, images: torch.Tensor) -> Any:
+        wanted = (images.dtype, *images.shape[1:])
+        if wanted != self.made_for:
+            self.stack, self.made_for = self._make(*wanted), wanted
+        if self.steps is not None:
+            self.stack.start(self.steps, [part.contiguous() for block in self.blocks for part in block.weights])
+            self.steps = None
+        return self.stack
+
+    def _make(self, dtype: torch.dtype, channels: int, height: int, width: int) -> Any:
+        layers = []
+        for block in self.blocks:
+            pad = _padding(block)
+            layers.append([channels, block.conv.out_channels, height, width, pad, block.pool])
+            channels = block.conv.out_channels
+            height, width = ((size + 2 * pad - 2) // max(block.pool, 1) for size in (height, width))
+        make = {torch.float32: kernels("train").Stack32, torch.float64: kernels("train").Stack64}[dtype]
+        return make(layers, self.blocks[0].norm.eps, self.rate)
+
+
+class NativeStack(nn.Sequential):
+    """A stack of blocks and what follows it, in the place of the Sequential it was made of, parameters included.
+
+    One backward pass after each forward pass, before the next. A convolution's bias, which its norm removes, gets no
+    gradient (its true one is zero).
+    """
+
+    def __init__(self, original: nn.Sequential) -> None:
+        super().__init__()
+        for name, module in original.named_children():
+            self.add_module(name, module)
+        self.native = NativeBlocks(_leading_blocks(original), 1.0)
+        self.rest = [m for m in original.children() if not _is_block(m) and not isinstance(m, nn.Flatten)]
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Images [n, C, H, W] to what the original returns."""
+        weights = [part for block in self.native.blocks for part in (block.conv.weight, *block.norm.parameters())]
+        features = _RunBlocks.apply(input, self.native, *weights)
+        for module in self.rest:
+            features = module(features)
+        assert isinstance(features, torch.Tensor)
+        return features
+
+
+class _RunBlocks(torch.autograd.Function):
+    """The blocks as one operation. A single image is shared by all threads, several are dealt out to them."""
+
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor, native: NativeBlocks, *weights: torch.Tensor) -> torch.Tensor:
+        ctx.native, ctx.alone = native, len(images) == 1
+        native.start(1 if ctx.alone else 0)
+        return native.encode(0, images) if ctx.alone else native.encode_query(images)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (ctx.native.pull_step if ctx.alone else ctx.native.pull_query)(cotangents[0])
+        return (None, None, *(part for block in ctx.native.gradients() for part in block))
+
+
+def use_native_blocks(model: nn.Module) -> None:
+    """Replace every stack of blocks that the kernels can run by a native one."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Sequential) and _leading_blocks(module) and not unsupported_layers(module):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, NativeStack(module))
+
+
+def unsupported_layers(model: nn.Module) -> str:
+    """Say why the kernels cannot run the convolutions of a model or of a part, or return an empty string."""
+    parameters = list(model.parameters())
+    if any(p.device.type != "cpu" or p.dtype not in (torch.float32, torch.float64) for p in parameters):
+        return "it is not in float32 or float64 on a CPU"
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and not _is_plain(module):
+            return f"{name} is not a 3x3 convolution of stride 1"
+    return ""
+
+
+def _leading_blocks(stack: nn.Sequential) -> list[Block]:
+    """Return the blocks that a stack consists of up to its flattening; none if there is anything else."""
+    before = []
+    for name, module in stack.named_children():
+        if isinstance(module, nn.Flatten):
+            return find_blocks(before) or []
+        before.append((name, module))
+    return []
+
+
+def _is_block(module: nn.Module) -> bool:
+    return bool(find_blocks([("", module)]))
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    return (conv.kernel_size, conv.stride, conv.dilation, conv.groups) == ((3, 3), (1, 1), (1, 1), 1)
+
+
+def _padding(block: Block) -> int:
+    padding = block.conv.padding
+    assert not isinstance(padding, str)
+    return padding[0]

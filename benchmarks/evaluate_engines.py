@@ -1,0 +1,180 @@
+"""Times the evaluation of an ANML (RLN 256, NM 112, 1000 outputs) by its engines against the plain way, A B A B.
+
+    PYTHONPATH=. python benchmarks/evaluate_engines.py --rounds 5
+
+The plain way: the whole network for every example and every scored image, autograd, torch.optim.Adam as it is by
+default, one trajectory after the other. A sweep of 12 rates x 10 runs at 600 classes (9,000 steps and 13 scorings of
+12,000 images each) is extrapolated from measured parts: steps, scored images and, for the engines, encoding every image
+of the split once. Prints a table; writes benchmarks/results/evaluate-engines.json with the facts of the machine.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from anml.config.evaluation import EvalConfig
+from anml.data.class_images import ClassImages
+from anml.evaluate.native import native_learner
+from anml.evaluate.score import class_scores
+from anml.evaluate.stages import advance, predict
+from anml.evaluate.trial import Shape, Trial, TrialMaker
+from anml.models.build import build_model
+from anml.models.meta_model import MetaModel
+from benchmarks.machine import machine
+
+RESULTS = Path(__file__).parent / "results"
+CLASSES, TRAIN, TEST = 600, 15, 5
+RATES, RUNS, SCORINGS, SPLIT = 12, 10, 13, 659 * 20
+
+
+def main() -> None:
+    """Measure, print, write."""
+    arguments = parse()
+    model = build_model("anml", {"rln_chs": 256, "nm_chs": 112}, (1, 28, 28), seed=1)
+    rows = [measure_head(model, arguments), measure_unfrozen(model, arguments)]
+    print(f"{'sweep':<12}{'plain, h':>10}{'ours, h':>10}{'ratio':>8}")
+    for row in rows:
+        print(f"{row['sweep']:<12}{row['plain_h']:>10.2f}{row['ours_h']:>10.2f}{row['ratio']:>8.1f}")
+        print(f"{'':<12}{ {name: round(value, 6) for name, value in row['medians_s'].items()} }")
+    report = {"machine": machine(), "arguments": vars(arguments) | {"output": arguments.output.name}, "rows": rows}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written: {arguments.output}")
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="how often every part has its turn")
+    parser.add_argument("--steps", type=int, default=30, help="steps a turn")
+    parser.add_argument("--images", type=int, default=320, help="images a turn, where whole images are scored")
+    parser.add_argument("--output", type=Path, default=RESULTS / "evaluate-engines.json")
+    return parser.parse_args()
+
+
+def measure_head(model: MetaModel, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compare a sweep of the output layer alone."""
+    whole, cached = (make_trial(model, params) for params in ("all", "head"))
+    plain, fast = PlainLearner(whole, "head"), native_learner(cached, 0.001)
+    images = whole.train_inputs[: arguments.images]
+    medians = alternate(
+        {
+            "plain step": per(arguments.steps, lambda: plain.learn(arguments.steps)),
+            "native step": per(arguments.steps, lambda: fast.learn_each(0, arguments.steps)),
+            "plain scored image": per(len(images), lambda: plain.score(images)),
+            "native scored image": per(CLASSES * (TRAIN + TEST), lambda: score(fast, cached)),
+            "encoded image": per(len(images), lambda: advance(model, images, "head")),
+        },
+        arguments.rounds,
+    )
+    trajectories, steps, scored = RATES * RUNS, CLASSES * TRAIN, SCORINGS * CLASSES * (TRAIN + TEST)
+    before = trajectories * (steps * medians["plain step"] + scored * medians["plain scored image"])
+    now = trajectories * (steps * medians["native step"] + scored * medians["native scored image"])
+    now += SPLIT * medians["encoded image"]
+    return {"sweep": "head only", "plain_h": before / 3600, "ours_h": now / 3600, "ratio": before / now,
+            "medians_s": medians}  # fmt: skip
+
+
+def measure_unfrozen(model: MetaModel, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compare a sweep of all layers."""
+    trial = make_trial(model, "all")
+    plain, fast = PlainLearner(trial, "all"), native_learner(trial, 0.001)
+    images = trial.train_inputs[: arguments.images]
+    medians = alternate(
+        {
+            "plain step": per(arguments.steps, lambda: plain.learn(arguments.steps)),
+            "native step": per(arguments.steps, lambda: fast.learn_each(0, arguments.steps)),
+            "plain scored image": per(len(images), lambda: plain.score(images)),
+            "native scored image": per(len(images), lambda: predict(fast.model, images, "images")),
+        },
+        arguments.rounds,
+    )
+    steps, scored = CLASSES * TRAIN, SCORINGS * CLASSES * (TRAIN + TEST)
+    before = steps * medians["plain step"] + scored * medians["plain scored image"]
+    now = steps * medians["native step"] + scored * medians["native scored image"]
+    hours = RATES * RUNS / 3600
+    return {"sweep": "all layers", "plain_h": before * hours, "ours_h": now * hours, "ratio": before / now,
+            "step_ratio": medians["plain step"] / medians["native step"], "medians_s": medians}  # fmt: skip
+
+
+class PlainLearner:
+    """One example at a time through the whole network."""
+
+    def __init__(self, trial: Trial, params: str) -> None:
+        self.trial, self.model = trial, copy.deepcopy(trial.model)
+        prefix = self.model.head_layer if params == "head" else ""
+        trained = [p for name, p in self.model.named_parameters() if name.startswith(prefix)]
+        self.optimizer = torch.optim.Adam([p.requires_grad_(True) for p in trained], lr=0.001)
+
+    def learn(self, steps: int) -> None:
+        """Learn the first examples."""
+        for i in range(steps):
+            logits = self.model(self.trial.train_inputs[i : i + 1])
+            self.optimizer.zero_grad()
+            cross_entropy(logits, self.trial.train_labels[i : i + 1]).backward()
+            self.optimizer.step()
+
+    def score(self, images: torch.Tensor) -> None:
+        """Predict in batches of 256."""
+        with torch.no_grad():
+            for part in images.split(256):
+                self.model(part).topk(5, dim=1)
+
+
+def score(learner: Any, trial: Trial) -> None:
+    """Score a trajectory as the protocols do."""
+    for train, test in learner.logits():
+        class_scores(train, trial.train_labels, CLASSES)
+        class_scores(test, trial.test_labels, CLASSES)
+
+
+def make_trial(model: MetaModel, params: str) -> Trial:
+    """Return a run of real size on random images (features: on few of them, repeated)."""
+    config = EvalConfig(dataset="omniglot", opt_params=(params,))
+    images = torch.randint(256, (CLASSES, TRAIN + TEST, 1, 28, 28), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0))  # fmt: skip
+    data = ClassImages(images, "random")
+    if params == "all":
+        return TrialMaker(model, config, data).make(Shape(CLASSES, TRAIN, TEST), [0])[0]
+    small = TrialMaker(model, config, ClassImages(images[:10], "random")).make(Shape(10, TRAIN, TEST), [0])[0]
+    large = TrialMaker(model, config.model_copy(update={"opt_params": ("all",)}), data)
+    labels = large.make(Shape(CLASSES, TRAIN, TEST), [0])[0]
+    return Trial(
+        labels.shape, 0, small.model, small.trained_names, small.redrawn_names, "head",
+        small.train_inputs.repeat(CLASSES // 10, 1), labels.train_labels,
+        small.test_inputs.repeat(CLASSES // 10, 1), labels.test_labels,
+    )  # fmt: skip
+
+
+def per(count: int, work: Callable[[], Any]) -> Callable[[], float]:
+    """Return what times a piece of work, per unit."""
+
+    def timed() -> float:
+        begin = time.perf_counter()
+        work()
+        return (time.perf_counter() - begin) / count
+
+    return timed
+
+
+def alternate(parts: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Time all parts in turn, after one turn to warm up; return medians in seconds."""
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    for turn in range(rounds + 1):
+        for name, part in parts.items():
+            taken = part()
+            if turn:
+                seconds[name].append(taken)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+if __name__ == "__main__":
+    main()
