@@ -11,6 +11,7 @@ from anml.config.evaluation import EvalConfig
 from anml.data.class_images import Batch, ClassImages
 from anml.data.episodes import draw_trajectory
 from anml.errors import ConfigError
+from anml.models.heads import MetricHead
 from anml.models.meta_model import MetaModel, draw_kaiming
 from anml.models.parameters import belongs_to, select_names
 from anml.rng import torch_generator
@@ -63,7 +64,7 @@ def make_trial(
         raise ConfigError(message)
     model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
     for name in select_names(model, config.reinit_params):
-        _redraw(name, model.get_parameter(name), config, run)
+        _redraw(name, model, config, run)
     learns = config.eval_method != "zero_shot"
     trained = select_names(model, config.opt_params) if learns else []
     frozen = all(belongs_to(name, model.head_prefix) for name in trained)
@@ -73,7 +74,7 @@ def make_trial(
     trial = Trial(shape, model, trained, frozen, train, train_labels, test, test_labels)
     if config.reinit_method == "lstsq" or not learns:
         picked = support_examples(train_labels, config.init_size, config.seed, run)
-        solve_head(model.head, head_inputs(trial, picked), train_labels[picked])
+        solve_head(_linear_head(model), head_inputs(trial, picked), train_labels[picked])
     return trial
 
 
@@ -96,8 +97,11 @@ def forward(model: MetaModel, inputs: torch.Tensor, part: Literal["all", "encode
 
 
 @torch.no_grad()
-def _redraw(name: str, parameter: nn.Parameter, config: EvalConfig, run: int) -> None:
-    if parameter.dim() > 1:
+def _redraw(name: str, model: MetaModel, config: EvalConfig, run: int) -> None:
+    parameter, layer = model.get_parameter(name), model.get_submodule(name.rpartition(".")[0])
+    if isinstance(layer, MetricHead) and name.endswith("temperature"):
+        parameter.fill_(layer.start_temperature)
+    elif parameter.dim() > 1:
         generator = torch_generator(config.seed, "reinitialise", run, name)
         parameter.copy_(draw_kaiming(tuple(parameter.shape), generator))
     elif name.endswith("weight"):
@@ -114,6 +118,17 @@ def support_examples(labels: torch.Tensor, count: int, seed: int, run: int) -> t
         return starts.nonzero()[:, 0]
     order = torch.randperm(len(labels), generator=torch_generator(seed, "support", run))
     return order[:count].to(labels.device)
+
+
+def _linear_head(model: MetaModel) -> nn.Linear:
+    """Return the output layer that least squares will set. Raises ConfigError for one that it cannot."""
+    if not isinstance(model.head, nn.Linear):
+        message = (
+            f"{model.head_layer} is a metric layer: least squares (eval_method: zero_shot, reinit_method: lstsq) "
+            "needs logits that are linear in the weights, use reinit_method: kaiming"
+        )
+        raise ConfigError(message)
+    return model.head
 
 
 def head_inputs(trial: Trial, picked: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ lambda_0 is the gradient of the blocks' weights. Shapes are static and nothing i
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from anml.data.episodes import Episode
 from anml.meta.conv_blocks import Block, BlockStack, TorchBlocks, find_blocks
@@ -136,7 +137,8 @@ def unsupported(model: MetaModel, inner_names: list[str]) -> str:
     if found is None:
         return "its encoder is not a stack of convolution, InstanceNorm, ReLU and pooling"
     head = {f"{model.head_layer}.{part}" for part, _ in model.head.named_parameters()}
-    if {n for n, _ in model.named_parameters() if belongs_to(n, model.head_prefix)} != head or len(head) != 2:
+    whole = {n for n, _ in model.named_parameters() if belongs_to(n, model.head_prefix)}
+    if not isinstance(model.head, nn.Linear) or whole != head or len(head) != 2:
         return "its head is not one Linear layer with a bias"
     if set(inner_names) != head | {n for n, _ in model.named_parameters() if belongs_to(n, found[0])}:
         return "the inner loop does not move exactly the encoder's blocks and the head"

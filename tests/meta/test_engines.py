@@ -27,17 +27,29 @@ MLP: dict[str, Any] = {
     "classifier": "mlp-classifier",
     "classifier_args": {"num_classes": 9, "hidden_layers": [6, 5]},
 }
+METRIC: dict[str, Any] = {"classifier": "metric-classifier"}
+COSINE: dict[str, Any] = METRIC | {"classifier_args": {"num_classes": 9}}
+DISTANCE: dict[str, Any] = METRIC | {"classifier_args": {"num_classes": 9, "metric": "distance", "temperature": 0.1}}
+LEARNED: dict[str, Any] = METRIC | {"classifier_args": DISTANCE["classifier_args"] | {"learn_temperature": True}}
+RESNET12: dict[str, Any] = {"encoder": "resnet12", "encoder_args": {"channels": [3, 4, 5, 6], "norm_type": "gn"}}
+RESNET18: dict[str, Any] = {"encoder": "resnet18", "encoder_args": {"width": 3, "norm_type": "gn"}}
 ENCODER: dict[str, Any] = {"encoder": "anml-encoder", "encoder_args": {"rln_chs": 3, "nm_chs": 2}}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "anml": ("anml", {"rln_chs": 4, "nm_chs": 3, "num_classes": 9}),
+    "nonml": ("nonml", {"rln_chs": 4, "nm_chs": 3, "num_classes": 9}),
     "sanml": ("sanml", {"rln_chs": 4, "num_classes": 9}),
     "oml": ("oml", {"num_filters": 4, "strides": [2, 1, 2], "hidden": 7, "num_classes": 9}),
     "convnet, linear": ("classifier", CONVNET | LINEAR),
     "convnet, mlp": ("classifier", CONVNET | MLP),
     "anml-encoder, linear": ("classifier", ENCODER | LINEAR),
     "anml-encoder, mlp": ("classifier", ENCODER | MLP),
+    "convnet, cosine": ("classifier", CONVNET | COSINE),
+    "convnet, distance": ("classifier", CONVNET | DISTANCE),
+    "anml-encoder, learned temperature": ("classifier", ENCODER | LEARNED),
+    "resnet12, linear": ("classifier", RESNET12 | LINEAR),
+    "resnet18, cosine": ("classifier", RESNET18 | COSINE),
 }
-PUBLISHED_INNER = {"anml": ("rln", "fc"), "sanml": ("all",), "oml": ("pn",)}
+PUBLISHED_INNER = {"anml": ("rln", "fc"), "nonml": ("rln", "fc"), "sanml": ("all",), "oml": ("pn",)}
 INNER_LR = 0.1
 
 
@@ -123,6 +135,9 @@ def test_every_model_agrees_with_higher(data, kind, inner):
         ("oml", ("rln.0", "pn.2")),
         ("convnet, mlp", ("encoder.block2", "classifier.mlp.2")),
         ("anml-encoder, linear", ("encoder.rln", "classifier")),
+        ("convnet, cosine", ("classifier.metric.weight",)),
+        ("anml-encoder, learned temperature", ("encoder.rln", "classifier")),
+        ("resnet12, linear", ("encoder.stage4", "head")),
     ],
     ids=str,
 )

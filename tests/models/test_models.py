@@ -147,7 +147,8 @@ def test_measuring_a_network_does_not_train_its_norms():
     ("name", "args", "size"),
     [
         ("anml", {"rln_chs": 4, "nm_chs": 3, "num_blocks": 5}, 28),
-        ("sanml", {"rln_chs": 4}, 20),  # The last norm would see a single pixel, which it normalises to nothing.
+        # The last norm would see a single pixel, which it normalises to nothing.
+        ("sanml", {"rln_chs": 4, "num_blocks": 3}, 20),
         ("oml", {"num_filters": 4}, 28),
         ("classifier", {"encoder": "convnet", "encoder_args": {"num_blocks": 6}}, 28),
     ],
