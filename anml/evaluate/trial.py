@@ -99,6 +99,8 @@ def forward(model: MetaModel, inputs: torch.Tensor, part: Literal["all", "encode
 @torch.no_grad()
 def _redraw(name: str, model: MetaModel, config: EvalConfig, run: int) -> None:
     parameter, layer = model.get_parameter(name), model.get_submodule(name.rpartition(".")[0])
+    if isinstance(layer, nn.BatchNorm2d):
+        layer.reset_running_stats()  # They were of the layers that are being re-drawn.
     if isinstance(layer, MetricHead) and name.endswith("temperature"):
         parameter.fill_(layer.start_temperature)
     elif parameter.dim() > 1:

@@ -135,7 +135,7 @@ def unsupported(model: MetaModel, inner_names: list[str]) -> str:
     """Say why the sweep engine cannot train this model so, or return an empty string when it can."""
     found = _blocks(model)
     if found is None:
-        return "its encoder is not a stack of convolution, InstanceNorm, ReLU and pooling"
+        return "its encoder is not a stack of convolution, InstanceNorm, ReLU and pooling (maybe times a gate)"
     head = {f"{model.head_layer}.{part}" for part, _ in model.head.named_parameters()}
     whole = {n for n, _ in model.named_parameters() if belongs_to(n, model.head_prefix)}
     if not isinstance(model.head, nn.Linear) or whole != head or len(head) != 2:

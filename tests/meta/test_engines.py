@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
+from anml.errors import ConfigError
 from anml.meta.choose import make_engine
 from anml.meta.engine import Engine, EpisodeOutcome
 from anml.meta.fast import FastEngine
@@ -158,6 +159,32 @@ def test_every_norm_agrees_with_higher(data, norm, inner):
     arguments = {"num_blocks": 2, "num_filters": [3], "norm_type": norm}
     model = make_model("convnet, linear", extra={"encoder_args": arguments})
     assert_fast_is_exact(model, inner, make_episode(data, batch_size=3))
+
+
+def batch_norm_model() -> MetaModel:
+    return make_model(
+        "convnet, linear", extra={"encoder_args": {"num_blocks": 2, "num_filters": [3], "norm_type": "bn"}}
+    )
+
+
+def test_running_statistics_gather_every_batch_of_an_episode(data):
+    """Those of the inner loop, seen under its fast weights, and that of the meta loss: four in all."""
+    model, episode = batch_norm_model(), make_episode(data, batch_size=3)
+    plain, _ = plain_first_order(model, select_names(model, ["all"]), episode)
+    FastEngine(model, select_names(model, ["all"]), INNER_LR).run(episode)
+    statistics = {name: buffer for name, buffer in model.named_buffers() if "running" in name}
+    assert model.get_buffer("encoder.block1.norm.num_batches_tracked") == 4
+    for name, buffer in statistics.items():
+        torch.testing.assert_close(buffer, plain.get_buffer(name), rtol=1e-12, atol=0)
+
+
+def test_the_reference_is_refused_where_it_would_leave_running_statistics_behind(data):
+    model = batch_norm_model()
+    names, before = select_names(model, ["all"]), copy.deepcopy(dict(model.named_buffers()))
+    ReferenceEngine(model, names, INNER_LR).run(make_episode(data))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    with pytest.raises(ConfigError, match="running statistics of a BatchNorm"):
+        make_engine(make_config(engine="reference"), model, names)
 
 
 def test_biases_in_front_of_an_instance_norm_are_those_left_out():
