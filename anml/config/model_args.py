@@ -257,3 +257,12 @@ MODEL_ARGS: Mapping[str, type[ModelArgs]] = {
     "oml": OmlArgs,
     "classifier": ClassifierArgs,
 }
+
+
+def complete_args(record: ModelArgs) -> dict[str, Any]:
+    """Return every argument of a model as plain data, defaults included, those of a classifier's parts too."""
+    args = record.model_dump(mode="json")
+    if isinstance(record, ClassifierArgs):
+        args["encoder_args"] = record.encoder_record().model_dump(mode="json")
+        args["classifier_args"] = record.head_record().model_dump(mode="json")
+    return args
