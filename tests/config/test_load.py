@@ -209,6 +209,7 @@ MODELS = st.sampled_from(
         {"model": "anml", "model_args": {"rln_chs": 8, "pool_nm_output": True}},
         {"model": "oml", "model_args": {"strides": [2, 1]}},
         {"model": "sanml"},
+        {"model": "nonml", "model_args": {"num_blocks": None, "pool_nm_output": None}},
         {
             "model": "classifier",
             "model_args": {
