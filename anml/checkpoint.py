@@ -51,12 +51,19 @@ def load_model(folder: Path, device: torch.device | None = None) -> tuple[MetaMo
     card = read_card(folder)
     state = _load_tensors(folder / "model.safetensors", _read(folder / "model.json").get("sha256"))
     try:
-        model = build_model(card.model, card.model_args, card.image_shape, card.seed)
+        model = build_model(card.model, _args_of_its_time(card.model_args), card.image_shape, card.seed)
         model.load_state_dict(state)
     except (RuntimeError, TypeError, ValueError, ConfigError) as error:
         message = f"{folder}: the tensors do not fit the model its card describes: {error}"
         raise CheckpointError(message) from None
     return model.to(device or torch.device("cpu")), card
+
+
+def _args_of_its_time(args: Any) -> Any:
+    """Return a card's arguments with a default that older cards left out and that is another by now."""
+    if isinstance(args, dict) and args.get("encoder") == "anml-encoder":
+        return args | {"encoder_args": {"num_blocks": 3} | (args.get("encoder_args") or {})}
+    return args
 
 
 def read_card(folder: Path) -> ModelCard:

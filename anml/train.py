@@ -11,6 +11,7 @@ import torch
 
 from anml.atomic import write_text
 from anml.checkpoint import ModelCard, is_complete, load_model, load_training_state, save_checkpoint, steps_saved
+from anml.config.model_args import complete_args
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_episode, draw_validation
@@ -131,7 +132,7 @@ class Training:
         config = self.config
         card = ModelCard(
             model=config.model,
-            model_args=config.model_record.model_dump(mode="json"),
+            model_args=complete_args(config.model_record),
             image_shape=config.image_shape,
             display_name=config.display_name,
             dataset=config.dataset,

@@ -17,6 +17,7 @@ from anml.checkpoint import (
     save_checkpoint,
     steps_saved,
 )
+from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS, complete_args
 from anml.errors import CheckpointError
 from anml.models.build import build_model
 from anml.models.meta_model import MetaModel
@@ -70,6 +71,58 @@ def test_a_model_saved_twice_has_the_same_bytes(folder, tmp_path, model, trainin
     save_checkpoint(tmp_path / "again", model, CARD, training)
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "size", "features"),
+    [
+        # As written before blocks and pooling could follow from the images' size, and norms differ by block.
+        ("anml", {"rln_chs": 3, "nm_chs": 2, "num_blocks": 3, "pool_rln_output": False, "pool_nm_output": False,
+                  "num_classes": 5}, 28, 3 * 3**2),
+        ("sanml", {"rln_chs": 2, "num_blocks": 3, "pool_rln_output": False, "num_classes": 5}, 84, 2 * 17**2),
+        ("classifier", {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": [3], "norm_type": "in"},
+                        "classifier": "linear-classifier", "classifier_args": {"num_classes": 5}}, 28, 3 * 7**2),
+        ("classifier", {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "norm_type": None},
+                        "classifier": "linear-classifier", "classifier_args": {"num_classes": 5}}, 28, 64 * 7**2),
+    ],
+)  # fmt: skip
+def test_older_cards_still_describe_the_same_network(tmp_path, name, old, size, features):
+    model = build_model(name, old, (1, size, size), seed=1)
+    save_checkpoint(tmp_path / "c", model, ModelCard(name, old, (1, size, size), "c", "omniglot", "meta", 1, 1), {})
+    loaded, card = load_model(tmp_path / "c")
+    assert card.model_args == old
+    assert loaded.head.in_features == features
+    images = torch.rand(2, 1, size, size)
+    assert torch.equal(loaded(images), model(images))
+
+
+def test_an_older_card_that_left_out_the_blocks_meant_three_unpooled(tmp_path):
+    old = {"encoder": "anml-encoder", "encoder_args": {"rln_chs": 2, "nm_chs": 2}, "classifier_args": {}}
+    blocks = old | {"encoder_args": {"rln_chs": 2, "nm_chs": 2, "num_blocks": 3}}
+    model = build_model("classifier", blocks, (1, 84, 84), seed=1)
+    save_checkpoint(tmp_path / "c", model, ModelCard("classifier", old, (1, 84, 84), "c", "omniglot", "meta", 1, 1), {})
+    loaded, card = load_model(tmp_path / "c")
+    assert card.model_args == old
+    assert loaded.head.in_features == 2 * 17**2
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("anml", {"rln_chs": 2, "nm_chs": 2}),
+        ("classifier", {"encoder": "convnet", "encoder_args": {"num_blocks": 2}, "classifier_args": None}),
+        ("classifier", {"encoder": "resnet12", "classifier": "metric-classifier"}),
+    ],
+)
+def test_a_card_holds_every_argument(name, args):
+    record = MODEL_ARGS[name](**args)
+    complete = json.loads(json.dumps(complete_args(record)))
+    assert complete_args(MODEL_ARGS[name](**complete)) == complete
+    states = [build_model(name, each, (1, 28, 28), seed=1).state_dict() for each in (args, complete)]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    for part in ("encoder", "classifier") if name == "classifier" else ():
+        known = {"encoder": ENCODER_ARGS, "classifier": HEAD_ARGS}[part][complete[part]].model_fields
+        assert set(complete[f"{part}_args"]) == set(known)
 
 
 def test_running_statistics_are_part_of_a_model(tmp_path):
@@ -163,7 +216,7 @@ def rewrite_card(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize("name", ["resnet", ["sanml"]])
 def test_an_unknown_model_lists_the_known_ones(folder, name):
     rewrite_card(folder, model=name)
-    with pytest.raises(CheckpointError, match="known: anml, sanml, oml, classifier"):
+    with pytest.raises(CheckpointError, match="known: anml, nonml, sanml, oml, classifier"):
         load_model(folder)
 
 

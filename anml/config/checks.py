@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from anml.config.binding import nearest, problem, show
 from anml.config.dataset_facts import DATASETS
 from anml.config.evaluation import EvalConfig
+from anml.config.model_args import ClassifierArgs
 from anml.config.training import TrainConfig
 from anml.config.yaml_source import KeyPath, Source
 
@@ -16,7 +17,7 @@ _TAKEN_NAMES = ("train",)
 
 def check_train(config: TrainConfig, source: Source) -> list[str]:
     """Return every problem of a training config (its evaluations apart)."""
-    problems = _check_episode(config, source) + _check_outputs(config, source)
+    problems = _check_episode(config, source) + _check_outputs(config, source) + _check_engine(config, source)
     if config.seeds:
         problems += _check_different(config.seeds, source, ("seeds",))
     return problems
@@ -55,6 +56,21 @@ def check_fits_model(flavor: EvalConfig, config: TrainConfig, source: Source, at
     if flavor.im_size not in (None, size):
         message = f"the model is trained on {size} pixels, found {flavor.im_size}; leave im_size out"
         problems.append(problem(source, (*at, "im_size"), message))
+    return problems + _check_least_squares(flavor, config, source, at)
+
+
+def _check_least_squares(flavor: EvalConfig, config: TrainConfig, source: Source, at: KeyPath) -> list[str]:
+    record = config.model_record
+    if not (isinstance(record, ClassifierArgs) and record.has_metric_head):
+        return []
+    reason = "needs logits that are linear in the output weights; those of a metric-classifier are similarities"
+    problems = []
+    if flavor.eval_method == "zero_shot":
+        message = f"zero_shot (least squares) {reason}; use sequential or iid"
+        problems.append(problem(source, (*at, "eval_method"), message))
+    if flavor.reinit_method == "lstsq":
+        message = f"lstsq (least squares) {reason}; use kaiming"
+        problems.append(problem(source, (*at, "reinit_method"), message))
     return problems
 
 
@@ -111,6 +127,17 @@ def _check_outputs(config: TrainConfig, source: Source) -> list[str]:
         message = f"num_classes is {outputs}, but there are {config.num_train_classes} training classes"
         return [problem(source, ("model_args",), message)]
     return []
+
+
+def _check_engine(config: TrainConfig, source: Source) -> list[str]:
+    """Refuse what would train without a word and then be evaluated with statistics that were never gathered."""
+    record = config.model_record
+    if config.engine != "reference" or config.train_method != "meta":
+        return []
+    if not (isinstance(record, ClassifierArgs) and record.has_batch_norm):
+        return []
+    message = "reference never updates the running statistics of a BatchNorm (norm_type: bn), which evaluations use"
+    return [problem(source, ("engine",), f"{message}; use engine: fast, or norm_type: gn or in")]
 
 
 def _check_different(values: Sequence[float], source: Source, key_path: KeyPath) -> list[str]:

@@ -6,7 +6,7 @@ from anml.config.evaluation import EvalConfig
 from anml.config.training import TrainConfig
 
 # Widths, in whatever records of model arguments have them; anything else keeps the model as it is.
-_SMALL = {"rln_chs": 8, "nm_chs": 4, "num_filters": 8, "hidden": 16, "hidden_layers": 16}
+_SMALL = {"rln_chs": 8, "nm_chs": 4, "num_filters": 8, "hidden": 16, "hidden_layers": 16, "channels": 8, "width": 8}
 
 
 def smoke_test(config: TrainConfig) -> TrainConfig:

@@ -9,7 +9,7 @@ from anml.config.model_args import MODEL_ARGS, ModelArgs
 from anml.config.record import Arguments, Count, NotNegative, OneOrMany, Rate, Record
 
 DatasetName = Literal["omniglot", "glyphs"]
-ModelName = Literal["anml", "sanml", "oml", "classifier"]
+ModelName = Literal["anml", "nonml", "sanml", "oml", "classifier"]
 TrainMethod = Literal["meta", "meta-first-order", "sequential_episodic", "iid"]
 EngineName = Literal["auto", "native", "sweep", "fast", "reference"]
 
@@ -92,7 +92,7 @@ class TrainConfig(Record):
     @property
     def model_record(self) -> ModelArgs:
         """The model's arguments as their own typed record."""
-        return MODEL_ARGS[self.model](**self.model_args)  # type: ignore[return-value]
+        return MODEL_ARGS[self.model](**self.model_args)
 
     @property
     def display_name(self) -> str:

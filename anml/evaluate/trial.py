@@ -15,6 +15,7 @@ from anml.errors import ConfigError
 from anml.evaluate.features import Features
 from anml.evaluate.least_squares import solve
 from anml.evaluate.stages import Stage, advance, head_inputs, latest_stage
+from anml.models.heads import MetricHead
 from anml.models.meta_model import MetaModel, draw_kaiming
 from anml.models.parameters import belongs_to, select_names
 from anml.rng import torch_generator
@@ -93,7 +94,7 @@ class TrialMaker:
         """Return a trial whose head is not solved yet."""
         model = copy.deepcopy(self.model)
         for name in self.redrawn:
-            _redraw(name, model.get_parameter(name), self.config, run)
+            _redraw(name, model, self.config, run)
         trajectory = draw_trajectory(
             self.data, shape.classes, shape.train_examples, shape.test_examples, self.config.seed, run
         )
@@ -122,8 +123,13 @@ def make_trial(
 
 
 @torch.no_grad()
-def _redraw(name: str, parameter: nn.Parameter, config: EvalConfig, run: int) -> None:
-    if parameter.dim() > 1:
+def _redraw(name: str, model: MetaModel, config: EvalConfig, run: int) -> None:
+    parameter, layer = model.get_parameter(name), model.get_submodule(name.rpartition(".")[0])
+    if isinstance(layer, nn.BatchNorm2d):
+        layer.reset_running_stats()  # They were of the layers that are being re-drawn.
+    if isinstance(layer, MetricHead) and name.endswith("temperature"):
+        parameter.fill_(layer.start_temperature)
+    elif parameter.dim() > 1:
         generator = torch_generator(config.seed, "reinitialise", run, name)
         parameter.copy_(draw_kaiming(tuple(parameter.shape), generator))
     elif name.endswith("weight"):
@@ -142,19 +148,31 @@ def support_examples(labels: torch.Tensor, count: int, seed: int, run: int) -> t
     return order[:count].to(labels.device)
 
 
+def _linear_head(model: MetaModel) -> nn.Linear:
+    """Return the output layer that least squares will set. Raises ConfigError for one that it cannot."""
+    if not isinstance(model.head, nn.Linear):
+        message = (
+            f"{model.head_layer} is a metric layer: least squares (eval_method: zero_shot, reinit_method: lstsq) "
+            "needs logits that are linear in the weights, use reinit_method: kaiming"
+        )
+        raise ConfigError(message)
+    return model.head
+
+
 def solve_heads(trials: Sequence[Trial], config: EvalConfig) -> None:
     """Set the output layers of trials of one shape to the least-squares solution for one-hot targets.
 
     Outputs without examples become 0.
     """
+    heads = [_linear_head(trial.model) for trial in trials]
     inputs, targets = zip(*(_support(trial, config) for trial in trials), strict=True)
     # A CPU gains nothing from more at once.
     size = max(1, _SOLVED_AT_ONCE // (inputs[0].numel() * 8)) if inputs[0].is_cuda else 1
     for first in range(0, len(trials), size):
         now = slice(first, first + size)
         weights, biases = solve(torch.stack(inputs[now]), torch.stack(targets[now]))
-        for trial, weight, bias in zip(trials[now], weights, biases, strict=True):
-            set_head(trial.model.head, weight, bias)
+        for head, weight, bias in zip(heads[now], weights, biases, strict=True):
+            set_head(head, weight, bias)
 
 
 def _support(trial: Trial, config: EvalConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from anml.meta.engine import Engine
 from anml.meta.fast import FastEngine
 from anml.meta.first_order import FirstOrderEngine
 from anml.meta.native import NativeEngine
+from anml.models.blocks import has_batch_norm
 from anml.models.meta_model import MetaModel
 from anml.native.build import available
 
@@ -21,6 +22,9 @@ def make_engine(config: TrainConfig, model: MetaModel, inner_names: list[str]) -
     if config.engine == "auto":
         return _fastest(model, inner_names, rate)
     if config.engine == "reference":
+        if has_batch_norm(model):
+            message = "engine: reference never updates the running statistics of a BatchNorm; use engine: fast"
+            raise ConfigError(message)
         from anml.meta.reference import ReferenceEngine  # Only here: `higher` is not needed by the others.
 
         return ReferenceEngine(model, inner_names, rate), "asked for"

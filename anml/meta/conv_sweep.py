@@ -18,6 +18,7 @@ lambda_0 is the gradient of the blocks' weights. Shapes are static and nothing i
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from anml.data.episodes import Episode
 from anml.meta.conv_blocks import BlockStack, TorchBlocks
@@ -135,9 +136,10 @@ def unsupported(model: MetaModel, inner_names: list[str]) -> str:
     """Say why the sweep engine cannot train this model so, or return an empty string when it can."""
     found = _blocks(model)
     if found is None:
-        return "its encoder is not a stack of convolution, InstanceNorm, ReLU and pooling"
+        return "its encoder is not a stack of convolution, InstanceNorm, ReLU and pooling (maybe times a gate)"
     head = {f"{model.head_layer}.{part}" for part, _ in model.head.named_parameters()}
-    if {n for n, _ in model.named_parameters() if belongs_to(n, model.head_prefix)} != head or len(head) != 2:
+    whole = {n for n, _ in model.named_parameters() if belongs_to(n, model.head_prefix)}
+    if not isinstance(model.head, nn.Linear) or whole != head or len(head) != 2:
         return "its head is not one Linear layer with a bias"
     if set(inner_names) != head | {n for n, _ in model.named_parameters() if belongs_to(n, found[0])}:
         return "the inner loop does not move exactly the encoder's blocks and the head"

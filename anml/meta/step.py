@@ -6,6 +6,7 @@ from torch import nn
 from anml.config.training import TrainConfig
 from anml.data.episodes import Episode
 from anml.meta.engine import Engine, EpisodeOutcome
+from anml.models.heads import OutputLayer
 from anml.models.meta_model import MetaModel, draw_kaiming
 from anml.models.parameters import select_names
 from anml.rng import torch_generator
@@ -35,10 +36,11 @@ class MetaStep:
         return outcome
 
 
-def lobotomize(head: nn.Linear, classes: tuple[int, ...], generator: torch.Generator) -> None:
+def lobotomize(head: OutputLayer, classes: tuple[int, ...], generator: torch.Generator) -> None:
     """Re-draw the weight rows of classes about to be learned, so that nothing of them can be remembered.
 
     Each row is drawn as kaiming_normal of a 1 x n matrix; biases stay (ANML's reference implementation).
+    So does the temperature of a metric head: it belongs to no class.
     """
     rows = draw_kaiming((len(classes), head.in_features), generator)
     with torch.no_grad():

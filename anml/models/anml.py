@@ -1,9 +1,9 @@
-"""ANML (Beaulieu et al. 2020, arXiv 2002.09571) and SANML, which is ANML without neuromodulation."""
+"""ANML (Beaulieu et al. 2020, arXiv 2002.09571); NONML, whose gate does not gate; SANML, which has none."""
 
 import torch
 from torch import nn
 
-from anml.config.model_args import AnmlArgs, AnmlEncoderArgs, SanmlArgs
+from anml.config.model_args import AnmlArgs, AnmlEncoderArgs, NonmlArgs, SanmlArgs
 from anml.models.blocks import conv_stack, output_width
 from anml.models.meta_model import MetaModel
 
@@ -13,8 +13,8 @@ class AnmlEncoder(nn.Module):
 
     def __init__(self, args: AnmlArgs | AnmlEncoderArgs, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.rln = conv_stack(image_shape[0], args.rln_chs, args.num_blocks, args.pool_rln_output)
-        self.nm = conv_stack(image_shape[0], args.nm_chs, args.num_blocks, args.pool_nm_output)
+        self.rln = conv_stack(image_shape, args.rln_chs, args.num_blocks, args.pool_rln_output)
+        self.nm = conv_stack(image_shape, args.nm_chs, args.num_blocks, args.pool_nm_output)
         self.features = output_width(self.rln, image_shape)
         self.nm.add_module("fc", nn.Linear(output_width(self.nm, image_shape), self.features))
 
@@ -53,6 +53,38 @@ class Anml(MetaModel):
         return self.fc(features)
 
 
+class Nonml(MetaModel):
+    """NONML: the control for ANML's multiplication. Parameters `rln.*`, `nm.*`, `fc.*`, of the same shapes but for fc.
+
+    The neuromodulatory network computes the same values in (0, 1), as many as there are features, but they are appended
+    to the features, not multiplied with them: fc sees [rln(x), sigmoid(nm(x))], twice as many inputs (4608 of 28x28
+    pixels, in the default width). What the one network sees can then no longer switch off what the other has learned.
+    """
+
+    head_layer = "fc"
+    head_prefix = "fc"
+    gate_prefix = "nm"
+
+    # Not derived from Anml: the engines that are made for its multiplication tell it by its type.
+    def __init__(self, args: NonmlArgs, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        encoder = AnmlEncoder(args, image_shape)
+        self.rln, self.nm = encoder.rln, encoder.nm
+        self.fc = nn.Linear(2 * encoder.features, args.num_classes)
+
+    def modulate(self, images: torch.Tensor) -> torch.Tensor:
+        """Return what is appended to the features, [n, features / 2]."""
+        return torch.sigmoid(self.nm(images))
+
+    def encode(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        """Return features [n, features], the second half of them the gate."""
+        return torch.cat([self.rln(images), self.modulate(images) if gate is None else gate], dim=1)
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Return logits [n, classes]."""
+        return self.fc(features)
+
+
 class Sanml(MetaModel):
     """SANML: parameters `rln.*`, `fc.*`."""
 
@@ -61,7 +93,7 @@ class Sanml(MetaModel):
 
     def __init__(self, args: SanmlArgs, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.rln = conv_stack(image_shape[0], args.rln_chs, args.num_blocks, args.pool_rln_output)
+        self.rln = conv_stack(image_shape, args.rln_chs, args.num_blocks, args.pool_rln_output)
         self.fc = nn.Linear(output_width(self.rln, image_shape), args.num_classes)
 
     def encode(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:

@@ -9,6 +9,9 @@ from torch import nn
 
 from anml.errors import ConfigError
 
+# Pixels along the edge of the last feature map, at most.
+_LARGEST_MAP = 4
+
 
 class ConvBlock(nn.Module):
     """Convolution 3x3 without padding, InstanceNorm (affine), ReLU, and maybe 2x2 max-pooling.
@@ -28,19 +31,58 @@ class ConvBlock(nn.Module):
         return self.pool(self.relu(self.norm(self.conv(images))))
 
 
-def conv_stack(in_channels: int, channels: int, blocks: int, pool_last: bool) -> nn.Sequential:
-    """Return `convBlock1` ... `convBlockN`, each pooled but (unless `pool_last`) the last, and a flattening."""
+def automatic_blocks(size: int) -> tuple[int, bool]:
+    """Return how many blocks suit images of `size` pixels, and whether the last one is to be pooled.
+
+    As many as bring the edge of the feature map, a pooled block taking s to (s - 2) // 2, down to 4 or less; the last
+    block stays unpooled where that suffices. With 256 channels: 28 pixels, 3 blocks, 3x3 unpooled, 2304 features (as
+    published); 84 pixels, 4 blocks, 3x3 pooled, 2304 features; of any size, 2x2 to 4x4, 1024 to 4096 features.
+    """
+    blocks, edge = 1, size
+    while (edge - 2) // 2 > _LARGEST_MAP:
+        blocks, edge = blocks + 1, (edge - 2) // 2
+    return blocks, edge - 2 > _LARGEST_MAP
+
+
+def conv_stack(
+    image_shape: tuple[int, int, int], channels: int, blocks: int | None, pool_last: bool | None
+) -> nn.Sequential:
+    """Return `convBlock1` ... `convBlockN`, each pooled but (unless `pool_last`) the last, and a flattening.
+
+    Without `blocks` both follow from the images' size (`automatic_blocks`); with them, a last block of which nothing is
+    said is unpooled.
+    """
+    if blocks is None:
+        blocks, pool = automatic_blocks(image_shape[1])
+        pool_last = pool if pool_last is None else pool_last
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number in range(1, blocks + 1):
-        pool = pool_last or number < blocks
-        layers[f"convBlock{number}"] = ConvBlock(in_channels if number == 1 else channels, channels, pool)
+        in_channels = image_shape[0] if number == 1 else channels
+        layers[f"convBlock{number}"] = ConvBlock(in_channels, channels, bool(pool_last) or number < blocks)
     layers["flatten"] = nn.Flatten()
     return nn.Sequential(layers)
+
+
+def make_norm(kind: str | None, channels: int) -> nn.Module:
+    """Return a norm by its name in configs: `in`, `bn`, `gn`, or none."""
+    if kind is None:
+        return nn.Identity()
+    if kind == "in":
+        return nn.InstanceNorm2d(channels, affine=True)
+    # One group, as in higherANML: it divides every number of channels.
+    return nn.BatchNorm2d(channels) if kind == "bn" else nn.GroupNorm(1, channels)
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    """Say whether an image's features depend on the images beside it, in training."""
+    return any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
 
 
 def output_width(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Return d of a network [n, C, H, W] -> [n, d]. Raises ConfigError when the images are too small for it."""
     net.eval()  # A BatchNorm would take this probe into its running statistics.
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(_refuse_single_pixel) for norm in norms]
     try:
         with torch.no_grad():
             return net(torch.zeros(1, *image_shape)).shape[1]
@@ -49,6 +91,15 @@ def output_width(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
         raise ConfigError(message) from None
     finally:
         net.train()
+        for hook in hooks:
+            hook.remove()
+
+
+def _refuse_single_pixel(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Find out now what torch refuses only when it trains on a batch of one image."""
+    if inputs[0].shape[2:].numel() == 1:
+        message = "a BatchNorm would see a single pixel, which is nothing to normalise in a batch of one"
+        raise ValueError(message)
 
 
 class BlockWeights(NamedTuple):

@@ -6,12 +6,18 @@ from typing import Any
 import torch
 
 from anml.config.model_args import MODEL_ARGS
-from anml.models.anml import Anml, Sanml
+from anml.models.anml import Anml, Nonml, Sanml
 from anml.models.classifier import Classifier
 from anml.models.meta_model import MetaModel, initialise
 from anml.models.oml import Oml
 
-MODELS: dict[str, Callable[..., MetaModel]] = {"anml": Anml, "sanml": Sanml, "oml": Oml, "classifier": Classifier}
+MODELS: dict[str, Callable[..., MetaModel]] = {
+    "anml": Anml,
+    "nonml": Nonml,
+    "sanml": Sanml,
+    "oml": Oml,
+    "classifier": Classifier,
+}
 
 
 def build_model(name: str, args: dict[str, Any], image_shape: tuple[int, int, int], seed: int) -> MetaModel:

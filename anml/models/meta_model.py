@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from anml.models.heads import MetricHead, OutputLayer
 from anml.rng import torch_generator
 
 
@@ -12,7 +13,7 @@ class MetaModel(nn.Module):
     """A network that is used in two halves, so that what does not change is computed once.
 
     `encode` turns images [n, C, H, W] into features [n, d]; `classify` turns features into logits [n, classes].
-    A model with a gate (neuromodulation) also has `modulate`, which gives the gate [n, d] that `encode` multiplies by.
+    A model with a gate (neuromodulation) also has `modulate`: the gate, which `encode` multiplies by (NONML: appends).
     `head_layer` names the output layer, `head_prefix` all that `classify` uses, `gate_prefix` all that `modulate` uses.
     """
 
@@ -47,10 +48,10 @@ class MetaModel(nn.Module):
         return self.classify(self.encode(inputs, gate))
 
     @property
-    def head(self) -> nn.Linear:
-        """The output layer."""
+    def head(self) -> OutputLayer:
+        """The output layer. What needs logits that are linear in its weights must ask whether it is an nn.Linear."""
         layer = self.get_submodule(self.head_layer)
-        assert isinstance(layer, nn.Linear)
+        assert isinstance(layer, OutputLayer)
         return layer
 
 
@@ -65,15 +66,16 @@ def draw_kaiming(shape: tuple[int, ...], generator: torch.Generator) -> torch.Te
 def initialise(model: MetaModel, seed: int) -> None:
     """Draw every parameter from named generators, so that no global random state is used.
 
-    Convolutions kaiming normal, as in ANML; Linear layers and biases uniform in +-1/sqrt(fan_in), PyTorch's default;
-    norms one and zero. Each parameter has its own stream: the same layer starts alike in every model of a seed.
+    Convolutions kaiming normal, as in ANML; Linear layers, metric heads and biases uniform in +-1/sqrt(fan_in), as
+    PyTorch does; norms one and zero. Each parameter has its own stream: the same layer starts alike in every model of a
+    seed.
     """
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.Linear, MetricHead)):
             _initialise_layer(module, lambda part, name=name: torch_generator(seed, "initial", f"{name}.{part}"))
 
 
-def _initialise_layer(layer: nn.Conv2d | nn.Linear, generator: Callable[[str], torch.Generator]) -> None:
+def _initialise_layer(layer: nn.Conv2d | nn.Linear | MetricHead, generator: Callable[[str], torch.Generator]) -> None:
     weight = layer.weight
     bound = (weight.numel() / weight.shape[0]) ** -0.5
     with torch.no_grad():
@@ -81,5 +83,5 @@ def _initialise_layer(layer: nn.Conv2d | nn.Linear, generator: Callable[[str], t
             weight.copy_(draw_kaiming(tuple(weight.shape), generator("weight")))
         else:
             weight.copy_((torch.rand(weight.shape, generator=generator("weight")) * 2 - 1) * bound)
-        if layer.bias is not None:
+        if not isinstance(layer, MetricHead) and layer.bias is not None:
             layer.bias.copy_((torch.rand(layer.bias.shape, generator=generator("bias")) * 2 - 1) * bound)

@@ -122,6 +122,8 @@ def test_flavors_have_the_names_of_higheranml(load, name: str) -> None:
         ("stride: null", "stride: must be a whole number, found null"),
         ("norm_type: ln", 'norm_type: "ln" is not allowed; allowed: bn, gn, in'),
         ("padding: -1", "padding: must be 0 or more, found -1"),
+        ("norm_type: [bn, in]", 'norm_type: must be one value, or one for each of the 3 blocks, found ["bn", "in"]'),
+        ("norm_type: [bn, ln, in]", 'norm_type[1]: "ln" is not allowed; allowed: bn, gn, in'),
     ],
 )
 def test_an_encoder_that_cannot_be_is_refused(problems, args: str, message: str) -> None:
@@ -129,3 +131,46 @@ def test_an_encoder_that_cannot_be_is_refused(problems, args: str, message: str)
     assert problems(f"{text}  encoder_args: {{num_blocks: 3, {args}}}\n") == [
         f"train.yml:5: model_args.encoder_args.{message}"
     ]
+
+
+RESNET = "dataset: glyphs\nmodel: classifier\nmodel_args:\n  encoder: resnet12\n"
+METRIC = f"{RESNET}  classifier: metric-classifier\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("encoder_args.channels=[1, 2]", "encoder_args.channels: must be 4 values, one for each stage, found [1, 2]"),
+        ("encoder_args.norm_type=ln", 'encoder_args.norm_type: "ln" is not allowed; allowed: bn, gn, in'),
+        ("encoder_args.width=8", "encoder_args.width: unknown key; allowed: channels, norm_type"),
+        ("classifier_args.metric=cosin", 'classifier_args.metric: "cosin" is not allowed; allowed: cosine, distance; '
+         "did you mean 'cosine'?"),
+        ("classifier_args.temperature=0", "classifier_args.temperature: must be greater than 0, found 0"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_of_any_part_is_refused(problems, override: str, message: str) -> None:
+    assert problems(METRIC, f"model_args.{override}") == [f"--set: model_args.{message}"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("eval_method: zero_shot", "eval.a.eval_method: zero_shot (least squares) needs logits that are linear in the "
+         "output weights; those of a metric-classifier are similarities; use sequential or iid"),
+        ("reinit_method: lstsq", "eval.a.reinit_method: lstsq (least squares) needs logits that are linear in the "
+         "output weights; those of a metric-classifier are similarities; use kaiming"),
+    ],
+)  # fmt: skip
+def test_least_squares_of_a_metric_head_is_refused(problems, setting: str, message: str) -> None:
+    assert problems(f"{METRIC}eval:\n  a:\n    {setting}\n") == [f"train.yml:8: {message}"]
+
+
+def test_least_squares_of_a_linear_head_is_fine(load) -> None:
+    assert load(f"{RESNET}eval: {{a: {{eval_method: zero_shot}}}}\n").config.eval["a"].eval_method == "zero_shot"
+
+
+def test_the_reference_engine_is_refused_for_batch_norms(problems, load) -> None:
+    (message,) = problems(f"{RESNET}engine: reference\n")
+    assert message.startswith("train.yml:5: engine: reference never updates the running statistics of a BatchNorm")
+    assert load(f"{RESNET}engine: reference\n", "model_args.encoder_args.norm_type=gn")
+    assert load(f"{RESNET}engine: reference\n", "train_method=meta-first-order")  # Which runs without it.

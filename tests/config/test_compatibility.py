@@ -119,14 +119,14 @@ output_layer: classifier.mlp.2
     assert isinstance(record, ClassifierArgs)
     encoder = record.encoder_record()
     assert isinstance(encoder, ConvnetArgs)
-    assert (encoder.norm_type, encoder.pool_size) == (None, (0,))
+    assert (encoder.norm_type, encoder.pool_size) == ((None,), (0,))
 
 
 @pytest.mark.parametrize(
     ("name", "norm"), [("batch", "bn"), ("groupnorm", "gn"), ("instance", "in"), ("none", None), ("in", "in")]
 )
 def test_norms_have_their_other_names(name: str, norm: str | None) -> None:
-    assert ConvnetArgs.model_validate({"norm_type": name}).norm_type == norm
+    assert ConvnetArgs.model_validate({"norm_type": name}).norm_type == (norm,)
 
 
 def test_anml_as_a_classifier_loads(sanml) -> None:

@@ -41,8 +41,8 @@ def test_two_lines_make_a_config(load) -> None:
         ),
         (
             CLASSIFIER, "model_args.encoder=convnett",
-            "--set: model_args.encoder: \"convnett\" is not allowed; allowed: convnet, anml-encoder; "
-            "did you mean 'convnet'?",
+            "--set: model_args.encoder: \"convnett\" is not allowed; allowed: convnet, anml-encoder, "
+            "resnet12, resnet18, resnet34; did you mean 'convnet'?",
         ),
         (BASE, "model=classifier", "train.yml:1: model_args.encoder: is required but missing"),
     ],
@@ -209,6 +209,7 @@ MODELS = st.sampled_from(
         {"model": "anml", "model_args": {"rln_chs": 8, "pool_nm_output": True}},
         {"model": "oml", "model_args": {"strides": [2, 1]}},
         {"model": "sanml"},
+        {"model": "nonml", "model_args": {"num_blocks": None, "pool_nm_output": None}},
         {
             "model": "classifier",
             "model_args": {

@@ -48,8 +48,14 @@ def test_layers_inside_a_classifier_become_narrow(load) -> None:
     assert config.model_args["encoder_args"]["num_filters"] == [8, 8]
 
 
+def test_stages_of_a_residual_network_become_narrow(load) -> None:
+    args = "{encoder: resnet12, encoder_args: {channels: [64, 160, 320, 640]}}"
+    config = smoke_test(load(f"dataset: glyphs\nmodel: classifier\nmodel_args: {args}\n").config)
+    assert config.model_args["encoder_args"]["channels"] == [8, 8, 8, 8]
+
+
 @pytest.mark.parametrize("method", ["meta", "meta-first-order", "sequential_episodic", "iid"])
-@pytest.mark.parametrize("model", ["anml", "sanml", "oml"])
+@pytest.mark.parametrize("model", ["anml", "nonml", "sanml", "oml"])
 def test_it_is_a_config_like_any_other(load, write, method: str, model: str) -> None:
     small = smoke_test(
         load(f"dataset: glyphs\nmodel: {model}\ntrain_method: {method}\nepochs: 3\neval: {{a: {{runs: 3}}}}\n").config

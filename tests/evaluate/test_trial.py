@@ -28,7 +28,7 @@ def test_the_head_is_drawn_kaiming_normal_and_its_bias_zeroed(data, make_config)
     trial = make_trial(model, make_config(), data, SHAPE, run=0)
     assert changed(trial.model, model) == {"fc.weight", "fc.bias"}
     assert trial.model.head.weight.std().item() == pytest.approx((2 / 576) ** 0.5, rel=0.01)
-    assert trial.model.head.bias.eq(0).all()
+    assert trial.model.get_parameter("fc.bias").eq(0).all()
 
 
 def test_the_published_table_kept_the_bias(model, data, make_config):
@@ -110,7 +110,9 @@ def test_zero_shot_is_least_squares_by_numpy(model, data, make_config, kind, ini
         train, test = (last(images.model.encode(part)) for part in (images.train_inputs, images.test_inputs))
     solution = lstsq_by_numpy(train[picked], trial.train_labels[picked], outputs=30)
     np.testing.assert_allclose(trial.model.head.weight.T.numpy(), solution[:-1], rtol=0, atol=1e-9)
-    np.testing.assert_allclose(trial.model.head.bias.numpy(), solution[-1], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        trial.model.get_parameter(f"{model.head_layer}.bias").numpy(), solution[-1], rtol=0, atol=1e-9
+    )
     [score] = score_without_learning(trial)
     right = (test.numpy() @ solution[:-1] + solution[-1]).argmax(axis=1) == trial.test_labels.numpy()
     assert score.test.top1.tolist() == right.reshape(12, 5).mean(axis=1).tolist()
@@ -140,6 +142,42 @@ def test_support_is_random_and_without_replacement():
 
 def test_support_of_size_zero_is_the_first_example_of_each_class():
     assert support_examples(torch.arange(4).repeat_interleave(3), 0, seed=1, run=0).tolist() == [0, 3, 6, 9]
+
+
+METRIC = {
+    "encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": 4}, "classifier": "metric-classifier",
+    "classifier_args": {"num_classes": 30},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{"eval_method": "zero_shot"}, {"reinit_method": "lstsq"}], ids=str)
+def test_least_squares_of_a_metric_head_is_refused(data, make_config, changes):
+    model = build_model("classifier", METRIC, (1, 28, 28), seed=1)
+    with pytest.raises(ConfigError, match=r"classifier\.metric is a metric layer: least squares"):
+        make_trial(model, make_config(**changes), data, SHAPE, run=0)
+
+
+def test_a_metric_head_starts_anew_with_its_first_temperature(data, make_config):
+    model = build_model("classifier", METRIC, (1, 28, 28), seed=1)
+    with torch.no_grad():
+        model.get_parameter("classifier.metric.temperature").fill_(3)
+    trial = make_trial(model, make_config(), data, SHAPE, run=0)
+    assert changed(trial.model, model) == {"classifier.metric.weight", "classifier.metric.temperature"}
+    assert trial.model.get_parameter("classifier.metric.temperature") == 10
+    kept = make_trial(model, make_config(reinit_params="classifier.metric.weight"), data, SHAPE, run=0)
+    assert kept.model.get_parameter("classifier.metric.temperature") == 3
+
+
+def test_a_batch_norm_made_anew_forgets_its_running_statistics(data, make_config):
+    args = {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": 4, "norm_type": "bn"}}
+    model = build_model("classifier", args, (1, 28, 28), seed=1)
+    model(torch.rand(4, 1, 28, 28))
+    kept = make_trial(model, make_config(), data, SHAPE, run=0).model
+    renewed = make_trial(model, make_config(reinit_params="all"), data, SHAPE, run=0).model
+    mean, variance = "encoder.block1.norm.running_mean", "encoder.block1.norm.running_var"
+    assert torch.equal(kept.get_buffer(mean), model.get_buffer(mean))
+    assert renewed.get_buffer(mean).eq(0).all()
+    assert renewed.get_buffer(variance).eq(1).all()
 
 
 def centred_channels(images: int) -> torch.Tensor:

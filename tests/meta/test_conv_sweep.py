@@ -214,6 +214,16 @@ def test_says_what_it_does_not_support() -> None:
         seed=1,
     )
     assert "head" in unsupported(mlp, [n for n, _ in mlp.named_parameters()])
+    for args in ({"learn_temperature": False}, {}):  # With a temperature, it has two parameters like a Linear layer.
+        metric = build_model(
+            "classifier",
+            {"encoder": "convnet", "encoder_args": {"num_blocks": 3}, "classifier": "metric-classifier",
+             "classifier_args": args},
+            (1, 28, 28), seed=1,
+        )  # fmt: skip
+        assert "head is not one Linear layer" in unsupported(metric, [n for n, _ in metric.named_parameters()])
+    nonml = build_model("nonml", {"rln_chs": 4, "nm_chs": 3}, (1, 28, 28), seed=1)
+    assert "encoder" in unsupported(nonml, [n for n, _ in nonml.named_parameters() if not n.startswith("nm")])
     batch_norm = {"encoder": "convnet", "encoder_args": {"num_blocks": 3, "norm_type": "bn"}}
     model = build_model("classifier", batch_norm, (1, 28, 28), seed=1)
     with pytest.raises(ValueError, match="InstanceNorm"):

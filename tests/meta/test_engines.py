@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
+from anml.errors import ConfigError
 from anml.meta.choose import make_engine
 from anml.meta.engine import Engine, EpisodeOutcome
 from anml.meta.fast import FastEngine
@@ -27,17 +28,29 @@ MLP: dict[str, Any] = {
     "classifier": "mlp-classifier",
     "classifier_args": {"num_classes": 9, "hidden_layers": [6, 5]},
 }
+METRIC: dict[str, Any] = {"classifier": "metric-classifier"}
+COSINE: dict[str, Any] = METRIC | {"classifier_args": {"num_classes": 9}}
+DISTANCE: dict[str, Any] = METRIC | {"classifier_args": {"num_classes": 9, "metric": "distance", "temperature": 0.1}}
+LEARNED: dict[str, Any] = METRIC | {"classifier_args": DISTANCE["classifier_args"] | {"learn_temperature": True}}
+RESNET12: dict[str, Any] = {"encoder": "resnet12", "encoder_args": {"channels": [3, 4, 5, 6], "norm_type": "gn"}}
+RESNET18: dict[str, Any] = {"encoder": "resnet18", "encoder_args": {"width": 3, "norm_type": "gn"}}
 ENCODER: dict[str, Any] = {"encoder": "anml-encoder", "encoder_args": {"rln_chs": 3, "nm_chs": 2}}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "anml": ("anml", {"rln_chs": 4, "nm_chs": 3, "num_classes": 9}),
+    "nonml": ("nonml", {"rln_chs": 4, "nm_chs": 3, "num_classes": 9}),
     "sanml": ("sanml", {"rln_chs": 4, "num_classes": 9}),
     "oml": ("oml", {"num_filters": 4, "strides": [2, 1, 2], "hidden": 7, "num_classes": 9}),
     "convnet, linear": ("classifier", CONVNET | LINEAR),
     "convnet, mlp": ("classifier", CONVNET | MLP),
     "anml-encoder, linear": ("classifier", ENCODER | LINEAR),
     "anml-encoder, mlp": ("classifier", ENCODER | MLP),
+    "convnet, cosine": ("classifier", CONVNET | COSINE),
+    "convnet, distance": ("classifier", CONVNET | DISTANCE),
+    "anml-encoder, learned temperature": ("classifier", ENCODER | LEARNED),
+    "resnet12, linear": ("classifier", RESNET12 | LINEAR),
+    "resnet18, cosine": ("classifier", RESNET18 | COSINE),
 }
-PUBLISHED_INNER = {"anml": ("rln", "fc"), "sanml": ("all",), "oml": ("pn",)}
+PUBLISHED_INNER = {"anml": ("rln", "fc"), "nonml": ("rln", "fc"), "sanml": ("all",), "oml": ("pn",)}
 INNER_LR = 0.1
 
 
@@ -123,6 +136,9 @@ def test_every_model_agrees_with_higher(data, kind, inner):
         ("oml", ("rln.0", "pn.2")),
         ("convnet, mlp", ("encoder.block2", "classifier.mlp.2")),
         ("anml-encoder, linear", ("encoder.rln", "classifier")),
+        ("convnet, cosine", ("classifier.metric.weight",)),
+        ("anml-encoder, learned temperature", ("encoder.rln", "classifier")),
+        ("resnet12, linear", ("encoder.stage4", "head")),
     ],
     ids=str,
 )
@@ -143,6 +159,32 @@ def test_every_norm_agrees_with_higher(data, norm, inner):
     arguments = {"num_blocks": 2, "num_filters": [3], "norm_type": norm}
     model = make_model("convnet, linear", extra={"encoder_args": arguments})
     assert_fast_is_exact(model, inner, make_episode(data, batch_size=3))
+
+
+def batch_norm_model() -> MetaModel:
+    return make_model(
+        "convnet, linear", extra={"encoder_args": {"num_blocks": 2, "num_filters": [3], "norm_type": "bn"}}
+    )
+
+
+def test_running_statistics_gather_every_batch_of_an_episode(data):
+    """Those of the inner loop, seen under its fast weights, and that of the meta loss: four in all."""
+    model, episode = batch_norm_model(), make_episode(data, batch_size=3)
+    plain, _ = plain_first_order(model, select_names(model, ["all"]), episode)
+    FastEngine(model, select_names(model, ["all"]), INNER_LR).run(episode)
+    statistics = {name: buffer for name, buffer in model.named_buffers() if "running" in name}
+    assert model.get_buffer("encoder.block1.norm.num_batches_tracked") == 4
+    for name, buffer in statistics.items():
+        torch.testing.assert_close(buffer, plain.get_buffer(name), rtol=1e-12, atol=0)
+
+
+def test_the_reference_is_refused_where_it_would_leave_running_statistics_behind(data):
+    model = batch_norm_model()
+    names, before = select_names(model, ["all"]), copy.deepcopy(dict(model.named_buffers()))
+    ReferenceEngine(model, names, INNER_LR).run(make_episode(data))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    with pytest.raises(ConfigError, match="running statistics of a BatchNorm"):
+        make_engine(make_config(engine="reference"), model, names)
 
 
 def test_biases_in_front_of_an_instance_norm_are_those_left_out():

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from anml.config.model_args import MetricHeadArgs
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
 from anml.meta.choose import make_engine
 from anml.meta.step import MetaStep, lobotomize
 from anml.models.build import build_model
+from anml.models.heads import MetricHead
 from anml.models.meta_model import MetaModel, draw_kaiming
 from anml.models.parameters import select_names
 from anml.rng import torch_generator
@@ -109,6 +111,14 @@ def test_lobotomy_changes_the_weights_of_the_row_only():
     assert torch.equal(head.weight[others], weight[others])
     assert torch.equal(head.bias, bias)
     assert (head.weight[4] - weight[4]).abs().min() > 0
+
+
+def test_lobotomy_leaves_the_temperature_of_a_metric_head_alone():
+    head = MetricHead(50, MetricHeadArgs(num_classes=9))
+    nn.init.ones_(head.weight)
+    lobotomize(head, (4,), torch_generator(1, "lobotomy", 0))
+    assert (head.weight == 1).all(dim=1).tolist() == [row != 4 for row in range(9)]
+    assert head.temperature == 10
 
 
 def test_lobotomy_draws_kaiming_normal_of_one_row():

@@ -1,25 +1,44 @@
 """The networks: names and sizes of the published ones, starts that a seed decides alone, halves that fit together."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
+from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS, ClassifierArgs
+from anml.config.training import ModelName
 from anml.errors import ConfigError
-from anml.models.build import build_model
+from anml.models.blocks import automatic_blocks, conv_stack, output_width
+from anml.models.build import MODELS, build_model
+from anml.models.classifier import ENCODERS
+from anml.models.heads import HEADS
 from anml.models.meta_model import MetaModel
 
 SHAPE = (1, 28, 28)
+LARGE = (3, 84, 84)
 CONVNET = {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": [4]}}
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "anml": ("anml", {"rln_chs": 4, "nm_chs": 3, "num_classes": 10}),
+    "nonml": ("nonml", {"rln_chs": 4, "nm_chs": 3, "num_classes": 10}),
     "sanml": ("sanml", {"rln_chs": 4, "num_classes": 10}),
     "oml": ("oml", {"num_filters": 4, "strides": [2, 1, 2], "hidden": 8, "num_classes": 10}),
     "convnet, linear": ("classifier", CONVNET | {"classifier_args": {"num_classes": 10}}),
     "convnet, mlp": (
         "classifier",
         CONVNET | {"classifier": "mlp-classifier", "classifier_args": {"num_classes": 10, "hidden_layers": [8]}},
+    ),
+    "convnet, cosine": (
+        "classifier",
+        CONVNET | {"classifier": "metric-classifier", "classifier_args": {"num_classes": 10}},
+    ),
+    "resnet12": (
+        "classifier",
+        {
+            "encoder": "resnet12",
+            "encoder_args": {"channels": [3, 4, 5, 6], "norm_type": "gn"},
+            "classifier_args": {"num_classes": 10},
+        },
     ),
     "anml-encoder": (
         "classifier",
@@ -147,7 +166,8 @@ def test_measuring_a_network_does_not_train_its_norms():
     ("name", "args", "size"),
     [
         ("anml", {"rln_chs": 4, "nm_chs": 3, "num_blocks": 5}, 28),
-        ("sanml", {"rln_chs": 4}, 20),  # The last norm would see a single pixel, which it normalises to nothing.
+        # The last norm would see a single pixel, which it normalises to nothing.
+        ("sanml", {"rln_chs": 4, "num_blocks": 3}, 20),
         ("oml", {"num_filters": 4}, 28),
         ("classifier", {"encoder": "convnet", "encoder_args": {"num_blocks": 6}}, 28),
     ],
@@ -165,7 +185,134 @@ def test_a_list_has_one_value_per_block():
     assert found["classifier.linear.weight"] == (1000, 8 * 3 * 3)  # 28 -> 14 -> 7 -> 7 -> 3.
 
 
+def test_norms_may_differ_from_block_to_block():
+    args = {"encoder": "convnet", "encoder_args": {"num_blocks": 3, "num_filters": 4, "norm_type": ["bn", None, "in"]}}
+    model = build_model("classifier", args, SHAPE, seed=1)
+    kinds = [type(dict(model.get_submodule(f"encoder.block{i}").named_children()).get("norm")) for i in (1, 2, 3)]
+    assert kinds == [nn.BatchNorm2d, type(None), nn.InstanceNorm2d]
+
+
 @pytest.mark.parametrize("norm", ["in", "bn", "gn", None])
 def test_every_norm_works_at_any_width(norm):
     args = {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": [5, 48], "norm_type": norm}}
     assert build_model("classifier", args, SHAPE, seed=1)(torch.rand(2, *SHAPE)).shape == (2, 1000)
+
+
+def test_nonml_appends_the_gate():
+    model = build_model("nonml", {"rln_chs": 4, "nm_chs": 3}, SHAPE, seed=1)
+    images = torch.rand(3, *SHAPE)
+    features, gate = model.encode(images), model.modulate(images)
+    assert gate is not None
+    assert torch.equal(features, torch.cat([model.get_submodule("rln")(images), gate], dim=1))
+    assert torch.equal(gate, torch.sigmoid(model.get_submodule("nm")(images)))
+
+
+def test_nonml_is_anml_with_twice_the_features():
+    anml, nonml = (sizes(build_model(name, {"rln_chs": 4, "nm_chs": 3}, SHAPE, seed=1)) for name in ("anml", "nonml"))
+    assert nonml == anml | {"fc.weight": (1000, 2 * 36)}
+
+
+@pytest.mark.parametrize(
+    ("size", "blocks", "pool", "edge"),
+    [(28, 3, False, 3), (84, 4, True, 3), (32, 3, False, 4), (64, 4, False, 4), (105, 4, True, 4), (224, 6, False, 3)],
+)
+def test_blocks_follow_from_the_size(size, blocks, pool, edge):
+    assert automatic_blocks(size) == (blocks, pool)
+    assert conv_stack((1, size, size), 2, None, None)(torch.rand(1, 1, size, size)).shape == (1, 2 * edge**2)
+
+
+def test_the_last_map_is_small_and_never_a_single_pixel():
+    for size in range(8, 300):
+        net = conv_stack((1, size, size), 1, None, None)
+        assert 4 <= output_width(net, (1, size, size)) <= 16
+
+
+@pytest.mark.parametrize("name", ["anml", "sanml"])
+def test_large_images_make_as_many_features_as_small_ones(name):
+    args = {"rln_chs": 256} | ({"nm_chs": 2} if name == "anml" else {})
+    assert [build_model(name, args, shape, seed=1).head.in_features for shape in (SHAPE, LARGE)] == [2304, 2304]
+
+
+def test_the_gate_follows_from_the_size_too():
+    model = build_model("anml", {"rln_chs": 2, "nm_chs": 5}, LARGE, seed=1)
+    assert sizes(model)["nm.fc.weight"] == (2 * 9, 5 * 9)
+
+
+def test_what_is_said_goes_before_the_rule():
+    args = {"rln_chs": 2, "num_blocks": 3}
+    assert build_model("sanml", args, LARGE, seed=1).head.in_features == 2 * 17**2
+    assert build_model("sanml", args | {"pool_rln_output": True}, LARGE, seed=1).head.in_features == 2 * 8**2
+    assert build_model("sanml", {"rln_chs": 2, "pool_rln_output": False}, LARGE, seed=1).head.in_features == 2 * 6**2
+
+
+@pytest.mark.parametrize(
+    ("encoder", "args", "width", "convolutions"),
+    [
+        ("resnet12", {}, 512, 16),
+        ("resnet12", {"channels": [64, 160, 320, 640]}, 640, 16),
+        ("resnet18", {}, 512, 20),
+        ("resnet34", {}, 512, 36),
+    ],
+)
+def test_residual_networks_are_the_known_ones(encoder, args, width, convolutions):
+    # The names count no shortcuts, which are 4 convolutions of resnet12 and 3 of the others.
+    model = build_model("classifier", {"encoder": encoder, "encoder_args": args}, LARGE, seed=1)
+    assert model.head.in_features == width
+    assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == convolutions
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == convolutions
+
+
+def test_a_resnet18_has_as_many_parameters_as_published():
+    model = build_model("classifier", {"encoder": "resnet18"}, (3, 224, 224), seed=1)
+    assert sum(p.numel() for p in model.parameters()) == 11_689_512  # With its 1000 outputs.
+
+
+def test_a_residual_block_adds_its_input():
+    model = build_model("classifier", {"encoder": "resnet18", "encoder_args": {"width": 2}}, LARGE, seed=1).eval()
+    block = model.get_submodule("encoder.stage1.block1")
+    maps = torch.rand(2, 2, 21, 21)
+    assert torch.equal(block(maps), torch.relu(block.get_submodule("body")(maps) + maps))
+
+
+@pytest.mark.parametrize(("encoder", "size"), [("resnet12", 15), ("resnet18", 28)])
+def test_a_batch_norm_never_sees_a_single_pixel(encoder, size):
+    with pytest.raises(ConfigError, match="BatchNorm would see a single pixel"):
+        build_model("classifier", {"encoder": encoder}, (3, size, size), seed=1)
+
+
+def metric_model(**args: Any) -> MetaModel:
+    head = {"num_classes": 10} | args
+    return build_model(
+        "classifier", CONVNET | {"classifier": "metric-classifier", "classifier_args": head}, SHAPE, seed=1
+    ).double()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "distance"])
+def test_metric_logits_are_similarities_to_each_row(metric):
+    model = metric_model(metric=metric, temperature=0.7)
+    features = torch.randn(4, model.head.in_features, dtype=torch.float64)
+    for x, logits in zip(features, model.classify(features), strict=True):
+        for row, logit in zip(model.head.weight, logits, strict=True):
+            cosine, distance = x @ row / x.norm() / row.norm(), ((x - row) ** 2).sum()
+            torch.testing.assert_close(logit, 0.7 * (cosine if metric == "cosine" else -distance))
+
+
+@pytest.mark.parametrize(
+    ("args", "temperature"),
+    [
+        ({}, 10.0), ({"temperature": 3.0}, None), ({"temperature": 3.0, "learn_temperature": True}, 3.0),
+        ({"learn_temperature": False}, None), ({"metric": "distance"}, None),
+        ({"metric": "distance", "learn_temperature": True}, 1.0),
+    ],
+)  # fmt: skip
+def test_a_temperature_is_learned_or_not(args, temperature):
+    parameters = dict(metric_model(**args).named_parameters())
+    assert ("classifier.metric.temperature" in parameters) == (temperature is not None)
+    if temperature is not None:
+        assert parameters["classifier.metric.temperature"] == temperature
+
+
+def test_every_name_of_a_config_has_its_constructor():
+    assert list(MODELS) == list(MODEL_ARGS) == list(get_args(ModelName))
+    assert list(ENCODERS) == list(ENCODER_ARGS) == list(get_args(ClassifierArgs.model_fields["encoder"].annotation))
+    assert list(HEADS) == list(HEAD_ARGS) == list(get_args(ClassifierArgs.model_fields["classifier"].annotation))
