@@ -42,6 +42,7 @@ def check_eval(config: EvalConfig, source: Source, at: KeyPath) -> list[str]:
         problems.append(problem(source, (*at, "eval_freq"), message))
     for key in ("classes", "train_examples", "test_examples", "lr"):
         problems += _check_different(getattr(config, key), source, (*at, key))
+    problems += _check_different(config.model or (), source, (*at, "model"))
     return problems if config.dataset is None else problems + _check_dataset(config, config.dataset, source, at)
 
 
@@ -113,7 +114,7 @@ def _check_outputs(config: TrainConfig, source: Source) -> list[str]:
     return []
 
 
-def _check_different(values: Sequence[float], source: Source, key_path: KeyPath) -> list[str]:
+def _check_different(values: Sequence[float | str], source: Source, key_path: KeyPath) -> list[str]:
     """Return a problem for every value listed twice: it would be computed twice and weigh double."""
     twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
     return [problem(source, key_path, f"{show(value)} is listed twice; remove one") for value in twice]
