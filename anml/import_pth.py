@@ -79,11 +79,25 @@ def recognise(file: Path, state: State, dataset: str | None, im_size: int | None
 
 
 def our_names(state: State) -> State:
-    """Return a state with our parameter names. higherANML's OML has a module per block, and its last layer twice."""
-    if "pn.2.weight" not in state:
-        return state
-    renamed = {re.sub(r"^rln\.(\d+)\.0\.", lambda m: f"rln.{2 * int(m[1])}.", name): t for name, t in state.items()}
-    return {name: tensor for name, tensor in renamed.items() if not name.startswith("output_layer.")}
+    """Return a state with our parameter names.
+
+    higherANML's later networks number what the published checkpoint names (`rln.encoder.0.1.bias` for
+    `rln.convBlock1.norm.bias`). Its OML has a module per block, and its last layer a second time.
+    """
+    renamed = {_BLOCK.sub(_block_name, name): tensor for name, tensor in state.items()}
+    if "pn.2.weight" in state:
+        renamed = {_OML_BLOCK.sub(lambda m: f"rln.{2 * int(m[1])}.", name): t for name, t in renamed.items()}
+        renamed = {name: tensor for name, tensor in renamed.items() if not name.startswith("output_layer.")}
+    return renamed
+
+
+_BLOCK = re.compile(r"\b(rln|nm)\.encoder\.(\d+)\.([01])\.")
+_OML_BLOCK = re.compile(r"^rln\.(\d+)\.0\.")
+
+
+def _block_name(match: re.Match[str]) -> str:
+    part, number, layer = match.groups()
+    return f"{part}.convBlock{int(number) + 1}.{('conv', 'norm')[int(layer)]}."
 
 
 def _candidates(state: State) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -92,15 +106,24 @@ def _candidates(state: State) -> Iterator[tuple[str, dict[str, Any]]]:
         layers = {"num_filters": "rln.0", "hidden": "pn.0", "num_classes": "pn.2"}
         yield "oml", {argument: _rows(state, layer) for argument, layer in layers.items()}
         return
-    blocks = len([name for name in state if re.fullmatch(r"rln\.convBlock\d+\.conv\.weight", name)])
-    args = {"rln_chs": _rows(state, "rln.convBlock1.conv"), "num_blocks": blocks, "num_classes": _rows(state, "fc")}
-    for pool_rln in (False, True):
-        if "nm.fc.weight" not in state:
-            yield "sanml", {**args, "pool_rln_output": pool_rln}
-            continue
-        for pool_nm in (False, True):
-            pools = {"pool_rln_output": pool_rln, "pool_nm_output": pool_nm}
-            yield "anml", {**args, "nm_chs": _rows(state, "nm.convBlock1.conv"), **pools}
+    at = _prefix(state)
+    blocks = len([name for name in state if re.fullmatch(rf"{at}rln\.convBlock\d+\.conv\.weight", name)])
+    args = {"rln_chs": _rows(state, f"{at}rln.convBlock1.conv"), "num_blocks": blocks}
+    if f"{at}nm.fc.weight" in state:
+        args["nm_chs"] = _rows(state, f"{at}nm.convBlock1.conv")
+    pools = [f"pool_{part}_output" for part in ("rln", "nm") if f"{part}_chs" in args]
+    for pooled in itertools.product((False, True), repeat=len(pools)):
+        whole = {**args, **dict(zip(pools, pooled, strict=True))}
+        if at:
+            head = {"num_classes": _rows(state, "classifier.linear")}
+            yield "classifier", {"encoder": "anml-encoder", "encoder_args": whole, "classifier_args": head}
+        else:
+            yield "anml" if "nm_chs" in args else "sanml", {**whole, "num_classes": _rows(state, "fc")}
+
+
+def _prefix(state: State) -> str:
+    """Return where the RLN and NM are: an ANML may be the encoder of a `classifier`."""
+    return "encoder." if "encoder.nm.fc.weight" in state else ""
 
 
 def _shapes(network: Network) -> Mapping[str, torch.Size]:
@@ -121,7 +144,7 @@ def _rows(state: State, layer: str) -> int:
 
 def _channels(file: Path, state: State) -> int:
     """Return the channels of the images. Raises CheckpointError where the names are of no model of ours."""
-    first = state.get("rln.convBlock1.conv.weight", state.get("rln.0.weight"))
+    first = state.get(f"{_prefix(state)}rln.convBlock1.conv.weight", state.get("rln.0.weight"))
     if first is None or first.dim() != 4:
         names = ", ".join(list(state)[:4])
         message = (

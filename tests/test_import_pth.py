@@ -1,5 +1,6 @@
 """A plain state_dict of higherANML becomes the model it was, or an explanation."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from anml.models.build import build_model
 from anml.models.meta_model import MetaModel
 
 ANML = {"rln_chs": 3, "nm_chs": 2, "num_classes": 5}
+ENCODER = {"rln_chs": 3, "nm_chs": 2, "pool_nm_output": True}
 SANML = {"rln_chs": 3, "num_classes": 5}
 OML = {"num_filters": 3, "hidden": 4, "num_classes": 5}
 
@@ -35,6 +37,7 @@ def write(path: Path, model: str, args: dict[str, Any], size: int = 28, channels
         ("sanml", SANML, 28),
         ("sanml", {**SANML, "pool_rln_output": True, "num_blocks": 4}, 84),
         ("oml", OML, 84),
+        ("classifier", {"encoder": "anml-encoder", "encoder_args": ENCODER, "classifier_args": {"num_classes": 5}}, 28),
     ],
     ids=str,
 )
@@ -81,6 +84,22 @@ def test_oml_has_other_names_in_higheranml(tmp_path: Path) -> None:
     loaded, card = load_pth(tmp_path / "oml-1-84-84-25000.pth")
     assert (card.model, card.step) == ("oml", 25000)
     images = torch.rand(2, 1, 84, 84)
+    assert torch.equal(loaded(images), written(images))
+
+
+@pytest.mark.parametrize(("model", "args"), [("anml", {**ANML, "pool_nm_output": True}), ("sanml", SANML)])
+def test_later_networks_of_higheranml_number_their_layers(tmp_path: Path, model: str, args: dict[str, Any]) -> None:
+    written = build_model(model, args, (1, 28, 28), seed=1)
+    theirs = {}
+    for name, tensor in written.state_dict().items():
+        for number, (part, layer) in itertools.product(range(3), (("conv", 0), ("norm", 1))):
+            name = name.replace(f"convBlock{number + 1}.{part}.", f"encoder.{number}.{layer}.")
+        theirs[name] = tensor
+    assert "rln.encoder.2.1.bias" in theirs
+    torch.save(theirs, tmp_path / "net-1-28-28-25000.pth")
+    loaded, card = load_pth(tmp_path / "net-1-28-28-25000.pth")
+    images = torch.rand(2, 1, 28, 28)
+    assert card.model == model
     assert torch.equal(loaded(images), written(images))
 
 
