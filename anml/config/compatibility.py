@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from anml.config.binding import nearest, problem, show
 from anml.config.dataset_facts import DATASET_ALIASES
 from anml.config.evaluation import EvalConfig
+from anml.config.model_args import MODEL_ARGS
 from anml.config.yaml_source import KeyPath, Source
 
 # Older name of a key to ours.
@@ -31,10 +32,18 @@ class Adopted(NamedTuple):
 
 def adopt_train(source: Source) -> Adopted:
     """Rewrite a training config of higherANML into ours, in place. Doing it twice changes nothing more."""
+    is_theirs = source.data.get("dataset") in list(DATASET_ALIASES)
     adopted = _adopt(source, source.data, (), TRAIN_KEYS)
+    _replace(source.data, "model", _any_case(source.data.get("model")))
+    adopted.notices.extend(_pooling_notice(source) if is_theirs else ())
     adopted.problems.extend(_flavors_by_name(source))
     for name, flavor in source.data["eval"].items():
         inner = _adopt(source, flavor, ("eval", name), EVAL_KEYS) if isinstance(flavor, dict) else Adopted([], [])
+        if isinstance(flavor, dict) and flavor.get("model"):
+            message = (
+                "is ignored: here the checkpoints of this training are evaluated; for others there is eval_anml.py"
+            )
+            inner.notices.append(problem(source, ("eval", name, "model"), message))
         adopted.notices.extend(inner.notices)
         adopted.problems.extend(inner.problems)
     return adopted
@@ -66,6 +75,27 @@ def _adopt(source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mappi
 def _replace(mapping: dict[str, Any], key: str, names: Mapping[str, str]) -> None:
     if isinstance(mapping.get(key), str):
         mapping[key] = names.get(mapping[key], mapping[key])
+
+
+def _any_case(name: Any) -> dict[str, str]:
+    """Return what a model is called here: `ANML`, `SANML`, `OML`, `Classifier` are names of higherANML's classes."""
+    return {name: name.lower()} if isinstance(name, str) and name.lower() in MODEL_ARGS else {}
+
+
+def _pooling_notice(source: Source) -> list[str]:
+    """Say that an ANML written for higherANML's later code is another one here, unless it says which it is."""
+    args = source.data.get("model_args")
+    at: KeyPath = ("model_args",)
+    if isinstance(args, dict) and args.get("encoder") == "anml-encoder":
+        args, at = args.get("encoder_args"), (*at, "encoder_args")
+    elif source.data.get("model") != "anml":
+        return []
+    if isinstance(args, dict) and "pool_nm_output" in args:
+        return []
+    message = (
+        "the last block of the NM is unpooled, as published; higherANML's later code pools it: pool_nm_output: true"
+    )
+    return [problem(source, at, message)]
 
 
 def _flavors_by_name(source: Source) -> list[str]:
