@@ -13,7 +13,8 @@ from anml.config.yaml_source import KeyPath, Source
 TRAIN_KEYS = {"val_sample_size": "val_size", "method": "train_method"}
 EVAL_KEYS = {"method": "eval_method"}
 _OLD_METHODS = {"seq": "sequential"}
-_IGNORED = {
+# Keys that mean nothing here, and what takes their place.
+IGNORED_KEYS = {
     "full_test": "evaluation is planned by eval_steps and eval",
     "download": "missing data are downloaded where the data set allows it",
     "record_learning_curve": "eval_freq says when to score",
@@ -56,9 +57,9 @@ def adopt_eval(source: Source) -> Adopted:
 
 def _adopt(source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mapping[str, str]) -> Adopted:
     adopted = Adopted([], [])
-    for key in [key for key in _IGNORED if key in mapping]:
+    for key in [key for key in IGNORED_KEYS if key in mapping]:
         del mapping[key]
-        adopted.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {_IGNORED[key]}"))
+        adopted.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {IGNORED_KEYS[key]}"))
     for old in [old for old in old_keys if old in mapping]:
         new, value = old_keys[old], mapping.pop(old)
         if new in mapping:
