@@ -100,7 +100,7 @@ def evaluations(im_size: int, layer: str) -> list[dict[str, Any]]:
     ]
 
 
-TRAININGS = {
+TRAININGS: dict[str, dict[str, Any]] = {
     "anml-meta": DATA | RUN | EPISODES | ANML | {"train_method": "meta"},
     "anml-encoder-meta": DATA | RUN | EPISODES | ANML_ENCODER | {"train_method": "meta"},
     "oml-uniform": DATA | RUN | EPISODES | OML | {"train_method": "meta", "sample_method": "uniform"},
