@@ -103,7 +103,7 @@ class _Candidate(NamedTuple):
 
 def _candidates(config: EvalConfig, checkpoints: Sequence[Path], device: torch.device) -> list[_Candidate]:
     """Load everything and check that it fits, before the first of hours of work. Raises ConfigError."""
-    loaded = [_load(path, config, device) for path in checkpoints]
+    loaded = [_load_checkpoint(path, config, device) for path in checkpoints]
     cards = tell_apart([card for _, card in loaded], checkpoints)
     problems: list[str] = []
     candidates = []
@@ -119,7 +119,7 @@ def _candidates(config: EvalConfig, checkpoints: Sequence[Path], device: torch.d
     return candidates
 
 
-def _load(path: Path, config: EvalConfig, device: torch.device) -> tuple[MetaModel, ModelCard]:
+def _load_checkpoint(path: Path, config: EvalConfig, device: torch.device) -> tuple[MetaModel, ModelCard]:
     if path.is_file():
         return load_pth(path, config.dataset, config.im_size, device)
     return load_model(path, device)

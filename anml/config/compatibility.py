@@ -78,27 +78,6 @@ def _replace(mapping: dict[str, Any], key: str, names: Mapping[str, str]) -> Non
         mapping[key] = names.get(mapping[key], mapping[key])
 
 
-def _any_case(name: Any) -> dict[str, str]:
-    """Return what a model is called here: `ANML`, `SANML`, `OML`, `Classifier` are names of higherANML's classes."""
-    return {name: name.lower()} if isinstance(name, str) and name.lower() in MODEL_ARGS else {}
-
-
-def _pooling_notice(source: Source) -> list[str]:
-    """Say that an ANML written for higherANML's later code is another one here, unless it says which it is."""
-    args = source.data.get("model_args")
-    at: KeyPath = ("model_args",)
-    if isinstance(args, dict) and args.get("encoder") == "anml-encoder":
-        args, at = args.get("encoder_args"), (*at, "encoder_args")
-    elif source.data.get("model") != "anml":
-        return []
-    if isinstance(args, dict) and "pool_nm_output" in args:
-        return []
-    message = (
-        "the last block of the NM is unpooled, as published; higherANML's later code pools it: pool_nm_output: true"
-    )
-    return [problem(source, at, message)]
-
-
 def _flavors_by_name(source: Source) -> list[str]:
     """Turn `eval` (one evaluation, or a list of {flavor: evaluation}) into one mapping of flavors."""
     value, problems = source.data.get("eval"), []
@@ -145,3 +124,24 @@ def _join(source: Source, items: list[Any]) -> tuple[dict[str, Any], list[str]]:
 def _move(source: Source, old: KeyPath, new: KeyPath) -> None:
     for key_path in [k for k in source.locations if k[: len(old)] == old]:
         source.locations[(*new, *key_path[len(old) :])] = source.locations[key_path]
+
+
+def _any_case(name: Any) -> dict[str, str]:
+    """Return what a model is called here: `ANML`, `SANML`, `OML`, `Classifier` are names of higherANML's classes."""
+    return {name: name.lower()} if isinstance(name, str) and name.lower() in MODEL_ARGS else {}
+
+
+def _pooling_notice(source: Source) -> list[str]:
+    """Say that an ANML written for higherANML's later code is another one here, unless it says which it is."""
+    args = source.data.get("model_args")
+    at: KeyPath = ("model_args",)
+    if isinstance(args, dict) and args.get("encoder") == "anml-encoder":
+        args, at = args.get("encoder_args"), (*at, "encoder_args")
+    elif source.data.get("model") != "anml":
+        return []
+    if isinstance(args, dict) and "pool_nm_output" in args:
+        return []
+    message = (
+        "the last block of the NM is unpooled, as published; higherANML's later code pools it: pool_nm_output: true"
+    )
+    return [problem(source, at, message)]
