@@ -113,7 +113,7 @@ def _check_outputs(config: TrainConfig, source: Source) -> list[str]:
     return []
 
 
-def _check_different(values: Sequence[float | str], source: Source, key_path: KeyPath) -> list[str]:
+def _check_different(values: Sequence[float], source: Source, key_path: KeyPath) -> list[str]:
     """Return a problem for every value listed twice: it would be computed twice and weigh double."""
     twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
     return [problem(source, key_path, f"{show(value)} is listed twice; remove one") for value in twice]
