@@ -33,10 +33,10 @@ class Adopted(NamedTuple):
 
 def adopt_train(source: Source) -> Adopted:
     """Rewrite a training config of higherANML into ours, in place. Doing it twice changes nothing more."""
-    is_theirs = source.data.get("dataset") in list(DATASET_ALIASES)
+    written = source.data.get("dataset")
     adopted = _adopt(source, source.data, (), TRAIN_KEYS)
     _replace(source.data, "model", _any_case(source.data.get("model")))
-    adopted.notices.extend(_pooling_notice(source) if is_theirs else ())
+    adopted.notices.extend(_pooling_notice(source) if source.data.get("dataset") != written else ())
     adopted.problems.extend(_flavors_by_name(source))
     for name, flavor in source.data["eval"].items():
         inner = _adopt(source, flavor, ("eval", name), EVAL_KEYS) if isinstance(flavor, dict) else Adopted([], [])
