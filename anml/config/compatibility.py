@@ -35,7 +35,7 @@ def adopt_train(source: Source) -> Adopted:
     """Rewrite a training config of higherANML into ours, in place. Doing it twice changes nothing more."""
     written = source.data.get("dataset")
     adopted = _adopt(source, source.data, (), TRAIN_KEYS)
-    _replace(source.data, "model", _any_case(source.data.get("model")))
+    _adopt_model_name(source.data)
     adopted.notices.extend(_pooling_notice(source) if source.data.get("dataset") != written else ())
     adopted.problems.extend(_flavors_by_name(source))
     for name, flavor in source.data["eval"].items():
@@ -126,9 +126,11 @@ def _move(source: Source, old: KeyPath, new: KeyPath) -> None:
         source.locations[(*new, *key_path[len(old) :])] = source.locations[key_path]
 
 
-def _any_case(name: Any) -> dict[str, str]:
-    """Return what a model is called here: `ANML`, `SANML`, `OML`, `Classifier` are names of higherANML's classes."""
-    return {name: name.lower()} if isinstance(name, str) and name.lower() in MODEL_ARGS else {}
+def _adopt_model_name(data: dict[str, Any]) -> None:
+    """Call a model as it is called here: `ANML`, `SANML`, `OML`, `Classifier` are names of higherANML's classes."""
+    name = data.get("model")
+    if isinstance(name, str) and name.lower() in MODEL_ARGS:
+        data["model"] = name.lower()
 
 
 def _pooling_notice(source: Source) -> list[str]:
