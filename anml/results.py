@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from anml.atomic import write_text
 from anml.errors import DataError
@@ -95,8 +95,18 @@ class FinishedPoints:
         return rows
 
 
-def write_results(path: Path, rows: Sequence[ResultRow], class_rows: Sequence[ClassRow]) -> None:
-    """Write results as CSV, and the per-class values beside it as Parquet."""
+# What tells the models of one file apart, in the order of ORIGIN_COLUMNS.
+Origin: TypeAlias = tuple[str, int, int]
+ORIGIN_COLUMNS = ("model", "checkpoint_step", "train_seed")
+
+
+def write_results(
+    path: Path, rows: Sequence[ResultRow], class_rows: Sequence[ClassRow], origins: Sequence[Origin] = ()
+) -> None:
+    """Write results as CSV, and the per-class values beside it as Parquet.
+
+    origins: of results of several models, where each class row comes from (else Parquet has no such columns).
+    """
     import pyarrow as pa  # Only evaluation jobs write: status and the like stay quick.
     import pyarrow.parquet as pq
 
@@ -104,7 +114,10 @@ def write_results(path: Path, rows: Sequence[ResultRow], class_rows: Sequence[Cl
     kinds = [pa.int64() if kind is int else pa.float64() for kind in ClassRow.__annotations__.values()]
     columns = zip(*class_rows, strict=True) if class_rows else ([] for _ in kinds)
     arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-    pq.write_table(pa.table(arrays, names=list(ClassRow._fields)), path.with_suffix(".parquet"))
+    table = pa.table(arrays, names=list(ClassRow._fields))
+    for name, values in zip(ORIGIN_COLUMNS, zip(*origins, strict=True), strict=False):
+        table = table.append_column(name, pa.array(values))
+    pq.write_table(table, path.with_suffix(".parquet"))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)

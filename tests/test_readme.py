@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from anml.config.evaluation import EvalConfig
+from anml.config.load import load_train_config
 from anml.config.training import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -57,3 +58,18 @@ def test_every_key_is_documented() -> None:
     text = (REPOSITORY / "docs" / "configs.md").read_text(encoding="utf-8")
     keys = (set(TrainConfig.model_fields) | set(EvalConfig.model_fields)) - {"project", "entity", "group", "cluster"}
     assert sorted(key for key in keys if f"`{key}`" not in text) == []
+
+
+def test_the_variation_of_the_documents_loads(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs" / "configs.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    path = tmp_path / "variation.yml"
+    path.write_text(example.replace("!include ", f"!include {REPOSITORY / 'configs'}/"))
+    config = load_train_config(path).config
+    base = load_train_config(REPOSITORY / "configs" / "train-omni-anml.yml").config
+    assert list(config.eval) == [*base.eval, "olft-100"]
+    assert config.eval["olft"] == base.eval["olft"].model_copy(update={"runs": 3})
+    assert config.eval["olft-100"] == base.eval["olft"].model_copy(update={"classes": (100,)})
+    assert config.eval["unfrozen"].lr == (0.001, 0.0001)
+    assert config.model_args == {**base.model_args, "nm_chs": 64}
+    assert (config.inner_lr, config.display_name) == (0.03, "anml-slow")

@@ -2,14 +2,21 @@
 
 import argparse
 import os
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from anml.commands.arguments import add_job_arguments, add_set_argument, config_file, print_notices
+from anml.commands.arguments import add_job_arguments, add_set_argument, collecting, config_file, print_notices
+from anml.config.evaluation import EvalConfig
 from anml.config.load import load_eval_config, load_train_config
 from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.job import JobContext, array_task, run_job
+
+# A plain state_dict of higherANML.
+PTH = ".pth"
+_COPY = "import torch; torch.save(%s)"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -18,7 +25,10 @@ def make_parser() -> argparse.ArgumentParser:
         prog="eval_anml.py", description="Evaluate a trained model on classes it has never seen.", allow_abbrev=False
     )
     parser.add_argument("-c", "--config", metavar="PATH", type=config_file, help="evaluation config")
-    parser.add_argument("-m", "--model", metavar="CHECKPOINT", help="folder of a checkpoint (step-NNNNNN)")
+    parser.add_argument(
+        "-m", "--model", metavar="CHECKPOINT", nargs="+", action="extend",
+        help="folder of a checkpoint (step-NNNNNN), or a state_dict of higherANML (.pth); one or several",
+    )  # fmt: skip
     parser.add_argument("--data-path", metavar="DIR", help="where the data set is (default: ANML_DATA, or download)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
     parser.add_argument("--classes", type=int, help="how many classes to learn")
@@ -68,7 +78,7 @@ def _planned(options: argparse.Namespace) -> int:
 
 
 def _by_hand(options: argparse.Namespace) -> int:
-    if options.config is None:
+    if options.config is None and options.model is None:
         message = "give an evaluation config: -c configs/eval-omni-anml.yml"
         raise ConfigError(message)
     names = ("classes", "train_examples", "test_examples", "lr", "runs", "seed", "data_path", "model")
@@ -76,25 +86,59 @@ def _by_hand(options: argparse.Namespace) -> int:
     if config.model is None:
         message = "give the checkpoint to evaluate: -m experiments/<project>/<group>/checkpoints/step-NNNNNN"
         raise ConfigError(message)
-    checkpoint = _checkpoint(Path(config.model).expanduser())
+    checkpoints = _checkpoints(config.model)
     _check_output(options.output)
-    print_notices(notices)
+    print_notices([*notices, *_assumptions(options.config, config, checkpoints)])
 
     def work(context: JobContext) -> bool:
         from anml.evaluate_job import evaluate_by_hand  # torch: after --help and config errors.
 
-        return evaluate_by_hand(context, config, checkpoint, options.device, options.output)
+        return evaluate_by_hand(context, config, checkpoints, options.device, options.output)
 
     return run_job(None, None, None, work)
 
 
+def _assumptions(path: Path | None, config: EvalConfig, checkpoints: Sequence[Path]) -> list[str]:
+    """Return what nobody has said and is taken for granted."""
+    notices = []
+    if path is None:
+        classes, rates = (", ".join(f"{value:g}" for value in values) for values in (config.classes, config.lr))
+        notices.append(
+            f"no -c CONFIG: {config.eval_method}, {classes} classes, lr {rates}, {config.runs} runs; "
+            "the other defaults are in docs/configs.md"
+        )
+    for file in checkpoints:
+        if file.suffix == PTH and not re.search(r"-\d+$", file.stem):
+            notices.append(f"{file}: the name does not end in -STEP; checkpoint_step is 0 in the results")
+    return notices
+
+
+def _checkpoints(names: Sequence[str]) -> list[Path]:
+    """Return the paths of checkpoints. Raises ConfigError for each that is none, or is named twice."""
+    problems: list[str] = []
+    found: dict[Path, Path] = {}
+    for name in names:
+        with collecting(problems):
+            path = _checkpoint(Path(name).expanduser())
+            if path.resolve() in found:
+                message = f"--model {path}: is the same as {found[path.resolve()]}; name it once"
+                raise ConfigError(message)
+            found[path.resolve()] = path
+    if problems:
+        raise ConfigError(tuple(problems))
+    return list(found.values())
+
+
 def _checkpoint(path: Path) -> Path:
     """Return the path of a checkpoint. Raises ConfigError naming those that lie near."""
-    if (path / "model.json").is_file():
+    if (path / "model.json").is_file() or (path.suffix == PTH and path.is_file()):
         return path
+    if path.suffix == ".net":
+        raise ConfigError(_refusal(path))
     if path.is_file():
         message = (
-            f"--model {path}: a checkpoint is a folder with model.safetensors and model.json; a file cannot be read"
+            f"--model {path}: a checkpoint is a folder with model.safetensors and model.json, or a state_dict of "
+            f"higherANML ({PTH}); this file cannot be read"
         )
         raise ConfigError(message)
     # Of an experiment's folder, or beside a checkpoint that is not there.
@@ -103,6 +147,15 @@ def _checkpoint(path: Path) -> Path:
     hint = f"; there are: {', '.join(found[-10:])}" if found else ""
     message = f"--model {path}: no checkpoint here: expected a folder with model.safetensors and model.json{hint}"
     raise ConfigError(message)
+
+
+def _refusal(path: Path) -> str:
+    """Return why a .net file is not read, and a command that takes the tensors out without executing the rest."""
+    copied = f'torch.load("{path}", map_location="cpu", weights_only=True)["state"], "{path.with_suffix(PTH)}"'
+    return (
+        f"--model {path}: a .net file holds source code that is executed when it is loaded, so it is never read here. "
+        f"Copy its tensors alone into a {PTH} file and evaluate that: python -c {shlex.quote(_COPY % copied)}"
+    )
 
 
 def _check_output(output: str | None) -> None:

@@ -41,8 +41,8 @@ def check_eval(config: EvalConfig, source: Source, at: KeyPath) -> list[str]:
     if config.eval_method == "iid" and isinstance(config.eval_freq, tuple):
         message = "must be a number of optimizer steps for eval_method: iid; class counts are for sequential"
         problems.append(problem(source, (*at, "eval_freq"), message))
-    for key in ("classes", "train_examples", "test_examples", "lr"):
-        problems += _check_different(getattr(config, key), source, (*at, key))
+    for key in ("classes", "train_examples", "test_examples", "lr", "model"):
+        problems += _check_different(getattr(config, key) or (), source, (*at, key))
     return problems if config.dataset is None else problems + _check_dataset(config, config.dataset, source, at)
 
 

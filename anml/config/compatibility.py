@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 from anml.config.binding import nearest, problem, show
 from anml.config.dataset_facts import DATASET_ALIASES
 from anml.config.evaluation import EvalConfig
+from anml.config.model_args import MODEL_ARGS
 from anml.config.yaml_source import KeyPath, Source
 
 # Older name of a key to ours.
 TRAIN_KEYS = {"val_sample_size": "val_size", "method": "train_method"}
 EVAL_KEYS = {"method": "eval_method"}
 _OLD_METHODS = {"seq": "sequential"}
-_IGNORED = {
+# Keys that mean nothing here, and what takes their place.
+IGNORED_KEYS = {
     "full_test": "evaluation is planned by eval_steps and eval",
     "download": "missing data are downloaded where the data set allows it",
     "record_learning_curve": "eval_freq says when to score",
@@ -31,10 +33,18 @@ class Adopted(NamedTuple):
 
 def adopt_train(source: Source) -> Adopted:
     """Rewrite a training config of higherANML into ours, in place. Doing it twice changes nothing more."""
+    written = source.data.get("dataset")
     adopted = _adopt(source, source.data, (), TRAIN_KEYS)
+    _adopt_model_name(source.data)
+    adopted.notices.extend(_pooling_notice(source) if source.data.get("dataset") != written else ())
     adopted.problems.extend(_flavors_by_name(source))
     for name, flavor in source.data["eval"].items():
         inner = _adopt(source, flavor, ("eval", name), EVAL_KEYS) if isinstance(flavor, dict) else Adopted([], [])
+        if isinstance(flavor, dict) and flavor.get("model"):
+            message = (
+                "is ignored: here the checkpoints of this training are evaluated; for others there is eval_anml.py"
+            )
+            inner.notices.append(problem(source, ("eval", name, "model"), message))
         adopted.notices.extend(inner.notices)
         adopted.problems.extend(inner.problems)
     return adopted
@@ -47,9 +57,9 @@ def adopt_eval(source: Source) -> Adopted:
 
 def _adopt(source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mapping[str, str]) -> Adopted:
     adopted = Adopted([], [])
-    for key in [key for key in _IGNORED if key in mapping]:
+    for key in [key for key in IGNORED_KEYS if key in mapping]:
         del mapping[key]
-        adopted.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {_IGNORED[key]}"))
+        adopted.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {IGNORED_KEYS[key]}"))
     for old in [old for old in old_keys if old in mapping]:
         new, value = old_keys[old], mapping.pop(old)
         if new in mapping:
@@ -114,3 +124,26 @@ def _join(source: Source, items: list[Any]) -> tuple[dict[str, Any], list[str]]:
 def _move(source: Source, old: KeyPath, new: KeyPath) -> None:
     for key_path in [k for k in source.locations if k[: len(old)] == old]:
         source.locations[(*new, *key_path[len(old) :])] = source.locations[key_path]
+
+
+def _adopt_model_name(data: dict[str, Any]) -> None:
+    """Call a model as it is called here: `ANML`, `SANML`, `OML`, `Classifier` are names of higherANML's classes."""
+    name = data.get("model")
+    if isinstance(name, str) and name.lower() in MODEL_ARGS:
+        data["model"] = name.lower()
+
+
+def _pooling_notice(source: Source) -> list[str]:
+    """Say that an ANML written for higherANML's later code is another one here, unless it says which it is."""
+    args = source.data.get("model_args")
+    at: KeyPath = ("model_args",)
+    if isinstance(args, dict) and args.get("encoder") == "anml-encoder":
+        args, at = args.get("encoder_args"), (*at, "encoder_args")
+    elif source.data.get("model") != "anml":
+        return []
+    if isinstance(args, dict) and "pool_nm_output" in args:
+        return []
+    message = (
+        "the last block of the NM is unpooled, as published; higherANML's later code pools it: pool_nm_output: true"
+    )
+    return [problem(source, at, message)]

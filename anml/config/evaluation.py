@@ -54,7 +54,8 @@ class EvalConfig(Record):
     # One seed for all trained models: every model then meets the same classes and examples (paired comparison).
     seed: int = 1
 
-    model: str | None = None
+    # Checkpoints, for an evaluation by hand: the whole sweep is run on each.
+    model: OneOrMany[str] | None = None
 
     def score_points(self, classes: int) -> tuple[int, ...]:
         """Return after how many learned classes a sequential trajectory of `classes` classes is scored."""

@@ -50,9 +50,11 @@ def load_train_config(
     return LoadedTrain(_fill_in(config, flavors), notices, source)
 
 
-def load_eval_config(path: Path, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> LoadedEval:
-    """Read an evaluation config. Raises ConfigError with every problem found."""
-    source = read_yaml(path)
+def load_eval_config(
+    path: Path | None, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> LoadedEval:
+    """Read an evaluation config; without a path, the defaults. Raises ConfigError with every problem found."""
+    source = read_yaml(path) if path else Source({}, {(): Location("the command line")})
     _refuse_other_kind(source, EvalConfig, TrainConfig, "a training config", "configs/eval-omni-anml.yml")
     notices, problems = _prepare(source, overrides, options, adopt_eval)
     config, found = bind(EvalConfig, source)

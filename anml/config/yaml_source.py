@@ -2,7 +2,8 @@
 
 What differs from plain YAML: `1e-3` is a number, `010`, `1:30` and dates are text, a key given twice is an error,
 `!include other.yml` is replaced by the content of that file (a relative path is relative to the including file), and
-`<<: !include base.yml` takes over the keys of a base file, which the keys beside it override.
+`<<: !include base.yml` takes over the keys of a base file, which the keys beside it override; at the top of a file a
+key such as `eval.olft.runs` overrides one deep inside.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from anml.config.inner_key import holder
 from anml.errors import ConfigError
 
 KeyPath: TypeAlias = tuple[str | int, ...]
@@ -135,7 +137,7 @@ class _Reader:
 
     def read_text(self, text: str, path: Path) -> Any:
         """Return the data of a YAML text; `path` is where it stands, which its !includes are relative to."""
-        return self._enter(self._parse(text, path), path, ())
+        return self._enter(self._parse(text, path), path, ("value",))  # Not the top of a file.
 
     def _parse_file(self, path: Path) -> yaml.Node | None:
         try:
@@ -203,11 +205,25 @@ class _Reader:
         own = self._own_keys(node)
         base = own.pop("<<", (node, None))[1]
         data = {} if base is None else self._merged(base, key_path)
-        for key, (key_node, child) in own.items():
-            data[key] = self._build(child, (*key_path, key))
-            # Where the key is written, also when the value stands in an included file.
-            self.source.locations[(*key_path, key)] = self._location(key_node)
+        # Keys that reach inside others come last; below the top of a file a dot has no meaning.
+        inner = [] if key_path else [key for key in own if "." in key]
+        for key in [key for key in own if key not in inner]:
+            self._set(data, key, own[key], (*key_path, key))
+        for key in inner:
+            try:
+                target, at = holder(data, key)
+            except ValueError as error:
+                self._problem(self._location(own[key][0]), f"{key}: {error}")
+            else:
+                self.source.forget(at)
+                self._set(target, str(at[-1]), own[key], at)
         return data
+
+    def _set(self, data: dict[str, Any], key: str, nodes: tuple[yaml.Node, yaml.Node], key_path: KeyPath) -> None:
+        key_node, child = nodes
+        data[key] = self._build(child, key_path)
+        # Where the key is written, also when the value stands in an included file.
+        self.source.locations[key_path] = self._location(key_node)
 
     def _own_keys(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Return the nodes of a mapping's keys and values, by key. A key is text, whatever it looks like."""

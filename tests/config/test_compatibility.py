@@ -98,7 +98,7 @@ def test_a_key_without_meaning_here_is_noticed_and_ignored(sanml, key: str) -> N
 
 
 def test_keys_without_meaning_in_a_flavor_are_noticed_once(load) -> None:
-    loaded = load("dataset: omni\nmodel: anml\neval: {a: {record_learning_curve: true}}\n", "seed=1")
+    loaded = load("dataset: omni\nmodel: sanml\neval: {a: {record_learning_curve: true}}\n", "seed=1")
     assert len(loaded.notices) == 1
 
 
@@ -199,4 +199,48 @@ def test_anything_else_for_eval_is_explained(problems, value: str, message: str)
 def test_a_flavor_of_a_list_keeps_its_lines(problems) -> None:
     assert problems("dataset: omni\nmodel: anml\neval:\n  - a:\n      runs: 1\n  - b:\n      runs: 0\n") == [
         "train.yml:7: eval.b.runs: must be 1 or more, found 0"
+    ]
+
+
+@pytest.mark.parametrize("name", ["ANML", "SANML", "OML", "anml", "Sanml"])
+def test_models_may_be_called_as_their_classes(load, name: str) -> None:
+    assert load(f"dataset: omni\nim_size: 84\nmodel: {name}\n").config.model == name.lower()
+
+
+def test_a_classifier_may_be_called_as_its_class(sanml) -> None:
+    assert sanml("model: classifier", "model: Classifier").config.model == "classifier"
+
+
+def test_an_unknown_model_stays_as_it_was_written(problems) -> None:
+    assert problems("dataset: omni\nmodel: AMNL\n")[0].startswith(
+        'train.yml:2: model: "AMNL" is not allowed; allowed: '
+    )
+
+
+POOLING = "the last block of the NM is unpooled, as published; higherANML's later code pools it: pool_nm_output: true"
+
+
+@pytest.mark.parametrize(
+    ("text", "notices"),
+    [
+        ("model: anml\nmodel_args: {rln_chs: 256}", [f"train.yml:3: model_args: {POOLING}"]),
+        ("model: anml", [f"train.yml:1: model_args: {POOLING}"]),
+        ("model: anml\nmodel_args: {pool_nm_output: false}", []),
+        ("model: sanml", []),
+        (
+            "model: classifier\nmodel_args:\n  encoder: anml-encoder\n  encoder_args: {nm_chs: 112}",
+            [f"train.yml:5: model_args.encoder_args: {POOLING}"],
+        ),
+        ("model: classifier\nmodel_args: {encoder: convnet}", []),
+    ],
+)
+def test_an_anml_that_was_another_one_is_noticed(load, text: str, notices: list[str]) -> None:
+    assert load(f"dataset: omni\n{text}\n").notices == notices
+    assert load(f"dataset: omniglot\n{text}\n").notices == []
+
+
+def test_a_model_of_a_flavor_is_noticed(load) -> None:
+    assert load("dataset: omniglot\nmodel: anml\neval:\n  a: {model: other.pth}\n").notices == [
+        "train.yml:4: eval.a.model: is ignored: here the checkpoints of this training are evaluated; "
+        "for others there is eval_anml.py"
     ]

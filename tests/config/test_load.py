@@ -165,6 +165,21 @@ def test_paths_are_made_absolute(load, here: Path) -> None:
     ]  # fmt: skip
 
 
+def test_one_flavor_of_an_included_list_is_changed(load, write) -> None:
+    write("flavors.yml", "- olft: {runs: 3, classes: 4}\n- unfrozen: {runs: 3, classes: 4, opt_params: all}\n")
+    config = load(BASE + "eval: !include flavors.yml\neval.olft.runs: 5\n").config
+    assert [(flavor.runs, flavor.classes) for flavor in config.eval.values()] == [(5, (4,)), (3, (4,))]
+
+
+def test_a_mistake_in_a_changed_flavor_has_its_line(problems, write) -> None:
+    write("flavors.yml", "- olft: {runs: 3, classes: 4}\n")
+    lines = (BASE + "eval: !include flavors.yml\n").count("\n")
+    assert problems(BASE + "eval: !include flavors.yml\neval.olft.runs: 0\neval.olft.rnus: 1\n") == [
+        f"train.yml:{lines + 1}: eval.olft.runs: must be 1 or more, found 0",
+        f"train.yml:{lines + 2}: eval.olft.rnus: unknown key; did you mean 'runs'?",
+    ]
+
+
 def test_the_home_folder_may_be_written_as_a_tilde(write) -> None:
     path = write("eval.yml", "dataset: glyphs\ndata_path: ~/data\n")
     assert load_eval_config(path).config.data_path == str(Path("~/data").expanduser())

@@ -95,6 +95,66 @@ def test_an_overridden_key_leaves_no_location_behind(write) -> None:
     assert str(source.locate(("b", "c"))) == "a.yml:2"
 
 
+BASE = "eval:\n  - a: {runs: 1, lr: [1, 2]}\n  - b: {runs: 1}\nargs: {x: 1, y: {z: 1}}\nnothing:\n"
+
+
+def test_a_dotted_key_overrides_one_inside_the_base(write) -> None:
+    write("base.yml", BASE)
+    source = read_yaml(
+        write("a.yml", "<<: !include base.yml\neval.b.runs: 3\nargs.y.z: 2\nargs.w: 5\neval.c: {d: 1}\n")
+    )
+    assert source.data == {
+        "eval": [{"a": {"runs": 1, "lr": [1, 2]}}, {"b": {"runs": 3}}, {"c": {"d": 1}}],
+        "args": {"x": 1, "y": {"z": 2}, "w": 5},
+        "nothing": None,
+    }
+    places = [("eval", 1, "b", "runs"), ("args", "y", "z"), ("eval", 2, "c", "d"), ("eval", 0, "a", "lr", 0)]
+    assert [str(source.locate(place)) for place in places] == ["a.yml:2", "a.yml:3", "a.yml:5", "base.yml:2"]
+
+
+def test_a_dotted_key_overrides_what_stands_beside_it_whatever_the_order(write) -> None:
+    assert read_yaml(write("a.yml", "args.x: 2\nargs: {x: 1}\n")).data == {"args": {"x": 2}}
+
+
+def test_dotted_keys_of_a_base_are_overridden_as_a_whole(write) -> None:
+    write("base.yml", f"{BASE}args.x: 2\n")
+    assert read_yaml(write("a.yml", "<<: !include base.yml\nargs: {x: 3}\n")).data["args"] == {"x": 3}
+    assert read_yaml(write("b.yml", "<<: !include base.yml\nargs.x: 4\n")).data["args"]["x"] == 4
+
+
+def test_a_dotted_key_replaces_what_it_names(write) -> None:
+    source = read_yaml(write("a.yml", f"{BASE}eval.a: {{runs: 7}}\n"))
+    assert source.data["eval"][0] == {"a": {"runs": 7}}
+    assert ("eval", 0, "a", "lr") not in source.locations
+
+
+def test_one_file_of_flavors_is_changed_for_one_user_alone(write) -> None:
+    write("flavors.yml", "- a: {runs: 1}\n")
+    text = "first: !include flavors.yml\nsecond: !include flavors.yml\nfirst.a.runs: 2\n"
+    assert read_yaml(write("a.yml", text)).data == {"first": [{"a": {"runs": 2}}], "second": [{"a": {"runs": 1}}]}
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("eval.c.runs", "there is no 'c' in eval; there are: a, b"),
+        ("evil.a.runs", "there is no 'evil' in the file; there are: eval, args, nothing"),
+        ("args.y.w.v", "there is no 'w' in args.y; there are: z"),
+        ("args.x.y", "args.x holds no keys, so nothing inside it can be set"),
+        ("args.x.y.z", "there is no 'y' in args.x; nothing is inside it"),
+        ("nothing.x", "nothing holds no keys, so nothing inside it can be set"),
+        (".", "there is no '' in the file; there are: eval, args, nothing"),
+    ],
+)
+def test_a_dotted_key_that_leads_nowhere_is_explained(write, key: str, message: str) -> None:
+    assert wrong(write("a.yml", f"{BASE}{key}: 3\n")) == [f"a.yml:6: {key}: {message}"]
+
+
+def test_a_dot_below_the_top_is_part_of_a_name(write) -> None:
+    assert read_yaml(write("a.yml", "eval: {v1.2: {runs: 1}}\n")).data == {"eval": {"v1.2": {"runs": 1}}}
+    assert read_value("{v1.2: 3}", "--set eval") == {"v1.2": 3}
+
+
 def test_an_alias_merges_and_repeats(write) -> None:
     path = write("a.yml", "x: &small {a: 1}\ny: *small\nz: {<<: *small, b: 2}\n")
     assert read_yaml(path).data == {"x": {"a": 1}, "y": {"a": 1}, "z": {"a": 1, "b": 2}}

@@ -1,0 +1,150 @@
+"""`eval_anml.py` by hand: checkpoints of ours and of higherANML, one or several."""
+
+import csv
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from anml.checkpoint import ModelCard, save_checkpoint
+from anml.commands import evaluate
+from anml.models.build import build_model
+
+ARGS = {"rln_chs": 4, "nm_chs": 3, "num_classes": 20}
+SMALL = ["--classes", "3", "--train-examples", "2", "--test-examples", "2", "--runs", "2", "--lr", "0.01"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "eval.yml"
+    path.write_text("dataset: glyphs\neval_freq: 0\n")
+    return path
+
+
+def save(folder: Path, seed: int = 1, step: int = 20, name: str = "anml") -> Path:
+    """Save an ANML as a checkpoint of ours, and as a state_dict beside it; returns the folder."""
+    model = build_model("anml", ARGS, (1, 28, 28), seed)
+    save_checkpoint(folder, model, ModelCard("anml", ARGS, (1, 28, 28), name, "glyphs", "meta", step, 1), {})
+    torch.save(model.state_dict(), folder.with_name(f"{folder.name}-{step}.pth"))
+    return folder
+
+
+def rows(path: Path, *left_out: str) -> list[dict[str, str]]:
+    with path.open() as file:
+        return [{key: row[key] for key in row if key not in left_out} for row in csv.DictReader(file)]
+
+
+def test_a_state_dict_gives_the_results_of_the_checkpoint(command, config: Path, tmp_path: Path) -> None:
+    ours = save(tmp_path / "ours")
+    for model, output in ((ours, "a.csv"), (tmp_path / "ours-20.pth", "b.csv")):
+        shown = command(evaluate.main, "-c", config, "-m", model, *SMALL, "-o", tmp_path / output)
+        assert (shown.code, shown.err) == (0, "")
+        assert shown.out.startswith("3 classes, lr 0.01: train ")
+    first, second = rows(tmp_path / "a.csv", "model", "train_seed"), rows(tmp_path / "b.csv", "model", "train_seed")
+    assert first == second
+    assert {row["checkpoint_step"] for row in second} == {"20"}
+
+
+def test_without_a_config_the_defaults_are_told(command, tmp_path: Path) -> None:
+    save(tmp_path / "ours")
+    shown = command(evaluate.main, "-m", tmp_path / "ours-20.pth", "--set", "dataset=glyphs", *SMALL)
+    assert shown.code == 0
+    assert shown.err.startswith("note: no -c CONFIG: sequential, 3 classes, lr 0.01, 2 runs; ")
+
+
+def test_a_name_without_a_step_is_noticed(command, config: Path, tmp_path: Path) -> None:
+    save(tmp_path / "ours")
+    (tmp_path / "ours-20.pth").rename(tmp_path / "best.pth")
+    shown = command(evaluate.main, "-c", config, "-m", tmp_path / "best.pth", *SMALL)
+    assert (shown.code, "does not end in -STEP; checkpoint_step is 0" in shown.err) == (0, True)
+
+
+def test_several_models_are_each_swept(command, config: Path, tmp_path: Path) -> None:
+    first, second = save(tmp_path / "a"), save(tmp_path / "b", seed=2, step=40)
+    output = tmp_path / "both.csv"
+    shown = command(evaluate.main, "-c", config, "-m", first, second, *SMALL, "-o", output)
+    assert shown.code == 0, shown.err
+    assert [line.split(": ")[0] for line in shown.out.splitlines()] == ["anml, step 20", "anml, step 40"]
+    assert [(r["model"], r["checkpoint_step"]) for r in rows(output)] == [("anml", "20")] * 2 + [("anml", "40")] * 2
+    command(evaluate.main, "-c", config, "-m", second, *SMALL, "-o", tmp_path / "one.csv")
+    assert rows(output)[2:] == rows(tmp_path / "one.csv")
+    table = pq.read_table(output.with_suffix(".parquet"))
+    assert table["checkpoint_step"].to_pylist() == [20] * 6 + [40] * 6
+    assert set(table["model"].to_pylist()) == {"anml"}
+
+
+def test_models_may_be_a_list_of_the_config(command, config: Path, tmp_path: Path) -> None:
+    save(tmp_path / "a")
+    save(tmp_path / "b", step=40)
+    config.write_text(f"dataset: glyphs\neval_freq: 0\nmodel: [{tmp_path}/a, {tmp_path}/b-40.pth]\n")
+    shown = command(evaluate.main, "-c", config, *SMALL)
+    assert [line.split(": ")[0] for line in shown.out.splitlines()] == ["anml, step 20", "b, step 40"]
+
+
+def test_models_of_one_name_and_step_are_told_apart_by_their_place(command, config: Path, tmp_path: Path) -> None:
+    places = [save(tmp_path / run / "step-000020", seed=number) for number, run in enumerate("ab")]
+    output = tmp_path / "both.csv"
+    assert command(evaluate.main, "-c", config, "-m", places[0], "-m", places[1], *SMALL, "-o", output).code == 0
+    assert [row["model"] for row in rows(output)] == ["anml (a/step-000020)"] * 2 + ["anml (b/step-000020)"] * 2
+
+
+def test_every_model_is_checked_before_the_first_is_evaluated(command, config: Path, tmp_path: Path) -> None:
+    places = [save(tmp_path / name, step=step) for step, name in enumerate("ab")]
+    small = ["-m", *places, "--classes", "21", "--runs", "1", "--set", "opt_params=pn", "--set", "im_size=84"]
+    shown = command(evaluate.main, "-c", config, *small)
+    assert (shown.code, shown.out) == (2, "")
+    for place in places:
+        assert f"{place}: im_size 84: this model was trained on 28 pixels" in shown.err
+        assert f"{place}: 21 classes do not fit the 20 outputs of this model" in shown.err
+        assert f"{place}: opt_params: no parameter is called 'pn'" in shown.err
+
+
+def test_a_model_for_other_channels_is_refused(command, config: Path, tmp_path: Path) -> None:
+    state = build_model("sanml", {"rln_chs": 3, "num_classes": 5}, (3, 28, 28), seed=1).state_dict()
+    torch.save(state, tmp_path / "colour-1.pth")
+    shown = command(evaluate.main, "-c", config, "-m", tmp_path / "colour-1.pth", *SMALL)
+    assert shown.code == 2
+    assert shown.err.endswith("this model takes images of 3 channels, those of the data set have 1\n")
+
+
+def test_what_is_wrong_with_each_name_comes_at_once(command, config: Path, tmp_path: Path) -> None:
+    place = save(tmp_path / "a")
+    shown = command(evaluate.main, "-c", config, "-m", place, tmp_path / "no", f"{tmp_path}/./a", config)
+    assert shown.code == 2
+    assert shown.err.splitlines() == [
+        "3 problems:",
+        f"--model {tmp_path}/no: no checkpoint here: expected a folder with model.safetensors and model.json",
+        f"--model {place}: is the same as {place}; name it once",
+        f"--model {config}: a checkpoint is a folder with model.safetensors and model.json, or a state_dict of "
+        "higherANML (.pth); this file cannot be read",
+    ]
+
+
+def test_a_model_listed_twice_has_its_line(command, config: Path) -> None:
+    config.write_text("dataset: glyphs\nmodel: [a, a]\n")
+    shown = command(evaluate.main, "-c", config)
+    assert (shown.code, shown.err) == (2, f'{config}:2: model: "a" is listed twice; remove one\n')
+
+
+def test_a_damaged_state_dict_is_explained(command, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "a-1.pth").write_bytes(b"damaged")
+    shown = command(evaluate.main, "-c", config, "-m", tmp_path / "a-1.pth")
+    assert (shown.code, "cannot be read as a state_dict" in shown.err, "Traceback" in shown.err) == (1, True, False)
+
+
+def test_source_code_in_a_checkpoint_is_refused_and_its_tensors_can_be_had(
+    command, config: Path, tmp_path: Path
+) -> None:
+    state = build_model("anml", ARGS, (1, 28, 28), seed=1).state_dict()
+    source = "raise SystemExit('executed')"
+    torch.save({"source": source, "class": "ANML", "kwargs": {}, "state": state}, tmp_path / "anml-1-28-28-20.net")
+    shown = command(evaluate.main, "-c", config, "-m", tmp_path / "anml-1-28-28-20.net", *SMALL)
+    assert shown.code == 2
+    assert "a .net file holds source code that is executed when it is loaded" in shown.err
+    advice = shlex.split(shown.err[shown.err.index("python -c") :])
+    subprocess.run([sys.executable, *advice[1:]], check=True)
+    assert command(evaluate.main, "-c", config, "-m", tmp_path / "anml-1-28-28-20.pth", *SMALL).code == 0

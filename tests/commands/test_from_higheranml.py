@@ -1,0 +1,80 @@
+"""docs/from-higheranml.md is true: its commands are understood, its keys exist."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from anml.__main__ import COMMANDS
+from anml.commands import evaluate, launch_train, train
+from anml.config.compatibility import EVAL_KEYS, IGNORED_KEYS, TRAIN_KEYS
+from anml.config.evaluation import EvalConfig
+from anml.config.load import load_train_config
+from anml.config.training import TrainConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCUMENT = (REPOSITORY / "docs" / "from-higheranml.md").read_text(encoding="utf-8")
+SCRIPTS = {"launch_train.py": launch_train.main, "train_anml.py": train.main, "eval_anml.py": evaluate.main}
+
+
+def table(heading: str) -> list[tuple[str, str]]:
+    """Return the rows of the table under a heading: what there was, what there is."""
+    section = DOCUMENT.split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("|")]
+    return [(old, new) for old, new in rows[2:]]
+
+
+def code(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+COMMAND_LINES = [shlex.split(c) for _, new in table("Commands") for c in code(new) if c.startswith("python ")]
+
+
+def lines_of(script: str) -> list[list[str]]:
+    lines = [line[2:] for line in COMMAND_LINES if line[1] == script]
+    assert lines
+    return lines
+
+
+@pytest.mark.parametrize("line", lines_of("launch_train.py"), ids=" ".join)
+def test_launches_are_accepted(command: Callable, line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    shown = command(launch_train.main, *line, "--dry-run")
+    assert shown.code == 0, shown.err
+
+
+@pytest.mark.parametrize("line", lines_of("train_anml.py"), ids=" ".join)
+def test_trainings_are_understood(line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    options = train.make_parser().parse_args(line)
+    assert load_train_config(options.config, options.overrides).config.total_steps in (1000, 25000)
+
+
+@pytest.mark.parametrize("line", lines_of("eval_anml.py"), ids=" ".join)
+def test_evaluations_are_understood_up_to_the_checkpoint(
+    command: Callable, line: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    shown = command(evaluate.main, *line)
+    assert shown.code == 2
+    assert all("no checkpoint here" in problem for problem in shown.err.splitlines() if problem != "2 problems:")
+
+
+def test_every_other_command_exists() -> None:
+    others = [line for line in COMMAND_LINES if line[1] not in SCRIPTS]
+    assert {tuple(line[1:3]) for line in others} == {("-m", "anml")}
+    assert {line[3] for line in others} <= set(COMMANDS)
+
+
+def test_every_key_that_is_renamed_or_ignored_is_listed() -> None:
+    listed = {old for row in table("Keys of a config") for old in code(row[0])}
+    assert {*TRAIN_KEYS, *EVAL_KEYS, *IGNORED_KEYS} <= listed
+
+
+def test_every_new_key_exists() -> None:
+    known = {*TrainConfig.model_fields, *EvalConfig.model_fields, "eval_anml.py -c CONFIG"}
+    named = {key.partition(":")[0] for row in table("Keys of a config") for key in code(row[1])}
+    assert named <= known

@@ -1,0 +1,164 @@
+"""A plain state_dict of higherANML becomes the model it was, or an explanation."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anml.errors import CheckpointError, ConfigError
+from anml.import_pth import load_pth
+from anml.models.build import build_model
+from anml.models.meta_model import MetaModel
+
+ANML = {"rln_chs": 3, "nm_chs": 2, "num_classes": 5}
+ENCODER = {"rln_chs": 3, "nm_chs": 2, "pool_nm_output": True}
+SANML = {"rln_chs": 3, "num_classes": 5}
+OML = {"num_filters": 3, "hidden": 4, "num_classes": 5}
+
+
+def write(path: Path, model: str, args: dict[str, Any], size: int = 28, channels: int = 1, **options: Any) -> MetaModel:
+    """Write a model's state_dict and return the model."""
+    built = build_model(model, args, (channels, size, size), seed=1)
+    torch.save(built.state_dict(), path, **options)
+    return built
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "size"),
+    [
+        ("anml", ANML, 28),
+        ("anml", {**ANML, "pool_nm_output": True}, 28),
+        ("anml", {**ANML, "pool_rln_output": True}, 28),
+        ("anml", {**ANML, "pool_rln_output": True, "pool_nm_output": True}, 28),
+        ("anml", {**ANML, "pool_nm_output": True}, 84),
+        ("anml", {**ANML, "num_blocks": 2}, 28),
+        ("sanml", SANML, 28),
+        ("sanml", {**SANML, "pool_rln_output": True, "num_blocks": 4}, 84),
+        ("oml", OML, 84),
+        ("classifier", {"encoder": "anml-encoder", "encoder_args": ENCODER, "classifier_args": {"num_classes": 5}}, 28),
+    ],
+    ids=str,
+)
+def test_a_model_is_rebuilt_from_its_shapes(tmp_path: Path, model: str, args: dict[str, Any], size: int) -> None:
+    written = write(tmp_path / "net-29999.pth", model, args, size)
+    loaded, card = load_pth(tmp_path / "net-29999.pth")
+    assert (card.model, card.image_shape, card.step, card.display_name) == (model, (1, size, size), 29999, "net")
+    images = torch.rand(2, 1, size, size)
+    assert torch.equal(loaded(images), written(images))
+
+
+def test_the_name_of_the_published_checkpoint_is_understood(tmp_path: Path) -> None:
+    file = tmp_path / "256_112_2304_ANML-29999.pth"
+    write(file, "anml", {"rln_chs": 256, "nm_chs": 112})
+    loaded, card = load_pth(file)
+    assert (card.model_args["rln_chs"], card.model_args["nm_chs"], loaded.head.in_features) == (256, 112, 2304)
+    assert not card.model_args["pool_nm_output"]
+    assert (card.dataset, card.display_name, card.step) == ("omniglot", "256_112_2304_ANML", 29999)
+
+
+def test_a_name_that_says_other_sizes_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "3_4_27_ANML-10.pth", "anml", ANML)
+    with pytest.raises(CheckpointError, match=r"the name says 3_4_27 \(RLN, NM, features\), the tensors are 3_2_27"):
+        load_pth(tmp_path / "3_4_27_ANML-10.pth")
+
+
+def test_the_older_format_of_torch_is_read(tmp_path: Path) -> None:
+    written = write(tmp_path / "old.pth", "sanml", SANML, _use_new_zipfile_serialization=False)
+    loaded, card = load_pth(tmp_path / "old.pth")
+    assert card.step == 0
+    assert torch.equal(loaded.head.weight, written.head.weight)
+
+
+def test_oml_has_other_names_in_higheranml(tmp_path: Path) -> None:
+    written = build_model("oml", OML, (1, 84, 84), seed=1)
+    names = {f"rln.{2 * block}.": f"rln.{block}.0." for block in range(6)}
+    theirs = {}
+    for name, tensor in written.state_dict().items():
+        prefix, part = name.rsplit(".", 1)
+        theirs[names.get(f"{prefix}.", f"{prefix}.") + part] = tensor
+    theirs |= {"output_layer.weight": written.head.weight, "output_layer.bias": written.head.bias}
+    assert "rln.5.0.weight" in theirs
+    torch.save(theirs, tmp_path / "oml-1-84-84-25000.pth")
+    loaded, card = load_pth(tmp_path / "oml-1-84-84-25000.pth")
+    assert (card.model, card.step) == ("oml", 25000)
+    images = torch.rand(2, 1, 84, 84)
+    assert torch.equal(loaded(images), written(images))
+
+
+@pytest.mark.parametrize(("model", "args"), [("anml", {**ANML, "pool_nm_output": True}), ("sanml", SANML)])
+def test_later_networks_of_higheranml_number_their_layers(tmp_path: Path, model: str, args: dict[str, Any]) -> None:
+    written = build_model(model, args, (1, 28, 28), seed=1)
+    theirs = {}
+    for name, tensor in written.state_dict().items():
+        for number, (part, layer) in itertools.product(range(3), (("conv", 0), ("norm", 1))):
+            name = name.replace(f"convBlock{number + 1}.{part}.", f"encoder.{number}.{layer}.")
+        theirs[name] = tensor
+    assert "rln.encoder.2.1.bias" in theirs
+    torch.save(theirs, tmp_path / "net-1-28-28-25000.pth")
+    loaded, card = load_pth(tmp_path / "net-1-28-28-25000.pth")
+    images = torch.rand(2, 1, 28, 28)
+    assert card.model == model
+    assert torch.equal(loaded(images), written(images))
+
+
+def test_an_image_size_that_is_given_is_used(tmp_path: Path) -> None:
+    file = tmp_path / "sanml-1.pth"
+    write(file, "sanml", SANML, size=29)  # 29 pixels give the shapes of 28.
+    assert load_pth(file)[1].image_shape == (1, 28, 28)
+    assert load_pth(file, im_size=29)[1].image_shape == (1, 29, 29)
+    with pytest.raises(CheckpointError, match=r"not a complete ANML, SANML or OML for images of 50 pixels"):
+        load_pth(file, im_size=50)
+
+
+def test_images_of_other_channels_need_their_data_set_named(tmp_path: Path) -> None:
+    write(tmp_path / "sanml-1.pth", "sanml", SANML, channels=3)
+    with pytest.raises(ConfigError, match="made for images of 3 channels; name the data set"):
+        load_pth(tmp_path / "sanml-1.pth")
+
+
+def test_a_missing_tensor_is_told(tmp_path: Path) -> None:
+    state = build_model("anml", ANML, (1, 28, 28), seed=1).state_dict()
+    del state["nm.convBlock2.norm.bias"]
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="not a complete ANML, SANML or OML for images of 28 or 84 pixels"):
+        load_pth(tmp_path / "a.pth")
+
+
+class Surprise:
+    """What a hostile file may hold: code that runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"layer1.weight": torch.zeros(2)}, r"no state_dict of ANML, SANML or OML; it holds layer1\.weight$"),
+        ({}, "no state_dict of ANML, SANML or OML; it holds nothing"),
+        ({"rln.convBlock1.conv.weight": torch.zeros(3, 1, 3, 3)}, "not a complete ANML"),
+        ({"pn.2.weight": torch.zeros(3), "rln.convBlock1.conv.weight": torch.zeros(3, 1, 3, 3)}, "not a complete ANML"),
+        ({"fc.weight": torch.tensor(1.0), "rln.convBlock1.conv.weight": torch.zeros(3, 1, 3, 3)}, "not a complete"),
+        ({"source": "import os", "state": {}}, "holds something else than a state_dict"),
+        (torch.zeros(3), "holds something else than a state_dict"),
+        ({"a": Surprise()}, "cannot be read as a state_dict"),
+    ],
+)
+def test_what_is_no_state_dict_is_explained(tmp_path: Path, content: Any, message: str, capsys) -> None:
+    torch.save(content, tmp_path / "256_a.pth")
+    with pytest.raises(CheckpointError, match=message):
+        load_pth(tmp_path / "256_a.pth")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("old_format", [True, False])
+def test_a_damaged_file_is_explained(tmp_path: Path, old_format: bool) -> None:
+    file = tmp_path / "a.pth"
+    write(file, "sanml", SANML, _use_new_zipfile_serialization=not old_format)
+    content = file.read_bytes()
+    for damaged in (b"", b"text", content[: len(content) // 2], content[:40], content[30:]):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"a\.pth: cannot be read as a state_dict"):
+            load_pth(file)
