@@ -39,11 +39,22 @@ class ModelCard:
 def save_checkpoint(folder: Path, model: MetaModel, card: ModelCard, training: dict[str, Any]) -> None:
     """Write model, model card and training state (an optimizer's and scheduler's state_dict) as one folder."""
     with new_folder(folder) as new:
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, new / "model.safetensors")
+        _write_model(new, model, card, {})
         tensors, plain = _split_tensors(training)
         save_file(tensors, new / "training.safetensors")
         _write(new / "training.json", {"state": plain, "sha256": _sha256(new / "training.safetensors")})
-        _write(new / "model.json", {**asdict(card), "sha256": _sha256(new / "model.safetensors")})
+
+
+def save_model(folder: Path, model: MetaModel, card: ModelCard, about: dict[str, Any]) -> None:
+    """Write a model to share, without training state. `about` tells people more than the card; programs ignore it."""
+    with new_folder(folder) as new:
+        _write_model(new, model, card, {"about": about})
+
+
+def _write_model(folder: Path, model: MetaModel, card: ModelCard, more: dict[str, Any]) -> None:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    _write(folder / "model.json", {**asdict(card), "sha256": _sha256(folder / "model.safetensors"), **more})
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> tuple[MetaModel, ModelCard]:
@@ -72,7 +83,7 @@ def read_card(folder: Path) -> ModelCard:
         message = f"{folder}: no checkpoint here: expected a folder with model.safetensors and model.json"
         raise CheckpointError(message)
     data = _read(folder / "model.json")
-    data.pop("sha256", None)
+    data = {key: value for key, value in data.items() if key not in ("sha256", "about")}
     try:
         channels, height, width = data["image_shape"]
         card = ModelCard(**{**data, "image_shape": (channels, height, width)})

@@ -30,6 +30,7 @@ LAYERS = [
     "machine",
     "tracking",
     "report",
+    "export",
     "schedulers",
     "snapshot",
     "launch",

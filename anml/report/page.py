@@ -16,6 +16,7 @@ from anml.report.figures import MOST_COLUMNS, MOST_ROWS
 from anml.report.grid import accuracy, accuracy_grids
 from anml.report.grouping import grouped
 from anml.report.jobs import BAD, JobOutcome, count_states, overall_state
+from anml.report.milestones import Milestone
 from anml.report.tables import POOLED, SweepPoint
 from anml.report.training_log import TrainingLog
 
@@ -34,6 +35,7 @@ class Findings:
     config: TrainConfig | None
     points: Sequence[SweepPoint]
     summary: Sequence[SweepPoint]
+    milestones: Sequence[Milestone]
     logs: Sequence[TrainingLog]
     jobs: Sequence[JobOutcome]
     figures: Mapping[str, int]
@@ -84,6 +86,7 @@ def render_page(findings: Findings) -> str:
         "has_seeds": any(point.train_seed == POOLED for point in summary),
         "points": findings.points,
         "best": set(summary),
+        "trajectories": _trajectories(findings.milestones),
         "figures": findings.figures,
         "is_choice": len(grids) > MOST_ROWS or any(len(grid.steps) > MOST_COLUMNS for grid in grids),
         "last_logged": [{"seed": log.seed, **log.lines[-1]} for log in findings.logs],
@@ -99,6 +102,12 @@ def render_page(findings: Findings) -> str:
         "config_text": _text(experiment.config_file),
     }
     return templates().get_template("report.html").render(context)
+
+
+def _trajectories(milestones: Sequence[Milestone]) -> list[list[Milestone]]:
+    """Return the milestones of each sweep whose trajectories were scored more than once."""
+    sweeps = grouped(milestones, lambda m: (m.flavor, m.dataset, m.checkpoint_step, m.train_examples, m.test_examples))
+    return [sweep for sweep in sweeps.values() if len(sweep) > 1]
 
 
 def _interval_note(summary: Sequence[SweepPoint]) -> str:

@@ -20,6 +20,7 @@ from anml.report.figures import draw_classes, draw_rates
 from anml.report.grid import last_checkpoint
 from anml.report.index import write_indexes
 from anml.report.jobs import read_jobs
+from anml.report.milestones import as_table, best_by_classes
 from anml.report.page import Findings, render_page
 from anml.report.tables import SweepPoint, as_frame, best_rates, read_scores, sweep_points, write_summary
 from anml.report.text import accuracy_table
@@ -75,8 +76,12 @@ def write_report(experiment: Experiment) -> Summary:
         )
         figures = _draw(folder, drawers)
         write_summary(folder / "summary.csv", summary)
+        milestones = best_by_classes(rows)
+        as_table(milestones).to_csv(folder / "by-classes.csv", index=False, float_format="%.10g", lineterminator="\n")
         (folder / "accuracy.txt").write_text(accuracy_table(summary, unit) + "\n", encoding="utf-8")
-        findings = Findings(experiment, config, points, summary, logs, read_jobs(experiment), figures, notices)
+        findings = Findings(
+            experiment, config, points, summary, milestones, logs, read_jobs(experiment), figures, notices
+        )
         (folder / "index.html").write_text(render_page(findings), encoding="utf-8")
         _publish(folder, experiment.report)
     write_indexes(experiment)

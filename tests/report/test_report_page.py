@@ -33,7 +33,7 @@ def test_report_is_complete(whole):
     summary = write_report(whole.experiment)
     assert summary.page == whole.experiment.report / "index.html"
     names = {path.name for path in whole.experiment.report.iterdir()}
-    assert names == {"index.html", "summary.csv", "accuracy.txt", *FIGURES}
+    assert names == {"index.html", "summary.csv", "by-classes.csv", "accuracy.txt", *FIGURES}
     assert not list(whole.experiment.root.glob(".report*"))
     for name in FIGURES:
         assert (whole.experiment.report / name).read_bytes().startswith(b"\x89PNG")

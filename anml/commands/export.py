@@ -1,0 +1,36 @@
+"""`python -m anml export PROJECT/GROUP DIR`: writes a checkpoint to share, with a card of its origin and accuracy."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from anml.commands.address import add_address_arguments, find_experiment
+from anml.commands.arguments import EXIT_DONE
+from anml.config.load import load_train_config
+from anml.errors import ConfigError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Export one checkpoint."""
+    parser = argparse.ArgumentParser(prog="python -m anml export", description=__doc__, allow_abbrev=False)
+    add_address_arguments(parser)
+    parser.add_argument("target", metavar="DIR", type=Path, help="folder to write")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the last that is evaluated)")
+    parser.add_argument("--seed", type=int, help="which training, where there are several")
+    parser.add_argument("--half", action="store_true", help="round the weights to float16: half the size")
+    options = parser.parse_args(arguments)
+    experiment = find_experiment(options)
+    config = load_train_config(experiment.config_file).config
+    if config.seeds and options.seed not in config.seeds:
+        message = f"this experiment trained several seeds; say which one: --seed {' | '.join(map(str, config.seeds))}"
+        raise ConfigError(message)
+    if (options.target / "model.json").exists():
+        message = f"{options.target}: holds a model already; choose another folder, or remove it"
+        raise ConfigError(message)
+    step = config.checkpoint_steps[-1] if options.step is None else options.step
+    from anml.export import export_model  # torch: after --help and config errors.
+
+    export_model(experiment, step, options.seed if config.seeds else None, options.target, options.half)
+    print(f"Written: {options.target}")
+    print(f"Evaluate it: python eval_anml.py -m {options.target}")
+    return EXIT_DONE

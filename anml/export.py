@@ -1,0 +1,42 @@
+"""A checkpoint to share: the model without its training state, and a card of its origin and accuracy."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from anml.atomic import read_json
+from anml.checkpoint import load_model, save_model
+from anml.experiment import Experiment
+from anml.report.milestones import best_by_classes
+from anml.report.tables import read_scores
+
+
+def export_model(experiment: Experiment, step: int, seed: int | None, target: Path, half: bool) -> None:
+    """Write a checkpoint of an experiment to a folder of its own. `half` rounds the weights to float16.
+
+    Raises CheckpointError.
+    """
+    model, card = load_model(experiment.checkpoint(step, seed))
+    save_model(target, model.half() if half else model, card, _about(experiment, step, card.seed, half))
+
+
+def _about(experiment: Experiment, step: int, seed: int, half: bool) -> dict[str, Any]:
+    """Return what a user of the model may want to know of its making."""
+    environment = read_json(experiment.environment_file) or {}
+    return {
+        "config": yaml.safe_load(experiment.config_file.read_text(encoding="utf-8")),
+        "git_commit": environment.get("git_commit"),
+        "trained_on": environment.get("training_machine"),
+        "weights": str(torch.float16 if half else torch.float32).removeprefix("torch."),
+        "accuracy": _accuracies(experiment, step, seed),
+    }
+
+
+def _accuracies(experiment: Experiment, step: int, seed: int) -> Sequence[dict[str, Any]]:
+    """Return the test accuracy at the best learning rate, for every flavor and number of classes learned."""
+    rows = [r for r in read_scores(experiment).rows if (r.checkpoint_step, r.train_seed) == (step, seed)]
+    return [asdict(milestone) for milestone in best_by_classes(rows)]

@@ -1,0 +1,88 @@
+"""A checkpoint to share: small, complete, evaluated without the experiment it came from."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from anml.checkpoint import load_model
+
+SMALL = """
+dataset: glyphs
+train_classes: 20
+num_batches: 3
+remember_size: 4
+epochs: 2
+engine: fast
+model: anml
+model_args: {rln_chs: 6, nm_chs: 4, num_classes: 20}
+inner_params: [rln, fc]
+eval:
+  - olft: {classes: 4, train_examples: 3, test_examples: 2, runs: 2, lr: [0.001, 0.01], eval_freq: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """Return the folder of a finished experiment."""
+    from anml.commands.launch_train import main
+
+    root = tmp_path_factory.mktemp("experiments")
+    config = root / "small.yml"
+    config.write_text(SMALL)
+    common = ["--experiments-dir", str(root), "--wandb", "disabled", "--cluster", "local"]
+    assert main(["-c", str(config), "--project", "p", "--group", "g", *common]) == 0
+    return root / "p" / "g"
+
+
+def test_an_exported_model_is_the_checkpoint_without_its_training_state(trained, tmp_path, run):
+    result = run("-m", "anml", "export", trained, tmp_path / "model")
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
+    shared, card = load_model(tmp_path / "model")
+    original, expected = load_model(trained / "checkpoints" / "step-000002")
+    assert card == expected
+    assert all(torch.equal(value, original.state_dict()[name]) for name, value in shared.state_dict().items())
+
+
+def test_its_card_tells_origin_and_accuracy(trained, tmp_path, run):
+    run("-m", "anml", "export", trained, tmp_path / "model", "--half")
+    about = json.loads((tmp_path / "model" / "model.json").read_text())["about"]
+    assert about["config"]["model"] == "anml"
+    assert about["weights"] == "float16"
+    assert [(m["flavor"], m["classes"], m["runs"]) for m in about["accuracy"]] == [
+        ("olft", 1, 2), ("olft", 2, 2), ("olft", 4, 2),
+    ]  # fmt: skip
+
+
+def test_half_is_half_the_size_and_evaluates_like_any_checkpoint(trained, tmp_path, run):
+    for name, options in (("whole", []), ("half", ["--half"])):
+        run("-m", "anml", "export", trained, tmp_path / name, *options)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half")]
+    assert sizes[1] < 0.7 * sizes[0]
+    result = run("eval_anml.py", "-m", tmp_path / "half", "--classes", "4", "--runs", "1")
+    assert result.returncode == 0, result.stderr
+    assert "4 classes" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--step", "7"], "no checkpoint here"),
+        (["--seed", "x"], "invalid int value"),
+    ],
+)
+def test_what_is_not_there_is_told_in_words(trained, tmp_path, run, arguments, words):
+    result = run("-m", "anml", "export", trained, tmp_path / "model", *arguments)
+    assert result.returncode != 0
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_is_never_overwritten(trained, tmp_path, run):
+    for code in (0, 2):
+        result = run("-m", "anml", "export", trained, tmp_path / "model")
+        assert result.returncode == code
+    assert "holds a model already" in result.stderr
