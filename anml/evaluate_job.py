@@ -5,8 +5,14 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from anml.checkpoint import ModelCard, load_model
+from anml.config.data_request import DataRequest, eval_request
+from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER
 from anml.config.evaluation import EvalConfig
+from anml.config.folders import check_unseen, fill_in_flavor
+from anml.config.image_folder import ClassSplit
 from anml.config.profile import Device, WandbMode
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
@@ -43,7 +49,7 @@ def evaluate_checkpoint(
     compute_on = prepare_device(device, config.device)
     evaluation = config.eval[flavor]
     model, card = load_model(experiment.checkpoint(step, seed), compute_on)
-    data = load_images(str(evaluation.dataset), "eval", card.image_shape[1], evaluation.data_path).to(compute_on)
+    data = _load(evaluation, config.eval_request(evaluation), card, compute_on)
     points = sweep_points(evaluation)
     if task is not None and points_per_job is not None:
         points = points[task * points_per_job : (task + 1) * points_per_job]
@@ -69,7 +75,7 @@ def evaluate_by_hand(
     if config.im_size not in (None, size):
         message = f"im_size {config.im_size}: this model was trained on {size} pixels"
         raise ConfigError(message)
-    data = load_images(dataset, "eval", size, config.data_path or os.environ.get("ANML_DATA")).to(compute_on)
+    data = _load(config, _request_by_hand(config, dataset, card), card, compute_on)
     rows: list[ResultRow] = []
     class_rows: list[ClassRow] = []
     points = sweep_points(config)
@@ -84,6 +90,29 @@ def evaluate_by_hand(
     for line in accuracy_lines(rows):
         print(line)
     return True
+
+
+def _request_by_hand(config: EvalConfig, dataset: str, card: ModelCard) -> DataRequest:
+    """Return what to load. A folder of the user's own is split as in the model's training, if it is of that kind too."""
+    size, data_path = card.image_shape[1], config.data_path or os.environ.get("ANML_DATA")
+    trained = ClassSplit.model_validate(card.class_split) if card.class_split else None
+    if dataset == IMAGES_FOLDER:
+        config = config.model_copy(update={"dataset": dataset})
+        if config.class_split is not None or trained is None:
+            config, notices = fill_in_flavor(config, None)
+            print("\n".join(notices), end="\n" if notices else "")
+        if isinstance(config.class_split, ClassSplit):
+            check_unseen(config.class_split, trained)
+    return eval_request(config, dataset, size, data_path, trained, card.imgs_per_class)
+
+
+def _load(config: EvalConfig, request: DataRequest, card: ModelCard, device: torch.device) -> ClassImages:
+    """Load the images of an evaluation. Raises ConfigError when the model takes images of another kind."""
+    channels = DATASETS[request.dataset].channels
+    if channels != card.image_shape[0]:
+        message = f"dataset: {request.dataset} has {channels} channels, the model takes {card.image_shape[0]}"
+        raise ConfigError(message)
+    return load_images(*request).first_examples(0, config.imgs_per_class).to(device)
 
 
 def _sweep(
