@@ -67,12 +67,13 @@ def _data_problems(config: TrainConfig) -> list[str]:
         training_data(config, torch.device("cpu"))
     except AnmlError as error:
         problems[f"data_path: {error}"] = None
-    for flavor in config.eval.values():
+    for name, flavor in config.eval.items():
+        at = "" if flavor.data_path == config.data_path else f"eval.{name}."
         try:
             data = load_images(*config.eval_request(flavor)).first_examples(0, flavor.imgs_per_class)
             check_trajectory(data, max(flavor.classes), max(flavor.train_examples), max(flavor.test_examples))
         except AnmlError as error:
-            problems[f"data_path: {error}"] = None
+            problems[f"{at}data_path: {error}"] = None
     return list(problems)
 
 

@@ -180,7 +180,9 @@ def _with_enough(split: ClassSplit, counts: dict[str, int], wanted: int | None, 
         if len(left) == len(used):
             message = f"{at}imgs_per_class: no class has {examples} images; the largest has {max(used.values())}"
             raise ConfigError(message)
-        notices.append(f"{at}imgs_per_class: {len(left)} classes with fewer than {examples} are left out: {_some(left)}")
+        notices.append(
+            f"{at}imgs_per_class: {len(left)} classes with fewer than {examples} are left out: {_some(left)}"
+        )
     return FolderClasses(kept, examples, notices)
 
 

@@ -1,11 +1,11 @@
 """Images sorted by class, held as uint8; converted to floats only batch by batch, on the device."""
 
-import mmap
 from dataclasses import dataclass, replace
 
 import torch
 
 from anml.data.augment import crop_and_flip
+from anml.data.stored_array import StoredArray
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -19,14 +19,14 @@ class ClassImages:
     """All images of one split.
 
     images: uint8 [classes, examples, channels, height, width]. A class's label is its position.
-    mapping: the file that a large `images` lies in, unread but for what batches have drawn.
+    stored: the file that a large `images` lies in, on a CPU; batches read from it what they need.
     normalise: whether batches have ImageNet's mean and standard deviation taken out (RGB), or are left in [0, 1].
     """
 
     images: torch.Tensor
     name: str
     normalise: bool = False
-    mapping: mmap.mmap | None = None
+    stored: StoredArray | None = None
 
     @property
     def num_classes(self) -> int:
@@ -42,9 +42,7 @@ class ClassImages:
         """Return the same images, resident on a device (a CPU may leave them in their file)."""
         if self.images.device == device:
             return self
-        moved = replace(self, images=self.images.to(device), mapping=None)
-        self._forget_pages()
-        return moved
+        return replace(self, images=self.images.to(device), stored=None)
 
     def first_examples(self, start: int, stop: int | None) -> "ClassImages":
         """Return the images without the examples outside [start, stop) of each class (None: to the last)."""
@@ -68,8 +66,7 @@ class ClassImages:
         device = self.images.device
         classes, examples = classes.to(device), examples.to(device)
         # Computed in float32 whatever the dtype, so that a float64 comparison sees the very same pixel values.
-        pixels = self.images[classes, examples].to(torch.float32).div_(255)
-        self._forget_pages()
+        pixels = self._pick(classes, examples).to(torch.float32).div_(255)
         if augment is not None:
             pixels = crop_and_flip(pixels, augment)
         if self.normalise:
@@ -77,7 +74,7 @@ class ClassImages:
             pixels = pixels.sub_(mean).div_(std)
         return pixels.to(dtype), classes
 
-    def _forget_pages(self) -> None:
-        # Pages that were read count as this process's memory, after an epoch the whole file. The system keeps a copy.
-        if self.mapping is not None:
-            self.mapping.madvise(mmap.MADV_DONTNEED)
+    def _pick(self, classes: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
+        if self.stored is None:
+            return self.images[classes, examples]
+        return self.stored.read(self.images, classes, examples)

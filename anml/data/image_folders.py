@@ -130,7 +130,9 @@ def _check_complete(request: DataRequest, source: Path, counts: dict[str, int]) 
         raise DataError(_incomplete(request, source, f"{len(counts)} classes"))
     wrong = [name for name, count in counts.items() if count != facts.examples_per_class]
     if wrong:
-        what = f"{counts[wrong[0]]} images in {wrong[0]}" + (f" (and {len(wrong) - 1} such classes more)" * bool(wrong[1:]))
+        what = f"{counts[wrong[0]]} images in {wrong[0]}" + (
+            f" (and {len(wrong) - 1} such classes more)" * bool(wrong[1:])
+        )
         raise DataError(_incomplete(request, source, what))
 
 
@@ -158,7 +160,10 @@ def _decode(content: bytes, size: int, where: str) -> bytes:
         with Image.open(io.BytesIO(content)) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")
             if upright.size != (size, size):
-                upright = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
+                side = min(upright.size)
+                left, top = ((length - side) // 2 for length in upright.size)
+                square = upright.crop((left, top, left + side, top + side))
+                upright = square.resize((size, size), Image.Resampling.LANCZOS)
             return np.asarray(upright).transpose(2, 0, 1).tobytes()
     # Pillow calls a broken PNG chunk a SyntaxError.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

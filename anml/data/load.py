@@ -1,7 +1,6 @@
 """Loads a split of a named data set as ClassImages, converting it once into one array file that all jobs share."""
 
 import hashlib
-import mmap
 import os
 import tempfile
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from anml.data import image_folders, omniglot
 from anml.data.class_images import ClassImages
 from anml.data.fetch import cache_dir
 from anml.data.glyphs import draw_glyphs
+from anml.data.stored_array import StoredArray
 from anml.errors import DataError
 
 # Part of every array's file name: raise it when a conversion changes, and old arrays are left alone.
@@ -45,12 +45,8 @@ def load_images(
     if array.nbytes <= _COPIED_BYTES:
         # Out of the file: a training of days then survives a cleaned cache.
         return ClassImages(torch.from_numpy(np.array(array)), dataset, normalise)
-    # A file that is open survives being deleted too, and takes no memory but for the pages that are read. The mapping
-    # is copy-on-write as torch wants one that may be written; nothing does.
-    with file.open("rb") as stream:
-        mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-    images = torch.frombuffer(mapping, dtype=torch.uint8, offset=array.offset, count=array.size).view(array.shape)
-    return ClassImages(images, dataset, normalise, mapping)
+    stored = StoredArray(file)
+    return ClassImages(stored.tensor, dataset, normalise, stored)
 
 
 def array_file(

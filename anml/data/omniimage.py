@@ -67,7 +67,9 @@ def _read_list(path: Path) -> set[str]:
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        message = f"{path}: cannot be read ({error}). Fetch it again, or remove it to split by the names of the classes."
+        message = (
+            f"{path}: cannot be read ({error}). Fetch it again, or remove it to split by the names of the classes."
+        )
         raise DataError(message) from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         message = f"{path}: expected a list of names of classes. Fetch it again, or remove it."
