@@ -48,6 +48,32 @@ def test_the_inner_loop_may_mix_classes_and_then_needs_no_more_of_one(load) -> N
     assert load(BASE, "sample_method=uniform", "batch_size=30").config.batch_size == 30
 
 
+def test_the_inner_loop_may_not_mix_more_examples_than_there_are(problems) -> None:
+    found = problems(
+        BASE, "sample_method=uniform", "batch_size=50", "train_classes=10", "train_size=10", "num_batches=3"
+    )
+    assert found == [
+        "--set: num_batches: batch_size x num_batches = 150 different examples, but the training classes have 100"
+    ]
+
+
+@pytest.mark.parametrize("dataset", ["mini-imagenet", "omniimage20", "omniimage100"])
+def test_photographs_may_be_augmented(load, dataset: str) -> None:
+    assert load(f"dataset: {dataset}\nmodel: sanml\n", "augment=true", "num_batches=5").config.augment
+
+
+def test_a_model_is_evaluated_on_images_with_as_many_channels(problems) -> None:
+    assert problems(FLAVOR, "eval.a.dataset=mini-imagenet", "eval.a.classes=20") == [
+        "--set: eval.a.dataset: mini-imagenet has images of 3 channels, the model is trained on those of glyphs, of 1"
+    ]
+
+
+def test_another_data_set_is_resized_to_what_the_model_takes(load) -> None:
+    text = "dataset: omniimage100\nmodel: sanml\nim_size: 64\neval:\n  a: {dataset: mini-imagenet, classes: 20}\n"
+    config = load(text, "num_batches=5").config
+    assert config.eval_request(config.eval["a"]).size == 64
+
+
 def test_iid_training_must_say_how_many_epochs(problems) -> None:
     (message,) = problems(BASE, "train_method=iid")
     assert "epochs: is required for train_method: iid" in message

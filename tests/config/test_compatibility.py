@@ -201,3 +201,25 @@ def test_a_flavor_of_a_list_keeps_its_lines(problems) -> None:
     assert problems("dataset: omni\nmodel: anml\neval:\n  - a:\n      runs: 1\n  - b:\n      runs: 0\n") == [
         "train.yml:7: eval.b.runs: must be 1 or more, found 0"
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [
+        ("miniimagenet", "mini-imagenet"),
+        ("mini_imagenet", "mini-imagenet"),
+        ("inet", "mini-imagenet"),
+        ("omniimage", "omniimage20"),
+        ("omni_image", "omniimage20"),
+        ("OmniImage20", "omniimage20"),
+        ("OmniImage100", "omniimage100"),
+        ("omni", "omniglot"),
+    ],
+)
+def test_data_sets_have_their_other_names(load, name: str, dataset: str) -> None:
+    assert load(f"dataset: {name}\nmodel: sanml\n").config.dataset == dataset
+
+
+def test_the_images_per_class_say_which_omniimage_is_meant(load) -> None:
+    config = load("dataset: omniimage\nimgs_per_class: 100\nmodel: sanml\n").config
+    assert (config.dataset, config.images_per_class) == ("omniimage100", 100)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 LIMIT_MB = 300
 SHAPE = (64, 600, 3, 84, 84)
 
-# Loads what looks like a converted Mini-ImageNet and draws half an epoch in batches, all over the file.
+# Loads what looks like a converted Mini-ImageNet and draws half of it in batches of an episode, all over the file.
 DRAW = """
 import sys
 from pathlib import Path
@@ -23,10 +23,10 @@ from anml.data import load
 torch.set_num_threads(1)
 load.array_file = lambda *request: Path(sys.argv[1])
 data = load.load_images("mini-imagenet", "train", 84, None)
-chosen = torch.randperm(data.num_classes * data.examples_per_class)[:19200]
-for batch in chosen.split(128):
+chosen = torch.randperm(data.num_classes * data.examples_per_class)[:16800]
+for batch in chosen.split(84):
     images, labels = data.batch(batch // 600, batch % 600)
-assert images.shape == (128, 3, 84, 84) and data.images.shape == (64, 600, 3, 84, 84)
+assert images.shape[1:] == (3, 84, 84) and data.images.shape == (64, 600, 3, 84, 84)
 """
 # Converts images to an array of 272 MB.
 CONVERT = """
