@@ -9,6 +9,7 @@ from anml.config.binding import bind, dotted, located, nearest, problem, show
 from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train
 from anml.config.compatibility import Adopted, adopt_eval, adopt_train
 from anml.config.dataset_facts import DATASETS
+from anml.config.dataset_lists import one_flavor_per_dataset
 from anml.config.evaluation import EvalConfig
 from anml.config.folders import fill_in_flavor, fill_in_training, flavor_facts
 from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS
@@ -43,6 +44,7 @@ def load_train_config(
     source = read_yaml(path)
     _refuse_other_kind(source, TrainConfig, EvalConfig, "an evaluation config", "configs/train-omni-anml.yml")
     notices, problems = _prepare(source, overrides, options, adopt_train)
+    problems += one_flavor_per_dataset(source)
     config, found = _bind_training(source, notices)
     flavors, found_in_flavors = _bind_flavors(source, config, notices)
     problems += found + found_in_flavors
