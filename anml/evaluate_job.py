@@ -93,7 +93,7 @@ def evaluate_by_hand(
 
 
 def _request_by_hand(config: EvalConfig, dataset: str, card: ModelCard) -> DataRequest:
-    """Return what to load. A folder of the user's own is split as in the model's training, if it is of that kind too."""
+    """Return what to load. A folder of the user's own is split as in the model's training, if that had one too."""
     size, data_path = card.image_shape[1], config.data_path or os.environ.get("ANML_DATA")
     trained = ClassSplit.model_validate(card.class_split) if card.class_split else None
     if dataset == IMAGES_FOLDER:

@@ -37,4 +37,4 @@ def eval_request(
         own = config.class_split if isinstance(config.class_split, ClassSplit) else None
         classes = (own or trained_split or ClassSplit()).eval
         examples = config.imgs_per_class if own else trained_examples
-    return DataRequest(dataset, "eval", size, data_path, classes, examples, config.allow_incomplete)
+    return DataRequest(dataset, "eval", size, data_path, classes, examples, bool(config.allow_incomplete))

@@ -23,7 +23,7 @@ class DatasetFacts(NamedTuple):
         return self.train_classes if split == "train" else self.eval_classes
 
 
-# A user's own folder of folders. Its counts are known once its folders are counted (image_folder.py): 0 stands for that.
+# A user's own folder of folders. Its counts are 0 here: they are known once it has been counted (image_folder.py).
 IMAGES_FOLDER = "images-folder"
 
 DATASETS = {

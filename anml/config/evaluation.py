@@ -37,7 +37,8 @@ class EvalConfig(Record):
     imgs_per_class: Count | None = None
     # Of images-folder. Absent: that of the training, if it is the same folder.
     class_split: ClassSplitKey | None = None
-    allow_incomplete: bool = False
+    # None rather than false: config.yml files of earlier versions stay the same text.
+    allow_incomplete: bool | None = None
 
     train_examples: OneOrMany[Count] = (15,)
     test_examples: OneOrMany[Count] = (5,)

@@ -114,8 +114,8 @@ def own_split(classes: Iterable[str]) -> ClassSplit | None:
 def split_by_fraction(classes: Iterable[str], fraction: float) -> ClassSplit:
     """Return a split with a fraction of the classes for training, both parts sorted by name.
 
-    Which ones depends on the names alone: classes in order of their names' SHA-256, which is as good as a shuffle, while
-    alphabetical neighbours are often alike. Neither part is empty, unless the fraction is 0 or 1.
+    Which ones depends on the names alone: the first classes in order of their names' SHA-256. That is as good as a
+    shuffle, while alphabetical neighbours are often alike. Neither part is empty, unless the fraction is 0 or 1.
     """
     shuffled = sorted(classes, key=lambda name: hashlib.sha256(name.encode()).digest())
     count = round(fraction * len(shuffled))
@@ -173,8 +173,8 @@ def _with_enough(split: ClassSplit, counts: dict[str, int], wanted: int | None, 
     if wanted is None and max(used.values()) > examples:
         smallest = min(used, key=lambda name: used[name])
         notices.append(
-            f"{at}imgs_per_class: classes have {examples} ({smallest}) to {max(used.values())} images; every class gives "
-            f"its first {examples}. With imgs_per_class: N, smaller classes are left out instead"
+            f"{at}imgs_per_class: classes have {examples} ({smallest}) to {max(used.values())} images; every class "
+            f"gives its first {examples}. With imgs_per_class: N, smaller classes are left out instead"
         )
     if left := [name for name in used if counts[name] < examples]:
         if len(left) == len(used):

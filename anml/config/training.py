@@ -39,7 +39,8 @@ class TrainConfig(Record):
     train_classes: Count | None = None
     # Of images-folder: a fraction or names; loading turns it into the names of all classes that are used.
     class_split: ClassSplitKey | None = None
-    allow_incomplete: bool = False
+    # None rather than false: config.yml files of earlier versions stay the same text.
+    allow_incomplete: bool | None = None
 
     train_method: TrainMethod = "meta"
     sample_method: Literal["single", "uniform"] = "single"
@@ -107,7 +108,7 @@ class TrainConfig(Record):
             self.data_path,
             self.class_split.train if is_folder else (),  # type: ignore[union-attr]
             self.imgs_per_class if is_folder else None,
-            self.allow_incomplete,
+            bool(self.allow_incomplete),
         )
 
     def eval_request(self, flavor: EvalConfig) -> DataRequest:

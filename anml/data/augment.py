@@ -1,7 +1,7 @@
 """Random resized crops and horizontal flips of a batch, on its device; what is drawn is drawn on the CPU.
 
-As in Szegedy et al. 2015 ("Going deeper with convolutions", section 6): a crop of 8 to 100 % of the image's area with an
-aspect ratio between 3/4 and 4/3, resized to the size of the image.
+As in Szegedy et al. 2015 ("Going deeper with convolutions", section 6): a crop of 8 to 100 % of the image's area with
+an aspect ratio between 3/4 and 4/3, resized to the size of the image.
 """
 
 import torch

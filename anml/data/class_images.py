@@ -61,7 +61,7 @@ class ClassImages:
     ) -> Batch:
         """Return images [n, C, H, W] and labels int64 [n], for index tensors [n].
 
-        Pixels are scaled to [0, 1], cropped and flipped at random if a generator is given to `augment`, then normalised.
+        Pixels are scaled to [0, 1], cropped and flipped at random if `augment` is a generator, then normalised.
         """
         device = self.images.device
         classes, examples = classes.to(device), examples.to(device)

@@ -31,9 +31,9 @@ def find(split: Split, data_path: Path | None) -> Path:
     found = found or find_source(tops, [_INNER, *_NAMES], archives_only=True)
     if found is None:
         message = (
-            f"{data_path}: no Mini-ImageNet here: expected the folders processed_images/train and processed_images/test "
-            "(or train and test, or train.tar and test.tar, or mini-imagenet.tar), with a folder of JPEGs for each class in them. "
-            "Correct --data-path (or ANML_DATA); docs/data.md says where to get the data."
+            f"{data_path}: no Mini-ImageNet here: expected the folders processed_images/train and "
+            "processed_images/test (or train and test, or train.tar and test.tar, or mini-imagenet.tar), with a folder "
+            "of JPEGs for each class in them. Correct --data-path (or ANML_DATA); docs/data.md says where to get it."
         )
         raise DataError(message)
     return found

@@ -1,4 +1,4 @@
-"""OmniImage (Frati, Traft & Cheney 2023): 1,000 classes of ImageNet, of each the 20 or 100 images most alike, 84x84 RGB.
+"""OmniImage (Frati, Traft & Cheney 2023): 1,000 classes of ImageNet, of each the 20 or 100 images most alike, 84x84.
 
 700 classes are for training, 300 for evaluation. Folders called train and test say which; else the list of the
 evaluation classes that the authors publish, if it lies beside the data; else the names of the classes decide
@@ -22,8 +22,8 @@ def find(dataset: str, data_path: Path | None) -> Path:
     count = DATASETS[dataset].examples_per_class
     if data_path is None:
         message = (
-            f"{dataset} cannot be downloaded automatically: its images are ImageNet's, under ImageNet's terms. Fetch it "
-            "as docs/data.md says and give its folder with --data-path (or ANML_DATA)."
+            f"{dataset} cannot be downloaded automatically: its images are ImageNet's, under ImageNet's terms. Fetch "
+            "it as docs/data.md says and give its folder with --data-path (or ANML_DATA)."
         )
         raise DataError(message)
     if data_path.is_file():
@@ -36,8 +36,9 @@ def find(dataset: str, data_path: Path | None) -> Path:
     if data_path.name.lower() in {name.lower() for name in names} and data_path.is_dir():
         return data_path
     message = (
-        f"{data_path}: no {dataset} here: expected the folder OmnImage84_{count} with a folder of images for each class, "
-        f"or OmnImage84_{count}.zip (or .tar). Correct --data-path (or ANML_DATA); docs/data.md says where to get the data."
+        f"{data_path}: no {dataset} here: expected the folder OmnImage84_{count} with a folder of images for each "
+        f"class, or OmnImage84_{count}.zip (or .tar). Correct --data-path (or ANML_DATA); docs/data.md says where to "
+        "get it."
     )
     raise DataError(message)
 

@@ -26,14 +26,15 @@ def test_problems_are_told_of_the_data_set_that_has_them(problems) -> None:
 
 def test_a_data_set_given_twice_is_refused(problems) -> None:
     assert problems(BASE, "eval.olft.dataset=[omniglot, omni]") == [
-        "--set: eval.olft.dataset: makes a flavor olft-omniglot, which there is already; rename one, or name a data set once"
+        "--set: eval.olft.dataset: makes a flavor olft-omniglot, which there is already; rename one, or name a "
+        "data set once"
     ]
 
 
 def test_a_flavor_of_that_name_is_not_overwritten(problems) -> None:
     assert problems(BASE + "  olft-glyphs: {runs: 1}\n") == [
-        "train.yml:4: eval.olft.dataset: makes a flavor olft-glyphs, which there is already; rename one, or name a data "
-        "set once"
+        "train.yml:4: eval.olft.dataset: makes a flavor olft-glyphs, which there is already; rename one, or name a "
+        "data set once"
     ]
 
 
