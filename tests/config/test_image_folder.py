@@ -122,8 +122,8 @@ def test_classes_with_too_few_images_are_left_out_and_the_user_is_told(load, fol
         ("train_size=4", "--set: train_size: a class of images-folder has 3 examples, found 4"),
         (
             "eval.a.test_examples=2",
-            "train.yml:6: eval.a.train_examples: train_examples + test_examples = 4, but a class of images-folder has 3 "
-            "examples",
+            "train.yml:6: eval.a.train_examples: train_examples + test_examples = 4, but a class of images-folder "
+            "has 3 examples",
         ),
     ],
 )
