@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from anml.config.binding import nearest, problem, show
-from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, DatasetFacts
+from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, OF_IMAGENET, DatasetFacts
 from anml.config.evaluation import EvalConfig
 from anml.config.training import TrainConfig
 from anml.config.yaml_source import KeyPath, Source
@@ -71,6 +71,15 @@ def check_fits_model(
         message = f"{flavor.dataset} has images of {facts.channels} channels, the model is trained on those of "
         problems.append(problem(source, (*at, "dataset"), message + f"{config.dataset}, of {config.image_shape[0]}"))
     return problems
+
+
+def overlaps(flavor: EvalConfig, config: TrainConfig, source: Source, at: KeyPath) -> list[str]:
+    """Return a notice if an evaluation on another data set may meet classes that the model was trained on."""
+    names = {name.rstrip("0123456789") for name in (str(flavor.dataset), config.dataset) if name in OF_IMAGENET}
+    if len(names) < 2:
+        return []
+    message = f"{flavor.dataset} and {config.dataset} share classes of ImageNet: training may have seen some of them"
+    return [problem(source, (*at, "dataset"), message)]
 
 
 def _check_amounts(config: EvalConfig, name: str, facts: DatasetFacts, source: Source, at: KeyPath) -> list[str]:

@@ -35,6 +35,9 @@ DATASETS = {
     IMAGES_FOLDER: DatasetFacts(0, 0, 0, channels=3, default_size=84, can_augment=True),
 }
 
+# Made of the same pictures: a model of one has seen classes that another evaluates.
+OF_IMAGENET = ("mini-imagenet", "omniimage20", "omniimage100")
+
 # Names used in configs of higherANML and elsewhere, in small letters and without `-` and `_`.
 DATASET_ALIASES = {
     "omni": "omniglot",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from anml.config.binding import bind, dotted, located, nearest, problem, show
-from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train
+from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train, overlaps
 from anml.config.compatibility import Adopted, adopt_eval, adopt_train
 from anml.config.dataset_facts import DATASETS
 from anml.config.dataset_lists import one_flavor_per_dataset
@@ -192,7 +192,9 @@ def _bind_flavors(
             flavor, found = _count_flavor(flavor, training, source, at, notices)
             facts = flavor_facts(flavor, training)
             problems += found + check_eval(flavor, source, at, facts)
-            problems += check_fits_model(flavor, training, facts, source, at) if training else []
+            if training:
+                problems += check_fits_model(flavor, training, facts, source, at)
+                notices += overlaps(flavor, training, source, at)
             flavors[name] = flavor
     return flavors, problems
 

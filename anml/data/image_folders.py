@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -24,23 +24,14 @@ from anml.errors import DataError
 _CHANNELS = 3
 
 
-class Selection(NamedTuple):
-    """The images of one split: paths inside a source, class by class, equally many of each."""
-
-    source: Path
-    images: list[list[str]]
-
-
-def identify(request: DataRequest) -> str:
+def identify(request: DataRequest, source: Path) -> str:
     """Return a text that changes whenever the images of a request do: part of the array's file name.
 
     Of a folder that is the names and sizes of its files, wherever it lies. An archive would have to be read for that:
     its path, size and date must do. Raises DataError.
     """
-    source = _find(request)
     if source.is_dir():
-        selection = select(request)
-        facts = [[(name, _size(source / name)) for name in images] for images in selection.images]
+        facts = [[(name, _size(source / name)) for name in images] for images in select(request, source)]
     else:
         stat = source.stat()
         listed = omniimage.class_list(source) if request.dataset.startswith("omniimage") else None
@@ -48,9 +39,11 @@ def identify(request: DataRequest) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
-def select(request: DataRequest) -> Selection:
-    """Choose classes and images. Raises DataError unless the source holds what the data set should, or is asked for."""
-    source = _find(request)
+def select(request: DataRequest, source: Path) -> list[list[str]]:
+    """Choose the images of a request: paths inside the source, class by class, equally many of each.
+
+    Raises DataError unless the source holds what the data set should, or what is asked for.
+    """
     there = list_images(source) if request.dataset != IMAGES_FOLDER else _listed_as_named(source)
     classes = _choose(request, list(there), source)
     if missing := [name for name in classes if name not in there]:
@@ -66,12 +59,12 @@ def select(request: DataRequest) -> Selection:
     if not examples:
         message = f"{source}: no images of {request.dataset} here. See docs/data.md for the layout that is expected."
         raise DataError(message)
-    return Selection(source, [there[name][:examples] for name in classes])
+    return [there[name][:examples] for name in classes]
 
 
-def write_array(stream: BinaryIO, request: DataRequest) -> None:
+def write_array(stream: BinaryIO, request: DataRequest, source: Path) -> None:
     """Convert image by image into a .npy file, uint8 [classes, examples, 3, size, size]. Raises DataError."""
-    source, images = select(request)
+    images = select(request, source)
     shape = (len(images), len(images[0]), _CHANNELS, request.size, request.size)
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     start, length = stream.tell(), int(np.prod(shape[2:]))
@@ -97,7 +90,8 @@ def check_shape(request: DataRequest, shape: Sequence[int], source: Path) -> Non
         raise DataError(_incomplete(request, source, f"{shape[0]} classes of {shape[1]}"))
 
 
-def _find(request: DataRequest) -> Path:
+def find(request: DataRequest) -> Path:
+    """Return the folder or archive that holds the images of a request. Raises DataError when there is none."""
     path = Path(request.data_path).expanduser().resolve() if request.data_path else None
     if request.dataset == "mini-imagenet":
         return mini_imagenet.find(request.split, path)

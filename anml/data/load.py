@@ -1,5 +1,6 @@
 """Loads a split of a named data set as ClassImages, converting it once into one array file that all jobs share."""
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -10,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from anml.atomic import write_text
 from anml.config.data_request import DataRequest
 from anml.config.dataset_facts import DATASETS, Split
 from anml.data import image_folders, omniglot
@@ -74,11 +76,29 @@ def array_file(
 
 
 def _array_of_folders(request: DataRequest) -> Path:
-    file = _file(request, image_folders.identify(request))
-    if not file.exists():
-        _write(file, lambda stream: image_folders.write_array(stream, request))
-    image_folders.check_shape(request, np.load(file, mmap_mode="r").shape, Path(str(request.data_path)))
+    where = (str(Path(str(request.data_path)).expanduser().resolve()), request.classes, request.examples)
+    note = _file(request, f"of-{hashlib.sha256(repr(where).encode()).hexdigest()[:12]}").with_suffix(".txt")
+    try:
+        source = image_folders.find(request)
+    except DataError:
+        file = _noted(note)
+        if file is None:
+            raise
+    else:
+        file = _file(request, image_folders.identify(request, source))
+        if not file.exists():
+            _write(file, lambda stream: image_folders.write_array(stream, request, source))
+        if _noted(note) != file:
+            with contextlib.suppress(OSError):  # The cache may be somebody else's to write.
+                write_text(note, file.name)
+    image_folders.check_shape(request, np.load(file, mmap_mode="r").shape, Path(where[0]))
     return file
+
+
+def _noted(note: Path) -> Path | None:
+    """Return the array that was last made of a data path: it serves when the data themselves are gone from there."""
+    file = note.parent / note.read_text(encoding="utf-8") if note.is_file() else None
+    return file if file is not None and file.is_file() else None
 
 
 def _file(request: DataRequest, origin: str) -> Path:

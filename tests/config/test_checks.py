@@ -68,6 +68,17 @@ def test_a_model_is_evaluated_on_images_with_as_many_channels(problems) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("trained", "evaluated", "notices"),
+    [("omniimage20", "mini-imagenet", 1), ("omniimage20", "omniimage100", 0), ("glyphs", "omniglot", 0)],
+)
+def test_relatives_of_imagenet_are_told_to_share_classes(load, trained: str, evaluated: str, notices: int) -> None:
+    text = f"dataset: {trained}\nmodel: sanml\neval:\n  a: {{dataset: {evaluated}, classes: 20}}\n"
+    found = load(text, "train_size=15", "eval.a.train_examples=10").notices
+    assert len(found) == notices
+    assert all("share classes of ImageNet" in notice for notice in found)
+
+
 def test_another_data_set_is_resized_to_what_the_model_takes(load) -> None:
     text = "dataset: omniimage100\nmodel: sanml\nim_size: 64\neval:\n  a: {dataset: mini-imagenet, classes: 20}\n"
     config = load(text, "num_batches=5").config

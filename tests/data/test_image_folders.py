@@ -111,7 +111,32 @@ def test_a_copy_elsewhere_shares_the_array(mini, tmp_path, own_cache):
     load("mini-imagenet", mini)
     shutil.copytree(mini, tmp_path / "copy")
     load("mini-imagenet", tmp_path / "copy")
-    assert len(list(own_cache.iterdir())) == 1
+    assert len(list(own_cache.glob("*.npy"))) == 1
+
+
+def test_the_data_are_needed_only_once(mini):
+    first = load("mini-imagenet", mini).images
+    shutil.rmtree(mini)
+    assert torch.equal(load("mini-imagenet", mini).images, first)
+    with pytest.raises(DataError, match="no Mini-ImageNet here"):
+        load("mini-imagenet", mini, "eval")
+
+
+def test_what_a_folder_held_before_does_not_stand_for_what_it_holds(mini, make_images):
+    load("mini-imagenet", mini)
+    make_images(mini / "processed_images", {"train/nnew": 3})
+    load("mini-imagenet", mini)
+    shutil.rmtree(mini)
+    assert load("mini-imagenet", mini).num_classes == 5
+
+
+def test_a_users_folder_that_is_gone_serves_only_the_classes_it_was_converted_for(tmp_path, make_images):
+    make_images(tmp_path / "own", {"a": 2, "b": 2})
+    load_images(*folder_request(tmp_path / "own", ("a",), 2))
+    shutil.rmtree(tmp_path / "own")
+    assert load_images(*folder_request(tmp_path / "own", ("a",), 2)).num_classes == 1
+    with pytest.raises(DataError, match="there is no such folder"):
+        load_images(*folder_request(tmp_path / "own", ("b",), 2))
 
 
 def test_another_image_makes_another_array(mini, make_images):
@@ -235,7 +260,7 @@ def omni(tmp_path: Path, make_images: Callable) -> Path:
 
 def classes_of(dataset: str, data_path: Path, split: str) -> list[str]:
     request = DataRequest(dataset, split, 84, str(data_path), allow_incomplete=True)  # type: ignore[arg-type]
-    return [Path(images[0]).parent.name for images in image_folders.select(request).images]
+    return [Path(images[0]).parent.name for images in image_folders.select(request, image_folders.find(request))]
 
 
 def test_seven_of_ten_classes_of_omniimage_train_by_the_hash_of_their_names(omni):
