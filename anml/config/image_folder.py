@@ -89,11 +89,17 @@ def list_classes(folder: Path) -> dict[str, list[str]]:
     """Return the image files of each class below a folder, by name of the class; everything is sorted."""
     found = {}
     for path, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        folders[:] = [name for name in folders if not (name.startswith((".", "__")) or _is_loop(path, name))]
         images = sorted(name for name in files if is_image(name))
         if images and Path(path) != folder:
             found[Path(path).relative_to(folder).as_posix()] = images
     return dict(sorted(found.items()))
+
+
+def _is_loop(path: str, name: str) -> bool:
+    """Say whether a folder is a link to one that it lies in."""
+    link = os.path.join(path, name)
+    return os.path.islink(link) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(link))
 
 
 def is_image(name: str) -> bool:

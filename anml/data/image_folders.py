@@ -152,6 +152,11 @@ def _decode(content: bytes, size: int, where: str) -> bytes:
 
     try:
         with Image.open(io.BytesIO(content)) as image:
+            if image.mode.startswith(("I", "F")):
+                message = (
+                    f"{where}: has more than 8 bits per channel ({image.mode}), which would be cut off. Convert it."
+                )
+                raise DataError(message)
             upright = ImageOps.exif_transpose(image).convert("RGB")
             if upright.size != (size, size):
                 side = min(upright.size)

@@ -36,6 +36,15 @@ def test_a_class_is_a_folder_that_holds_images_at_any_depth(folder) -> None:
     assert list_classes(path) == {"cats/persian": ["0.jpg"], "cats/siamese": ["0.jpg", "1.jpg"], "dogs": ["0.jpg"]}
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(folder, here) -> None:
+    path = folder({"cats": 1})
+    (here / "elsewhere").mkdir()
+    (here / "elsewhere" / "0.png").touch()
+    (path / "dogs").symlink_to(here / "elsewhere")
+    (path / "cats" / "up").symlink_to(path)
+    assert list(list_classes(path)) == ["cats", "dogs"]
+
+
 @pytest.mark.parametrize(("name", "expected"), [("a.JPEG", True), ("a.png", True), ("a.txt", False), ("jpg", False)])
 def test_images_are_known_by_their_names(name: str, expected: bool) -> None:
     assert is_image(name) is expected

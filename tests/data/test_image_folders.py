@@ -224,6 +224,13 @@ def test_a_grey_image_becomes_rgb(tmp_path, make_images):
     assert (image == image[:1]).all()
 
 
+def test_an_image_of_16_bits_is_refused_rather_than_cut_off(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.full((84, 84), 3000, np.uint16)).save(tmp_path / "a" / "x.png")
+    with pytest.raises(DataError, match=r"x\.png: has more than 8 bits per channel"):
+        first_image(tmp_path)
+
+
 def test_an_image_is_turned_as_its_exif_tag_says(tmp_path):
     (tmp_path / "a").mkdir()
     pixels = np.zeros((84, 84, 3), np.uint8)
