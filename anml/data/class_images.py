@@ -1,6 +1,7 @@
 """Images sorted by class, held as uint8; converted to floats only batch by batch, on the device."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -12,6 +13,12 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 # Of ImageNet's training images, in red, green and blue, on the scale of [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@cache  # A copy to a GPU for every batch would have it wait.
+def _imagenet_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class ClassImages:
         if augment is not None:
             pixels = crop_and_flip(pixels, augment)
         if self.normalise:
-            mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+            mean, std = _imagenet_statistics(device)
             pixels = pixels.sub_(mean).div_(std)
         return pixels.to(dtype), classes
 

@@ -36,7 +36,7 @@ class StoredArray:
         rows = found.numpy().reshape(len(classes), -1)
         places = self._start + view.storage_offset() + classes * view.stride(0) + examples * view.stride(1)
         for row, place in zip(rows, places.tolist(), strict=True):
-            if os.preadv(self._descriptor, [memoryview(row)], place) != len(row):
+            if os.preadv(self._descriptor, [row.data], place) != len(row):
                 message = f"{self.path}: became shorter while it was in use. Delete it; it will be converted again."
                 raise DataError(message)
         return found
