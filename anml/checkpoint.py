@@ -23,6 +23,7 @@ class ModelCard:
     """What a checkpoint says of its model: enough to build it, and to know where it comes from.
 
     step: episodes (or optimizer steps) trained; 0 is a freshly initialised network.
+    class_split, imgs_per_class: of images-folder, the names of the classes for training and for evaluation.
     """
 
     model: str
@@ -34,6 +35,8 @@ class ModelCard:
     step: int
     seed: int
     code_version: str = __version__
+    class_split: dict[str, list[str]] | None = None
+    imgs_per_class: int | None = None
 
 
 def save_checkpoint(folder: Path, model: MetaModel, card: ModelCard, training: dict[str, Any]) -> None:

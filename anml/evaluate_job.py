@@ -1,17 +1,14 @@
 """The evaluation job: one flavor at one checkpoint (or one task's share of its sweep), into one results file."""
 
 import functools
-import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from anml.checkpoint import ModelCard, load_model
-from anml.config.dataset_facts import DATASETS, DatasetFacts
+from anml.config.data_request import DataRequest
+from anml.config.dataset_facts import DATASETS
 from anml.config.evaluation import EvalConfig
 from anml.config.profile import Device, WandbMode
 from anml.config.training import TrainConfig
@@ -21,12 +18,10 @@ from anml.disk import check_folder
 from anml.errors import ConfigError
 from anml.evaluate.sweep import Point, run_sweep, sweep_points
 from anml.experiment import Experiment
-from anml.import_pth import load_pth
 from anml.job import JobContext
 from anml.machine import prepare_device
 from anml.models.meta_model import MetaModel
-from anml.models.parameters import select_names
-from anml.results import ClassRow, FinishedPoints, Origin, ResultRow, write_results
+from anml.results import FinishedPoints, ResultRow
 from anml.tracking import Tracker
 
 
@@ -51,7 +46,7 @@ def evaluate_checkpoint(
     compute_on = prepare_device(device, config.device)
     evaluation = config.eval[flavor]
     model, card = load_model(experiment.checkpoint(step, seed), compute_on)
-    data = load_images(str(evaluation.dataset), "eval", card.image_shape[1], evaluation.data_path).to(compute_on)
+    data = load_data(evaluation, config.eval_request(evaluation), card, compute_on)
     points = sweep_points(evaluation)
     if task is not None and points_per_job is not None:
         points = points[task * points_per_job : (task + 1) * points_per_job]
@@ -67,94 +62,13 @@ def evaluate_checkpoint(
     return complete
 
 
-def evaluate_by_hand(
-    context: JobContext, config: EvalConfig, checkpoints: Sequence[Path], device: Device, output: str | None
-) -> bool:
-    """Evaluate any checkpoints and print their accuracy; write the results only where they are asked for."""
-    compute_on = prepare_device("auto", device)
-    candidates = _candidates(config, checkpoints, compute_on)
-    rows: list[ResultRow] = []
-    class_rows: list[ClassRow] = []
-    origins: list[Origin] = []
-    points = sweep_points(config)
-    for number, (model, card, data) in enumerate(candidates):
-        first = len(rows)
-        for done, result in enumerate(run_sweep(model, card, config, "eval", data, points), 1):
-            rows += result.rows
-            class_rows += result.class_rows
-            origins += [(card.display_name, card.step, card.seed)] * len(result.class_rows)
-            context.progress(number * len(points) + done, len(candidates) * len(points), "trajectories")
-            if context.stop():
-                return False
-        heading = f"{card.display_name}, step {card.step}: " if len(candidates) > 1 else ""
-        for line in accuracy_lines(rows[first:]):
-            print(f"{heading}{line}")
-    if output:
-        write_results(Path(output), rows, class_rows, origins if len(candidates) > 1 else ())
-    return True
-
-
-class _Candidate(NamedTuple):
-    """A checkpoint to be evaluated by hand, and on what."""
-
-    model: MetaModel
-    card: ModelCard
-    data: ClassImages
-
-
-def _candidates(config: EvalConfig, checkpoints: Sequence[Path], device: torch.device) -> list[_Candidate]:
-    """Load everything and check that it fits, before the first of hours of work. Raises ConfigError."""
-    loaded = [_load_checkpoint(path, config, device) for path in checkpoints]
-    cards = tell_apart([card for _, card in loaded], checkpoints)
-    problems: list[str] = []
-    candidates = []
-    for path, (model, _), card in zip(checkpoints, loaded, cards, strict=True):
-        dataset, size = config.dataset or card.dataset, card.image_shape[1]
-        found = _misfits(model, card, config, DATASETS.get(dataset))
-        problems += [f"{path}: {text}" for text in found]
-        if not found:
-            data = load_images(dataset, "eval", size, config.data_path or os.environ.get("ANML_DATA")).to(device)
-            candidates.append(_Candidate(model, card, data))
-    if problems:
-        raise ConfigError(problems)
-    return candidates
-
-
-def _load_checkpoint(path: Path, config: EvalConfig, device: torch.device) -> tuple[MetaModel, ModelCard]:
-    if path.is_file():
-        return load_pth(path, config.dataset, config.im_size, device)
-    return load_model(path, device)
-
-
-def tell_apart(cards: Sequence[ModelCard], paths: Sequence[Path]) -> list[ModelCard]:
-    """Return the cards with their paths, as far as these differ, in names that several of the same step share."""
-    keys = [(card.display_name, card.step, card.seed) for card in cards]
-    places = [path.resolve() for path in paths]
-    common = os.path.commonpath(places) if len(places) > 1 else ""
-    return [
-        card
-        if keys.count(key) == 1
-        else replace(card, display_name=f"{card.display_name} ({place.relative_to(common)})")
-        for card, key, place in zip(cards, keys, places, strict=True)
-    ]
-
-
-def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, facts: DatasetFacts | None) -> list[str]:
-    """Return why a model cannot be evaluated as the config says."""
-    channels, size, outputs = card.image_shape[0], card.image_shape[1], model.head.out_features
-    problems = []
-    if config.im_size not in (None, size):
-        problems.append(f"im_size {config.im_size}: this model was trained on {size} pixels")
-    if facts and facts.channels != channels:
-        problems.append(f"this model takes images of {channels} channels, those of the data set have {facts.channels}")
-    if max(config.classes) > outputs:
-        problems.append(f"{max(config.classes)} classes do not fit the {outputs} outputs of this model")
-    for key, selectors in (("opt_params", config.opt_params), ("reinit_params", config.reinit_params)):
-        try:
-            select_names(model, selectors)
-        except ConfigError as error:
-            problems.append(f"{key}: {error}")
-    return problems
+def load_data(config: EvalConfig, request: DataRequest, card: ModelCard, device: torch.device) -> ClassImages:
+    """Load the images of an evaluation. Raises ConfigError when the model takes images of another kind."""
+    channels = DATASETS[request.dataset].channels
+    if channels != card.image_shape[0]:
+        message = f"dataset: {request.dataset} has {channels} channels, the model takes {card.image_shape[0]}"
+        raise ConfigError(message)
+    return load_images(*request).first_examples(0, config.imgs_per_class).to(device)
 
 
 def _sweep(

@@ -11,6 +11,7 @@ import torch
 
 from anml.atomic import write_text
 from anml.checkpoint import ModelCard, is_complete, load_model, load_training_state, save_checkpoint, steps_saved
+from anml.config.image_folder import ClassSplit
 from anml.config.model_args import complete_args
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
@@ -139,6 +140,7 @@ class Training:
             train_method=config.train_method,
             step=self.completed,
             seed=self.seed,
+            **_classes_of(config),
         )
         folder = self._folder(self.completed)
         if not is_complete(folder):
@@ -174,7 +176,7 @@ class Training:
 
 def training_data(config: TrainConfig, device: torch.device) -> tuple[ClassImages, ClassImages]:
     """Return the background images that training sees, and those held back for validation. Raises DataError."""
-    images = load_images(config.dataset, "train", config.image_shape[1], config.data_path).to(device)
+    images = load_images(*config.train_request).to(device)
     images = images.first_classes(config.num_train_classes).first_examples(0, config.images_per_class)
     train = images.first_examples(0, config.examples_per_class)
     validation = images.first_examples(config.examples_per_class, images.examples_per_class)
@@ -188,6 +190,13 @@ def training_data(config: TrainConfig, device: torch.device) -> tuple[ClassImage
         message = f"{config.dataset}: validation needs examples that train_size {config.examples_per_class} leaves over"
         raise DataError(message)
     return train, validation
+
+
+def _classes_of(config: TrainConfig) -> dict[str, Any]:
+    """Return what the model card says of a folder of the user's own: which classes the model has seen."""
+    if not isinstance(config.class_split, ClassSplit):
+        return {}
+    return {"class_split": config.class_split.model_dump(mode="json"), "imgs_per_class": config.imgs_per_class}
 
 
 def _is_of_step(line: str, last: int) -> bool:

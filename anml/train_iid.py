@@ -33,7 +33,9 @@ class IidStep:
         if position == 0:
             self._set_rates(epoch)
             self._zap(epoch)
-        images, labels = shuffled_batch(self.data, self.config.batch_size, self.seed, index)
+        images, labels = shuffled_batch(
+            self.data, self.config.batch_size, self.seed, index, augment=self.config.augment
+        )
         logits = self.model(images)
         loss = cross_entropy(logits, labels)
         self.optimizer.zero_grad()

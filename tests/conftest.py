@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 # Tests run side by side, and small tensors gain nothing from threads. Set before torch is imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,6 +39,24 @@ def omniglot_path() -> str:
     if not path:
         pytest.skip("Omniglot tests left out: set ANML_DATA to a folder with images_background.zip to run them")
     return path
+
+
+@pytest.fixture(scope="session")
+def make_images() -> Callable[..., Path]:
+    """Write folders of images as data sets of photographs have them: {folder: number of images}, JPEGs if not said."""
+
+    def make(folder: Path, classes: Mapping[str, int], size: int = 84, suffix: str = ".jpg", mode: str = "RGB") -> Path:
+        for name, count in classes.items():
+            rng = np.random.default_rng(sum(name.encode()))
+            base = rng.integers(256, size=3)  # A colour per class, and noise that a JPEG keeps.
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                coarse = np.clip(base + rng.integers(-60, 60, (6, 6, 3)), 0, 255).astype(np.uint8)
+                image = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).convert(mode)
+                image.save(folder / name / f"{name.rpartition('/')[2]}{number:08d}{suffix}", quality=90)
+        return folder
+
+    return make
 
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

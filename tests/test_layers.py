@@ -41,6 +41,7 @@ LAYERS = [
     "job",
     "train_job",
     "evaluate_job",
+    "evaluate_by_hand",
     "commands",
     "__main__",
 ]
@@ -119,6 +120,7 @@ def test_upper_half_imports_no_torch(path: Path) -> None:
         "machine",
         "train_job",
         "evaluate_job",
+        "evaluate_by_hand",
         "rng",
     }
     found = {name.split(".")[0] for name in imported(path, top_level_only=True)} & {"torch", "wandb", "higher"}

@@ -55,18 +55,26 @@ def _name_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001 (to
 
 
 def _data_problems(config: TrainConfig) -> list[str]:
-    """Convert the data now, if need be, so that a missing data set is found before jobs wait in a queue."""
-    from anml.data.load import array_file
+    """Convert the data now, if need be, so that data that are missing, or too few, are found before jobs wait."""
+    import torch
 
-    wanted = {(config.dataset, "train", config.image_shape[1], config.data_path)}
-    wanted |= {(str(f.dataset), "eval", config.image_shape[1], f.data_path) for f in config.eval.values()}
-    problems = []
-    for dataset, split, size, data_path in sorted(wanted, key=str):
+    from anml.data.episodes import check_trajectory
+    from anml.data.load import load_images
+    from anml.train import training_data
+
+    problems: dict[str, None] = {}  # Several flavors may have the same.
+    try:
+        training_data(config, torch.device("cpu"))
+    except AnmlError as error:
+        problems[f"data_path: {error}"] = None
+    for name, flavor in config.eval.items():
+        at = "" if flavor.data_path == config.data_path else f"eval.{name}."
         try:
-            array_file(dataset, split, size, data_path)  # type: ignore[arg-type]
+            data = load_images(*config.eval_request(flavor)).first_examples(0, flavor.imgs_per_class)
+            check_trajectory(data, max(flavor.classes), max(flavor.train_examples), max(flavor.test_examples))
         except AnmlError as error:
-            problems.append(f"data_path: {error}")
-    return problems
+            problems[f"{at}data_path: {error}"] = None
+    return list(problems)
 
 
 def _optimizer_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001

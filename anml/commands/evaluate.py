@@ -91,7 +91,7 @@ def _by_hand(options: argparse.Namespace) -> int:
     print_notices([*notices, *_assumptions(options.config, config, checkpoints)])
 
     def work(context: JobContext) -> bool:
-        from anml.evaluate_job import evaluate_by_hand  # torch: after --help and config errors.
+        from anml.evaluate_by_hand import evaluate_by_hand  # torch: after --help and config errors.
 
         return evaluate_by_hand(context, config, checkpoints, options.device, options.output)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from anml.config.binding import nearest, problem, show
-from anml.config.dataset_facts import DATASETS
+from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, OF_IMAGENET, DatasetFacts
 from anml.config.evaluation import EvalConfig
 from anml.config.model_args import ClassifierArgs
 from anml.config.training import TrainConfig
@@ -17,7 +17,10 @@ _TAKEN_NAMES = ("train",)
 
 def check_train(config: TrainConfig, source: Source) -> list[str]:
     """Return every problem of a training config (its evaluations apart)."""
-    problems = _check_episode(config, source) + _check_outputs(config, source) + _check_engine(config, source)
+    problems = _check_split(config, source, ())
+    if config.facts.train_classes == 0:
+        return [*problems, problem(source, ("class_split",), "leaves no class to train on")]
+    problems += _check_episode(config, source) + _check_outputs(config, source) + _check_engine(config, source)
     if config.seeds:
         problems += _check_different(config.seeds, source, ("seeds",))
     return problems
@@ -33,8 +36,8 @@ def check_flavor_name(name: str, source: Source) -> list[str]:
     return []
 
 
-def check_eval(config: EvalConfig, source: Source, at: KeyPath) -> list[str]:
-    """Return every problem of one evaluation."""
+def check_eval(config: EvalConfig, source: Source, at: KeyPath, facts: DatasetFacts | None) -> list[str]:
+    """Return every problem of one evaluation. `facts` are its data set's, where they are known."""
     problems = []
     if config.augment:
         problems.append(problem(source, (*at, "augment"), "augmentation is not available at evaluation; remove it"))
@@ -43,10 +46,19 @@ def check_eval(config: EvalConfig, source: Source, at: KeyPath) -> list[str]:
         problems.append(problem(source, (*at, "eval_freq"), message))
     for key in ("classes", "train_examples", "test_examples", "lr", "model"):
         problems += _check_different(getattr(config, key) or (), source, (*at, key))
-    return problems if config.dataset is None else problems + _check_dataset(config, config.dataset, source, at)
+    if config.dataset is None:
+        return problems
+    if config.dataset not in DATASETS:
+        name = config.dataset
+        message = f"{show(name)} is not a data set; allowed: {', '.join(DATASETS)}{nearest(name, DATASETS)}"
+        return [*problems, problem(source, (*at, "dataset"), message)]
+    problems += _check_split(config, source, at)
+    return problems + _check_amounts(config, config.dataset, facts, source, at) if facts else problems
 
 
-def check_fits_model(flavor: EvalConfig, config: TrainConfig, source: Source, at: KeyPath) -> list[str]:
+def check_fits_model(
+    flavor: EvalConfig, config: TrainConfig, facts: DatasetFacts | None, source: Source, at: KeyPath
+) -> list[str]:
     """Return why an evaluation cannot be made of the model that a config trains."""
     problems = []
     outputs, size = config.model_record.num_classes, config.image_shape[1]
@@ -56,6 +68,9 @@ def check_fits_model(flavor: EvalConfig, config: TrainConfig, source: Source, at
     if flavor.im_size not in (None, size):
         message = f"the model is trained on {size} pixels, found {flavor.im_size}; leave im_size out"
         problems.append(problem(source, (*at, "im_size"), message))
+    if facts and facts.channels != config.image_shape[0]:
+        message = f"{flavor.dataset} has images of {facts.channels} channels, the model is trained on those of "
+        problems.append(problem(source, (*at, "dataset"), message + f"{config.dataset}, of {config.image_shape[0]}"))
     return problems + _check_least_squares(flavor, config, source, at)
 
 
@@ -74,20 +89,37 @@ def _check_least_squares(flavor: EvalConfig, config: TrainConfig, source: Source
     return problems
 
 
-def _check_dataset(config: EvalConfig, name: str, source: Source, at: KeyPath) -> list[str]:
+def overlaps(flavor: EvalConfig, config: TrainConfig, source: Source, at: KeyPath) -> list[str]:
+    """Return a notice if an evaluation on another data set may meet classes that the model was trained on."""
+    names = {name.rstrip("0123456789") for name in (str(flavor.dataset), config.dataset) if name in OF_IMAGENET}
+    if len(names) < 2:
+        return []
+    message = f"{flavor.dataset} and {config.dataset} share classes of ImageNet: training may have seen some of them"
+    return [problem(source, (*at, "dataset"), message)]
+
+
+def _check_amounts(config: EvalConfig, name: str, facts: DatasetFacts, source: Source, at: KeyPath) -> list[str]:
     problems = []
-    facts = DATASETS.get(name)
-    if facts is None:
-        message = f"{show(name)} is not a data set; allowed: {', '.join(DATASETS)}{nearest(name, DATASETS)}"
-        return [problem(source, (*at, "dataset"), message)]
     if max(config.classes) > facts.eval_classes:
         message = f"{name} has {facts.eval_classes} evaluation classes, found {max(config.classes)}"
         problems.append(problem(source, (*at, "classes"), message))
+    has = facts.examples_per_class
+    if (config.imgs_per_class or 0) > has:
+        message = f"a class of {name} has {has} examples, found {config.imgs_per_class}"
+        problems.append(problem(source, (*at, "imgs_per_class"), message))
+    has = min(config.imgs_per_class or has, has)
     wanted = max(config.train_examples) + max(config.test_examples)
-    if wanted > facts.examples_per_class:
-        message = f"train_examples + test_examples = {wanted}, but a class of {name} has "
-        problems.append(problem(source, (*at, "train_examples"), message + f"{facts.examples_per_class} examples"))
+    if wanted > has:
+        message = f"train_examples + test_examples = {wanted}, but a class of {name} has {has} examples"
+        problems.append(problem(source, (*at, "train_examples"), message))
     return problems
+
+
+def _check_split(config: TrainConfig | EvalConfig, source: Source, at: KeyPath) -> list[str]:
+    if config.class_split is None or config.dataset == IMAGES_FOLDER:
+        return []
+    message = f"{config.dataset} has a split of its own; class_split is for {IMAGES_FOLDER}"
+    return [problem(source, (*at, "class_split"), message)]
 
 
 def _check_episode(config: TrainConfig, source: Source) -> list[str]:
@@ -104,7 +136,7 @@ def _check_episode(config: TrainConfig, source: Source) -> list[str]:
     if config.val_size and config.examples_per_class >= has:
         message = f"validation needs examples that training leaves over; set train_size below {has}"
         problems.append(problem(source, ("val_size",), message))
-    if config.augment:
+    if config.augment and not config.facts.can_augment:
         message = f"augmentation is not available for {config.dataset}; remove it"
         problems.append(problem(source, ("augment",), message))
     if config.train_method == "iid" and "epochs" not in source.data:
@@ -116,6 +148,10 @@ def _check_episode(config: TrainConfig, source: Source) -> list[str]:
     if config.sample_method == "single" and needed > config.examples_per_class:
         message = f"batch_size x num_batches = {needed} examples of one class, but train_size is "
         problems.append(problem(source, ("num_batches",), message + str(config.examples_per_class)))
+    available = config.num_train_classes * config.examples_per_class
+    if config.sample_method == "uniform" and needed > available:
+        message = f"batch_size x num_batches = {needed} different examples, but the training classes have {available}"
+        problems.append(problem(source, ("num_batches",), message))
     if config.remember_only and config.remember_size == 0:
         problems.append(problem(source, ("remember_only",), "leaves nothing to learn from when remember_size is 0"))
     return problems

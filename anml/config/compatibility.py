@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from anml.config.binding import nearest, problem, show
-from anml.config.dataset_facts import DATASET_ALIASES
+from anml.config.dataset_facts import canonical_dataset
 from anml.config.evaluation import EvalConfig
 from anml.config.model_args import MODEL_ARGS
 from anml.config.yaml_source import KeyPath, Source
@@ -68,14 +68,11 @@ def _adopt(source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mappi
         else:
             mapping[new] = value
             source.locations[(*at, new)] = source.locate((*at, old))
-    _replace(mapping, "dataset", DATASET_ALIASES)
-    _replace(mapping, "eval_method", _OLD_METHODS)
+    if isinstance(mapping.get("dataset"), str):
+        mapping["dataset"] = canonical_dataset(mapping["dataset"], mapping.get("imgs_per_class"))
+    if isinstance(mapping.get("eval_method"), str):
+        mapping["eval_method"] = _OLD_METHODS.get(mapping["eval_method"], mapping["eval_method"])
     return adopted
-
-
-def _replace(mapping: dict[str, Any], key: str, names: Mapping[str, str]) -> None:
-    if isinstance(mapping.get(key), str):
-        mapping[key] = names.get(mapping[key], mapping[key])
 
 
 def _flavors_by_name(source: Source) -> list[str]:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from anml.config.image_folder import ClassSplitKey
 from anml.config.record import Count, Many, NotNegative, OneOrMany, Rate, Record
 
 EvalMethod = Literal["sequential", "iid", "zero_shot"]
@@ -33,6 +34,11 @@ class EvalConfig(Record):
     data_path: str | None = None
     im_size: Count | None = None
     augment: bool = False
+    imgs_per_class: Count | None = None
+    # Of images-folder. Absent: that of the training, if it is the same folder.
+    class_split: ClassSplitKey | None = None
+    # None rather than false: config.yml files of earlier versions stay the same text.
+    allow_incomplete: bool | None = None
 
     train_examples: OneOrMany[Count] = (15,)
     test_examples: OneOrMany[Count] = (5,)

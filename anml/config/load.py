@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anml.config.binding import bind, dotted, nearest, problem, show
-from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train
+from anml.config.binding import bind, dotted, located, nearest, problem, show
+from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train, overlaps
 from anml.config.compatibility import Adopted, adopt_eval, adopt_train
 from anml.config.dataset_facts import DATASETS
+from anml.config.dataset_lists import one_flavor_per_dataset
 from anml.config.evaluation import EvalConfig
+from anml.config.folders import fill_in_flavor, fill_in_training, flavor_facts
 from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS
 from anml.config.record import Record
 from anml.config.training import TrainConfig
@@ -42,8 +44,9 @@ def load_train_config(
     source = read_yaml(path)
     _refuse_other_kind(source, TrainConfig, EvalConfig, "an evaluation config", "configs/train-omni-anml.yml")
     notices, problems = _prepare(source, overrides, options, adopt_train)
-    config, found = _bind_training(source)
-    flavors, found_in_flavors = _bind_flavors(source, config)
+    problems += one_flavor_per_dataset(source)
+    config, found = _bind_training(source, notices)
+    flavors, found_in_flavors = _bind_flavors(source, config, notices)
     problems += found + found_in_flavors
     if config is None or problems:
         raise ConfigError(tuple(dict.fromkeys(problems)))
@@ -60,7 +63,8 @@ def load_eval_config(
     config, found = bind(EvalConfig, source)
     problems += found
     if config:
-        problems += check_eval(config, source, ())
+        config, found = _count_flavor(config, None, source, (), notices)
+        problems += found + check_eval(config, source, (), flavor_facts(config, None))
     if config is None or problems:
         raise ConfigError(tuple(dict.fromkeys(problems)))
     return LoadedEval(config.model_copy(update={"data_path": _absolute(config.data_path)}), notices)
@@ -142,13 +146,18 @@ def _set(source: Source, key_path: KeyPath, value: Any, origin: str) -> None:
     source.locations[key_path] = Location(origin)
 
 
-def _bind_training(source: Source) -> tuple[TrainConfig | None, list[str]]:
+def _bind_training(source: Source, notices: list[str]) -> tuple[TrainConfig | None, list[str]]:
     """Bind and check everything but the flavors. What makes sense is asked only of what is well-formed."""
     without_eval = {key: value for key, value in source.data.items() if key != "eval"}
     config, problems = bind(TrainConfig, Source(without_eval, source.locations))
     problems += _check_model_args(source)
     if config is None or problems:
         return None, problems
+    try:
+        config, found = fill_in_training(config)
+    except ConfigError as error:
+        return None, located(source, error.problems)
+    notices += located(source, found)
     return config, check_train(config, source)
 
 
@@ -166,7 +175,9 @@ def _check_model_args(source: Source) -> list[str]:
     return problems
 
 
-def _bind_flavors(source: Source, training: TrainConfig | None) -> tuple[dict[str, EvalConfig], list[str]]:
+def _bind_flavors(
+    source: Source, training: TrainConfig | None, notices: list[str]
+) -> tuple[dict[str, EvalConfig], list[str]]:
     """Bind and check each flavor by itself, so that its problems show whatever else is wrong."""
     flavors, problems = {}, []
     for name, settings in source.data["eval"].items():
@@ -180,10 +191,28 @@ def _bind_flavors(source: Source, training: TrainConfig | None) -> tuple[dict[st
             dataset = flavor.dataset or str(source.data.get("dataset"))
             if flavor.dataset or dataset in DATASETS:
                 flavor = flavor.model_copy(update={"dataset": dataset})
-            problems += check_eval(flavor, source, at)
-            problems += check_fits_model(flavor, training, source, at) if training else []
+            flavor, found = _count_flavor(flavor, training, source, at, notices)
+            facts = flavor_facts(flavor, training)
+            problems += found + check_eval(flavor, source, at, facts)
+            if training:
+                problems += check_fits_model(flavor, training, facts, source, at)
+                notices += overlaps(flavor, training, source, at)
             flavors[name] = flavor
     return flavors, problems
+
+
+def _count_flavor(
+    flavor: EvalConfig, training: TrainConfig | None, source: Source, at: KeyPath, notices: list[str]
+) -> tuple[EvalConfig, list[str]]:
+    """Name the classes of an evaluation on images-folder. Without a training the checkpoint will tell its own."""
+    if at and training is None:
+        return flavor, []  # The training's problems come first: they may be of the same folder.
+    try:
+        flavor, found = fill_in_flavor(flavor, training, "".join(f"{key}." for key in at), unseen=bool(at))
+    except ConfigError as error:
+        return flavor, located(source, error.problems)
+    notices += located(source, found)
+    return flavor, []
 
 
 def _fill_in(config: TrainConfig, flavors: Mapping[str, EvalConfig]) -> TrainConfig:
@@ -192,7 +221,11 @@ def _fill_in(config: TrainConfig, flavors: Mapping[str, EvalConfig]) -> TrainCon
     size = config.image_shape[1]
     filled = {
         name: flavor.model_copy(
-            update={"im_size": flavor.im_size or size, "data_path": _absolute(flavor.data_path) or data_path}
+            update={
+                "im_size": flavor.im_size or size,
+                "data_path": _absolute(flavor.data_path) or data_path,
+                "allow_incomplete": flavor.allow_incomplete or config.allow_incomplete,
+            }
         )
         for name, flavor in flavors.items()
     }

@@ -19,6 +19,12 @@ def smoke_test(config: TrainConfig) -> TrainConfig:
             "engine": "fast" if config.engine == "auto" else config.engine,
             "eval_steps": (2,),
             "log_freq": 1,
+            # Data as small as a hand-made sample: an incomplete copy is enough to see that every job runs.
+            "allow_incomplete": True,
+            "train_classes": min(config.num_train_classes, 4),
+            "imgs_per_class": min(config.images_per_class, 8),
+            "train_size": min(config.examples_per_class, 6),
+            "batch_size": min(config.batch_size, 2),
             "num_batches": min(config.inner_steps, 2),
             "remember_size": min(config.remember_size, 4),
             "val_size": min(config.val_size, 4),
@@ -31,6 +37,7 @@ def smoke_test(config: TrainConfig) -> TrainConfig:
 def _small_evaluation(config: EvalConfig) -> EvalConfig:
     return config.model_copy(
         update={
+            "allow_incomplete": True,
             "classes": (2,),
             "train_examples": (min(2, *config.train_examples),),
             "test_examples": (1,),

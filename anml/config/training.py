@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from anml.config.dataset_facts import DATASETS, DatasetFacts
+from anml.config.data_request import DataRequest, eval_request
+from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, DatasetFacts
 from anml.config.evaluation import EvalConfig
+from anml.config.image_folder import ClassSplit, ClassSplitKey, folder_facts
 from anml.config.model_args import MODEL_ARGS, ModelArgs
 from anml.config.record import Arguments, Count, NotNegative, OneOrMany, Rate, Record
 
-DatasetName = Literal["omniglot", "glyphs"]
+DatasetName = Literal["omniglot", "glyphs", "mini-imagenet", "omniimage20", "omniimage100", "images-folder"]
 ModelName = Literal["anml", "nonml", "sanml", "oml", "classifier"]
 TrainMethod = Literal["meta", "meta-first-order", "sequential_episodic", "iid"]
 EngineName = Literal["auto", "native", "sweep", "fast", "reference"]
@@ -35,6 +37,10 @@ class TrainConfig(Record):
     imgs_per_class: Count | None = None
     # Only the first so many background classes: a small problem that a laptop learns in a minute.
     train_classes: Count | None = None
+    # Of images-folder: a fraction or names; loading turns it into the names of all classes that are used.
+    class_split: ClassSplitKey | None = None
+    # None rather than false: config.yml files of earlier versions stay the same text.
+    allow_incomplete: bool | None = None
 
     train_method: TrainMethod = "meta"
     sample_method: Literal["single", "uniform"] = "single"
@@ -81,6 +87,8 @@ class TrainConfig(Record):
     @property
     def facts(self) -> DatasetFacts:
         """Counts and sizes of the training data set."""
+        if self.dataset == IMAGES_FOLDER and isinstance(self.class_split, ClassSplit) and self.imgs_per_class:
+            return folder_facts(self.class_split, self.imgs_per_class)
         return DATASETS[self.dataset]
 
     @property
@@ -88,6 +96,26 @@ class TrainConfig(Record):
         """[channels, height, width] of the images the model sees."""
         size = self.im_size or self.facts.default_size
         return (self.facts.channels, size, size)
+
+    @property
+    def train_request(self) -> DataRequest:
+        """What to load for training."""
+        is_folder = self.dataset == IMAGES_FOLDER and isinstance(self.class_split, ClassSplit)
+        return DataRequest(
+            self.dataset,
+            "train",
+            self.image_shape[1],
+            self.data_path,
+            self.class_split.train if is_folder else (),  # type: ignore[union-attr]
+            self.imgs_per_class if is_folder else None,
+            bool(self.allow_incomplete),
+        )
+
+    def eval_request(self, flavor: EvalConfig) -> DataRequest:
+        """Return what to load for one of the evaluations."""
+        split = self.class_split if isinstance(self.class_split, ClassSplit) else None
+        size, dataset = self.image_shape[1], flavor.dataset or self.dataset
+        return eval_request(flavor, dataset, size, flavor.data_path, split, self.imgs_per_class)
 
     @property
     def model_record(self) -> ModelArgs:

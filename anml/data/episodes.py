@@ -40,7 +40,9 @@ def draw_episode(
     else:
         classes, examples = _draw_anywhere(data, count, generator)
     remember = _draw_anywhere(data, config.remember_size, generator)
-    images, labels = data.batch(torch.cat([classes, remember[0]]), torch.cat([examples, remember[1]]), dtype)
+    # Each image of the episode is cropped and flipped once, whichever of its steps meet it.
+    augment = torch_generator(seed, "augment", "episode", index) if config.augment else None
+    images, labels = data.batch(torch.cat([classes, remember[0]]), torch.cat([examples, remember[1]]), dtype, augment)
     return Episode(
         images=images,
         labels=labels,
@@ -70,7 +72,7 @@ def draw_validation(data: ClassImages, count: int, seed: int, index: int, dtype:
 
 
 def shuffled_batch(
-    data: ClassImages, batch_size: int, seed: int, step: int, dtype: torch.dtype = torch.float32
+    data: ClassImages, batch_size: int, seed: int, step: int, dtype: torch.dtype = torch.float32, augment: bool = False
 ) -> Batch:
     """Return batch number `step` (from 0) of an endless i.i.d. pass: every epoch is a new shuffle of all images."""
     total = data.num_classes * data.examples_per_class
@@ -78,7 +80,8 @@ def shuffled_batch(
     epoch, position = divmod(step, per_epoch)
     order = torch.randperm(total, generator=torch_generator(seed, "shuffle", epoch))
     chosen = order[position * batch_size : (position + 1) * batch_size]
-    return data.batch(chosen // data.examples_per_class, chosen % data.examples_per_class, dtype)
+    generator = torch_generator(seed, "augment", "batch", step) if augment else None
+    return data.batch(chosen // data.examples_per_class, chosen % data.examples_per_class, dtype, generator)
 
 
 class Trajectory(NamedTuple):
@@ -105,12 +108,7 @@ def draw_trajectory(data: ClassImages, classes: int, train: int, test: int, seed
     600 (the examples of a class depend on the seed, the run and the class alone). Raises DataError when there are not
     enough.
     """
-    if classes > data.num_classes or train + test > data.examples_per_class:
-        message = (
-            f"{data.name} has {data.num_classes} evaluation classes of {data.examples_per_class} examples; "
-            f"asked for {classes} classes of {train} training and {test} test examples"
-        )
-        raise DataError(message)
+    check_trajectory(data, classes, train, test)
     order = torch.randperm(data.num_classes, generator=torch_generator(seed, "classes", run))[:classes]
     picks = torch.stack(
         [
@@ -119,3 +117,13 @@ def draw_trajectory(data: ClassImages, classes: int, train: int, test: int, seed
         ]
     )
     return Trajectory(order, picks[:, :train], picks[:, train : train + test])
+
+
+def check_trajectory(data: ClassImages, classes: int, train: int, test: int) -> None:
+    """Make sure that a trajectory of this size can be drawn. Raises DataError."""
+    if classes > data.num_classes or train + test > data.examples_per_class:
+        message = (
+            f"{data.name} has {data.num_classes} evaluation classes of {data.examples_per_class} examples; "
+            f"asked for {classes} classes of {train} training and {test} test examples"
+        )
+        raise DataError(message)

@@ -10,7 +10,14 @@ _METHODS = {
     "sequential_episodic": "trained in sequence, without meta-learning,",
     "iid": "trained on shuffled batches (i.i.d.)",
 }
-_DATA_SETS = {"omniglot": "Omniglot", "glyphs": "the built-in glyphs"}
+_DATA_SETS = {
+    "omniglot": "Omniglot",
+    "glyphs": "the built-in glyphs",
+    "mini-imagenet": "Mini-ImageNet",
+    "omniimage20": "OmniImage-20",
+    "omniimage100": "OmniImage-100",
+    "images-folder": "a folder of images",
+}
 _IMAGES = {"omniglot": "drawings", "glyphs": "drawings"}
 
 

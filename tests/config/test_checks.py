@@ -48,6 +48,43 @@ def test_the_inner_loop_may_mix_classes_and_then_needs_no_more_of_one(load) -> N
     assert load(BASE, "sample_method=uniform", "batch_size=30").config.batch_size == 30
 
 
+def test_the_inner_loop_may_not_mix_more_examples_than_there_are(problems) -> None:
+    found = problems(
+        BASE, "sample_method=uniform", "batch_size=50", "train_classes=10", "train_size=10", "num_batches=3"
+    )
+    assert found == [
+        "--set: num_batches: batch_size x num_batches = 150 different examples, but the training classes have 100"
+    ]
+
+
+@pytest.mark.parametrize("dataset", ["mini-imagenet", "omniimage20", "omniimage100"])
+def test_photographs_may_be_augmented(load, dataset: str) -> None:
+    assert load(f"dataset: {dataset}\nmodel: sanml\n", "augment=true", "num_batches=5").config.augment
+
+
+def test_a_model_is_evaluated_on_images_with_as_many_channels(problems) -> None:
+    assert problems(FLAVOR, "eval.a.dataset=mini-imagenet", "eval.a.classes=20") == [
+        "--set: eval.a.dataset: mini-imagenet has images of 3 channels, the model is trained on those of glyphs, of 1"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trained", "evaluated", "notices"),
+    [("omniimage20", "mini-imagenet", 1), ("omniimage20", "omniimage100", 0), ("glyphs", "omniglot", 0)],
+)
+def test_relatives_of_imagenet_are_told_to_share_classes(load, trained: str, evaluated: str, notices: int) -> None:
+    text = f"dataset: {trained}\nmodel: sanml\neval:\n  a: {{dataset: {evaluated}, classes: 20}}\n"
+    found = load(text, "train_size=15", "eval.a.train_examples=10").notices
+    assert len(found) == notices
+    assert all("share classes of ImageNet" in notice for notice in found)
+
+
+def test_another_data_set_is_resized_to_what_the_model_takes(load) -> None:
+    text = "dataset: omniimage100\nmodel: sanml\nim_size: 64\neval:\n  a: {dataset: mini-imagenet, classes: 20}\n"
+    config = load(text, "num_batches=5").config
+    assert config.eval_request(config.eval["a"]).size == 64
+
+
 def test_iid_training_must_say_how_many_epochs(problems) -> None:
     (message,) = problems(BASE, "train_method=iid")
     assert "epochs: is required for train_method: iid" in message
@@ -67,7 +104,8 @@ def test_iid_training_has_no_inner_loop_to_check(load) -> None:
             "train_examples=[1, 16]",
             "train_examples: train_examples + test_examples = 21, but a class of glyphs has 20 examples",
         ),
-        ("dataset=glyph", "dataset: \"glyph\" is not a data set; allowed: omniglot, glyphs; did you mean 'glyphs'?"),
+        ("dataset=glyph", 'dataset: "glyph" is not a data set; allowed: omniglot, glyphs, mini-imagenet, omniimage20, '
+         "omniimage100, images-folder; did you mean 'glyphs'?"),
         ("augment=true", "augment: augmentation is not available at evaluation; remove it"),
         ("im_size=84", "im_size: the model is trained on 28 pixels, found 84; leave im_size out"),
         ("eval_freq=1.5", "eval_freq: must be a whole number, found 1.5"),

@@ -162,7 +162,8 @@ eval_steps: [300, 10000]
 
 def test_what_is_not_here_is_answered_with_what_is(problems) -> None:
     assert problems("dataset: cifar\nmodel: anml\nmodel_args: {num_conv_blocks: 3}\n") == [
-        'train.yml:1: dataset: "cifar" is not allowed; allowed: omniglot, glyphs',
+        'train.yml:1: dataset: "cifar" is not allowed; allowed: omniglot, glyphs, mini-imagenet, omniimage20, '
+        "omniimage100, images-folder",
         "train.yml:3: model_args.num_conv_blocks: unknown key; did you mean 'num_blocks'?",
     ]
 
@@ -244,3 +245,25 @@ def test_a_model_of_a_flavor_is_noticed(load) -> None:
         "train.yml:4: eval.a.model: is ignored: here the checkpoints of this training are evaluated; "
         "for others there is eval_anml.py"
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [
+        ("miniimagenet", "mini-imagenet"),
+        ("mini_imagenet", "mini-imagenet"),
+        ("inet", "mini-imagenet"),
+        ("omniimage", "omniimage20"),
+        ("omni_image", "omniimage20"),
+        ("OmniImage20", "omniimage20"),
+        ("OmniImage100", "omniimage100"),
+        ("omni", "omniglot"),
+    ],
+)
+def test_data_sets_have_their_other_names(load, name: str, dataset: str) -> None:
+    assert load(f"dataset: {name}\nmodel: sanml\n").config.dataset == dataset
+
+
+def test_the_images_per_class_say_which_omniimage_is_meant(load) -> None:
+    config = load("dataset: omniimage\nimgs_per_class: 100\nmodel: sanml\n").config
+    assert (config.dataset, config.images_per_class) == ("omniimage100", 100)

@@ -1,0 +1,40 @@
+"""Which images a job needs: what a config says of them, enough to find or to make their array file."""
+
+from typing import NamedTuple
+
+from anml.config.dataset_facts import IMAGES_FOLDER, Split
+from anml.config.evaluation import EvalConfig
+from anml.config.image_folder import ClassSplit
+
+
+class DataRequest(NamedTuple):
+    """The arguments of data.load.load_images and array_file, in their order.
+
+    classes, examples: of images-folder, the names of the classes and how many images of each.
+    allow_incomplete: accept a copy with fewer (or other) classes and images than the data set has.
+    """
+
+    dataset: str
+    split: Split
+    size: int
+    data_path: str | None = None
+    classes: tuple[str, ...] = ()
+    examples: int | None = None
+    allow_incomplete: bool = False
+
+
+def eval_request(
+    config: EvalConfig,
+    dataset: str,
+    size: int,
+    data_path: str | None,
+    trained_split: ClassSplit | None = None,
+    trained_examples: int | None = None,
+) -> DataRequest:
+    """Return what to load for an evaluation. An images-folder without a split of its own takes the training's."""
+    classes, examples = (), None
+    if dataset == IMAGES_FOLDER:
+        own = config.class_split if isinstance(config.class_split, ClassSplit) else None
+        classes = (own or trained_split or ClassSplit()).eval
+        examples = config.imgs_per_class if own else trained_examples
+    return DataRequest(dataset, "eval", size, data_path, classes, examples, bool(config.allow_incomplete))

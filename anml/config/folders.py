@@ -1,0 +1,75 @@
+"""Fills in, for configs that use images-folder, which classes and how many images of each: counted once, then kept.
+
+A config.yml that names them reproduces its run, however the folder grows; jobs that read it count nothing.
+"""
+
+from pathlib import Path
+
+from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, DatasetFacts
+from anml.config.evaluation import EvalConfig
+from anml.config.image_folder import ClassSplit, count_folder, folder_facts
+from anml.config.training import TrainConfig
+from anml.errors import ConfigError
+
+
+def fill_in_training(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """Return a training config with its classes named, and notices. Raises ConfigError."""
+    if config.dataset != IMAGES_FOLDER or _is_filled_in(config):
+        return config, []
+    found = count_folder(config.data_path, config.class_split, config.imgs_per_class)
+    return config.model_copy(update={"class_split": found.split, "imgs_per_class": found.examples}), found.notices
+
+
+def fill_in_flavor(
+    flavor: EvalConfig, training: TrainConfig | None, at: str = "", unseen: bool = True
+) -> tuple[EvalConfig, list[str]]:
+    """Return an evaluation config with its classes named, unless they are the training's, and notices.
+
+    unseen: the model has seen no class of another folder, so that all of them are for evaluation where nothing says
+    otherwise. Raises ConfigError.
+    """
+    if flavor.dataset != IMAGES_FOLDER or _is_filled_in(flavor):
+        return flavor, []
+    if training is not None and _same_folder(flavor, training):
+        if flavor.class_split is None:
+            return flavor, []
+        data_path, examples = training.data_path, flavor.imgs_per_class or training.imgs_per_class
+    elif flavor.class_split is None and not unseen:
+        return flavor, []
+    else:
+        data_path, examples = flavor.data_path, flavor.imgs_per_class
+    found = count_folder(data_path, flavor.class_split, examples, at, default_fraction=0)
+    if training is not None and _same_folder(flavor, training):
+        check_unseen(found.split, training.class_split, at)
+    return flavor.model_copy(update={"class_split": found.split, "imgs_per_class": found.examples}), found.notices
+
+
+def check_unseen(split: ClassSplit, trained: object, at: str = "") -> None:
+    """Make sure that no class of an evaluation was trained on. Raises ConfigError."""
+    seen = sorted(set(split.eval) & set(trained.train)) if isinstance(trained, ClassSplit) else []
+    if seen:
+        message = f"{at}class_split: the model is trained on {len(seen)} of these classes, such as {seen[0]}"
+        raise ConfigError(message)
+
+
+def flavor_facts(flavor: EvalConfig, training: TrainConfig | None) -> DatasetFacts | None:
+    """Return the facts of an evaluation's data set, or None where they are not known."""
+    if flavor.dataset != IMAGES_FOLDER:
+        return DATASETS.get(str(flavor.dataset))
+    if isinstance(flavor.class_split, ClassSplit) and flavor.imgs_per_class:
+        return folder_facts(flavor.class_split, flavor.imgs_per_class)
+    return training.facts if training is not None and _same_folder(flavor, training) else None
+
+
+def _is_filled_in(config: TrainConfig | EvalConfig) -> bool:
+    return isinstance(config.class_split, ClassSplit) and config.imgs_per_class is not None
+
+
+def _same_folder(flavor: EvalConfig, training: TrainConfig) -> bool:
+    if training.dataset != IMAGES_FOLDER or training.data_path is None:
+        return False
+    return flavor.data_path is None or _resolved(flavor.data_path) == _resolved(training.data_path)
+
+
+def _resolved(path: str) -> Path:
+    return Path(path).expanduser().resolve()

@@ -1,0 +1,196 @@
+"""Folders of images as classes: which there are, which train and which evaluate. Nothing is decoded here.
+
+A class is a folder that holds images, at any depth; its name is its path, such as `cats/siamese`.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeAlias
+
+from pydantic import Discriminator, Field, Tag
+
+from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, DatasetFacts
+from anml.config.record import Many, Record
+from anml.errors import ConfigError
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Folders that split their classes themselves: the first of the second row that is there holds the evaluation classes.
+TRAIN_FOLDERS = ("train", "background")
+EVAL_FOLDERS = ("test", "eval", "evaluation", "val")
+DEFAULT_FRACTION = 0.7
+_SHOWN_NAMES = 3
+
+
+class ClassSplit(Record):
+    """Names of the classes that training and evaluation use."""
+
+    train: Many[str] = ()
+    eval: Many[str] = ()
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "names"
+    return "split" if isinstance(value, (dict, ClassSplit)) else "fraction"
+
+
+# A fraction, the names of the training classes, or both lists. Told apart first, so that an error speaks of one.
+ClassSplitKey: TypeAlias = Annotated[
+    Annotated[float, Field(ge=0, le=1), Tag("fraction")]
+    | Annotated[Many[str], Field(min_length=1), Tag("names")]
+    | Annotated[ClassSplit, Tag("split")],
+    Discriminator(_kind),
+]
+
+
+class FolderClasses(NamedTuple):
+    """What is used of a folder: its classes by split, how many images of each, and what the user should know."""
+
+    split: ClassSplit
+    examples: int
+    notices: list[str]
+
+
+def folder_facts(split: ClassSplit, examples: int) -> DatasetFacts:
+    """Return the facts of a folder whose classes have been counted."""
+    return DATASETS[IMAGES_FOLDER]._replace(
+        train_classes=len(split.train), eval_classes=len(split.eval), examples_per_class=examples
+    )
+
+
+def count_folder(
+    data_path: str | None,
+    class_split: ClassSplitKey | None,
+    imgs_per_class: int | None,
+    at: str = "",
+    default_fraction: float = DEFAULT_FRACTION,
+) -> FolderClasses:
+    """Return what is used of a folder. Raises ConfigError whose problems begin with a dotted key below `at`.
+
+    Without `class_split`, the folder's own split counts, or else `default_fraction` of the classes is for training.
+    """
+    if data_path is None:
+        message = f"{at}data_path: {IMAGES_FOLDER} needs the path of a folder with one folder of images per class"
+        raise ConfigError(message)
+    folder = Path(data_path).expanduser().resolve()
+    counts = {name: len(files) for name, files in list_classes(folder).items()}
+    if not counts:
+        what = "no class folders here" if folder.is_dir() else "there is no such folder"
+        message = f"{at}data_path: {folder}: {what}; expected one folder per class, with its images in it"
+        raise ConfigError(message)
+    split = _split(counts, class_split, default_fraction, at)
+    return _with_enough(split, counts, imgs_per_class, at)
+
+
+def list_classes(folder: Path) -> dict[str, list[str]]:
+    """Return the image files of each class below a folder, by name of the class; everything is sorted."""
+    found = {}
+    for path, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not (name.startswith((".", "__")) or _is_loop(path, name))]
+        images = sorted(name for name in files if is_image(name))
+        if images and Path(path) != folder:
+            found[Path(path).relative_to(folder).as_posix()] = images
+    return dict(sorted(found.items()))
+
+
+def _is_loop(path: str, name: str) -> bool:
+    """Say whether a folder is a link to one that it lies in."""
+    link = os.path.join(path, name)
+    return os.path.islink(link) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(link))
+
+
+def is_image(name: str) -> bool:
+    """Say whether a file is an image, going by its name (macOS leaves `._name.jpg` beside some)."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def own_split(classes: Iterable[str]) -> ClassSplit | None:
+    """Return the split that folders called train and test make (None without). Classes in other folders are unused."""
+    tops: dict[str, list[str]] = {}
+    for name in classes:
+        tops.setdefault(name.partition("/")[0], []).append(name)
+    train = next((tops[name] for name in TRAIN_FOLDERS if name in tops), None)
+    evaluation = next((tops[name] for name in EVAL_FOLDERS if name in tops), None)
+    return ClassSplit(train=tuple(train), eval=tuple(evaluation)) if train and evaluation else None
+
+
+def split_by_fraction(classes: Iterable[str], fraction: float) -> ClassSplit:
+    """Return a split with a fraction of the classes for training, both parts sorted by name.
+
+    Which ones depends on the names alone: the first classes in order of their names' SHA-256. That is as good as a
+    shuffle, while alphabetical neighbours are often alike. Neither part is empty, unless the fraction is 0 or 1.
+    """
+    shuffled = sorted(classes, key=lambda name: hashlib.sha256(name.encode()).digest())
+    count = round(fraction * len(shuffled))
+    if 0 < fraction < 1:
+        count = min(max(count, 1), len(shuffled) - 1)
+    return ClassSplit(train=tuple(sorted(shuffled[:count])), eval=tuple(sorted(shuffled[count:])))
+
+
+def _split(counts: dict[str, int], class_split: ClassSplitKey | None, default_fraction: float, at: str) -> ClassSplit:
+    own = own_split(counts)
+    if class_split is None and own:
+        names = Counter(name.partition("/")[2] for name in (*own.train, *own.eval))
+        if twice := [name for name, times in names.items() if times > 1]:
+            message = (
+                f"{at}data_path: its folders for training and evaluation hold the same classes ({_some(twice)}), but "
+                "evaluation needs classes that training has not seen; give the path of one of these folders"
+            )
+            raise ConfigError(message)
+        return own
+    if class_split is None or isinstance(class_split, (int, float)):
+        if own:
+            message = f"{at}class_split: the folder is split by its own train and evaluation folders; leave it out"
+            raise ConfigError(message)
+        return split_by_fraction(counts, default_fraction if class_split is None else class_split)
+    split = class_split
+    if not isinstance(split, ClassSplit):
+        split = ClassSplit(train=split, eval=tuple(name for name in counts if name not in split))
+    _check_names(split, counts, at)
+    return split
+
+
+def _check_names(split: ClassSplit, counts: dict[str, int], at: str) -> None:
+    named = Counter((*split.train, *split.eval))
+    if not named:
+        message = f"{at}class_split: names no class"
+        raise ConfigError(message)
+    unknown = [name for name in named if name not in counts]
+    if unknown:
+        message = f"{at}class_split: not in the folder: {_some(unknown)}; there are: {_some(list(counts))}"
+        raise ConfigError(message)
+    if twice := [name for name, times in named.items() if times > 1]:
+        message = f"{at}class_split: given twice: {_some(twice)}; a class is for training or for evaluation"
+        raise ConfigError(message)
+
+
+def _with_enough(split: ClassSplit, counts: dict[str, int], wanted: int | None, at: str) -> FolderClasses:
+    """Keep the classes that have enough images: `wanted`, or as many as the smallest class has."""
+    used = {name: counts[name] for name in (*split.train, *split.eval)}
+    examples = wanted or min(used.values())
+    kept = ClassSplit(
+        train=tuple(name for name in split.train if counts[name] >= examples),
+        eval=tuple(name for name in split.eval if counts[name] >= examples),
+    )
+    notices = []
+    if wanted is None and max(used.values()) > examples:
+        smallest = min(used, key=lambda name: used[name])
+        notices.append(
+            f"{at}imgs_per_class: classes have {examples} ({smallest}) to {max(used.values())} images; every class "
+            f"gives its first {examples}. With imgs_per_class: N, smaller classes are left out instead"
+        )
+    if left := [name for name in used if counts[name] < examples]:
+        if len(left) == len(used):
+            message = f"{at}imgs_per_class: no class has {examples} images; the largest has {max(used.values())}"
+            raise ConfigError(message)
+        notices.append(
+            f"{at}imgs_per_class: {len(left)} classes with fewer than {examples} are left out: {_some(left)}"
+        )
+    return FolderClasses(kept, examples, notices)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {len(names) - _SHOWN_NAMES} more" if names[_SHOWN_NAMES:] else "")

@@ -1,0 +1,131 @@
+"""Evaluation of any checkpoints by hand: loaded, checked against the config, and printed."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from anml.checkpoint import ModelCard, load_model
+from anml.config.data_request import DataRequest, eval_request
+from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, DatasetFacts
+from anml.config.evaluation import EvalConfig
+from anml.config.folders import check_unseen, fill_in_flavor
+from anml.config.image_folder import ClassSplit
+from anml.config.profile import Device
+from anml.data.class_images import ClassImages
+from anml.errors import ConfigError
+from anml.evaluate.sweep import run_sweep, sweep_points
+from anml.evaluate_job import accuracy_lines, load_data
+from anml.import_pth import load_pth
+from anml.job import JobContext
+from anml.machine import prepare_device
+from anml.models.meta_model import MetaModel
+from anml.models.parameters import select_names
+from anml.results import ClassRow, Origin, ResultRow, write_results
+
+
+def evaluate_by_hand(
+    context: JobContext, config: EvalConfig, checkpoints: Sequence[Path], device: Device, output: str | None
+) -> bool:
+    """Evaluate any checkpoints and print their accuracy; write the results only where they are asked for."""
+    compute_on = prepare_device("auto", device)
+    candidates = _candidates(config, checkpoints, compute_on)
+    rows: list[ResultRow] = []
+    class_rows: list[ClassRow] = []
+    origins: list[Origin] = []
+    points = sweep_points(config)
+    for number, (model, card, data) in enumerate(candidates):
+        first = len(rows)
+        for done, result in enumerate(run_sweep(model, card, config, "eval", data, points), 1):
+            rows += result.rows
+            class_rows += result.class_rows
+            origins += [(card.display_name, card.step, card.seed)] * len(result.class_rows)
+            context.progress(number * len(points) + done, len(candidates) * len(points), "trajectories")
+            if context.stop():
+                return False
+        heading = f"{card.display_name}, step {card.step}: " if len(candidates) > 1 else ""
+        for line in accuracy_lines(rows[first:]):
+            print(f"{heading}{line}")
+    if output:
+        write_results(Path(output), rows, class_rows, origins if len(candidates) > 1 else ())
+    return True
+
+
+class _Candidate(NamedTuple):
+    """A checkpoint to be evaluated by hand, and on what."""
+
+    model: MetaModel
+    card: ModelCard
+    data: ClassImages
+
+
+def _candidates(config: EvalConfig, checkpoints: Sequence[Path], device: torch.device) -> list[_Candidate]:
+    """Load everything and check that it fits, before the first of hours of work. Raises ConfigError."""
+    loaded = [_load_checkpoint(path, config, device) for path in checkpoints]
+    cards = tell_apart([card for _, card in loaded], checkpoints)
+    problems: list[str] = []
+    candidates = []
+    for path, (model, _), card in zip(checkpoints, loaded, cards, strict=True):
+        dataset = config.dataset or card.dataset
+        found = _misfits(model, card, config, DATASETS.get(dataset))
+        problems += [f"{path}: {text}" for text in found]
+        if not found:
+            data = load_data(config, _request_by_hand(config, dataset, card), card, device)
+            candidates.append(_Candidate(model, card, data))
+    if problems:
+        raise ConfigError(problems)
+    return candidates
+
+
+def _load_checkpoint(path: Path, config: EvalConfig, device: torch.device) -> tuple[MetaModel, ModelCard]:
+    if path.is_file():
+        return load_pth(path, config.dataset, config.im_size, device)
+    return load_model(path, device)
+
+
+def tell_apart(cards: Sequence[ModelCard], paths: Sequence[Path]) -> list[ModelCard]:
+    """Return the cards with their paths, as far as these differ, in names that several of the same step share."""
+    keys = [(card.display_name, card.step, card.seed) for card in cards]
+    places = [path.resolve() for path in paths]
+    common = os.path.commonpath(places) if len(places) > 1 else ""
+    return [
+        card
+        if keys.count(key) == 1
+        else replace(card, display_name=f"{card.display_name} ({place.relative_to(common)})")
+        for card, key, place in zip(cards, keys, places, strict=True)
+    ]
+
+
+def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, facts: DatasetFacts | None) -> list[str]:
+    """Return why a model cannot be evaluated as the config says."""
+    channels, size, outputs = card.image_shape[0], card.image_shape[1], model.head.out_features
+    problems = []
+    if config.im_size not in (None, size):
+        problems.append(f"im_size {config.im_size}: this model was trained on {size} pixels")
+    if facts and facts.channels != channels:
+        problems.append(f"this model takes images of {channels} channels, those of the data set have {facts.channels}")
+    if max(config.classes) > outputs:
+        problems.append(f"{max(config.classes)} classes do not fit the {outputs} outputs of this model")
+    for key, selectors in (("opt_params", config.opt_params), ("reinit_params", config.reinit_params)):
+        try:
+            select_names(model, selectors)
+        except ConfigError as error:
+            problems.append(f"{key}: {error}")
+    return problems
+
+
+def _request_by_hand(config: EvalConfig, dataset: str, card: ModelCard) -> DataRequest:
+    """Return what to load. A folder of the user's own is split as in the model's training, if that had one too."""
+    size, data_path = card.image_shape[1], config.data_path or os.environ.get("ANML_DATA")
+    trained = ClassSplit.model_validate(card.class_split) if card.class_split else None
+    if dataset == IMAGES_FOLDER:
+        config = config.model_copy(update={"dataset": dataset})
+        if config.class_split is not None or trained is None:
+            config, notices = fill_in_flavor(config, None)
+            print("\n".join(notices), end="\n" if notices else "")
+        if isinstance(config.class_split, ClassSplit):
+            check_unseen(config.class_split, trained)
+    return eval_request(config, dataset, size, data_path, trained, card.imgs_per_class)
