@@ -1,0 +1,46 @@
+"""The checkpoints that are shipped: small enough for a clone, described, and as good as their cards say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anml.checkpoint import load_model
+from anml.config.evaluation import EvalConfig
+from anml.data.load import load_images
+from anml.evaluate.sweep import run_sweep, sweep_points
+
+FOLDER = Path(__file__).resolve().parent.parent / "trained_anmls"
+SHIPPED = sorted(path.parent.name for path in FOLDER.glob("*/model.json"))
+MOST_BYTES = 16 * 2**20
+
+
+def about(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / name / "model.json").read_text())["about"]
+
+
+def test_there_is_an_anml() -> None:
+    assert "omniglot-anml" in SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_model_is_small_intact_and_described(name: str) -> None:
+    assert (FOLDER / name / "model.safetensors").stat().st_size < MOST_BYTES
+    model, card = load_model(FOLDER / name)
+    assert card.step > 0
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert about(name)["config"]["model"] == card.model
+    assert about(name)["accuracy"]
+
+
+@pytest.mark.omniglot
+def test_the_shipped_anml_scores_what_its_card_says_at_10_classes(omniglot_path: str) -> None:
+    [said] = [row for row in about("omniglot-anml")["accuracy"] if (row["flavor"], row["classes"]) == ("olft", 10)]
+    model, card = load_model(FOLDER / "omniglot-anml")
+    config = EvalConfig(classes=(10,), lr=(said["lr"],), runs=said["runs"], eval_freq=0)
+    data = load_images(card.dataset, "eval", card.image_shape[1], omniglot_path)
+    results = list(run_sweep(model, card, config, "olft", data, sweep_points(config)))
+    found = sum(result.rows[-1].test_acc for result in results) / len(results)
+    # The same runs; rounding the weights to float16 may move an example or two of 500.
+    assert found == pytest.approx(said["test_acc"], abs=0.01)
