@@ -11,7 +11,7 @@ from anml.config.record import Arguments, Count, NotNegative, OneOrMany, Rate, R
 DatasetName = Literal["omniglot", "glyphs"]
 ModelName = Literal["anml", "sanml", "oml", "classifier"]
 TrainMethod = Literal["meta", "meta-first-order", "sequential_episodic", "iid"]
-EngineName = Literal["auto", "native", "sweep", "fast", "reference"]
+EngineName = Literal["auto", "graph", "compiled", "native", "sweep", "fast", "reference"]
 
 
 class TrainConfig(Record):
@@ -54,6 +54,8 @@ class TrainConfig(Record):
     log_freq: Count = 10
     seed: int = 1
     seeds: OneOrMany[int] | None = None
+    # One job trains all seeds, as lanes of one batch, instead of a job for each.
+    seeds_together: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: EngineName = "auto"
 

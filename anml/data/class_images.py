@@ -43,6 +43,10 @@ class ClassImages:
         """Return images [n, C, H, W] scaled to [0, 1] and labels int64 [n], for index tensors [n]."""
         device = self.images.device
         classes, examples = classes.to(device), examples.to(device)
-        # Divided in float32 whatever the dtype, so that a float64 comparison sees the very same pixel values.
-        pixels = self.images[classes, examples].to(torch.float32) / 255
-        return pixels.to(dtype), classes
+        return to_floats(self.images[classes, examples], dtype), classes
+
+
+def to_floats(pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return uint8 pixels scaled to [0, 1]."""
+    # Divided in float32 whatever the dtype, so that a float64 comparison sees the very same pixel values.
+    return (pixels.to(torch.float32) / 255).to(dtype)
