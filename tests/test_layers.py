@@ -19,7 +19,9 @@ LAYERS = [
     "checkpoint",
     "meta",
     "train_iid",
+    "training_run",
     "train",
+    "train_together",
     "results",
     "evaluate",
     "experiment",
@@ -106,7 +108,20 @@ def test_package_has_one_importer(package: str) -> None:
 
 @pytest.mark.parametrize("path", [p for p in modules() if layer_of(p) in WITHOUT_TORCH], ids=lambda p: p.stem)
 def test_upper_half_imports_no_torch(path: Path) -> None:
-    heavy = {"data", "models", "meta", "train", "evaluate", "checkpoint", "machine", "train_job", "evaluate_job", "rng"}
+    heavy = {
+        "data",
+        "models",
+        "meta",
+        "train",
+        "training_run",
+        "train_together",
+        "evaluate",
+        "checkpoint",
+        "machine",
+        "train_job",
+        "evaluate_job",
+        "rng",
+    }
     found = {name.split(".")[0] for name in imported(path, top_level_only=True)} & {"torch", "wandb", "higher"}
     found |= {n for n in imported(path, top_level_only=True) if n.startswith("anml.") and n.split(".")[1] in heavy}
     assert not found

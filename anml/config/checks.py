@@ -12,6 +12,8 @@ from anml.config.yaml_source import KeyPath, Source
 # Flavors name files and jobs; the training jobs are called train-step-NNNNNN.
 _FLAVOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _TAKEN_NAMES = ("train",)
+# Engines that can train several seeds at once.
+TOGETHER_ENGINES = ("auto", "graph", "compiled", "fast")
 
 
 def check_train(config: TrainConfig, source: Source) -> list[str]:
@@ -19,6 +21,24 @@ def check_train(config: TrainConfig, source: Source) -> list[str]:
     problems = _check_episode(config, source) + _check_outputs(config, source)
     if config.seeds:
         problems += _check_different(config.seeds, source, ("seeds",))
+    return problems + _check_engine(config, source)
+
+
+def _check_engine(config: TrainConfig, source: Source) -> list[str]:
+    problems = []
+    if config.engine == "graph" and config.device == "cpu":
+        message = "graph needs a GPU, but device is cpu; use engine: auto"
+        problems.append(problem(source, ("engine",), message))
+    if not config.seeds_together:
+        return problems
+    at = ("seeds_together",)
+    if len(config.training_seeds) < 2:
+        problems.append(problem(source, at, "needs several seeds: set seeds, for example [1, 2, 3]"))
+    if config.train_method != "meta":
+        problems.append(problem(source, at, f"is for train_method: meta, found {config.train_method}; set it to false"))
+    if config.engine not in TOGETHER_ENGINES:
+        message = f"is for engine {', '.join(TOGETHER_ENGINES)}; found {config.engine}, which trains one seed at a time"
+        problems.append(problem(source, at, message))
     return problems
 
 

@@ -53,7 +53,7 @@ def make_lanes(config: TrainConfig, models: Sequence[MetaModel], inner_names: li
     obstacle = unsupported_lanes(models[0])
     obstacle = obstacle or (_obstacle("graph", models[0], inner_names) if config.engine == "graph" else "")
     if obstacle:
-        message = f"seeds_together: {obstacle}. Set seeds_together: false, and each seed is trained by a job of its own."
+        message = f"seeds_together: {obstacle}. Set seeds_together: false: each seed is trained by a job of its own."
         raise ConfigError(message)
     compiled = config.engine == "compiled"
     slow = "" if on_gpu else "; on a CPU that is no faster than one after another"

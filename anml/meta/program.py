@@ -154,24 +154,24 @@ class EpisodeProgram:
 
 def run_one(program: EpisodeProgram, model: MetaModel, episode: Episode) -> EpisodeOutcome:
     """Run a program without lanes on a model and an episode."""
-    index = episode.support_index.to(episode.images.device)
-    return program.run(dict(model.named_parameters()), episode.images, episode.labels, index, episode.query_start)
+    images, labels, index, start, _ = episode
+    return program.run(dict(model.named_parameters()), images, labels, index, start)
 
 
-def run_lanes(program: EpisodeProgram, models: Sequence[MetaModel], episodes: Sequence[Episode]) -> list[EpisodeOutcome]:
+def run_lanes(
+    program: EpisodeProgram, models: Sequence[MetaModel], episodes: Sequence[Episode]
+) -> list[EpisodeOutcome]:
     """Run a program of lanes on models and their episodes, which are alike but for what is in them."""
     first = episodes[0]
     images, labels = (torch.stack([getattr(e, part) for e in episodes]) for part in ("images", "labels"))
-    index = first.support_index.to(first.images.device)
-    return split_lanes(program.run(stack_weights(models), images, labels, index, first.query_start))
+    weights = stack_weights(models)
+    return split_lanes(program.run(weights, images, labels, first.support_index, first.query_start))
 
 
 def stack_weights(models: Sequence[MetaModel]) -> Weights:
     """Return the weights of all models, stacked, as leaves that require gradients."""
     names = [name for name, _ in models[0].named_parameters()]
-    return {
-        name: torch.stack([m.get_parameter(name).detach() for m in models]).requires_grad_() for name in names
-    }
+    return {name: torch.stack([m.get_parameter(name).detach() for m in models]).requires_grad_() for name in names}
 
 
 def split_lanes(outcome: EpisodeOutcome) -> list[EpisodeOutcome]:

@@ -30,9 +30,14 @@ class StaticUpdate:
     """
 
     def __init__(
-        self, config: TrainConfig, outers: Sequence[OuterStep], run: RunEpisodes, data: ClassImages
+        self,
+        config: TrainConfig,
+        outers: Sequence[OuterStep],
+        run: RunEpisodes,
+        data: ClassImages,
+        play: Callable[[Callable[[], None]], None] = lambda update: update(),
     ) -> None:
-        self.config, self.outers, self.run, self.data = config, outers, run, data
+        self.config, self.outers, self.run, self.data, self.play = config, outers, run, data, play
         self.device, self.dtype = data.images.device, outers[0].model.head.weight.dtype
         self.support = support_index(config).to(self.device)
         first = draw_examples(data, config, outers[0].seed, 0)
@@ -43,7 +48,6 @@ class StaticUpdate:
         self.numbers = self._zeros(lanes, 2 * self.examples + self.new_rows + 1, dtype=torch.int64)
         self.rows = self._zeros(lanes, self.new_rows, outers[0].model.head.in_features)
         self.ring = self._zeros(lanes, 2, config.log_freq)
-        self.play: Callable[[Callable[[], None]], None] = lambda update: update()
 
     def step(self, index: int) -> list[EpisodeOutcome]:
         """Update every lane with its episode `index`; the outcomes are without gradients."""
