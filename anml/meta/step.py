@@ -29,7 +29,8 @@ class OuterStep:
     def finish(self, gradients: dict[str, torch.Tensor]) -> None:
         """Clip the gradients (in place) and update the model."""
         for name, parameter in self.outer.items():
-            parameter.grad = gradients[name]
+            # Fused Adam reads memory as it lies, whatever the strides (torch 2.13), and says nothing.
+            parameter.grad = gradients[name].contiguous()
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.outer.values(), self.config.max_grad_norm)
         self.optimizer.step()
