@@ -43,8 +43,8 @@ def draw_episode(
     """Draw the episode with the given index (OML, Javed & White 2019, section 3; ANML, Beaulieu et al. 2020)."""
     draw = draw_examples(data, config, seed, index)
     images, labels = data.batch(draw.classes, draw.examples, dtype)
-    index = support_index(config).to(images.device)
-    return Episode(images, labels, index, query_start(config), draw.new_classes)
+    support = support_index(config).to(images.device)
+    return Episode(images, labels, support, query_start(config), draw.new_classes)
 
 
 def draw_examples(data: ClassImages, config: TrainConfig, seed: int, index: int) -> Draw:

@@ -9,9 +9,10 @@ from torch.nn.functional import cross_entropy
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode
 from anml.meta.choose import make_engine
-from anml.meta.engine import Engine
+from anml.meta.engine import Engine, EpisodeOutcome
 from anml.meta.fast import FastEngine
 from anml.meta.first_order import FirstOrderEngine
+from anml.meta.program import EpisodeProgram, run_one
 from anml.meta.reference import ReferenceEngine
 from anml.models.meta_model import MetaModel
 from anml.models.parameters import select_names
@@ -130,17 +131,29 @@ def follow(engine: Engine, model: MetaModel, data: ClassImages, updates: int) ->
     return losses
 
 
+class UncompiledEngine:
+    """What `compiled` compiles, as it is."""
+
+    name, note = "uncompiled", ""
+
+    def __init__(self, model: MetaModel, inner_names: list[str], inner_lr: float) -> None:
+        self.model, self.program = model, EpisodeProgram(model, inner_names, inner_lr)
+
+    def run(self, episode: Episode) -> EpisodeOutcome:
+        return run_one(self.program, self.model, episode)
+
+
 @pytest.mark.parametrize("kind", PUBLISHED_INNER)
 def test_fifty_updates_stay_with_higher(data, kind):
     losses, models = [], []
-    for engine in (ReferenceEngine, FastEngine):
+    for engine in (ReferenceEngine, FastEngine, UncompiledEngine):
         models.append(make_model(kind))
         inner = select_names(models[-1], PUBLISHED_INNER[kind])
         losses.append(follow(engine(models[-1], inner, INNER_LR), models[-1], data, 50))
-    assert losses[1] == pytest.approx(losses[0], rel=1e-7)
-    for name, parameter in models[0].named_parameters():
-        found = models[1].get_parameter(name)
-        assert (found - parameter).norm() <= 1e-7 * parameter.norm(), name
+    for model, found_losses in zip(models[1:], losses[1:], strict=True):
+        assert found_losses == pytest.approx(losses[0], rel=1e-7)
+        for name, parameter in models[0].named_parameters():
+            assert (model.get_parameter(name) - parameter).norm() <= 1e-7 * parameter.norm(), name
 
 
 def plain_first_order(model: MetaModel, inner: list[str], episode: Episode) -> tuple[MetaModel, torch.Tensor]:

@@ -1,7 +1,7 @@
 """The program behind `compiled` and lanes against `higher`: every model, every kind of episode, in float64."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -107,7 +107,7 @@ def test_any_choice_of_inner_parameters_agrees_with_higher(kind: str, inner: tup
     assert_lanes_are_exact(kind, inner, {}, matrices=False)
 
 
-def second_order(layer: nn.Module, x: torch.Tensor, weights: list[torch.Tensor]) -> list[torch.Tensor]:
+def second_order(layer: nn.Module, x: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Return a layer's output, its gradients, and theirs."""
     direction = torch.randn(layer(x).shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
     output = layer(x)
