@@ -54,8 +54,9 @@ class TrainConfig(Record):
     log_freq: Count = 10
     seed: int = 1
     seeds: OneOrMany[int] | None = None
-    # One job trains all seeds, as lanes of one batch, instead of a job for each.
-    seeds_together: bool = False
+    # One job trains all seeds, as lanes of one batch, instead of a job for each. Unset is false, and not written down:
+    # resolved configs from before this key stay as they are.
+    seeds_together: bool | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: EngineName = "auto"
 

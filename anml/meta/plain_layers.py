@@ -86,10 +86,10 @@ class PlainMaxPool(nn.Module):
         rows, columns = self.padding
         x = pad(x, (columns, columns, rows, rows), value=-torch.inf) if rows or columns else x
         down, across = (self._positions(size, axis) for axis, size in enumerate(x.shape[2:]))
-        shifted = torch.stack([x[:, :, i, :][..., j] for i in down for j in across])
-        first = shifted.detach().argmax(0)
-        number = torch.arange(len(shifted), device=x.device).view(-1, 1, 1, 1, 1)
-        return torch.where(number == first, shifted, 0).sum(0)
+        result, *others = (x[:, :, i, j] for i in down for j in across)
+        for other in others:
+            result = torch.where((other > result) | other.isnan(), other, result)
+        return result
 
     def _positions(self, size: int, axis: int) -> list[slice]:
         """Return, for every offset in the window, where the windows have it."""
