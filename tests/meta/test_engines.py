@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode
 from anml.meta.choose import make_engine
+from anml.meta.compiled import CompiledEngine
 from anml.meta.engine import Engine, EpisodeOutcome
 from anml.meta.fast import FastEngine
 from anml.meta.first_order import FirstOrderEngine
@@ -206,6 +207,7 @@ def test_sequential_episodic_keeps_the_fast_weights(data):
         ({}, FastEngine),
         ({"engine": "fast"}, FastEngine),
         ({"engine": "reference"}, ReferenceEngine),
+        ({"engine": "compiled"}, CompiledEngine),
         ({"train_method": "meta-first-order"}, FirstOrderEngine),
         ({"train_method": "sequential_episodic"}, FirstOrderEngine),
     ],

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from anml.config.training import TrainConfig
+from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_episode
 from anml.errors import ConfigError
 from anml.meta.choose import choose, make_engine, make_lanes, uses_graph
 from anml.meta.engine import EpisodeOutcome
 from anml.meta.lanes import LanesEngine
-from anml.meta.static_update import StaticUpdate, count_on_device
+from anml.meta.static_update import GraphPlayer, StaticUpdate, count_on_device
 from anml.meta.step import MetaStep, OuterStep
 from anml.models.meta_model import MetaModel
 from anml.models.parameters import select_names
@@ -37,14 +38,14 @@ def ordinary(config: TrainConfig, model: MetaModel, seed: int) -> MetaStep:
     return MetaStep(config, model, make_engine(config, model, select_names(model, config.inner_params))[0], seed)
 
 
-def static(config: TrainConfig, outers: Sequence[OuterStep]) -> StaticUpdate:
+def static(config: TrainConfig, outers: Sequence[OuterStep], data: ClassImages = DATA) -> StaticUpdate:
     """Return the update of one training, with the engine that the ordinary path has, or of lanes."""
     models = [outer.model for outer in outers]
     names = select_names(models[0], config.inner_params)
     if len(models) > 1:
-        return StaticUpdate(config, outers, LanesEngine(models, names, config.inner_lr).run, DATA)
+        return StaticUpdate(config, outers, LanesEngine(models, names, config.inner_lr).run, data)
     engine, _ = make_engine(config, models[0], names)
-    return StaticUpdate(config, outers, lambda episodes: [engine.run(e) for e in episodes], DATA)
+    return StaticUpdate(config, outers, lambda episodes: [engine.run(e) for e in episodes], data)
 
 
 def follow(config: TrainConfig, step: MetaStep, updates: range) -> list[EpisodeOutcome]:
@@ -132,3 +133,21 @@ def test_a_graph_on_a_cpu_is_refused_in_words() -> None:
 def test_auto_makes_no_graph_on_a_cpu() -> None:
     config = config_of("anml").model_copy(update={"engine": "auto"})
     assert not uses_graph(config, make_model("anml"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: graphs are not captured here")
+@pytest.mark.parametrize("seeds", [(1,), (1, 2)], ids=["one", "lanes"])
+@pytest.mark.parametrize("kind", ["anml", "sanml", "oml"])
+def test_replayed_graphs_train_as_the_ordinary_path_does(kind: str, seeds: tuple[int, ...]) -> None:
+    config, device = config_of(kind, max_grad_norm=0.05), torch.device("cuda")
+    data = DATA.to(device)
+    alone = [ordinary(config, make_model(kind, seed).to(device), seed) for seed in seeds]
+    together = [OuterStep(config, make_model(kind, seed).to(device), seed) for seed in seeds]
+    update = static(config, together, data)
+    update.play = player = GraphPlayer([outer.optimizer for outer in together])
+    for index in range(10):
+        outcomes = update.step(index)
+        for step, outcome in zip(alone, outcomes, strict=True):
+            wanted = step.update(draw_episode(data, config, step.seed, index, torch.float64), index)
+            torch.testing.assert_close(outcome.loss, wanted.loss, rtol=1e-6, atol=0)
+    assert not player.note
