@@ -117,4 +117,7 @@ def test_a_seed_trained_together_can_go_on_alone(finished: Path, tmp_path: Path)
 def test_says_what_trains() -> None:
     config = make_config()
     note = TrainingTogether(config, lanes(Path("nowhere"), config), CPU).note
-    assert note == "engine lanes, 2 seeds at once; on a CPU that is no faster than one after another"
+    assert note == (
+        "engine lanes, 2 seeds at once; "
+        "on a CPU that is slower than one after another: seeds_together is meant for GPUs"
+    )

@@ -56,7 +56,7 @@ def make_lanes(config: TrainConfig, models: Sequence[MetaModel], inner_names: li
         message = f"seeds_together: {obstacle}. Set seeds_together: false: each seed is trained by a job of its own."
         raise ConfigError(message)
     compiled = config.engine == "compiled"
-    slow = "" if on_gpu else "; on a CPU that is no faster than one after another"
+    slow = "" if on_gpu else "; on a CPU that is slower than one after another: seeds_together is meant for GPUs"
     why = f"{len(models)} seeds at once{slow}"
     return LanesEngine(models, inner_names, config.inner_lr, compiled), why
 
