@@ -34,12 +34,19 @@ def prepare_device(profile: Device, config: Device = "auto") -> torch.device:
     if problems:
         raise JobError("\n".join(problems))
     device = torch.device("cuda")
+    keep_float32()
     try:
         torch.ones(2, device=device).sum().item()
     except RuntimeError as error:
         message = f"the GPU is there but does not compute: {error}. Report the node, or exclude it (--exclude=NODE)."
         raise JobError(message) from error
     return device
+
+
+def keep_float32() -> None:
+    """Compute in float32 what is float32: by default a GPU's convolutions round their inputs to TF32 (10 bits)."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def describe_machine(device: torch.device) -> dict[str, str | None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, Literal
 
 from anml.config.evaluation import EvalConfig
@@ -55,18 +56,16 @@ class Plan:
 def make_plan(config: TrainConfig, points_per_job: int | None = None, max_array_size: int = 1001) -> Plan:
     """Return the jobs of an experiment (DESIGN: training in segments, evaluations after each, a report at the end)."""
     jobs: list[Job] = []
-    for seed in config.training_seeds:
-        tag = seed if config.seeds else None
+    tags = config.training_seeds if config.seeds else (None,)
+    # What one job trains: one seed, or all of them.
+    for trained in [tags] if config.seeds_together else [(tag,) for tag in tags]:
         previous: tuple[str, ...] = ()
         for number, step in enumerate(config.checkpoint_steps):
-            segment = _segment(step, tag, previous)
+            segment = _segment(step, trained[0] if len(trained) == 1 else None, previous)
             jobs.append(segment)
             steps = [0, step] if number == 0 and config.eval_untrained else [step]
-            for evaluated in steps:
-                for flavor, evaluation in config.eval.items():
-                    jobs += _evaluation(
-                        flavor, evaluation, evaluated, tag, segment.name, points_per_job, max_array_size
-                    )
+            for tag, evaluated, (flavor, evaluation) in product(trained, steps, config.eval.items()):
+                jobs += _evaluation(flavor, evaluation, evaluated, tag, segment.name, points_per_job, max_array_size)
             previous = (segment.name,)
     report = Job("report", "report", ("-m", "anml", "report-job"), tuple(job.name for job in jobs), after_any=True)
     return Plan((*jobs, report))

@@ -61,6 +61,7 @@ class Tracker:
                 resume="allow" if mode == "online" else None,
                 config=config.model_dump(mode="json"),
                 dir=experiment.wandb_dir,
+                reinit="create_new",  # Seeds that are trained together have a run each.
                 mode=mode,
                 settings=settings,
             )

@@ -1,36 +1,35 @@
 """The training loop: draw, step, log, checkpoint. Resumes exactly from any checkpoint."""
 
-import json
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from anml.atomic import write_text
-from anml.checkpoint import ModelCard, is_complete, load_model, load_training_state, save_checkpoint, steps_saved
-from anml.config.image_folder import ClassSplit
-from anml.config.model_args import complete_args
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
-from anml.data.episodes import draw_episode, draw_validation
-from anml.data.load import load_images
-from anml.errors import DataError
-from anml.meta.choose import make_engine
-from anml.meta.engine import EpisodeOutcome, accuracy
+from anml.data.episodes import Episode, draw_episode
+from anml.meta.choose import make_engine, uses_graph
+from anml.meta.engine import EpisodeOutcome
+from anml.meta.static_update import GraphPlayer, StaticUpdate
 from anml.meta.step import MetaStep
-from anml.models.build import build_model
 from anml.models.meta_model import MetaModel
 from anml.models.parameters import select_names
 from anml.train_iid import IidStep
+from anml.training_run import TrainingRun, last_good_step, training_data
+
+Stop = Callable[[], bool]
+Progress = Callable[[int], None]
 
 
 class Updater(Protocol):
     """One way of training: updates the model once per step."""
 
-    note: str
+    @property
+    def note(self) -> str:
+        """What trains, and why it does."""
+        ...
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -47,14 +46,39 @@ class EpisodeUpdater:
 
     def __init__(self, config: TrainConfig, model: MetaModel, data: ClassImages, seed: int) -> None:
         self.config, self.data, self.seed = config, data, seed
-        engine, why = make_engine(config, model, select_names(model, config.inner_params))
-        self.note = f"engine {engine.name}, {why}"
-        self.meta = MetaStep(config, model, engine, seed)
+        self.engine, self.why = make_engine(config, model, select_names(model, config.inner_params))
+        self.meta = MetaStep(config, model, self.engine, seed)
         self.optimizer = self.meta.optimizer
+
+    @property
+    def note(self) -> str:
+        """The engine, why it was chosen, and what came of it."""
+        return ", ".join(filter(None, (f"engine {self.engine.name}", self.why, self.engine.note)))
 
     def step(self, index: int) -> EpisodeOutcome:
         """Draw and run episode `index`."""
         return self.meta.update(draw_episode(self.data, self.config, self.seed, index), index)
+
+
+class GraphUpdater(EpisodeUpdater):
+    """Meta-training on a GPU with one graph for each update."""
+
+    def __init__(self, config: TrainConfig, model: MetaModel, data: ClassImages, seed: int) -> None:
+        super().__init__(config, model, data, seed)
+        self.player = GraphPlayer([self.optimizer])
+        self.static = StaticUpdate(config, [self.meta], self._run, data, self.player)
+
+    @property
+    def note(self) -> str:
+        """The engine in the graph, and what came of capturing it."""
+        return ", ".join(filter(None, (super().note, self.player.note)))
+
+    def step(self, index: int) -> EpisodeOutcome:
+        """Draw and run episode `index`; the outcome has no gradients."""
+        return self.static.step(index)[0]
+
+    def _run(self, episodes: Sequence[Episode]) -> list[EpisodeOutcome]:
+        return [self.engine.run(episode) for episode in episodes]
 
 
 class Training:
@@ -72,136 +96,63 @@ class Training:
         device: torch.device,
         on_log: Callable[[dict[str, Any]], None] = lambda line: None,
     ) -> None:
-        self.config, self.seed, self.device = config, seed, device
-        self.checkpoints, self.metrics, self.on_log = checkpoints, metrics, on_log
         data, self.validation = training_data(config, device)
-        # Loss and accuracy of the steps since the last line of the log.
-        self.recent: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.completed = self._last_good_step()
-        self.model = self._initial_model().to(device)
-        self.updater: Updater = (IidStep if config.train_method == "iid" else EpisodeUpdater)(
-            config, self.model, data, seed
-        )
-        self._restore()
+        start = last_good_step(checkpoints)
+        self.state = TrainingRun(config, seed, checkpoints, metrics, device, self.validation, start)
+        self.state.on_log = on_log
+        self.model = self.state.model
+        self.updater = _make_updater(config, self.model, data, seed)
+        self.state.restore(self.updater.optimizer)
 
-    def run(self, until: int, stop: Callable[[], bool], progress: Callable[[int], None]) -> bool:
+    @property
+    def completed(self) -> int:
+        """Steps done."""
+        return self.state.completed
+
+    @property
+    def note(self) -> str:
+        """What trains, and why it does."""
+        return self.updater.note
+
+    @property
+    def runs(self) -> list[TrainingRun]:
+        """What is trained: one seed."""
+        return [self.state]
+
+    def run(self, until: int, stop: Stop, progress: Progress) -> bool:
         """Train up to step `until` and keep a checkpoint of it. Returns False when stopped before (work is saved)."""
-        started, since = time.perf_counter(), self.completed
-        while self.completed < until:
-            if stop():
-                self._save()
-                return False
-            outcome = self.updater.step(self.completed)
-            self.recent.append((outcome.loss, outcome.accuracy))
-            self.completed += 1
-            if self.completed % self.config.log_freq == 0 or self.completed == until:
-                self._log((self.completed - since) / (time.perf_counter() - started))
-                started, since = time.perf_counter(), self.completed
-            if self.completed % self.config.save_freq == 0 or self.completed == until:
-                self._save()
-            progress(self.completed)
-        return True
-
-    def _last_good_step(self) -> int:
-        for step in reversed(steps_saved(self.checkpoints)):
-            if is_complete(self._folder(step)):
-                return step
-        return 0
-
-    def _folder(self, step: int) -> Path:
-        return self.checkpoints / f"step-{step:06d}"
-
-    def _initial_model(self) -> MetaModel:
-        config = self.config
-        if self.completed:
-            return load_model(self._folder(self.completed))[0]
-        return build_model(config.model, config.model_args, config.image_shape, self.seed)
-
-    def _restore(self) -> None:
-        """Put back what a checkpoint holds beside the model and drop log lines that will be written again."""
-        if self.completed:
-            state = load_training_state(self._folder(self.completed))
-            self.updater.optimizer.load_state_dict(state["optimizer"])
-            self.recent = [(loss.to(self.device), right.to(self.device)) for loss, right in state["recent"]]
-        elif self.config.eval_untrained:
-            self._save()
-        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
-        write_text(self.metrics, "".join(f"{line}\n" for line in lines if _is_of_step(line, self.completed)))
-
-    def _save(self) -> None:
-        """Keep a checkpoint; of those before it the evaluated ones, and one to fall back on."""
-        config = self.config
-        card = ModelCard(
-            model=config.model,
-            model_args=complete_args(config.model_record),
-            image_shape=config.image_shape,
-            display_name=config.display_name,
-            dataset=config.dataset,
-            train_method=config.train_method,
-            step=self.completed,
-            seed=self.seed,
-            **_classes_of(config),
-        )
-        folder = self._folder(self.completed)
-        if not is_complete(folder):
-            recent = torch.stack([torch.stack(pair) for pair in self.recent]) if self.recent else []
-            training = {"optimizer": self.updater.optimizer.state_dict(), "recent": recent}
-            save_checkpoint(folder, self.model, card, training)
-        earlier = [step for step in steps_saved(self.checkpoints) if 0 < step < self.completed]
-        for step in earlier[:-1]:
-            if step not in config.checkpoint_steps:
-                shutil.rmtree(self._folder(step))
-
-    def _log(self, steps_per_second: float) -> None:
-        # One read-back for the whole interval: reading every step would stall a GPU.
-        loss, right = torch.stack([torch.stack(pair) for pair in self.recent]).mean(dim=0).tolist()
-        self.recent = []
-        line = {"step": self.completed, "loss": loss, "accuracy": right}
-        if self.config.val_size:
-            line["val_accuracy"] = self._validate()
-        line["steps_per_second"] = round(steps_per_second, 3)
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self.on_log(line)
-
-    def _validate(self) -> float:
-        """Return the accuracy on examples of the training classes that training never sees."""
-        images, labels = draw_validation(self.validation, self.config.val_size, self.seed, self.completed)
-        self.model.eval()  # A BatchNorm would learn from the validation set.
-        with torch.no_grad():
-            right = accuracy(self.model(images), labels)
-        self.model.train()
-        return float(right)
+        return train_until(self.runs, lambda index: [self.updater.step(index)], until, stop, progress)
 
 
-def training_data(config: TrainConfig, device: torch.device) -> tuple[ClassImages, ClassImages]:
-    """Return the background images that training sees, and those held back for validation. Raises DataError."""
-    images = load_images(*config.train_request).to(device)
-    images = images.first_classes(config.num_train_classes).first_examples(0, config.images_per_class)
-    train = images.first_examples(0, config.examples_per_class)
-    validation = images.first_examples(config.examples_per_class, images.examples_per_class)
-    if (train.num_classes, train.examples_per_class) != (config.num_train_classes, config.examples_per_class):
-        message = (
-            f"{config.dataset}: training needs {config.num_train_classes} classes of {config.examples_per_class} "
-            f"examples, found {images.num_classes} of {images.examples_per_class}"
-        )
-        raise DataError(message)
-    if config.val_size and validation.images.numel() == 0:
-        message = f"{config.dataset}: validation needs examples that train_size {config.examples_per_class} leaves over"
-        raise DataError(message)
-    return train, validation
+def train_until(
+    runs: Sequence[TrainingRun],
+    step: Callable[[int], Sequence[EpisodeOutcome]],
+    until: int,
+    stop: Stop,
+    progress: Progress,
+) -> bool:
+    """Train one run, or several that keep step with each other. Returns False when stopped before (work is saved)."""
+    first = runs[0]
+    started, since = time.perf_counter(), first.completed
+    while first.completed < until:
+        if stop():
+            for run in runs:
+                run.save()
+            return False
+        for run, outcome in zip(runs, step(first.completed), strict=True):
+            run.took(outcome)
+        if first.completed % first.config.log_freq == 0 or first.completed == until:
+            for run in runs:
+                run.log((first.completed - since) / (time.perf_counter() - started))
+            started, since = time.perf_counter(), first.completed
+        if first.completed % first.config.save_freq == 0 or first.completed == until:
+            for run in runs:
+                run.save()
+        progress(first.completed)
+    return True
 
 
-def _classes_of(config: TrainConfig) -> dict[str, Any]:
-    """Return what the model card says of a folder of the user's own: which classes the model has seen."""
-    if not isinstance(config.class_split, ClassSplit):
-        return {}
-    return {"class_split": config.class_split.model_dump(mode="json"), "imgs_per_class": config.imgs_per_class}
-
-
-def _is_of_step(line: str, last: int) -> bool:
-    """Say whether a line of the log is whole (the last one may have been cut off) and of a step up to `last`."""
-    try:
-        return json.loads(line)["step"] <= last
-    except (ValueError, TypeError, KeyError):
-        return False
+def _make_updater(config: TrainConfig, model: MetaModel, data: ClassImages, seed: int) -> Updater:
+    if config.train_method == "iid":
+        return IidStep(config, model, data, seed)
+    return (GraphUpdater if uses_graph(config, model) else EpisodeUpdater)(config, model, data, seed)

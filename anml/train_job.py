@@ -13,6 +13,8 @@ from anml.job import JobContext
 from anml.machine import describe_machine, prepare_device
 from anml.tracking import Tracker
 from anml.train import Training
+from anml.train_together import Lane, TrainingTogether
+from anml.training_run import TrainingRun
 
 
 def train_segment(
@@ -25,44 +27,73 @@ def train_segment(
     wandb_mode: WandbMode,
     min_free_gb: float = 0.0,
 ) -> bool:
-    """Train to step `until` (default: the end). `seed` is None unless the experiment trains several.
+    """Train to step `until` (default: the end). `seed` is None unless the experiment trains several by a job each.
 
     Returns False when stopped before, with a checkpoint of where it stopped.
     """
     check_folder(experiment.root, min_free_gb)
     compute_on = prepare_device(device, config.device)
     until = config.total_steps if until is None else until
-    training = Training(
-        config,
-        config.seed if seed is None else seed,
-        experiment.checkpoints(seed),
-        experiment.metrics(seed),
-        compute_on,
-    )
+    training = _make_training(config, experiment, seed, compute_on)
     _record_machine(experiment, compute_on)
-    _say(f"training on {compute_on}, {training.updater.note}; steps {training.completed} to {until}")
+    notes = _Notes(f"training on {compute_on}, ", training)
+    _say(f"{notes.latest}; steps {training.completed} to {until}")
     if training.completed >= until:
         return True
-    name = "train" if seed is None else f"train-seed-{seed}"
-    tracker = Tracker(experiment, config, name, "train", wandb_mode)
-    training.on_log = lambda line: _log(tracker, line)
+    trackers = [_track(run, config, experiment, wandb_mode, notes) for run in training.runs]
     finished = False
     try:
         finished = training.run(until, context.stop, lambda done: context.progress(done, until, "steps"))
     finally:
-        tracker.finish(exit_code=0 if finished else 1)
+        for tracker in trackers:
+            tracker.finish(exit_code=0 if finished else 1)
     return finished
+
+
+def _make_training(
+    config: TrainConfig, experiment: Experiment, seed: int | None, device: torch.device
+) -> Training | TrainingTogether:
+    if config.seeds_together:
+        lanes = [Lane(s, experiment.checkpoints(s), experiment.metrics(s)) for s in config.training_seeds]
+        return TrainingTogether(config, lanes, device)
+    number = config.seed if seed is None else seed
+    return Training(config, number, experiment.checkpoints(seed), experiment.metrics(seed), device)
+
+
+class _Notes:
+    """Tells what trains, and again when that changes: an engine may fall back at its first episodes."""
+
+    def __init__(self, prefix: str, training: Training | TrainingTogether) -> None:
+        self.prefix, self.training = prefix, training
+        self.latest = prefix + training.note
+
+    def say_if_new(self) -> None:
+        """Print the note unless it was the last to be printed."""
+        note = self.prefix + self.training.note
+        if note != self.latest:
+            self.latest = note
+            _say(note)
+
+
+def _track(run: TrainingRun, config: TrainConfig, experiment: Experiment, mode: WandbMode, notes: _Notes) -> Tracker:
+    """Let the lines of a run's log go to its W&B run and to the job's own log."""
+    tag = f"seed-{run.seed}" if config.seeds else ""
+    tracker = Tracker(experiment, config, f"train-{tag}" if tag else "train", "train", mode)
+
+    def log(line: dict[str, Any]) -> None:
+        notes.say_if_new()
+        tracker.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
+        start = f"{tag}  " if config.seeds_together else ""
+        _say(start + "  ".join(f"{key} {value:.4g}" for key, value in line.items()))
+
+    run.on_log = log
+    return tracker
 
 
 def _record_machine(experiment: Experiment, device: torch.device) -> None:
     """Add the machine that trains to environment.json."""
     known = read_json(experiment.environment_file) or {}
     write_json(experiment.environment_file, known | {"training_machine": describe_machine(device)})
-
-
-def _log(tracker: Tracker, line: dict[str, Any]) -> None:
-    tracker.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
-    _say("  ".join(f"{key} {value:.4g}" for key, value in line.items()))
 
 
 def _say(text: str) -> None:

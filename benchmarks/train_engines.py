@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from anml.data.episodes import Episode
+from anml.meta.compiled import CompiledEngine
 from anml.meta.conv_sweep import SweepEngine, unsupported
 from anml.meta.engine import Engine
 from anml.meta.fast import FastEngine
@@ -29,7 +30,13 @@ from anml.native.build import available
 from benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
-ENGINES = {"reference": ReferenceEngine, "fast": FastEngine, "sweep": SweepEngine, "native": NativeEngine}
+ENGINES = {
+    "reference": ReferenceEngine,
+    "fast": FastEngine,
+    "compiled": CompiledEngine,
+    "sweep": SweepEngine,
+    "native": NativeEngine,
+}
 
 
 def main() -> None:
@@ -69,6 +76,8 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     engines = dict(make_engines(model, inner, arguments.engines))
     for engine in engines.values():
         engine.run(episode)  # Allocations, builds and the library's own warming up.
+        if engine.note:
+            print(f"{name}, {engine.name}: {engine.note}")
     seconds: dict[str, list[float]] = {engine: [] for engine in engines}
     for _ in range(arguments.rounds):
         for engine, runner in engines.items():

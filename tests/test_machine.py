@@ -7,7 +7,7 @@ import torch
 
 from anml.disk import check_folder
 from anml.errors import JobError
-from anml.machine import mask_problems, prepare_device
+from anml.machine import keep_float32, mask_problems, prepare_device
 
 
 def test_cpu_is_always_there() -> None:
@@ -24,6 +24,13 @@ def test_cuda_profile_with_another_torch_names_the_environment_to_use() -> None:
 def test_rocm_profile_with_another_torch_names_the_environment_to_use() -> None:
     with pytest.raises(JobError, match=r"environment-rocm\.yml"):
         prepare_device("rocm")
+
+
+def test_float32_stays_float32_on_a_gpu() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    keep_float32()
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("mask", ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"])

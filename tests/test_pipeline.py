@@ -156,6 +156,25 @@ def test_several_seeds_are_trained_and_evaluated_apart(run: Run, experiments: Pa
     assert (root / "checkpoints/seed-2/step-000002/model.json").exists()
 
 
+def test_seeds_trained_together_are_evaluated_apart(run: Run, experiments: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, seeds=[1, 2], seeds_together=True, epochs=2, eval_steps=[2])
+    done = launch(run, config, "--wandb", "offline")
+    assert done.returncode == 0, done.stderr
+    root = experiments / "p" / "g"
+    assert [path.name for path in (root / "jobs").glob("train*")] == ["train-step-000002"]
+    log = (root / "jobs/train-step-000002/log.txt").read_text()
+    assert "engine lanes, 2 seeds at once" in log
+    assert "seed-2  step 2" in log
+    seeds = {row["train_seed"] for s in (1, 2) for row in rows_of(root / f"results/olft-step-000002-seed-{s}.csv")}
+    assert seeds == {"1", "2"}
+    assert (root / "checkpoints/seed-2/step-000002/model.json").exists()
+    runs = {path.name.rsplit("-", 1)[-1] for path in (root / "wandb" / "wandb").glob("offline-run-*")}
+    assert len(runs) == 2 + 4 + 1  # A run for each seed, for each evaluation, and for the report.
+    (root / "jobs/olft-step-000002-seed-2/status.json").unlink()
+    assert run("-m", "anml", "retry", "p/g").returncode == 0
+    assert run("-m", "anml", "status", "p/g").returncode == 0
+
+
 def test_evaluation_by_hand_agrees_with_the_planned_one(run: Run, finished: Path, tmp_path: Path) -> None:
     evaluation = tmp_path / "eval.yml"
     evaluation.write_text(yaml.safe_dump({**TINY["eval"]["olft"], "dataset": "glyphs"}))  # type: ignore[index]

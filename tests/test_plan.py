@@ -58,6 +58,20 @@ def test_seeds_have_their_own_segments_and_evaluations() -> None:
     assert plan.job("olft-step-000040-seed-4").after == ("train-step-000040-seed-4",)
 
 
+def test_seeds_together_are_one_job_that_the_evaluations_of_each_wait_for() -> None:
+    plan = make_plan(config(seeds=[3, 4], seeds_together=True))
+    trainings = [job for job in plan.jobs if job.kind == "train"]
+    assert [(job.name, job.after) for job in trainings] == [
+        ("train-step-000040", ()),
+        ("train-step-000100", ("train-step-000040",)),
+    ]
+    assert all("--seed" not in job.argv for job in trainings)
+    for seed in ("3", "4"):
+        job = plan.job(f"olft-step-000040-seed-{seed}")
+        assert job.after == ("train-step-000040",)
+        assert job.argv[-2:] == ("--train-seed", seed)
+
+
 def test_plan_survives_being_written_and_read() -> None:
     plan = make_plan(config(), 1, 4)
     assert Plan.from_json(plan.to_json()) == plan

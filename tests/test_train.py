@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import anml.rng
-import anml.train
+import anml.training_run
 from anml.checkpoint import is_complete, load_model, read_card, steps_saved
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError, DataError
@@ -219,7 +219,9 @@ def test_validation_is_on_examples_that_training_never_sees(tmp_path):
     training = make_training(tmp_path, make_config())
     assert training.validation.images.shape[:2] == (10, 5)
     held_back = {image.numpy().tobytes() for image in training.validation.images.flatten(0, 1)}
-    seen = {image.numpy().tobytes() for image in anml.train.training_data(make_config(), CPU)[0].images.flatten(0, 1)}
+    seen = {
+        image.numpy().tobytes() for image in anml.training_run.training_data(make_config(), CPU)[0].images.flatten(0, 1)
+    }
     assert len(seen) == 150
     assert not held_back & seen
 
@@ -239,12 +241,12 @@ def test_validating_does_not_train(tmp_path, undisturbed):
 
 def test_validation_without_examples_left_is_refused():
     with pytest.raises(DataError, match="validation needs examples that train_size 20 leaves over"):
-        anml.train.training_data(make_config(train_size=20), CPU)
+        anml.training_run.training_data(make_config(train_size=20), CPU)
 
 
 def test_more_examples_than_there_are_is_refused():
     with pytest.raises(DataError, match="training needs 10 classes of 15 examples, found 10 of 8"):
-        anml.train.training_data(make_config(imgs_per_class=8), CPU)
+        anml.training_run.training_data(make_config(imgs_per_class=8), CPU)
 
 
 def test_every_logged_line_is_passed_on(tmp_path):
@@ -292,7 +294,7 @@ def test_training_lowers_the_loss(tmp_path, kind):
 def plain_iid(config: TrainConfig, folder: Path) -> torch.nn.Module:
     """Train with torch's own optimizer and schedule, the data in the order that training has them."""
     model = make_training(folder, config).model
-    data, _ = anml.train.training_data(config, CPU)
+    data, _ = anml.training_run.training_data(config, CPU)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.1)
     for epoch in range(config.epochs):

@@ -32,7 +32,15 @@ def find_problems(config: TrainConfig) -> list[str]:
         model = build_model(config.model, config.model_args, config.image_shape, config.seed)
     except AnmlError as error:
         return [str(error)]
-    return _name_problems(config, model) + _data_problems(config) + _optimizer_problems(config, model)
+    problems = _name_problems(config, model) + _data_problems(config) + _optimizer_problems(config, model)
+    return problems + _lane_problems(config, model)
+
+
+def _lane_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
+    from anml.meta.lanes import unsupported_lanes
+
+    reason = unsupported_lanes(model) if config.seeds_together else ""
+    return [f"seeds_together: {reason}; set it to false"] if reason else []
 
 
 def _name_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001 (torch is imported late)

@@ -41,19 +41,19 @@ def main(arguments: Sequence[str]) -> int:
     """Train."""
     options = make_parser().parse_args(arguments)
     config, experiment = _config_and_folder(options)
-    several = config.seeds is not None
+    seed = options.seed if config.seeds else None
 
     def work(context: JobContext) -> bool:
         from anml.train_job import train_segment  # torch: after --help and config errors.
 
         return train_segment(
-            context, config, experiment, options.seed if several else None, options.until_step,
+            context, config, experiment, seed, options.until_step,
             options.cluster_device, options.wandb, options.min_free_gb,
         )  # fmt: skip
 
     code = run_job(experiment, options.job, None, work, options.max_requeues)
     if options.job is None and code == 0:
-        print(f"Checkpoints: {experiment.checkpoints(options.seed if several else None)}")
+        print(f"Checkpoints: {experiment.checkpoints(seed)}")
     return code
 
 
@@ -65,7 +65,10 @@ def _config_and_folder(options: argparse.Namespace) -> tuple[TrainConfig, Experi
     path = options.config or run_dir / "config.yml"  # type: ignore[operator]
     flags = {"device": options.device, "data_path": options.data_path}
     config, notices, source = load_train_config(path, options.overrides, flags)
-    if config.seeds and options.seed not in config.seeds:
+    if config.seeds_together and options.seed is not None:
+        message = f"--seed {options.seed}: this config trains its seeds together (seeds_together); leave --seed out"
+        raise ConfigError(message)
+    if config.seeds and not config.seeds_together and options.seed not in config.seeds:
         message = f"this config trains several seeds; say which one: --seed {' | '.join(map(str, config.seeds))}"
         raise ConfigError(message)
     if options.seed is not None and not config.seeds:

@@ -13,6 +13,8 @@ from anml.config.yaml_source import KeyPath, Source
 # Flavors name files and jobs; the training jobs are called train-step-NNNNNN.
 _FLAVOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _TAKEN_NAMES = ("train",)
+# Engines that can train several seeds at once.
+TOGETHER_ENGINES = ("auto", "graph", "compiled", "fast")
 
 
 def check_train(config: TrainConfig, source: Source) -> list[str]:
@@ -20,10 +22,10 @@ def check_train(config: TrainConfig, source: Source) -> list[str]:
     problems = _check_split(config, source, ())
     if config.facts.train_classes == 0:
         return [*problems, problem(source, ("class_split",), "leaves no class to train on")]
-    problems += _check_episode(config, source) + _check_outputs(config, source) + _check_engine(config, source)
+    problems += _check_episode(config, source) + _check_outputs(config, source)
     if config.seeds:
         problems += _check_different(config.seeds, source, ("seeds",))
-    return problems
+    return problems + _check_engine(config, source) + _check_together(config, source)
 
 
 def check_flavor_name(name: str, source: Source) -> list[str]:
@@ -165,8 +167,26 @@ def _check_outputs(config: TrainConfig, source: Source) -> list[str]:
     return []
 
 
+def _check_together(config: TrainConfig, source: Source) -> list[str]:
+    if not config.seeds_together:
+        return []
+    problems, at = [], ("seeds_together",)
+    if len(config.training_seeds) < 2:
+        problems.append(problem(source, at, "needs several seeds: set seeds, for example [1, 2, 3]"))
+    if config.train_method != "meta":
+        problems.append(problem(source, at, f"is for train_method: meta, found {config.train_method}; set it to false"))
+    if config.engine not in TOGETHER_ENGINES:
+        message = f"is for engine {', '.join(TOGETHER_ENGINES)}; found {config.engine}, which trains one seed at a time"
+        problems.append(problem(source, at, message))
+    if config.augment:
+        problems.append(problem(source, at, "does not go with augment, which crops every image by itself"))
+    return problems
+
+
 def _check_engine(config: TrainConfig, source: Source) -> list[str]:
-    """Refuse what would train without a word and then be evaluated with statistics that were never gathered."""
+    """Refuse engines that cannot run, or that would leave what evaluations use ungathered without a word."""
+    if config.engine == "graph" and config.device == "cpu":
+        return [problem(source, ("engine",), "graph needs a GPU, but device is cpu; use engine: auto")]
     record = config.model_record
     if config.engine != "reference" or config.train_method != "meta":
         return []

@@ -13,7 +13,7 @@ from anml.config.record import Arguments, Count, NotNegative, OneOrMany, Rate, R
 DatasetName = Literal["omniglot", "glyphs", "mini-imagenet", "omniimage20", "omniimage100", "images-folder"]
 ModelName = Literal["anml", "nonml", "sanml", "oml", "classifier"]
 TrainMethod = Literal["meta", "meta-first-order", "sequential_episodic", "iid"]
-EngineName = Literal["auto", "native", "sweep", "fast", "reference"]
+EngineName = Literal["auto", "graph", "compiled", "native", "sweep", "fast", "reference"]
 
 
 class TrainConfig(Record):
@@ -60,6 +60,9 @@ class TrainConfig(Record):
     log_freq: Count = 10
     seed: int = 1
     seeds: OneOrMany[int] | None = None
+    # One job trains all seeds, as lanes of one batch, instead of a job for each. Unset is false, and not written down:
+    # resolved configs from before this key stay as they are.
+    seeds_together: bool | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: EngineName = "auto"
 

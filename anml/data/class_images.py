@@ -72,14 +72,20 @@ class ClassImages:
         """
         device = self.images.device
         classes, examples = classes.to(device), examples.to(device)
+        return self.floats(self._pick(classes, examples), dtype, augment), classes
+
+    def floats(
+        self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32, augment: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Return uint8 pixels [..., C, H, W] of these images as `batch` does."""
         # Computed in float32 whatever the dtype, so that a float64 comparison sees the very same pixel values.
-        pixels = self._pick(classes, examples).to(torch.float32).div_(255)
+        scaled = pixels.to(torch.float32).div_(255)
         if augment is not None:
-            pixels = crop_and_flip(pixels, augment)
+            scaled = crop_and_flip(scaled, augment)
         if self.normalise:
-            mean, std = _imagenet_statistics(device)
-            pixels = pixels.sub_(mean).div_(std)
-        return pixels.to(dtype), classes
+            mean, std = _imagenet_statistics(pixels.device)
+            scaled = scaled.sub_(mean).div_(std)
+        return scaled.to(dtype)
 
     def _pick(self, classes: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
         if self.stored is None:

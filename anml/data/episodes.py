@@ -26,30 +26,54 @@ class Episode(NamedTuple):
     new_classes: tuple[int, ...]
 
 
+class Draw(NamedTuple):
+    """Which examples an episode consists of: those of the inner loop, in order, followed by the remember set.
+
+    classes, examples: int64 [M], on the CPU. new_classes: those of the inner loop, sorted.
+    """
+
+    classes: torch.Tensor
+    examples: torch.Tensor
+    new_classes: tuple[int, ...]
+
+
 def draw_episode(
     data: ClassImages, config: TrainConfig, seed: int, index: int, dtype: torch.dtype = torch.float32
 ) -> Episode:
     """Draw the episode with the given index (OML, Javed & White 2019, section 3; ANML, Beaulieu et al. 2020)."""
+    draw = draw_examples(data, config, seed, index)
+    # Each image of the episode is cropped and flipped once, whichever of its steps meet it.
+    augment = torch_generator(seed, "augment", "episode", index) if config.augment else None
+    images, labels = data.batch(draw.classes, draw.examples, dtype, augment)
+    support = support_index(config).to(images.device)
+    return Episode(images, labels, support, query_start(config), draw.new_classes)
+
+
+def draw_examples(data: ClassImages, config: TrainConfig, seed: int, index: int) -> Draw:
+    """Draw the examples of the episode with the given index. Raises DataError when there are not enough."""
     generator = torch_generator(seed, "episode", index)
     count = config.batch_size * config.inner_steps
     _check_enough(count, data, config.sample_method)
     if config.sample_method == "single":
         chosen = int(torch.randint(data.num_classes, (1,), generator=generator))
         examples = torch.randperm(data.examples_per_class, generator=generator)[:count]
-        classes = torch.full_like(examples, chosen)
+        classes, new_classes = torch.full((count,), chosen), (chosen,)
     else:
         classes, examples = _draw_anywhere(data, count, generator)
+        new_classes = tuple(sorted(set(classes.tolist())))
     remember = _draw_anywhere(data, config.remember_size, generator)
-    # Each image of the episode is cropped and flipped once, whichever of its steps meet it.
-    augment = torch_generator(seed, "augment", "episode", index) if config.augment else None
-    images, labels = data.batch(torch.cat([classes, remember[0]]), torch.cat([examples, remember[1]]), dtype, augment)
-    return Episode(
-        images=images,
-        labels=labels,
-        support_index=torch.arange(count).unflatten(0, (-1, config.batch_size)).repeat(config.train_cycles, 1),
-        query_start=count if config.remember_only else 0,
-        new_classes=tuple(sorted(set(classes.tolist()))),
-    )
+    return Draw(torch.cat([classes, remember[0]]), torch.cat([examples, remember[1]]), new_classes)
+
+
+def support_index(config: TrainConfig) -> torch.Tensor:
+    """Return which of an episode's examples the batches of the inner loop hold, int64 [T, B]."""
+    count = config.batch_size * config.inner_steps
+    return torch.arange(count).view(-1, config.batch_size).repeat(config.train_cycles, 1)
+
+
+def query_start(config: TrainConfig) -> int:
+    """Return the first example of an episode that the meta loss is taken on."""
+    return config.batch_size * config.inner_steps if config.remember_only else 0
 
 
 def _check_enough(count: int, data: ClassImages, sample_method: str) -> None:

@@ -37,6 +37,7 @@ class SweepEngine:
     """Hand-derived gradients; `stack` says with which kernels the blocks run."""
 
     name = "sweep"
+    note = ""
 
     def __init__(
         self, model: MetaModel, inner_names: list[str], inner_lr: float, stack: StackFactory = TorchBlocks

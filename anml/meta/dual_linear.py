@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from anml.models.meta_model import MetaModel
+
 
 class DualLinear:
     """The fast weights of one Linear layer, applied through a forward hook."""
@@ -52,3 +54,12 @@ def dual_linears(layers: list[nn.Linear], learning_rate: float) -> Iterator[list
     finally:
         for handle in handles:
             handle.remove()
+
+
+def fast_linears(model: MetaModel, inner_names: set[str]) -> dict[str, nn.Linear]:
+    """Return the Linear layers all of whose parameters the inner loop moves."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and {f"{name}.{part}" for part, _ in module.named_parameters()} <= inner_names
+    }

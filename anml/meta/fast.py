@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from anml.data.episodes import Episode
-from anml.meta.dual_linear import DualLinear, dual_linears
+from anml.meta.dual_linear import DualLinear, dual_linears, fast_linears
 from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.models.meta_model import MetaModel
 from anml.models.parameters import belongs_to
@@ -26,11 +26,12 @@ class FastEngine:
     """Autograd through the inner loop's fast weights only."""
 
     name = "fast"
+    note = ""
 
     def __init__(self, model: MetaModel, inner_names: list[str], inner_lr: float) -> None:
         self.model = model
         self.inner_lr = inner_lr
-        self.linears = _fast_linears(model, set(inner_names))
+        self.linears = fast_linears(model, set(inner_names))
         in_dual_form = {f"{name}.{part}" for name in self.linears for part in ("weight", "bias")}
         self.fast_names = [name for name in inner_names if name not in in_dual_form]
         # A BatchNorm makes an image's features depend on the images beside it: nothing can be computed beforehand.
@@ -69,15 +70,6 @@ class FastEngine:
         for dual, delta in zip(duals, gradients[len(fast) :], strict=True):
             dual.step(delta)
         return {name: fast[name] - self.inner_lr * gradient for name, gradient in zip(fast, gradients, strict=False)}
-
-
-def _fast_linears(model: MetaModel, inner_names: set[str]) -> dict[str, nn.Linear]:
-    """Return the Linear layers all of whose parameters the inner loop moves."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and {f"{name}.{part}" for part, _ in module.named_parameters()} <= inner_names
-    }
 
 
 def _rows(options: dict[str, Any], index: torch.Tensor | slice) -> dict[str, Any]:

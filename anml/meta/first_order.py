@@ -17,6 +17,7 @@ class FirstOrderEngine:
     """Plain SGD in the inner loop, plain gradient after it."""
 
     name = "first-order"
+    note = ""
 
     def __init__(self, model: MetaModel, inner_names: list[str], inner_lr: float, keep_fast_weights: bool) -> None:
         self.model = model

@@ -13,6 +13,7 @@ class ReferenceEngine:
     """Differentiates through SGD steps that `higher` keeps the whole graph of."""
 
     name = "reference"
+    note = ""
 
     def __init__(self, model: MetaModel, inner_names: list[str], inner_lr: float) -> None:
         self.model = model

@@ -12,27 +12,43 @@ from anml.models.parameters import select_names
 from anml.rng import torch_generator
 
 
-class MetaStep:
-    """Holds the outer optimizer; `model` is updated in place."""
+class OuterStep:
+    """What surrounds an episode: the lobotomy before it, the outer optimizer after. `model` is updated in place."""
 
-    def __init__(self, config: TrainConfig, model: MetaModel, engine: Engine, seed: int) -> None:
+    def __init__(self, config: TrainConfig, model: MetaModel, seed: int) -> None:
         self.config = config
         self.model = model
-        self.engine = engine
         self.seed = seed
         self.outer = {name: model.get_parameter(name) for name in select_names(model, config.outer_params)}
         self.optimizer = torch.optim.Adam(list(self.outer.values()), lr=config.outer_lr, fused=True)
 
-    def update(self, episode: Episode, index: int) -> EpisodeOutcome:
-        """Run the episode with this index and update the model."""
+    def begin(self, new_classes: tuple[int, ...], index: int) -> None:
+        """Re-draw the output rows of the classes that episode `index` is about to teach."""
         if self.config.lobotomize:
-            lobotomize(self.model.head, episode.new_classes, torch_generator(self.seed, "lobotomy", index))
-        outcome = self.engine.run(episode)
+            lobotomize(self.model.head, new_classes, torch_generator(self.seed, "lobotomy", index))
+
+    def finish(self, gradients: dict[str, torch.Tensor]) -> None:
+        """Clip the gradients (in place) and update the model."""
         for name, parameter in self.outer.items():
-            parameter.grad = outcome.gradients[name]
+            # Fused Adam reads memory as it lies, whatever the strides (torch 2.13), and says nothing.
+            parameter.grad = gradients[name].contiguous()
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.outer.values(), self.config.max_grad_norm)
         self.optimizer.step()
+
+
+class MetaStep(OuterStep):
+    """A whole update by an engine."""
+
+    def __init__(self, config: TrainConfig, model: MetaModel, engine: Engine, seed: int) -> None:
+        super().__init__(config, model, seed)
+        self.engine = engine
+
+    def update(self, episode: Episode, index: int) -> EpisodeOutcome:
+        """Run the episode with this index and update the model."""
+        self.begin(episode.new_classes, index)
+        outcome = self.engine.run(episode)
+        self.finish(outcome.gradients)
         return outcome
 
 
@@ -42,6 +58,11 @@ def lobotomize(head: OutputLayer, classes: tuple[int, ...], generator: torch.Gen
     Each row is drawn as kaiming_normal of a 1 x n matrix; biases stay (ANML's reference implementation).
     So does the temperature of a metric head: it belongs to no class.
     """
-    rows = draw_kaiming((len(classes), head.in_features), generator)
+    rows = draw_rows(head, classes, generator)
     with torch.no_grad():
         head.weight[list(classes)] = rows.to(head.weight)
+
+
+def draw_rows(head: OutputLayer, classes: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Draw the new weight rows of a lobotomy, float32 [classes, in], on the CPU."""
+    return draw_kaiming((len(classes), head.in_features), generator)

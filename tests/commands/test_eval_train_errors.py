@@ -95,6 +95,13 @@ def test_a_folder_without_a_run_is_told(command, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_none_of_the_seeds_trained_together_can_be_chosen(command, config: Path, experiments: Path) -> None:
+    overrides = ["--set", "seeds=[1, 2]", "--set", "seeds_together=true", "--seed", "1"]
+    code, _, errors = command(train.main, "-c", config, *overrides)
+    assert code == 2
+    assert errors == "--seed 1: this config trains its seeds together (seeds_together); leave --seed out\n"
+
+
 @pytest.mark.parametrize("seed", [[], ["--seed", "3"]])
 def test_one_of_several_seeds_must_be_chosen(command, config: Path, experiments: Path, seed: list[str]) -> None:
     assert command(train.main, "-c", config, "--set", "seeds=[1, 2]", *seed) == (

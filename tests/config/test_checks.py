@@ -22,6 +22,7 @@ FLAVOR = "dataset: glyphs\nmodel: sanml\neval:\n  a: {runs: 1}\n"
             "train.yml:1: num_batches: batch_size x num_batches = 21 examples of one class, but train_size is 20",
         ),
         ("seeds=[1, 2, 1]", "--set: seeds: 1 is listed twice; remove one"),
+        ("seeds_together=true", "--set: seeds_together: needs several seeds: set seeds, for example [1, 2, 3]"),
         (
             "model_args.num_classes=963",
             "--set: model_args: num_classes is 963, but there are 964 training classes",
@@ -30,6 +31,27 @@ FLAVOR = "dataset: glyphs\nmodel: sanml\neval:\n  a: {runs: 1}\n"
 )
 def test_a_training_that_cannot_be_is_refused(problems, override: str, message: str) -> None:
     assert problems(BASE, override) == [message]
+
+
+def test_a_graph_on_a_cpu_is_refused(problems) -> None:
+    assert problems(BASE, "engine=graph", "device=cpu") == [
+        "--set: engine: graph needs a GPU, but device is cpu; use engine: auto"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train_method=sequential_episodic", "is for train_method: meta, found sequential_episodic; set it to false"),
+        (
+            "engine=native",
+            "is for engine auto, graph, compiled, fast; found native, which trains one seed at a time",
+        ),
+    ],
+)
+def test_seeds_that_cannot_be_trained_together_are_refused(problems, override: str, message: str) -> None:
+    found = problems(BASE, "seeds=[1, 2]", "seeds_together=true", override)
+    assert found == [f"--set: seeds_together: {message}"]
 
 
 def test_training_keeps_to_the_images_it_may_use(problems) -> None:

@@ -12,7 +12,7 @@ from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
 from anml.meta.choose import make_engine
-from anml.meta.step import MetaStep, lobotomize
+from anml.meta.step import MetaStep, OuterStep, lobotomize
 from anml.models.build import build_model
 from anml.models.heads import MetricHead
 from anml.models.meta_model import MetaModel, draw_kaiming
@@ -76,6 +76,17 @@ def test_updates_are_lobotomy_gradient_clipping_adam(data, max_grad_norm):
     train_by_hand(expected, config, data, 5)
     for name, parameter in found.named_parameters():
         torch.testing.assert_close(parameter, expected.get_parameter(name), rtol=0, atol=1e-12)
+
+
+def test_gradients_of_any_strides_are_those_of_their_own_elements():
+    config, found, expected = make_config(), make_model(), make_model()
+    generator = torch.Generator().manual_seed(0)
+    gradients = {n: torch.randn(p.shape, generator=generator).double() for n, p in found.named_parameters()}
+    for model, strided in ((found, True), (expected, False)):
+        step = OuterStep(config, model, seed=1)
+        for _ in range(2):
+            step.finish({n: g.T.contiguous().T if strided and g.dim() == 2 else g for n, g in gradients.items()})
+    assert torch.equal(found.head.weight, expected.head.weight)
 
 
 def test_gradients_are_clipped_to_their_common_norm(data):

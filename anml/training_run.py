@@ -1,0 +1,165 @@
+"""One training's own part: its model, checkpoints and log; how it stops and goes on."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anml.atomic import write_text
+from anml.checkpoint import ModelCard, is_complete, load_model, load_training_state, save_checkpoint, steps_saved
+from anml.config.image_folder import ClassSplit
+from anml.config.model_args import complete_args
+from anml.config.training import TrainConfig
+from anml.data.class_images import ClassImages
+from anml.data.episodes import draw_validation
+from anml.data.load import load_images
+from anml.errors import DataError
+from anml.meta.engine import EpisodeOutcome, accuracy
+from anml.models.build import build_model
+from anml.models.meta_model import MetaModel
+
+
+class TrainingRun:
+    """The training of one seed, as it was after `start` steps; what updates the model is somebody else.
+
+    checkpoints: folder of step-NNNNNN folders. metrics: JSON lines file. on_log receives each logged line.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        seed: int,
+        checkpoints: Path,
+        metrics: Path,
+        device: torch.device,
+        validation: ClassImages,
+        start: int,
+    ) -> None:
+        self.config, self.seed, self.device, self.validation = config, seed, device, validation
+        self.checkpoints, self.metrics = checkpoints, metrics
+        self.on_log: Callable[[dict[str, Any]], None] = lambda line: None
+        # Loss and accuracy of the steps since the last line of the log.
+        self.recent: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.completed = start
+        self.model = self._initial_model().to(device)
+
+    def restore(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put back what a checkpoint holds beside the model and drop log lines that will be written again."""
+        self.optimizer = optimizer
+        if self.completed:
+            state = load_training_state(self._folder(self.completed))
+            optimizer.load_state_dict(state["optimizer"])
+            self.recent = [(loss.to(self.device), right.to(self.device)) for loss, right in state["recent"]]
+        elif self.config.eval_untrained:
+            self.save()
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        write_text(self.metrics, "".join(f"{line}\n" for line in lines if _is_of_step(line, self.completed)))
+
+    def took(self, outcome: EpisodeOutcome) -> None:
+        """Note that a step was done."""
+        self.recent.append((outcome.loss, outcome.accuracy))
+        self.completed += 1
+
+    def log(self, steps_per_second: float) -> None:
+        """Write a line: means since the last one."""
+        # One read-back for the whole interval: reading every step would stall a GPU.
+        loss, right = torch.stack([torch.stack(pair) for pair in self.recent]).mean(dim=0).tolist()
+        self.recent = []
+        line = {"step": self.completed, "loss": loss, "accuracy": right}
+        if self.config.val_size:
+            line["val_accuracy"] = self._validate()
+        line["steps_per_second"] = round(steps_per_second, 3)
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.on_log(line)
+
+    def save(self) -> None:
+        """Keep a checkpoint; of those before it the evaluated ones, and one to fall back on."""
+        config = self.config
+        card = ModelCard(
+            model=config.model,
+            model_args=complete_args(config.model_record),
+            image_shape=config.image_shape,
+            display_name=config.display_name,
+            dataset=config.dataset,
+            train_method=config.train_method,
+            step=self.completed,
+            seed=self.seed,
+            **_classes_of(config),
+        )
+        folder = self._folder(self.completed)
+        if not is_complete(folder):
+            recent = torch.stack([torch.stack(pair) for pair in self.recent]) if self.recent else []
+            training = {"optimizer": self.optimizer.state_dict(), "recent": recent}
+            save_checkpoint(folder, self.model, card, training)
+        earlier = [step for step in steps_saved(self.checkpoints) if 0 < step < self.completed]
+        for step in earlier[:-1]:
+            if step not in config.checkpoint_steps:
+                shutil.rmtree(self._folder(step))
+
+    def _folder(self, step: int) -> Path:
+        return step_folder(self.checkpoints, step)
+
+    def _initial_model(self) -> MetaModel:
+        config = self.config
+        if self.completed:
+            return load_model(self._folder(self.completed))[0]
+        return build_model(config.model, config.model_args, config.image_shape, self.seed)
+
+    def _validate(self) -> float:
+        """Return the accuracy on examples of the training classes that training never sees."""
+        images, labels = draw_validation(self.validation, self.config.val_size, self.seed, self.completed)
+        self.model.eval()  # A BatchNorm would learn from the validation set.
+        with torch.no_grad():
+            right = accuracy(self.model(images), labels)
+        self.model.train()
+        return float(right)
+
+
+def last_good_step(checkpoints: Path, *others: Path) -> int:
+    """Return the last step with an intact checkpoint (in all of these folders), or 0."""
+    for step in reversed(steps_saved(checkpoints)):
+        if all(is_complete(step_folder(folder, step)) for folder in (checkpoints, *others)):
+            return step
+    return 0
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Return the folder of one checkpoint."""
+    return checkpoints / f"step-{step:06d}"
+
+
+def training_data(config: TrainConfig, device: torch.device) -> tuple[ClassImages, ClassImages]:
+    """Return the background images that training sees, and those held back for validation. Raises DataError."""
+    images = load_images(*config.train_request).to(device)
+    images = images.first_classes(config.num_train_classes).first_examples(0, config.images_per_class)
+    train = images.first_examples(0, config.examples_per_class)
+    validation = images.first_examples(config.examples_per_class, images.examples_per_class)
+    if (train.num_classes, train.examples_per_class) != (config.num_train_classes, config.examples_per_class):
+        message = (
+            f"{config.dataset}: training needs {config.num_train_classes} classes of {config.examples_per_class} "
+            f"examples, found {images.num_classes} of {images.examples_per_class}"
+        )
+        raise DataError(message)
+    if config.val_size and validation.images.numel() == 0:
+        message = f"{config.dataset}: validation needs examples that train_size {config.examples_per_class} leaves over"
+        raise DataError(message)
+    return train, validation
+
+
+def _classes_of(config: TrainConfig) -> dict[str, Any]:
+    """Return what the model card says of a folder of the user's own: which classes the model has seen."""
+    if not isinstance(config.class_split, ClassSplit):
+        return {}
+    return {"class_split": config.class_split.model_dump(mode="json"), "imgs_per_class": config.imgs_per_class}
+
+
+def _is_of_step(line: str, last: int) -> bool:
+    """Say whether a line of the log is whole (the last one may have been cut off) and of a step up to `last`."""
+    try:
+        return json.loads(line)["step"] <= last
+    except (ValueError, TypeError, KeyError):
+        return False

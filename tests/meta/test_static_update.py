@@ -1,0 +1,153 @@
+"""The update that a graph replays, run on a CPU: to the bit what the ordinary path does, for one seed and in lanes."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from anml.config.training import TrainConfig
+from anml.data.class_images import ClassImages
+from anml.data.episodes import draw_episode
+from anml.errors import ConfigError
+from anml.meta.choose import choose, make_engine, make_lanes, uses_graph
+from anml.meta.engine import EpisodeOutcome
+from anml.meta.lanes import LanesEngine
+from anml.meta.static_update import GraphPlayer, StaticUpdate, count_on_device
+from anml.meta.step import MetaStep, OuterStep
+from anml.models.meta_model import MetaModel
+from anml.models.parameters import select_names
+from tests.meta.cases import PUBLISHED_INNER, make_config, make_data, make_model, without_effect
+
+DATA = make_data()
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "clipped": {"max_grad_norm": 0.05},
+    "not lobotomized": {"lobotomize": False},
+    "several new classes": {"sample_method": "uniform", "batch_size": 2},
+    "remember only, twice": {"remember_only": True, "train_cycles": 2},
+}
+
+
+def config_of(kind: str, **changes: Any) -> TrainConfig:
+    return make_config(model=kind, inner_params=PUBLISHED_INNER[kind], engine="fast", log_freq=4, **changes)
+
+
+def ordinary(config: TrainConfig, model: MetaModel, seed: int) -> MetaStep:
+    return MetaStep(config, model, make_engine(config, model, select_names(model, config.inner_params))[0], seed)
+
+
+def static(config: TrainConfig, outers: Sequence[OuterStep], data: ClassImages = DATA) -> StaticUpdate:
+    """Return the update of one training, with the engine that the ordinary path has, or of lanes."""
+    models = [outer.model for outer in outers]
+    names = select_names(models[0], config.inner_params)
+    if len(models) > 1:
+        return StaticUpdate(config, outers, LanesEngine(models, names, config.inner_lr).run, data)
+    engine, _ = make_engine(config, models[0], names)
+    return StaticUpdate(config, outers, lambda episodes: [engine.run(e) for e in episodes], data)
+
+
+def follow(config: TrainConfig, step: MetaStep, updates: range) -> list[EpisodeOutcome]:
+    return [step.update(draw_episode(DATA, config, step.seed, i, torch.float64), i) for i in updates]
+
+
+@pytest.mark.parametrize(("kind", "variant"), [("anml", "clipped"), *(("oml", variant) for variant in VARIANTS)])
+def test_static_updates_are_the_ordinary_ones_to_the_bit(kind: str, variant: str) -> None:
+    config = config_of(kind, **VARIANTS[variant])
+    expected, found = ordinary(config, make_model(kind), 3), OuterStep(config, make_model(kind), 3)
+    update = static(config, [found])
+    for index in range(6):
+        [wanted] = follow(config, expected, range(index, index + 1))
+        [outcome] = update.step(index)
+        assert outcome.loss == wanted.loss
+        assert outcome.accuracy == pytest.approx(wanted.accuracy.item(), abs=1e-7)
+    for name, parameter in expected.model.named_parameters():
+        assert torch.equal(found.model.get_parameter(name), parameter), name
+
+
+@pytest.mark.parametrize(("kind", "variant"), [("anml", "clipped"), *(("oml", variant) for variant in VARIANTS)])
+def test_lanes_train_as_each_would_alone(kind: str, variant: str) -> None:
+    config, seeds = config_of(kind, **VARIANTS[variant]), (1, 2, 7)
+    alone = [ordinary(config, make_model(kind, seed), seed) for seed in seeds]
+    together = [OuterStep(config, make_model(kind, seed), seed) for seed in seeds]
+    update = static(config, together)
+    # Adam makes steps of the noise that is the gradient of a bias without effect: not compared, and not updated.
+    for outer in [*alone, *together]:
+        for name in without_effect(outer.model) & set(outer.outer):
+            del outer.outer[name]
+            outer.model.get_parameter(name).grad = None
+    for index in range(25):
+        outcomes = update.step(index)
+        for step, outcome in zip(alone, outcomes, strict=True):
+            [wanted] = follow(config, step, range(index, index + 1))
+            torch.testing.assert_close(outcome.loss, wanted.loss, rtol=1e-9, atol=0)
+    for step, outer in zip(alone, together, strict=True):
+        for name, parameter in step.model.named_parameters():
+            assert (outer.model.get_parameter(name) - parameter).norm() <= 1e-9 * parameter.norm(), name
+
+
+def test_outcomes_stay_until_the_log_has_them() -> None:
+    config = config_of("oml")
+    update, expected = static(config, [OuterStep(config, make_model("oml"), 1)]), ordinary(config, make_model("oml"), 1)
+    for first in (0, 4):
+        found = [update.step(index)[0] for index in range(first, first + 4)]
+        losses = [outcome.loss.item() for outcome in follow(config, expected, range(first, first + 4))]
+        assert [outcome.loss.item() for outcome in found] == losses
+
+
+def test_an_optimizer_of_another_engine_goes_on_counting_on_the_device() -> None:
+    config = config_of("oml")
+    expected = ordinary(config, make_model("oml"), 1)
+    follow(config, expected, range(3))
+    found = OuterStep(config, make_model("oml"), 1)
+    found.model.load_state_dict(expected.model.state_dict())
+    found.optimizer.load_state_dict(copy.deepcopy(expected.optimizer.state_dict()))
+    count_on_device([found.optimizer])
+    update = static(config, [found])
+    for index in range(3, 6):
+        update.step(index)
+    follow(config, expected, range(3, 6))
+    for name, parameter in expected.model.named_parameters():
+        assert torch.equal(found.model.get_parameter(name), parameter), name
+
+
+def test_a_remember_set_larger_than_the_data_is_all_of_it() -> None:
+    config = config_of("oml", remember_size=1000)
+    update = static(config, [OuterStep(config, make_model("oml"), 1)])
+    [outcome] = update.step(0)
+    [wanted] = follow(config, ordinary(config, make_model("oml"), 1), range(1))
+    assert outcome.loss == wanted.loss
+
+
+def test_a_graph_on_a_cpu_is_refused_in_words() -> None:
+    config, model = config_of("anml").model_copy(update={"engine": "graph"}), make_model("anml")
+    names = select_names(model, config.inner_params)
+    for choose_one in (choose, make_engine):
+        with pytest.raises(ConfigError, match="graphs need a GPU"):
+            choose_one(config, model, names)
+    with pytest.raises(ConfigError, match="graphs need a GPU"):
+        make_lanes(config, [model, model], names)
+
+
+def test_auto_makes_no_graph_on_a_cpu() -> None:
+    config = config_of("anml").model_copy(update={"engine": "auto"})
+    assert not uses_graph(config, make_model("anml"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: graphs are not captured here")
+@pytest.mark.parametrize("seeds", [(1,), (1, 2)], ids=["one", "lanes"])
+@pytest.mark.parametrize("kind", ["anml", "sanml", "oml"])
+def test_replayed_graphs_train_as_the_ordinary_path_does(kind: str, seeds: tuple[int, ...]) -> None:
+    config, device = config_of(kind, max_grad_norm=0.05), torch.device("cuda")
+    data = DATA.to(device)
+    alone = [ordinary(config, make_model(kind, seed).to(device), seed) for seed in seeds]
+    together = [OuterStep(config, make_model(kind, seed).to(device), seed) for seed in seeds]
+    update = static(config, together, data)
+    update.play = player = GraphPlayer([outer.optimizer for outer in together])
+    for index in range(10):
+        outcomes = update.step(index)
+        for step, outcome in zip(alone, outcomes, strict=True):
+            wanted = step.update(draw_episode(data, config, step.seed, index, torch.float64), index)
+            torch.testing.assert_close(outcome.loss, wanted.loss, rtol=1e-6, atol=0)
+    assert not player.note

@@ -1,0 +1,123 @@
+"""Seeds trained together: each as if alone, each with its own folder, and exact however often they are stopped."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anml.checkpoint import load_model, read_card, steps_saved
+from anml.config.training import TrainConfig
+from anml.train import Training
+from anml.train_together import Lane, TrainingTogether
+
+SMALL = {
+    "dataset": "glyphs", "train_classes": 10, "train_size": 15, "model": "anml",
+    "model_args": {"rln_chs": 3, "nm_chs": 2, "num_classes": 12}, "num_batches": 2, "remember_size": 6,
+    "inner_params": ["rln", "fc"], "epochs": 8, "log_freq": 4, "save_freq": 3, "val_size": 20, "engine": "fast",
+    "seeds": [1, 5], "seeds_together": True,
+}  # fmt: skip
+CPU = torch.device("cpu")
+
+
+def make_config(**changes: Any) -> TrainConfig:
+    return TrainConfig(**(SMALL | changes))
+
+
+def lanes(folder: Path, config: TrainConfig) -> list[Lane]:
+    return [Lane(s, folder / f"seed-{s}", folder / f"seed-{s}.jsonl") for s in config.training_seeds]
+
+
+def train(folder: Path, config: TrainConfig, until: int = 8, stop_at: int | None = None) -> bool:
+    training = TrainingTogether(config, lanes(folder, config), CPU)
+    return training.run(until, lambda: training.completed == stop_at, lambda done: None)
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Return the checksum of every file of the last checkpoint of every seed."""
+    files = folder.glob("seed-*/step-000008/*")
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def log(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "steps_per_second"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together")
+    assert train(folder, make_config())
+    return folder
+
+
+def test_every_seed_has_its_own_checkpoints_and_log(finished: Path) -> None:
+    for seed in (1, 5):
+        assert steps_saved(finished / f"seed-{seed}") == [6, 8]
+        assert read_card(finished / f"seed-{seed}" / "step-000008").seed == seed
+        assert [line["step"] for line in log(finished / f"seed-{seed}.jsonl")] == [4, 8]
+
+
+def test_every_seed_is_what_a_training_of_its_own_gives(finished: Path, tmp_path: Path) -> None:
+    for seed in (1, 5):
+        alone = Training(make_config(), seed, tmp_path / str(seed), tmp_path / f"{seed}.jsonl", CPU)
+        alone.run(8, lambda: False, lambda done: None)
+        model, _ = load_model(finished / f"seed-{seed}" / "step-000008")
+        for name, value in alone.model.state_dict().items():
+            if not name.endswith("conv.bias"):  # Without effect before a norm: rounding noise, which Adam enlarges.
+                torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
+        for found, expected in zip(log(finished / f"seed-{seed}.jsonl"), log(tmp_path / f"{seed}.jsonl"), strict=True):
+            assert found == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("stops", [(5,), (1, 3, 7)], ids=["once", "often"])
+def test_stopped_seeds_end_in_the_same_bytes(finished: Path, tmp_path: Path, stops: tuple[int, ...]) -> None:
+    for stop in stops:
+        assert not train(tmp_path, make_config(), stop_at=stop)
+    assert train(tmp_path, make_config())
+    assert content(tmp_path) == content(finished)
+    assert [log(tmp_path / f"seed-{s}.jsonl") for s in (1, 5)] == [log(finished / f"seed-{s}.jsonl") for s in (1, 5)]
+
+
+class Killed(BaseException):
+    """Ends a training as abruptly as a test can."""
+
+
+def test_seeds_killed_between_their_checkpoints_go_on_from_a_common_one(finished: Path, tmp_path: Path) -> None:
+    training = TrainingTogether(make_config(), lanes(tmp_path, make_config()), CPU)
+    save: Callable[[], None] = training.runs[1].save
+
+    def die() -> None:
+        if training.completed == 6:
+            raise Killed
+        save()
+
+    training.runs[1].save = die
+    with pytest.raises(Killed):
+        training.run(8, lambda: False, lambda done: None)
+    assert [steps_saved(tmp_path / f"seed-{s}") for s in (1, 5)] == [[3, 6], [3]]
+    assert TrainingTogether(make_config(), lanes(tmp_path, make_config()), CPU).completed == 3
+    assert train(tmp_path, make_config())
+    assert content(tmp_path) == content(finished)
+    assert [log(tmp_path / f"seed-{s}.jsonl") for s in (1, 5)] == [log(finished / f"seed-{s}.jsonl") for s in (1, 5)]
+
+
+def test_a_seed_trained_together_can_go_on_alone(finished: Path, tmp_path: Path) -> None:
+    train(tmp_path, make_config(), stop_at=5)
+    alone = Training(make_config(), 5, tmp_path / "seed-5", tmp_path / "seed-5.jsonl", CPU)
+    assert alone.completed == 5
+    alone.run(8, lambda: False, lambda done: None)
+    expected, _ = load_model(finished / "seed-5" / "step-000008")
+    torch.testing.assert_close(alone.model.head.weight, expected.head.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_says_what_trains(tmp_path: Path) -> None:
+    config = make_config()
+    note = TrainingTogether(config, lanes(tmp_path, config), CPU).note
+    assert note == (
+        "engine lanes, 2 seeds at once; "
+        "on a CPU that is slower than one after another: seeds_together is meant for GPUs"
+    )
