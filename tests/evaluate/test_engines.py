@@ -116,8 +116,8 @@ def test_a_head_that_diverges_is_not_a_head_that_is_right(data, make_config):
     fast = native_learner(trial, 0.01)
     fast.learn_each(0, 120)
     [(train, _)] = fast.logits()
-    assert train.isnan().any()
-    assert class_scores(train, trial.train_labels, 12).top1.mean() < 0.2
+    assert train.isnan().any(dim=1).all()
+    assert class_scores(train, trial.train_labels, 12).top1.eq(0).all()
 
 
 @pytest.mark.parametrize(("kind", "params"), PARTS)
