@@ -37,9 +37,10 @@ class Shape:
 class Trial:
     """One run, ready to learn from.
 
-    model: re-initialised, never changed (learners copy it). trained_names: the parameters that learn. train_inputs,
-    test_inputs: what `stage` receives, images [n, C, H, W] or their features [n, d]; class after class, labels 0, 1, 2,
-    ... in order of learning.
+    model: re-initialised, never changed (learners copy it). trained_names: the parameters that learn. redrawn_names:
+    those that each run has its own of from the start, drawn or solved by least squares. train_inputs, test_inputs: what
+    `stage` receives, images [n, C, H, W] or their features [n, d]; class after class, labels 0, 1, 2, ... in order of
+    learning.
 
     The model is in eval mode throughout (as in higherANML): InstanceNorm knows no difference, a BatchNorm keeps to the
     statistics of its training, or a batch of one example would be normalised to nothing.
@@ -67,6 +68,7 @@ class TrialMaker:
         self.config, self.data, self.dtype = config, data, dtype
         self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
         self.learns = config.eval_method != "zero_shot"
+        self.solves = config.reinit_method == "lstsq" or not self.learns
         self.redrawn = select_names(model, config.reinit_params)
         self.trained = select_names(model, config.opt_params) if self.learns else []
         self.stage: Stage = latest_stage(model, self.trained)
@@ -82,13 +84,17 @@ class TrialMaker:
             message = f"{shape.classes} classes do not fit the {self.model.head.out_features} outputs of this model"
             raise ConfigError(message)
         trials = [self._draw(shape, run) for run in runs]
-        if self.config.reinit_method == "lstsq" or not self.learns:
+        if self.solves:
             solve_heads(trials, self.config)
         return trials
 
     def _encodes_alike(self) -> bool:
         before_inputs = {"images": None, "features": self.model.head_prefix, "head": self.model.head_layer}[self.stage]
         return all(belongs_to(name, before_inputs) for name in self.redrawn)
+
+    def _own_names(self) -> list[str]:
+        """Return the parameters that differ from run to run before anything is learned."""
+        return select_names(self.model, [*self.redrawn, "head"]) if self.solves else self.redrawn
 
     def _draw(self, shape: Shape, run: int) -> Trial:
         """Return a trial whose head is not solved yet."""
@@ -100,7 +106,7 @@ class TrialMaker:
         )
         labels = torch.arange(shape.classes, device=self.data.images.device)
         return Trial(
-            shape, run, model, self.trained, self.redrawn, self.stage,
+            shape, run, model, self.trained, self._own_names(), self.stage,
             self._inputs(model, trajectory.classes, trajectory.train_examples),
             labels.repeat_interleave(shape.train_examples),
             self._inputs(model, trajectory.classes, trajectory.test_examples),

@@ -154,6 +154,13 @@ def test_lanes_keep_what_is_re_drawn_but_does_not_learn(data, make_config):
     torch.testing.assert_close(list(lanes.logits())[1], next(plain.logits()))
 
 
+def test_lanes_keep_the_solved_head_of_each_run(data, make_config):
+    config = make_config(reinit_method="lstsq", reinit_params="nm", opt_params="rln")
+    trials = make_trials("anml", config, data, runs=[0, 1])
+    lanes, plain = LaneLearner(trials, [0.001]), ReferenceLearner(trials[1], 0.001)
+    torch.testing.assert_close(list(lanes.logits())[1], next(plain.logits()))
+
+
 def test_lanes_score_a_shuffled_sweep_as_single_runs_do(data, make_config):
     config = make_config(eval_method="iid", batch_size=32, epochs=2, opt_params="all")
     trials = make_trials("anml", config, data, runs=[0, 1])
