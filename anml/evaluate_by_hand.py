@@ -18,6 +18,7 @@ from anml.config.profile import Device
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
 from anml.evaluate.sweep import run_sweep, sweep_points
+from anml.evaluate.trial import check_least_squares
 from anml.evaluate_job import accuracy_lines, load_data
 from anml.import_pth import load_pth
 from anml.job import JobContext
@@ -109,6 +110,10 @@ def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, facts: Datas
         problems.append(f"this model takes images of {channels} channels, those of the data set have {facts.channels}")
     if max(config.classes) > outputs:
         problems.append(f"{max(config.classes)} classes do not fit the {outputs} outputs of this model")
+    try:
+        check_least_squares(model, config)
+    except ConfigError as error:
+        problems.append(str(error))
     for key, selectors in (("opt_params", config.opt_params), ("reinit_params", config.reinit_params)):
         try:
             select_names(model, selectors)

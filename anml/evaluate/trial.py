@@ -68,7 +68,7 @@ class TrialMaker:
         self.config, self.data, self.dtype = config, data, dtype
         self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
         self.learns = config.eval_method != "zero_shot"
-        self.solves = config.reinit_method == "lstsq" or not self.learns
+        self.solves = needs_least_squares(config)
         self.redrawn = select_names(model, config.reinit_params)
         self.trained = select_names(model, config.opt_params) if self.learns else []
         self.stage: Stage = latest_stage(model, self.trained)
@@ -152,6 +152,17 @@ def support_examples(labels: torch.Tensor, count: int, seed: int, run: int) -> t
         return starts.nonzero()[:, 0]
     order = torch.randperm(len(labels), generator=torch_generator(seed, "support", run))
     return order[:count].to(labels.device)
+
+
+def needs_least_squares(config: EvalConfig) -> bool:
+    """Say whether an evaluation sets the output layer by least squares."""
+    return config.reinit_method == "lstsq" or config.eval_method == "zero_shot"
+
+
+def check_least_squares(model: MetaModel, config: EvalConfig) -> None:
+    """Raise ConfigError where least squares are asked for, and the output layer is not linear in its weights."""
+    if needs_least_squares(config):
+        _linear_head(model)
 
 
 def _linear_head(model: MetaModel) -> nn.Linear:

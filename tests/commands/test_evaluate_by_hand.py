@@ -103,6 +103,19 @@ def test_every_model_is_checked_before_the_first_is_evaluated(command, config: P
         assert f"{place}: opt_params: no parameter is called 'pn'" in shown.err
 
 
+def test_least_squares_of_a_metric_head_are_refused_before_another_model_is_evaluated(
+    command, config: Path, tmp_path: Path
+) -> None:
+    args = {"encoder": "convnet", "encoder_args": {"num_filters": 3}, "classifier": "metric-classifier"}
+    model = build_model("classifier", args, (1, 28, 28), seed=1)
+    card = ModelCard("classifier", args, (1, 28, 28), "metric", "glyphs", "meta", 20, 1)
+    save_checkpoint(tmp_path / "metric", model, card, {})
+    models = ["-m", save(tmp_path / "ours"), tmp_path / "metric"]
+    shown = command(evaluate.main, "-c", config, *models, *SMALL, "--set", "reinit_method=lstsq")
+    assert (shown.code, shown.out) == (2, "")
+    assert f"{tmp_path}/metric: classifier.metric is a metric layer: least squares" in shown.err
+
+
 def test_a_model_for_other_channels_is_refused(command, config: Path, tmp_path: Path) -> None:
     state = build_model("sanml", {"rln_chs": 3, "num_classes": 5}, (3, 28, 28), seed=1).state_dict()
     torch.save(state, tmp_path / "colour-1.pth")
