@@ -75,6 +75,11 @@ class TrialMaker:
         # Shared unless a run re-draws what lies before its inputs.
         self.shared = Features(self.model, data, self.stage, dtype) if self._encodes_alike() else None
 
+    @property
+    def largest(self) -> tuple[int, int, int]:
+        """Classes, and training and test examples of each, of the sweep's largest trial."""
+        return max(self.config.classes), max(self.config.train_examples), max(self.config.test_examples)
+
     def make(self, shape: Shape, runs: Sequence[int]) -> list[Trial]:
         """Draw the trajectories of these runs and re-initialise a copy of the model for each.
 

@@ -15,7 +15,7 @@ _BUILD = 60.0
 
 def pays(maker: TrialMaker, config: EvalConfig, runs: int, trajectories: int) -> bool:
     """Say whether a sweep is large enough to build native kernels for; not whether they are built already."""
-    classes, train, test = max(config.classes), max(config.train_examples), max(config.test_examples)
+    classes, train, test = maker.largest
     examples = classes * (train + test)
     if maker.stage == "images":
         scorings = len(config.score_points(classes)) if config.eval_method == "sequential" else config.epochs

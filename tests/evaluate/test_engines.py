@@ -9,7 +9,7 @@ from anml.config.evaluation import EvalConfig
 from anml.errors import ConfigError
 from anml.evaluate.choose import choose_engine
 from anml.evaluate.iid import learn_shuffled
-from anml.evaluate.lanes import LaneLearner
+from anml.evaluate.lanes import LaneLearner, bytes_per_lane
 from anml.evaluate.native import NativeBatchLearner, NativeHeadLearner, native_learner
 from anml.evaluate.reference import ReferenceLearner
 from anml.evaluate.score import class_scores
@@ -187,6 +187,22 @@ def test_lanes_score_a_sequence_as_single_runs_do(data, make_config):
 def make_maker(config: EvalConfig, data) -> TrialMaker:
     name, args = MODELS["anml"]
     return TrialMaker(build_model(name, args, (1, 28, 28), seed=1), config, data)
+
+
+def test_a_lane_that_learns_from_images_has_room_for_the_activations_of_its_batch(data, make_config):
+    block1, block2, block3 = 3 * 4 * 26**2 + 4 * 13**2, 3 * 4 * 11**2 + 4 * 5**2, 4 * 4 * 3**2
+    outputs = block1 + block2 + block3 + 36 + 40  # Flattened features, logits.
+    model = build_model("sanml", {"rln_chs": 4, "num_classes": 40}, (1, 28, 28), seed=1)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    config = make_config(eval_method="iid", batch_size=64, opt_params="all", lr=[0.1, 0.01])
+    examples = 12 * (10 + 10 + 5) * 28**2 // 2
+    assert bytes_per_lane(TrialMaker(model, config, data)) == 4 * (4 * weights + 3 * 64 * outputs + examples)
+
+
+def test_a_lane_that_learns_a_head_takes_its_weights_and_features(data, make_config):
+    model = build_model("sanml", {"rln_chs": 4, "num_classes": 40}, (1, 28, 28), seed=1)
+    expected = 4 * (4 * 37 * 40 + 3 * 40 + 12 * (10 + 10 + 5) * 36)
+    assert bytes_per_lane(TrialMaker(model, make_config(), data)) == expected
 
 
 @pytest.mark.native
