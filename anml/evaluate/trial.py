@@ -11,7 +11,7 @@ from torch.nn.functional import one_hot
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_trajectory
-from anml.errors import ConfigError
+from anml.errors import CheckpointError, ConfigError
 from anml.evaluate.features import Features
 from anml.evaluate.least_squares import solve
 from anml.evaluate.stages import Stage, advance, head_inputs, latest_stage
@@ -83,7 +83,7 @@ class TrialMaker:
     def make(self, shape: Shape, runs: Sequence[int]) -> list[Trial]:
         """Draw the trajectories of these runs and re-initialise a copy of the model for each.
 
-        Raises ConfigError, DataError.
+        Raises ConfigError, DataError, CheckpointError.
         """
         if shape.classes > self.model.head.out_features:
             message = f"{shape.classes} classes do not fit the {self.model.head.out_features} outputs of this model"
@@ -198,9 +198,17 @@ def solve_heads(trials: Sequence[Trial], config: EvalConfig) -> None:
 
 
 def _support(trial: Trial, config: EvalConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return head inputs [n, d] and one-hot targets [n, classes] of the examples that the solution is for."""
+    """Return head inputs [n, d] and one-hot targets [n, classes] of the examples that the solution is for.
+
+    Raises CheckpointError.
+    """
     picked = support_examples(trial.train_labels, config.init_size, config.seed, trial.run)
     inputs = head_inputs(trial.model, trial.train_inputs[picked], trial.stage)
+    if not inputs.isfinite().all():
+        message = (
+            "least squares: features of this model are not finite, its training diverged. Take an earlier checkpoint."
+        )
+        raise CheckpointError(message)
     return inputs, one_hot(trial.train_labels[picked], trial.shape.classes)
 
 
