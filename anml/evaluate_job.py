@@ -77,9 +77,13 @@ def _sweep(
 ) -> bool:  # fmt: skip
     """Run the points that are not finished. Returns False when stopped before the last."""
     left = [index for index in range(len(points)) if index not in finished.results]
+    done = 0.0
 
     def progress(part: float) -> None:
-        context.progress(len(finished.results) + part, len(points), "trajectories")
+        nonlocal done
+        # Trajectories that were learned side by side are counted by what was learned, then one by one as they are kept.
+        done = max(done, len(finished.results) + part)
+        context.progress(done, len(points), "trajectories")
         if context.stop():
             raise _StoppedError
 

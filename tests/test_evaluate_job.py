@@ -1,7 +1,19 @@
-"""What an evaluation job says of its results."""
+"""What an evaluation job keeps when it is stopped, and what it says of its progress and results."""
 
-from anml.evaluate_job import mean_curves
-from anml.results import ResultRow
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from anml.checkpoint import ModelCard
+from anml.config.evaluation import EvalConfig
+from anml.data.class_images import ClassImages
+from anml.evaluate.sweep import sweep_points
+from anml.evaluate_job import _sweep, mean_curves
+from anml.models.build import build_model
+from anml.results import FinishedPoints, ResultRow
 
 
 def row(step: int, test_acc: float, train_examples: int = 10, lr: float | None = 0.01, run: int = 0) -> ResultRow:
@@ -24,3 +36,40 @@ def test_sizes_are_curves_of_their_own():
     curves = mean_curves([row(60, 0.5, train_examples=10), row(60, 0.9, train_examples=30)])
     assert curves[60]["test/20 classes, 10 train, 5 test, lr 0.01"] == 0.5
     assert curves[60]["test/20 classes, 30 train, 5 test, lr 0.01"] == 0.9
+
+
+def sweep(engine: str, finished: FinishedPoints, stop_after: int = 10**9) -> tuple[bool, list[float]]:
+    """Run a small sweep, asked to stop at its nth report of progress; also returns the reports."""
+    config = EvalConfig(
+        dataset="omniglot", classes=(3, 5), train_examples=(2,), test_examples=(3,), runs=2, lr=(0.001, 0.01),
+        engine=engine, eval_freq=0,
+    )  # type: ignore[arg-type]  # fmt: skip
+    images = torch.randint(0, 256, (6, 5, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model = build_model("sanml", {"rln_chs": 3, "num_classes": 6}, (1, 28, 28), seed=1)
+    card = ModelCard("sanml", {}, (1, 28, 28), "sanml", "omniglot", "meta", step=1, seed=1)
+    reports: list[float] = []
+    context: Any = SimpleNamespace(
+        progress=lambda done, total, unit: reports.append(done / total), stop=lambda: len(reports) >= stop_after
+    )
+    data = ClassImages(images, "noise")
+    return _sweep(context, model, card, config, "olft", data, sweep_points(config), finished), reports
+
+
+@pytest.mark.parametrize("engine", ["reference", "lanes"])
+def test_progress_never_goes_back(engine, tmp_path: Path):
+    complete, reports = sweep(engine, FinishedPoints(tmp_path / "a.partial.jsonl"))
+    assert complete
+    assert reports == sorted(reports)
+    assert reports[-1] == 1
+
+
+@pytest.mark.parametrize("engine", ["reference", "lanes"])
+def test_a_sweep_stopped_anywhere_continues_to_the_same_results(engine, tmp_path: Path):
+    whole = FinishedPoints(tmp_path / "whole.partial.jsonl")
+    _, reports = sweep(engine, whole)
+    for stop_after in range(1, len(reports) + 1):
+        path = tmp_path / f"{stop_after}.partial.jsonl"
+        assert not sweep(engine, FinishedPoints(path), stop_after)[0]
+        continued = FinishedPoints(path)
+        assert sweep(engine, continued)[0]
+        assert continued.results == whole.results
