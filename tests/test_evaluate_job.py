@@ -38,12 +38,10 @@ def test_sizes_are_curves_of_their_own():
     assert curves[60]["test/20 classes, 30 train, 5 test, lr 0.01"] == 0.9
 
 
-def sweep(engine: str, finished: FinishedPoints, stop_after: int = 10**9) -> tuple[bool, list[float]]:
+def sweep(engine: Any, finished: FinishedPoints, stop_after: int = 10**9) -> tuple[bool, list[float]]:
     """Run a small sweep, asked to stop at its nth report of progress; also returns the reports."""
-    config = EvalConfig(
-        dataset="omniglot", classes=(3, 5), train_examples=(2,), test_examples=(3,), runs=2, lr=(0.001, 0.01),
-        engine=engine, eval_freq=0,
-    )  # type: ignore[arg-type]  # fmt: skip
+    values: dict[str, Any] = {"classes": (3, 5), "train_examples": 2, "test_examples": 3, "lr": (0.001, 0.01)}
+    config = EvalConfig(**values, dataset="omniglot", runs=2, engine=engine, eval_freq=0)
     images = torch.randint(0, 256, (6, 5, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     model = build_model("sanml", {"rln_chs": 3, "num_classes": 6}, (1, 28, 28), seed=1)
     card = ModelCard("sanml", {}, (1, 28, 28), "sanml", "omniglot", "meta", step=1, seed=1)
