@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,8 @@ import torch
 
 from anml.checkpoint import ModelCard, save_checkpoint
 from anml.commands import evaluate
+from anml.config.evaluation import EvalConfig
+from anml.evaluate_by_hand import load_candidates
 from anml.models.build import build_model
 
 ARGS = {"rln_chs": 4, "nm_chs": 3, "num_classes": 20}
@@ -114,6 +117,13 @@ def test_least_squares_of_a_metric_head_are_refused_before_another_model_is_eval
     shown = command(evaluate.main, "-c", config, *models, *SMALL, "--set", "reinit_method=lstsq")
     assert (shown.code, shown.out) == (2, "")
     assert f"{tmp_path}/metric: classifier.metric is a metric layer: least squares" in shown.err
+
+
+def test_checkpoints_that_are_evaluated_on_the_same_images_share_them(tmp_path: Path) -> None:
+    places = [save(tmp_path / name, step=step) for step, name in enumerate("abc")]
+    values: dict[str, Any] = {"classes": 3, "train_examples": 2, "test_examples": 2}
+    found = load_candidates(EvalConfig(**values, dataset="glyphs"), places, torch.device("cpu"))
+    assert len({id(candidate.data) for candidate in found}) == 1
 
 
 def test_a_model_for_other_channels_is_refused(command, config: Path, tmp_path: Path) -> None:
