@@ -18,6 +18,7 @@ from anml.config.profile import Device
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
 from anml.evaluate.sweep import run_sweep, sweep_points
+from anml.evaluate.trial import check_least_squares
 from anml.evaluate_job import accuracy_lines, load_data
 from anml.import_pth import load_pth
 from anml.job import JobContext
@@ -32,7 +33,7 @@ def evaluate_by_hand(
 ) -> bool:
     """Evaluate any checkpoints and print their accuracy; write the results only where they are asked for."""
     compute_on = prepare_device("auto", device)
-    candidates = _candidates(config, checkpoints, compute_on)
+    candidates = load_candidates(config, checkpoints, compute_on)
     rows: list[ResultRow] = []
     class_rows: list[ClassRow] = []
     origins: list[Origin] = []
@@ -54,7 +55,7 @@ def evaluate_by_hand(
     return True
 
 
-class _Candidate(NamedTuple):
+class Candidate(NamedTuple):
     """A checkpoint to be evaluated by hand, and on what."""
 
     model: MetaModel
@@ -62,19 +63,22 @@ class _Candidate(NamedTuple):
     data: ClassImages
 
 
-def _candidates(config: EvalConfig, checkpoints: Sequence[Path], device: torch.device) -> list[_Candidate]:
+def load_candidates(config: EvalConfig, checkpoints: Sequence[Path], device: torch.device) -> list[Candidate]:
     """Load everything and check that it fits, before the first of hours of work. Raises ConfigError."""
     loaded = [_load_checkpoint(path, config, device) for path in checkpoints]
     cards = tell_apart([card for _, card in loaded], checkpoints)
     problems: list[str] = []
     candidates = []
+    images: dict[DataRequest, ClassImages] = {}  # Checkpoints of one training share theirs: one copy on the device.
     for path, (model, _), card in zip(checkpoints, loaded, cards, strict=True):
         dataset = config.dataset or card.dataset
         found = _misfits(model, card, config, DATASETS.get(dataset))
         problems += [f"{path}: {text}" for text in found]
         if not found:
-            data = load_data(config, _request_by_hand(config, dataset, card), card, device)
-            candidates.append(_Candidate(model, card, data))
+            request = _request_by_hand(config, dataset, card)
+            if request not in images:
+                images[request] = load_data(config, request, card, device)
+            candidates.append(Candidate(model, card, images[request]))
     if problems:
         raise ConfigError(problems)
     return candidates
@@ -109,6 +113,10 @@ def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, facts: Datas
         problems.append(f"this model takes images of {channels} channels, those of the data set have {facts.channels}")
     if max(config.classes) > outputs:
         problems.append(f"{max(config.classes)} classes do not fit the {outputs} outputs of this model")
+    try:
+        check_least_squares(model, config)
+    except ConfigError as error:
+        problems.append(str(error))
     for key, selectors in (("opt_params", config.opt_params), ("reinit_params", config.reinit_params)):
         try:
             select_names(model, selectors)

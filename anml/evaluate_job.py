@@ -77,9 +77,13 @@ def _sweep(
 ) -> bool:  # fmt: skip
     """Run the points that are not finished. Returns False when stopped before the last."""
     left = [index for index in range(len(points)) if index not in finished.results]
+    done = 0.0
 
     def progress(part: float) -> None:
-        context.progress(len(finished.results) + part, len(points), "trajectories")
+        nonlocal done
+        # Trajectories that were learned side by side are counted by what was learned, then one by one as they are kept.
+        done = max(done, len(finished.results) + part)
+        context.progress(done, len(points), "trajectories")
         if context.stop():
             raise _StoppedError
 
@@ -115,7 +119,7 @@ def _finals(rows: Sequence[ResultRow]) -> dict[tuple, list[ResultRow]]:
     """Return the last scoring of each trajectory, by size and learning rate."""
     last: dict[tuple, ResultRow] = {}
     for row in rows:
-        last[(row.classes, row.train_examples, row.test_examples, row.lr, row.run)] = row
+        last[(*_size(row), row.lr, row.run)] = row
     grouped: dict[tuple, list[ResultRow]] = {}
     for key, row in last.items():
         grouped.setdefault(key[:-1], []).append(row)
@@ -127,15 +131,27 @@ def _std(values: list[float]) -> float:
 
 
 def _log_curves(tracker: Tracker, rows: Sequence[ResultRow]) -> None:
-    """Log mean accuracies against classes learned, a curve per learning rate, and the best final one."""
+    """Log mean accuracies against steps learned, and the best final one."""
     if tracker.run is None or not rows:
         return
+    for step, values in mean_curves(rows).items():
+        tracker.log(values, step=step)
+    best = max(_finals(rows).values(), key=lambda finals: statistics.mean(r.test_acc for r in finals))
+    tracker.summary({"best_test_acc": statistics.mean(r.test_acc for r in best), "best_lr": best[0].lr})
+
+
+def mean_curves(rows: Sequence[ResultRow]) -> dict[int, dict[str, float]]:
+    """Return mean accuracies by step: a curve per learning rate, and per size where a sweep has several."""
+    is_alike = len({_size(row) for row in rows}) == 1
     curves: dict[int, dict[str, list[float]]] = {}
     for row in rows:
         name = "accuracy" if row.lr is None else f"lr {row.lr:g}"
+        if not is_alike:
+            name = f"{row.classes} classes, {row.train_examples} train, {row.test_examples} test, {name}"
         curves.setdefault(row.step, {}).setdefault(f"test/{name}", []).append(row.test_acc)
         curves[row.step].setdefault(f"train/{name}", []).append(row.train_acc)
-    for step in sorted(curves):
-        tracker.log({name: statistics.mean(values) for name, values in curves[step].items()}, step=step)
-    best = max(_finals(rows).values(), key=lambda finals: statistics.mean(r.test_acc for r in finals))
-    tracker.summary({"best_test_acc": statistics.mean(r.test_acc for r in best), "best_lr": best[0].lr})
+    return {step: {name: statistics.mean(v) for name, v in curves[step].items()} for step in sorted(curves)}
+
+
+def _size(row: ResultRow) -> tuple[int, int, int]:
+    return row.classes, row.train_examples, row.test_examples

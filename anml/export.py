@@ -10,7 +10,9 @@ import yaml
 
 from anml.atomic import read_json
 from anml.checkpoint import load_model, save_model
+from anml.errors import CheckpointError
 from anml.experiment import Experiment
+from anml.models.meta_model import MetaModel
 from anml.report.milestones import best_by_classes
 from anml.report.tables import read_scores
 
@@ -21,7 +23,16 @@ def export_model(experiment: Experiment, step: int, seed: int | None, target: Pa
     Raises CheckpointError.
     """
     model, card = load_model(experiment.checkpoint(step, seed))
-    save_model(target, model.half() if half else model, card, _about(experiment, step, card.seed, half))
+    save_model(target, _halved(model) if half else model, card, _about(experiment, step, card.seed, half))
+
+
+def _halved(model: MetaModel) -> MetaModel:
+    was_finite = {name: value.isfinite() for name, value in model.state_dict().items()}
+    for name, value in model.half().state_dict().items():
+        if not value.isfinite().equal(was_finite[name]):
+            message = f"{name} has numbers beyond float16's range (65504): export it without --half"
+            raise CheckpointError(message)
+    return model
 
 
 def _about(experiment: Experiment, step: int, seed: int, half: bool) -> dict[str, Any]:

@@ -10,13 +10,15 @@ from torch.func import grad, vmap
 from torch.nn.functional import cross_entropy
 
 from anml.evaluate.learner import Logits
-from anml.evaluate.stages import Stage, Weights, classify, predict
+from anml.evaluate.stages import Stage, Weights, advance, classify, predict
 from anml.evaluate.trial import Trial, TrialMaker
 
-# Of the free memory; the rest is for activations and for scoring.
+# Of the free memory; the rest is for scoring, and for what is shared.
 _SHARE = 0.6
 # A weight, its gradient and its two moments.
 _COPIES = 4
+# What a step keeps of each layer's output: for its gradient, and the gradient itself.
+_ACTIVATIONS = 3
 
 
 class LaneLearner:
@@ -76,8 +78,34 @@ class LaneLearner:
 def lanes_that_fit(maker: TrialMaker) -> int:
     """Return how many trajectories the free memory of the GPU has room for, at least one."""
     free, _ = torch.cuda.mem_get_info(maker.data.images.device)
+    return max(1, int(free * _SHARE / bytes_per_lane(maker)))
+
+
+def bytes_per_lane(maker: TrialMaker) -> int:
+    """Estimate the memory that a trajectory takes while it learns, its share of its run's examples included."""
+    config, (classes, train, test) = maker.config, maker.largest
+    batch = min(config.batch_size, classes * train) if config.eval_method == "iid" else 1
     weights = sum(maker.model.get_parameter(name).numel() for name in maker.trained)
-    return max(1, int(free * _SHARE / (weights * _COPIES * maker.dtype.itemsize)))
+    inputs, outputs = example_sizes(maker)
+    # Of a run: its trial's examples, and once more those to learn, stacked.
+    examples = classes * (2 * train + test) * inputs // len(config.lr)
+    return maker.dtype.itemsize * (_COPIES * weights + _ACTIVATIONS * batch * outputs + examples)
+
+
+@torch.no_grad()
+def example_sizes(maker: TrialMaker) -> tuple[int, int]:
+    """Count the elements of one example's inputs, and of the outputs of all layers from there on."""
+    first = torch.tensor([0])
+    inputs = advance(maker.model, maker.data.batch(first, first, maker.dtype)[0], maker.stage)
+    sizes: list[int] = []
+    layers = [module for module in maker.model.modules() if not any(module.children())]
+    handles = [layer.register_forward_hook(lambda _, inputs, output: sizes.append(output.numel())) for layer in layers]
+    try:
+        classify(maker.model, inputs, maker.stage)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return inputs.numel(), sum(sizes)
 
 
 def _stack(trials: Sequence[Trial], name: str) -> torch.Tensor:

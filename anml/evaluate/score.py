@@ -57,8 +57,12 @@ class ScoreBoard:
 
 
 def class_scores(logits: torch.Tensor, labels: torch.Tensor, classes: int) -> ClassScores:
-    """Return per-class accuracies for logits [n, outputs] and labels [n] with equally many examples per class."""
+    """Return per-class accuracies for logits [n, outputs] and labels [n] with equally many examples per class.
+
+    Logits with a NaN predict nothing. torch ranks NaN first, so that a model that diverged would always say class 0:
+    right every time, as long as that is the only class learned.
+    """
     top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    hits = torch.stack([logits.argmax(dim=1) == labels, top5.any(dim=1)])
+    hits = torch.stack([logits.argmax(dim=1) == labels, top5.any(dim=1)]) & ~logits.isnan().any(dim=1)
     means = hits.double().view(2, classes, -1).mean(dim=2).cpu()
     return ClassScores(means[0], means[1])

@@ -51,7 +51,9 @@ def run_sweep(
     if not points:
         return
     maker = TrialMaker(model, config, data)
-    engine = choose_engine(config, maker, len({point.run for point in points}), len(points))
+    # By the whole sweep: engines round differently, and the points of an array's task, or those left of a stopped job,
+    # belong to it.
+    engine = choose_engine(config, maker, config.runs, config.count_points())
     say(f"engine {engine.name}, {engine.why}")
     if engine.name == "native" and maker.shared is not None:
         maker.shared.use_native_blocks()

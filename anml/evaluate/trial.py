@@ -11,7 +11,7 @@ from torch.nn.functional import one_hot
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_trajectory
-from anml.errors import ConfigError
+from anml.errors import CheckpointError, ConfigError
 from anml.evaluate.features import Features
 from anml.evaluate.least_squares import solve
 from anml.evaluate.stages import Stage, advance, head_inputs, latest_stage
@@ -37,9 +37,10 @@ class Shape:
 class Trial:
     """One run, ready to learn from.
 
-    model: re-initialised, never changed (learners copy it). trained_names: the parameters that learn. train_inputs,
-    test_inputs: what `stage` receives, images [n, C, H, W] or their features [n, d]; class after class, labels 0, 1, 2,
-    ... in order of learning.
+    model: re-initialised, never changed (learners copy it). trained_names: the parameters that learn. redrawn_names:
+    those that each run has its own of from the start, drawn or solved by least squares. train_inputs, test_inputs: what
+    `stage` receives, images [n, C, H, W] or their features [n, d]; class after class, labels 0, 1, 2, ... in order of
+    learning.
 
     The model is in eval mode throughout (as in higherANML): InstanceNorm knows no difference, a BatchNorm keeps to the
     statistics of its training, or a batch of one example would be normalised to nothing.
@@ -67,28 +68,38 @@ class TrialMaker:
         self.config, self.data, self.dtype = config, data, dtype
         self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
         self.learns = config.eval_method != "zero_shot"
+        self.solves = needs_least_squares(config)
         self.redrawn = select_names(model, config.reinit_params)
         self.trained = select_names(model, config.opt_params) if self.learns else []
         self.stage: Stage = latest_stage(model, self.trained)
         # Shared unless a run re-draws what lies before its inputs.
         self.shared = Features(self.model, data, self.stage, dtype) if self._encodes_alike() else None
 
+    @property
+    def largest(self) -> tuple[int, int, int]:
+        """Classes, and training and test examples of each, of the sweep's largest trial."""
+        return max(self.config.classes), max(self.config.train_examples), max(self.config.test_examples)
+
     def make(self, shape: Shape, runs: Sequence[int]) -> list[Trial]:
         """Draw the trajectories of these runs and re-initialise a copy of the model for each.
 
-        Raises ConfigError, DataError.
+        Raises ConfigError, DataError, CheckpointError.
         """
         if shape.classes > self.model.head.out_features:
             message = f"{shape.classes} classes do not fit the {self.model.head.out_features} outputs of this model"
             raise ConfigError(message)
         trials = [self._draw(shape, run) for run in runs]
-        if self.config.reinit_method == "lstsq" or not self.learns:
+        if self.solves:
             solve_heads(trials, self.config)
         return trials
 
     def _encodes_alike(self) -> bool:
         before_inputs = {"images": None, "features": self.model.head_prefix, "head": self.model.head_layer}[self.stage]
         return all(belongs_to(name, before_inputs) for name in self.redrawn)
+
+    def _own_names(self) -> list[str]:
+        """Return the parameters that differ from run to run before anything is learned."""
+        return select_names(self.model, [*self.redrawn, "head"]) if self.solves else self.redrawn
 
     def _draw(self, shape: Shape, run: int) -> Trial:
         """Return a trial whose head is not solved yet."""
@@ -100,7 +111,7 @@ class TrialMaker:
         )
         labels = torch.arange(shape.classes, device=self.data.images.device)
         return Trial(
-            shape, run, model, self.trained, self.redrawn, self.stage,
+            shape, run, model, self.trained, self._own_names(), self.stage,
             self._inputs(model, trajectory.classes, trajectory.train_examples),
             labels.repeat_interleave(shape.train_examples),
             self._inputs(model, trajectory.classes, trajectory.test_examples),
@@ -148,6 +159,17 @@ def support_examples(labels: torch.Tensor, count: int, seed: int, run: int) -> t
     return order[:count].to(labels.device)
 
 
+def needs_least_squares(config: EvalConfig) -> bool:
+    """Say whether an evaluation sets the output layer by least squares."""
+    return config.reinit_method == "lstsq" or config.eval_method == "zero_shot"
+
+
+def check_least_squares(model: MetaModel, config: EvalConfig) -> None:
+    """Raise ConfigError where least squares are asked for, and the output layer is not linear in its weights."""
+    if needs_least_squares(config):
+        _linear_head(model)
+
+
 def _linear_head(model: MetaModel) -> nn.Linear:
     """Return the output layer that least squares will set. Raises ConfigError for one that it cannot."""
     if not isinstance(model.head, nn.Linear):
@@ -176,9 +198,17 @@ def solve_heads(trials: Sequence[Trial], config: EvalConfig) -> None:
 
 
 def _support(trial: Trial, config: EvalConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return head inputs [n, d] and one-hot targets [n, classes] of the examples that the solution is for."""
+    """Return head inputs [n, d] and one-hot targets [n, classes] of the examples that the solution is for.
+
+    Raises CheckpointError.
+    """
     picked = support_examples(trial.train_labels, config.init_size, config.seed, trial.run)
     inputs = head_inputs(trial.model, trial.train_inputs[picked], trial.stage)
+    if not inputs.isfinite().all():
+        message = (
+            "least squares: features of this model are not finite, its training diverged. Take an earlier checkpoint."
+        )
+        raise CheckpointError(message)
     return inputs, one_hot(trial.train_labels[picked], trial.shape.classes)
 
 

@@ -15,7 +15,12 @@ _BUILD = 60.0
 
 def pays(maker: TrialMaker, config: EvalConfig, runs: int, trajectories: int) -> bool:
     """Say whether a sweep is large enough to build native kernels for; not whether they are built already."""
-    classes, train, test = max(config.classes), max(config.train_examples), max(config.test_examples)
+    return seconds_saved(maker, config, runs, trajectories) >= _BUILD
+
+
+def seconds_saved(maker: TrialMaker, config: EvalConfig, runs: int, trajectories: int) -> float:
+    """Estimate what native kernels save in a sweep."""
+    classes, train, test = maker.largest
     examples = classes * (train + test)
     if maker.stage == "images":
         scorings = len(config.score_points(classes)) if config.eval_method == "sequential" else config.epochs
@@ -24,7 +29,7 @@ def pays(maker: TrialMaker, config: EvalConfig, runs: int, trajectories: int) ->
         images = runs * examples
     weights = sum(maker.model.get_parameter(name).numel() for name in maker.trained)
     steps = trajectories * classes * train if config.eval_method == "sequential" else 0
-    return steps * weights * _PER_WEIGHT + images * multiplications(maker) * _PER_MULTIPLICATION >= _BUILD
+    return steps * weights * _PER_WEIGHT + images * multiplications(maker) * _PER_MULTIPLICATION
 
 
 def multiplications(maker: TrialMaker) -> int:

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,8 @@ import torch
 
 from anml.checkpoint import ModelCard, save_checkpoint
 from anml.commands import evaluate
+from anml.config.evaluation import EvalConfig
+from anml.evaluate_by_hand import load_candidates
 from anml.models.build import build_model
 
 ARGS = {"rln_chs": 4, "nm_chs": 3, "num_classes": 20}
@@ -101,6 +104,26 @@ def test_every_model_is_checked_before_the_first_is_evaluated(command, config: P
         assert f"{place}: im_size 84: this model was trained on 28 pixels" in shown.err
         assert f"{place}: 21 classes do not fit the 20 outputs of this model" in shown.err
         assert f"{place}: opt_params: no parameter is called 'pn'" in shown.err
+
+
+def test_least_squares_of_a_metric_head_are_refused_before_another_model_is_evaluated(
+    command, config: Path, tmp_path: Path
+) -> None:
+    args = {"encoder": "convnet", "encoder_args": {"num_filters": 3}, "classifier": "metric-classifier"}
+    model = build_model("classifier", args, (1, 28, 28), seed=1)
+    card = ModelCard("classifier", args, (1, 28, 28), "metric", "glyphs", "meta", 20, 1)
+    save_checkpoint(tmp_path / "metric", model, card, {})
+    models = ["-m", save(tmp_path / "ours"), tmp_path / "metric"]
+    shown = command(evaluate.main, "-c", config, *models, *SMALL, "--set", "reinit_method=lstsq")
+    assert (shown.code, shown.out) == (2, "")
+    assert f"{tmp_path}/metric: classifier.metric is a metric layer: least squares" in shown.err
+
+
+def test_checkpoints_that_are_evaluated_on_the_same_images_share_them(tmp_path: Path) -> None:
+    places = [save(tmp_path / name, step=step) for step, name in enumerate("abc")]
+    values: dict[str, Any] = {"classes": 3, "train_examples": 2, "test_examples": 2}
+    found = load_candidates(EvalConfig(**values, dataset="glyphs"), places, torch.device("cpu"))
+    assert len({id(candidate.data) for candidate in found}) == 1
 
 
 def test_a_model_for_other_channels_is_refused(command, config: Path, tmp_path: Path) -> None:

@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from anml.checkpoint import load_model
+from anml.checkpoint import ModelCard, load_model, save_checkpoint
+from anml.errors import CheckpointError
+from anml.experiment import Experiment
+from anml.export import export_model
+from anml.models.build import build_model
 
 SMALL = """
 dataset: glyphs
@@ -64,6 +68,18 @@ def test_half_is_half_the_size_and_evaluates_like_any_checkpoint(trained, tmp_pa
     result = run("eval_anml.py", "-m", tmp_path / "half", "--classes", "4", "--runs", "1")
     assert result.returncode == 0, result.stderr
     assert "4 classes" in result.stdout
+
+
+def test_half_of_what_float16_cannot_hold_is_refused(tmp_path):
+    experiment = Experiment(tmp_path / "experiment")
+    model = build_model("sanml", {"rln_chs": 3, "num_classes": 5}, (1, 28, 28), seed=1)
+    with torch.no_grad():
+        model.get_parameter("fc.bias")[2] = 1e5
+    card = ModelCard("sanml", {"rln_chs": 3, "num_classes": 5}, (1, 28, 28), "sanml", "glyphs", "meta", 2, 1)
+    save_checkpoint(experiment.checkpoint(2), model, card, {})
+    with pytest.raises(CheckpointError, match=r"fc\.bias has numbers beyond float16's range"):
+        export_model(experiment, 2, None, tmp_path / "half", half=True)
+    assert not (tmp_path / "half").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from anml.config.evaluation import EvalConfig
 from anml.errors import ConfigError
 from anml.evaluate.choose import choose_engine
 from anml.evaluate.iid import learn_shuffled
-from anml.evaluate.lanes import LaneLearner
+from anml.evaluate.lanes import LaneLearner, bytes_per_lane
 from anml.evaluate.native import NativeBatchLearner, NativeHeadLearner, native_learner
 from anml.evaluate.reference import ReferenceLearner
 from anml.evaluate.score import class_scores
@@ -116,8 +116,8 @@ def test_a_head_that_diverges_is_not_a_head_that_is_right(data, make_config):
     fast = native_learner(trial, 0.01)
     fast.learn_each(0, 120)
     [(train, _)] = fast.logits()
-    assert train.isnan().any()
-    assert class_scores(train, trial.train_labels, 12).top1.mean() < 0.2
+    assert train.isnan().any(dim=1).all()
+    assert class_scores(train, trial.train_labels, 12).top1.eq(0).all()
 
 
 @pytest.mark.parametrize(("kind", "params"), PARTS)
@@ -154,6 +154,13 @@ def test_lanes_keep_what_is_re_drawn_but_does_not_learn(data, make_config):
     torch.testing.assert_close(list(lanes.logits())[1], next(plain.logits()))
 
 
+def test_lanes_keep_the_solved_head_of_each_run(data, make_config):
+    config = make_config(reinit_method="lstsq", reinit_params="nm", opt_params="rln")
+    trials = make_trials("anml", config, data, runs=[0, 1])
+    lanes, plain = LaneLearner(trials, [0.001]), ReferenceLearner(trials[1], 0.001)
+    torch.testing.assert_close(list(lanes.logits())[1], next(plain.logits()))
+
+
 def test_lanes_score_a_shuffled_sweep_as_single_runs_do(data, make_config):
     config = make_config(eval_method="iid", batch_size=32, epochs=2, opt_params="all")
     trials = make_trials("anml", config, data, runs=[0, 1])
@@ -180,6 +187,22 @@ def test_lanes_score_a_sequence_as_single_runs_do(data, make_config):
 def make_maker(config: EvalConfig, data) -> TrialMaker:
     name, args = MODELS["anml"]
     return TrialMaker(build_model(name, args, (1, 28, 28), seed=1), config, data)
+
+
+def test_a_lane_that_learns_from_images_has_room_for_the_activations_of_its_batch(data, make_config):
+    block1, block2, block3 = 3 * 4 * 26**2 + 4 * 13**2, 3 * 4 * 11**2 + 4 * 5**2, 4 * 4 * 3**2
+    outputs = block1 + block2 + block3 + 36 + 40  # Flattened features, logits.
+    model = build_model("sanml", {"rln_chs": 4, "num_classes": 40}, (1, 28, 28), seed=1)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    config = make_config(eval_method="iid", batch_size=64, opt_params="all", lr=[0.1, 0.01])
+    examples = 12 * (10 + 10 + 5) * 28**2 // 2
+    assert bytes_per_lane(TrialMaker(model, config, data)) == 4 * (4 * weights + 3 * 64 * outputs + examples)
+
+
+def test_a_lane_that_learns_a_head_takes_its_weights_and_features(data, make_config):
+    model = build_model("sanml", {"rln_chs": 4, "num_classes": 40}, (1, 28, 28), seed=1)
+    expected = 4 * (4 * 37 * 40 + 3 * 40 + 12 * (10 + 10 + 5) * 36)
+    assert bytes_per_lane(TrialMaker(model, make_config(), data)) == expected
 
 
 @pytest.mark.native

@@ -174,6 +174,15 @@ def test_class_scores_count_hits_class_by_class():
     assert scores.top5.tolist() == [1, 1, 0.5]
 
 
+def test_logits_with_a_nan_are_never_right():
+    logits = torch.eye(2, 8)
+    logits[0, 0] = torch.nan
+    scores = class_scores(logits, torch.tensor([0, 1]), classes=2)
+    assert (scores.top1.tolist(), scores.top5.tolist()) == ([0, 1], [0, 1])
+    diverged = class_scores(torch.full((6, 8), torch.nan), torch.arange(6), classes=6)
+    assert (diverged.top1.sum(), diverged.top5.sum()) == (0, 0)
+
+
 def test_unused_outputs_can_win():
     logits = torch.zeros(2, 30)
     logits[:, 29] = 1

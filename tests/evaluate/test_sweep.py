@@ -12,6 +12,7 @@ from anml.checkpoint import ModelCard
 from anml.config.evaluation import EvalConfig
 from anml.evaluate.sweep import Point, blocks, run_sweep, sweep_points
 from anml.evaluate.trial import Shape, TrialMaker
+from anml.evaluate.workload import seconds_saved
 from anml.native.build import available
 from anml.results import PointResult, ResultRow
 
@@ -76,6 +77,19 @@ def test_iid_rows_are_means_over_all_classes(run, make_config):
 def test_the_parts_of_an_array_job_are_those_of_the_whole(run, config):
     parts = [result for start in range(0, 8, 3) for result in run(config, slice(start, start + 3))]
     assert parts == run(config)
+
+
+def test_a_part_is_run_by_the_engine_of_the_whole(model, data, config, monkeypatch):
+    card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
+    # Pays for eight trajectories, not for one.
+    maker = TrialMaker(model, config, data)
+    seconds = [seconds_saved(maker, config, runs, trajectories) for runs, trajectories in ((1, 1), (2, 8))]
+    monkeypatch.setattr("anml.evaluate.workload._BUILD", sum(seconds) / 2)
+    told: list[str] = []
+    for points in (sweep_points(config), sweep_points(config)[:1]):
+        next(run_sweep(model, card, config, "olft", data, points, say=told.append))
+    assert told[0] == told[1]
+    assert "small" not in told[0]
 
 
 def test_a_sweep_repeats_itself_whatever_the_global_generators_say(run, config):

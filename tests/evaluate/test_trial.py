@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from anml.data.class_images import ClassImages
-from anml.errors import ConfigError
+from anml.errors import CheckpointError, ConfigError
 from anml.evaluate.least_squares import solve
 from anml.evaluate.trial import Shape, make_trial, set_head, support_examples
 from anml.evaluate.zero_shot import score_without_learning
@@ -117,6 +117,13 @@ def test_zero_shot_is_least_squares_by_numpy(model, data, make_config, kind, ini
     right = (test.numpy() @ solution[:-1] + solution[-1]).argmax(axis=1) == trial.test_labels.numpy()
     assert score.test.top1.tolist() == right.reshape(12, 5).mean(axis=1).tolist()
     assert (score.epoch, score.step, score.classes_trained) == (0, 0, 12)
+
+
+def test_least_squares_of_a_model_that_diverged_are_refused(model, data, make_config):
+    with torch.no_grad():
+        model.get_parameter("rln.convBlock1.conv.weight")[0] = torch.nan
+    with pytest.raises(CheckpointError, match="training diverged"):
+        make_trial(model, make_config(eval_method="zero_shot"), data, SHAPE, run=0)
 
 
 def test_zero_shot_learns_something(model, data, make_config):
