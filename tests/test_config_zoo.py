@@ -9,6 +9,7 @@ import pytest
 
 from anml.checkpoint import read_card
 from anml.commands import evaluate, train
+from anml.config.image_folder import ClassSplit
 from anml.config.load import dump_config, load_train_config
 from anml.config.smoke_test import smoke_test
 from anml.config.training import TrainConfig
@@ -16,7 +17,8 @@ from anml.experiment import Experiment
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 OF_OMNIGLOT = sorted(path.stem for path in CONFIGS.glob("train-omni-*.yml"))
-OF_PHOTOGRAPHS = sorted({path.stem for path in CONFIGS.glob("train-*.yml")} - set(OF_OMNIGLOT))
+OWN_FOLDER = "train-folder-sanml"
+OF_PHOTOGRAPHS = sorted({path.stem for path in CONFIGS.glob("train-*.yml")} - {*OF_OMNIGLOT, OWN_FOLDER})
 STEPS = 2
 
 
@@ -69,6 +71,17 @@ def test_a_training_on_omniglot_works(name: str, omniglot_path: str, tmp_path: P
 @pytest.mark.parametrize("name", OF_PHOTOGRAPHS)
 def test_a_training_on_photographs_works(name: str, photographs: Path, tmp_path: Path) -> None:
     check_what_is_left(*train_and_evaluate(name, photographs, tmp_path))
+
+
+def test_a_training_on_a_folder_of_ones_own_works(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_images(tmp_path / "own", {f"class {number}": 20 for number in range(17)}, size=20)
+    (tmp_path / "run").mkdir()
+    config, experiment = train_and_evaluate(OWN_FOLDER, folder, tmp_path / "run")
+    check_what_is_left(config, experiment)
+    split = config.class_split
+    assert isinstance(split, ClassSplit)
+    assert {*split.train, *split.eval} <= {f"class {number}" for number in range(17)}
+    assert not {*split.train} & {*split.eval}
 
 
 def test_a_shuffled_training_is_launched_and_reported(run: Callable, experiments: Path, photographs: Path) -> None:

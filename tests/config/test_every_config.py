@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from anml.commands.check_config import name_problems
 from anml.commands.launch_train import main as launch_main
@@ -13,7 +14,8 @@ from anml.models.build import build_model
 from anml.plan import make_plan
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-TRAININGS = sorted([*CONFIGS.glob("train-*.yml"), CONFIGS / "quickstart.yml"])
+OWN_FOLDER = CONFIGS / "train-folder-sanml.yml"  # Whose classes are counted as it loads: tests/test_config_zoo.py.
+TRAININGS = sorted({*CONFIGS.glob("train-*.yml"), CONFIGS / "quickstart.yml"} - {OWN_FOLDER})
 EVALUATIONS = sorted(CONFIGS.glob("eval-*.yml"))
 LISTS = sorted([*CONFIGS.glob("*-flavors.yml"), CONFIGS / "learning-rates.yml"])
 MODELS = sorted(CONFIGS.glob("model-*.yml"))
@@ -29,7 +31,7 @@ ZOO = {
     "train-omni-sanml": ("sanml", "meta", "omniglot", OMNIGLOT),
     "train-omni-oml": ("oml", "meta", "omniglot", OML),
     "train-omni-iid-sanml": ("sanml", "iid", "omniglot", OMNIGLOT),
-    "train-omni-iid-anml": ("anml", "iid", "omniglot", OMNIGLOT),
+    "train-omni-iid-anml": ("anml-encoder", "iid", "omniglot", OMNIGLOT),
     "train-omni-seqep-sanml": ("sanml", "sequential_episodic", "omniglot", OMNIGLOT),
     "train-inet-anml": ("anml", "meta", "mini-imagenet", INET),
     "train-inet-sanml": ("convnet", "meta", "mini-imagenet", INET),
@@ -106,7 +108,7 @@ def test_every_config_begins_by_saying_what_it_is(path: Path) -> None:
 
 
 def test_every_config_is_covered() -> None:
-    assert set(CONFIGS.glob("*.yml")) == {*TRAININGS, *EVALUATIONS, *LISTS, *MODELS}
+    assert set(CONFIGS.glob("*.yml")) == {*TRAININGS, OWN_FOLDER, *EVALUATIONS, *LISTS, *MODELS}
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -114,6 +116,21 @@ def test_the_zoo_has_every_model_under_its_known_name(name: str) -> None:
     config = load(name)
     kind = config.model_args["encoder"] if config.model == "classifier" else config.model
     assert (kind, config.train_method, config.dataset, list(config.eval)) == ZOO[name]
+
+
+def test_the_parts_of_an_oml_make_the_same_network() -> None:
+    whole, parts = (load(name) for name in ("train-omni-oml", "train-omni-oml-equiv"))
+    args = {"num_filters": 2, "hidden": 3, "num_classes": 4}
+    oml = build_model("oml", whole.model_args | args, whole.image_shape, seed=1)
+    encoder_args = parts.model_args["encoder_args"] | {"num_filters": 2}
+    head_args = {"num_classes": 4, "hidden_layers": 3}
+    small = parts.model_args | {"encoder_args": encoder_args, "classifier_args": head_args}
+    equiv = build_model(parts.model, small, parts.image_shape, seed=1)
+    equiv.load_state_dict(dict(zip(equiv.state_dict(), oml.state_dict().values(), strict=True)))
+    images = torch.rand(2, *parts.image_shape)
+    assert torch.equal(equiv(images), oml(images))
+    assert (parts.inner_lr, parts.outer_lr, parts.eval["2ft"].opt_params) == (0.03, 0.0001, ("classifier",))
+    assert [flavor for flavor in parts.eval if parts.eval[flavor] != whole.eval[flavor]] == ["2ft"]
 
 
 def test_omniglot_models_are_evaluated_in_five_flavors() -> None:
