@@ -38,6 +38,16 @@ def test_step_beyond_the_end_is_the_final_model_and_duplicates_collapse() -> Non
     assert names == ["train-step-000100"]
 
 
+def test_max_steps_ends_a_training_of_either_kind() -> None:
+    episodes = config(max_steps=60, eval_steps=[40, 100])
+    shuffled = config(max_steps=60, eval_steps=[40, 100], train_method="iid", epochs=2, batch_size=256)
+    assert shuffled.model_copy(update={"max_steps": None}).total_steps == 2 * 76  # 964 classes of 20.
+    for capped in (episodes, shuffled):
+        names = [job.name for job in make_plan(capped).jobs if job.kind == "train"]
+        assert names == ["train-step-000040", "train-step-000060"]
+    assert config(max_steps=1000).total_steps == 100
+
+
 def test_untrained_network_is_evaluated_once_when_asked_for() -> None:
     names = [job.name for job in make_plan(config(eval_untrained=True)).jobs]
     assert names.count("olft-step-000000") == 1

@@ -32,7 +32,7 @@ def find_problems(config: TrainConfig) -> list[str]:
         model = build_model(config.model, config.model_args, config.image_shape, config.seed)
     except AnmlError as error:
         return [str(error)]
-    problems = _name_problems(config, model) + _data_problems(config) + _optimizer_problems(config, model)
+    problems = name_problems(config, model) + _data_problems(config) + _optimizer_problems(config, model)
     return problems + _lane_problems(config, model)
 
 
@@ -43,7 +43,8 @@ def _lane_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
     return [f"seeds_together: {reason}; set it to false"] if reason else []
 
 
-def _name_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001 (torch is imported late)
+def name_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001 (torch is imported late)
+    """Return what is wrong with the parameters that a config names."""
     from anml.models.parameters import check_output_layer, select_names
 
     checks = [("inner_params", config.inner_params), ("outer_params", config.outer_params)]

@@ -28,6 +28,15 @@ def check_train(config: TrainConfig, source: Source) -> list[str]:
     return problems + _check_engine(config, source) + _check_together(config, source)
 
 
+def ends_early(config: TrainConfig, source: Source) -> list[str]:
+    """Return a notice if training ends before `epochs` do: it ends with the last model that is evaluated."""
+    last = config.checkpoint_steps[-1]
+    if last >= config.total_steps:
+        return []
+    message = f"training ends at the last of these, {last:,} of {config.total_steps:,} steps; add one beyond the end "
+    return [problem(source, ("eval_steps",), message + "(any number) to train, and evaluate, to the end")]
+
+
 def check_flavor_name(name: str, source: Source) -> list[str]:
     """Return what is wrong with the name of a flavor."""
     if name in _TAKEN_NAMES:

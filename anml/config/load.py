@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from anml.config.binding import bind, dotted, located, nearest, problem, show
-from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train, overlaps
+from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train, ends_early, overlaps
 from anml.config.compatibility import Adopted, adopt_eval, adopt_train
 from anml.config.dataset_facts import DATASETS
 from anml.config.dataset_lists import one_flavor_per_dataset
@@ -158,7 +158,9 @@ def _bind_training(source: Source, notices: list[str]) -> tuple[TrainConfig | No
     except ConfigError as error:
         return None, located(source, error.problems)
     notices += located(source, found)
-    return config, check_train(config, source)
+    problems = check_train(config, source)
+    notices += [] if problems else ends_early(config, source)
+    return config, problems
 
 
 def _check_model_args(source: Source) -> list[str]:

@@ -28,10 +28,11 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def save(folder: Path, seed: int = 1, step: int = 20, name: str = "anml") -> Path:
+def save(folder: Path, seed: int = 1, step: int = 20, name: str = "anml", **changes: bool) -> Path:
     """Save an ANML as a checkpoint of ours, and as a state_dict beside it; returns the folder."""
-    model = build_model("anml", ARGS, (1, 28, 28), seed)
-    save_checkpoint(folder, model, ModelCard("anml", ARGS, (1, 28, 28), name, "glyphs", "meta", step, 1), {})
+    args = ARGS | changes
+    model = build_model("anml", args, (1, 28, 28), seed)
+    save_checkpoint(folder, model, ModelCard("anml", args, (1, 28, 28), name, "glyphs", "meta", step, 1), {})
     torch.save(model.state_dict(), folder.with_name(f"{folder.name}-{step}.pth"))
     return folder
 
@@ -41,8 +42,9 @@ def rows(path: Path, *left_out: str) -> list[dict[str, str]]:
         return [{key: row[key] for key in row if key not in left_out} for row in csv.DictReader(file)]
 
 
-def test_a_state_dict_gives_the_results_of_the_checkpoint(command, config: Path, tmp_path: Path) -> None:
-    ours = save(tmp_path / "ours")
+@pytest.mark.parametrize("pooled", [False, True], ids=["published NM", "pooled NM"])
+def test_a_state_dict_gives_the_results_of_the_checkpoint(command, config: Path, tmp_path: Path, pooled: bool) -> None:
+    ours = save(tmp_path / "ours", pool_nm_output=pooled)
     for model, output in ((ours, "a.csv"), (tmp_path / "ours-20.pth", "b.csv")):
         shown = command(evaluate.main, "-c", config, "-m", model, *SMALL, "-o", tmp_path / output)
         assert (shown.code, shown.err) == (0, "")

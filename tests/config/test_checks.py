@@ -107,6 +107,16 @@ def test_another_data_set_is_resized_to_what_the_model_takes(load) -> None:
     assert config.eval_request(config.eval["a"]).size == 64
 
 
+def test_a_training_that_ends_before_its_epochs_is_told(load) -> None:
+    text = "dataset: glyphs\nmodel: anml\nepochs: 2000\neval_steps: "
+    assert load(f"{text}[500, 1000]\n").notices == [
+        "train.yml:4: eval_steps: training ends at the last of these, 1,000 of 2,000 steps; add one beyond the end "
+        "(any number) to train, and evaluate, to the end"
+    ]
+    for enough in ("[500, 2000]", "[500, 10000]", "null"):
+        assert load(f"{text}{enough}\n").notices == []
+
+
 def test_iid_training_must_say_how_many_epochs(problems) -> None:
     (message,) = problems(BASE, "train_method=iid")
     assert "epochs: is required for train_method: iid" in message

@@ -41,6 +41,17 @@ def test_points_are_the_product_with_rates_innermost(config):
     assert points[-1].shape == Shape(6, 3, 2)
 
 
+def test_every_list_of_sizes_takes_part_in_the_product(make_config):
+    config = make_config(classes=[3, 6], train_examples=[1, 2], test_examples=[2, 3], lr=[0.1, 0.01, 0.001], runs=2)
+    points = sweep_points(config)
+    wanted = {
+        (Shape(classes, train, test), run, lr)
+        for classes in (3, 6) for train in (1, 2) for test in (2, 3) for run in (0, 1) for lr in (0.1, 0.01, 0.001)
+    }  # fmt: skip
+    assert len(points) == len(wanted)
+    assert {(point.shape, point.run, point.lr) for point in points} == wanted
+
+
 def test_zero_shot_has_no_learning_rate(make_config):
     config = make_config(eval_method="zero_shot", lr=[0.1, 0.2], runs=3)
     assert [point.lr for point in sweep_points(config)] == [None] * 3 == [None] * config.count_points()

@@ -185,6 +185,19 @@ def test_a_list_has_one_value_per_block():
     assert found["classifier.linear.weight"] == (1000, 8 * 3 * 3)  # 28 -> 14 -> 7 -> 7 -> 3.
 
 
+def test_kernels_paddings_and_pools_may_differ_from_block_to_block():
+    args = {
+        "num_blocks": 3,
+        "num_filters": 4,
+        "kernel_size": [5, 3, 3],
+        "padding": [0, 1, 0],
+        "pool_size": [2, None, 3],
+    }
+    found = sizes(build_model("classifier", {"encoder": "convnet", "encoder_args": args}, SHAPE, seed=1))
+    assert [found[f"encoder.block{i}.conv.weight"][2:] for i in (1, 2, 3)] == [(5, 5), (3, 3), (3, 3)]
+    assert found["classifier.linear.weight"] == (1000, 4 * 3 * 3)  # 28 -> 24 -> 12, -> 12, -> 10 -> 3.
+
+
 def test_norms_may_differ_from_block_to_block():
     args = {"encoder": "convnet", "encoder_args": {"num_blocks": 3, "num_filters": 4, "norm_type": ["bn", None, "in"]}}
     model = build_model("classifier", args, SHAPE, seed=1)
