@@ -1,6 +1,8 @@
 """Evaluation of any checkpoints by hand: loaded, checked against the config, and printed."""
 
+import functools
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,19 +42,28 @@ def evaluate_by_hand(
     points = sweep_points(config)
     for number, (model, card, data) in enumerate(candidates):
         first = len(rows)
-        for done, result in enumerate(run_sweep(model, card, config, "eval", data, points), 1):
+        before, heading = (
+            number * len(points),
+            f"{card.display_name}, step {card.step}: " if len(candidates) > 1 else "",
+        )
+        progress = functools.partial(_progress, context, before, len(candidates) * len(points))
+        say = functools.partial(print, heading, sep="", file=sys.stderr)
+        for done, result in enumerate(run_sweep(model, card, config, "eval", data, points, progress, say), 1):
             rows += result.rows
             class_rows += result.class_rows
             origins += [(card.display_name, card.step, card.seed)] * len(result.class_rows)
-            context.progress(number * len(points) + done, len(candidates) * len(points), "trajectories")
+            context.progress(before + done, len(candidates) * len(points), "trajectories")
             if context.stop():
                 return False
-        heading = f"{card.display_name}, step {card.step}: " if len(candidates) > 1 else ""
         for line in accuracy_lines(rows[first:]):
             print(f"{heading}{line}")
     if output:
         write_results(Path(output), rows, class_rows, origins if len(candidates) > 1 else ())
     return True
+
+
+def _progress(context: JobContext, before: int, total: int, part: float) -> None:
+    context.progress(before + part, total, "trajectories")
 
 
 class Candidate(NamedTuple):

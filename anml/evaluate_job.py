@@ -131,13 +131,19 @@ def _std(values: list[float]) -> float:
 
 
 def _log_curves(tracker: Tracker, rows: Sequence[ResultRow]) -> None:
-    """Log mean accuracies against steps learned, and the best final one."""
+    """Log mean accuracies against steps learned, and the best final one of the largest size."""
     if tracker.run is None or not rows:
         return
     for step, values in mean_curves(rows).items():
         tracker.log(values, step=step)
-    best = max(_finals(rows).values(), key=lambda finals: statistics.mean(r.test_acc for r in finals))
-    tracker.summary({"best_test_acc": statistics.mean(r.test_acc for r in best), "best_lr": best[0].lr})
+    finals = _finals(rows)
+    largest = max(key[:-1] for key in finals)
+    best = max((ends for key, ends in finals.items() if key[:-1] == largest), key=_mean_test)
+    tracker.summary({"best_test_acc": _mean_test(best), "best_lr": best[0].lr})
+
+
+def _mean_test(rows: Sequence[ResultRow]) -> float:
+    return statistics.mean(row.test_acc for row in rows)
 
 
 def mean_curves(rows: Sequence[ResultRow]) -> dict[int, dict[str, float]]:

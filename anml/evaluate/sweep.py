@@ -5,6 +5,8 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from anml.checkpoint import ModelCard
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
@@ -57,15 +59,41 @@ def run_sweep(
     say(f"engine {engine.name}, {engine.why}")
     if engine.name == "native" and maker.shared is not None:
         maker.shared.use_native_blocks()
-    trials: list[Trial] = []
-    for block in blocks(points, engine.lanes):
-        runs = list(dict.fromkeys(point.run for point in block))
-        if [(trial.shape, trial.run) for trial in trials] != [(block[0].shape, run) for run in runs]:
-            trials = maker.make(block[0].shape, runs)
-        scores = _scores(trials, config, block, engine, functools.partial(_scaled, progress, len(block)))
-        for point, own in zip(block, scores, strict=True):
-            rows = [_row(score, point, card, config, flavor) for score in own]
-            yield PointResult(rows, [row for score in own for row in _class_rows(score, point)])
+    for point, own in _learn(points, maker, engine, progress, say):
+        rows = [_row(score, point, card, config, flavor) for score in own]
+        yield PointResult(rows, [row for score in own for row in _class_rows(score, point)])
+
+
+def _learn(
+    points: Sequence[Point],
+    maker: TrialMaker,
+    engine: Engine,
+    progress: Callable[[float], None],
+    say: Callable[[str], None],
+) -> Iterator[tuple[Point, list[Score]]]:
+    """Yield every point with its scores, block by block; with fewer trajectories at once where memory is short."""
+    left, lanes, trials = list(points), engine.lanes, list[Trial]()
+    while left:
+        block = next(blocks(left, lanes))
+        try:
+            trials = _trials(trials, maker, block)
+            scores = _scores(trials, maker.config, block, engine, functools.partial(_scaled, progress, len(block)))
+        except torch.OutOfMemoryError:
+            if len(block) == 1:
+                raise
+            lanes, trials = len(block) // 2, []
+            torch.cuda.empty_cache()
+            say(f"out of memory: on with {lanes} trajectories at once")
+            continue
+        yield from zip(block, scores, strict=True)
+        left = left[len(block) :]
+
+
+def _trials(before: list[Trial], maker: TrialMaker, block: Sequence[Point]) -> list[Trial]:
+    """Return the trials of a block: those of the last one, where they are the same."""
+    shape, runs = block[0].shape, list(dict.fromkeys(point.run for point in block))
+    alike = [(trial.shape, trial.run) for trial in before] == [(shape, run) for run in runs]
+    return before if alike else maker.make(shape, runs)
 
 
 def blocks(points: Sequence[Point], lanes: int) -> Iterator[list[Point]]:

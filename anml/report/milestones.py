@@ -46,8 +46,10 @@ def _kind(row: ResultRow) -> tuple:
 def _best(rows: list[ResultRow]) -> Milestone:
     # Of several scorings of a trajectory (epochs of an i.i.d. one) the last; of several trajectory lengths the longest.
     last = {(row.lr, row.train_seed, row.run): row for row in sorted(rows, key=lambda r: (r.classes, r.step))}
-    rates = grouped(last.values(), lambda row: row.lr)
-    return max((_milestone(group) for group in rates.values()), key=lambda m: (m.test_acc, -(m.lr or 0.0)))
+    rates = grouped(last.values(), lambda row: row.lr).values()
+    # A rate that was not run as often as others (part of an array is missing) may only have been lucky.
+    most = max(len(group) for group in rates)
+    return max((_milestone(group) for group in rates if len(group) == most), key=lambda m: (m.test_acc, -(m.lr or 0.0)))
 
 
 def _milestone(rows: list[ResultRow]) -> Milestone:

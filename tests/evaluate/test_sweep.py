@@ -10,6 +10,7 @@ import torch
 
 from anml.checkpoint import ModelCard
 from anml.config.evaluation import EvalConfig
+from anml.evaluate.lanes import LaneLearner
 from anml.evaluate.sweep import Point, blocks, run_sweep, sweep_points
 from anml.evaluate.trial import Shape, TrialMaker
 from anml.evaluate.workload import seconds_saved
@@ -169,3 +170,25 @@ def test_encoding_is_shared_by_runs_and_depends_on_the_class_alone(model, data, 
     assert torch.equal(together[1].train_inputs, alone.train_inputs)
     assert maker.shared is not None
     assert len(maker.shared.known) <= 12
+
+
+def test_a_sweep_that_memory_is_too_short_for_goes_on_with_fewer_lanes(model, data, config, monkeypatch):
+    """The card says how much is free, not how much an algorithm will ask for: it may turn out too optimistic."""
+    config = config.model_copy(update={"engine": "lanes"})
+    card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
+    expected = list(run_sweep(model, card, config, "olft", data, sweep_points(config)))
+    learn = LaneLearner.learn_each
+
+    def short_of_memory(self, first: int, last: int) -> None:
+        if len(self.trials) * len(self.rates) > 1 and first > 2:
+            raise torch.OutOfMemoryError
+        learn(self, first, last)
+
+    monkeypatch.setattr(LaneLearner, "learn_each", short_of_memory)
+    said: list[str] = []
+    found = list(run_sweep(model, card, config, "olft", data, sweep_points(config), say=said.append))
+    assert found == expected
+    assert [line for line in said if "out of memory" in line] == [
+        "out of memory: on with 2 trajectories at once",
+        "out of memory: on with 1 trajectories at once",
+    ]

@@ -36,3 +36,9 @@ def test_a_report_has_them_as_a_file_and_on_its_page(build):
     write_report(experiment)
     assert (experiment.report / "by-classes.csv").read_text().count("olft") > 4
     assert "After fewer classes" in (experiment.report / "index.html").read_text()
+
+
+def test_a_rate_that_was_run_less_often_is_not_the_best(row):
+    rows = [row(lr=0.01, run=0, test_acc=0.9), *(row(lr=0.001, run=run, test_acc=0.6) for run in range(3))]
+    [milestone] = best_by_classes(rows)
+    assert (milestone.lr, milestone.runs) == (0.001, 3)
