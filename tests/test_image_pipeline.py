@@ -1,6 +1,7 @@
 """Photographs through the ordinary path: from folders of JPEGs to results, planned and by hand."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,6 +151,23 @@ def test_training_on_augmented_images_resumes_to_the_bit(write, mini, tmp_path, 
     undisturbed = train_to("once", 4)
     train_to("twice", 3)
     assert all(torch.equal(a, b) for a, b in zip(undisturbed, train_to("twice", 4), strict=True))
+
+
+@pytest.mark.parametrize("method", [{}, {"train_method": "iid", "batch_size": 16}])
+def test_training_sees_augmented_images_and_validation_does_not(write, mini, tmp_path, method) -> None:
+    losses, accuracies = [], []
+    for augment in (True, False):
+        path = write(TRAIN, **method, allow_incomplete=True, data_path=str(mini), epochs=1, augment=augment)
+        # Rates of nearly nothing: both models validate as they were drawn.
+        config = load_train_config(path, ["lr=1e-30", "outer_lr=1e-30"]).config
+        metrics = tmp_path / f"{augment}.jsonl"
+        training = Training(config, 1, tmp_path / str(augment), metrics, torch.device("cpu"))
+        training.run(1, lambda: False, lambda done: None)
+        [line] = [json.loads(text) for text in metrics.read_text().splitlines()]
+        losses.append(line["loss"])
+        accuracies.append(line["val_accuracy"])
+    assert losses[0] != losses[1]
+    assert accuracies[0] == accuracies[1]
 
 
 def test_download_converts_a_local_copy_or_says_where_to_get_one(by_hand, mini, tmp_path) -> None:
