@@ -47,7 +47,7 @@ def test_a_state_dict_gives_the_results_of_the_checkpoint(command, config: Path,
     ours = save(tmp_path / "ours", pool_nm_output=pooled)
     for model, output in ((ours, "a.csv"), (tmp_path / "ours-20.pth", "b.csv")):
         shown = command(evaluate.main, "-c", config, "-m", model, *SMALL, "-o", tmp_path / output)
-        assert (shown.code, shown.err) == (0, "")
+        assert (shown.code, shown.err) == (0, "engine reference, a small sweep\n")
         assert shown.out.startswith("3 classes, lr 0.01: train ")
     first, second = rows(tmp_path / "a.csv", "model", "train_seed"), rows(tmp_path / "b.csv", "model", "train_seed")
     assert first == second
