@@ -19,7 +19,7 @@ from anml.errors import ConfigError
 from anml.evaluate.sweep import Point, run_sweep, sweep_points
 from anml.experiment import Experiment
 from anml.job import JobContext
-from anml.machine import prepare_device
+from anml.machine import peak_memory, prepare_device
 from anml.models.meta_model import MetaModel
 from anml.results import FinishedPoints, ResultRow
 from anml.tracking import Tracker
@@ -57,7 +57,7 @@ def evaluate_checkpoint(
     rows = finished.write(path) if complete else []
     _log_curves(tracker, rows)
     tracker.finish(exit_code=0 if complete else 1)
-    for line in accuracy_lines(rows):
+    for line in [*accuracy_lines(rows), peak_memory(compute_on)]:
         print(line)
     return complete
 

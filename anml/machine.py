@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 
 import torch
 
@@ -58,6 +59,17 @@ def describe_machine(device: torch.device) -> dict[str, str | None]:
         "rocm": torch.version.hip,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
+
+
+def peak_memory(device: torch.device) -> str:
+    """Return the most memory that this process has held so far: what the next job should ask for (sbatch: mem)."""
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 1 if platform.system() == "Darwin" else 1024
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    text = f"peak memory {held / 1e9:.2f} GB"
+    return text + (
+        f", on the GPU {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB" if device.type == "cuda" else ""
+    )
 
 
 def _build_problems(wanted: Device) -> list[str]:

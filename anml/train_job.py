@@ -10,7 +10,7 @@ from anml.config.training import TrainConfig
 from anml.disk import check_folder
 from anml.experiment import Experiment
 from anml.job import JobContext
-from anml.machine import describe_machine, prepare_device
+from anml.machine import describe_machine, peak_memory, prepare_device
 from anml.tracking import Tracker
 from anml.train import Training
 from anml.train_together import Lane, TrainingTogether
@@ -47,6 +47,7 @@ def train_segment(
     finally:
         for tracker in trackers:
             tracker.finish(exit_code=0 if finished else 1)
+    _say(peak_memory(compute_on))
     return finished
 
 
@@ -84,7 +85,7 @@ def _track(run: TrainingRun, config: TrainConfig, experiment: Experiment, mode: 
         notes.say_if_new()
         tracker.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
         start = f"{tag}  " if config.seeds_together else ""
-        _say(start + "  ".join(f"{key} {value:.4g}" for key, value in line.items()))
+        _say(start + "  ".join(f"{key} {value if key == 'step' else f'{value:.4g}'}" for key, value in line.items()))
 
     run.on_log = log
     return tracker

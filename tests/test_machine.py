@@ -7,7 +7,7 @@ import torch
 
 from anml.disk import check_folder
 from anml.errors import JobError
-from anml.machine import keep_float32, mask_problems, prepare_device
+from anml.machine import keep_float32, mask_problems, peak_memory, prepare_device
 
 
 def test_cpu_is_always_there() -> None:
@@ -46,3 +46,13 @@ def test_one_device_mask_is_fine() -> None:
 def test_full_disk_is_refused(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="GB of disk left"):
         check_folder(tmp_path, min_free_gb=1e9)
+
+
+def test_peak_memory_is_that_of_this_process():
+    words = peak_memory(torch.device("cpu")).split()
+    assert words[:2] == ["peak", "memory"]
+    before = float(words[2])
+    assert 0.05 < before < 50
+    held = torch.ones(300_000_000, dtype=torch.uint8)
+    assert float(peak_memory(torch.device("cpu")).split()[2]) >= before
+    assert held.sum() == 300_000_000
