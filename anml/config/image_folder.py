@@ -82,6 +82,7 @@ def count_folder(
         message = f"{at}data_path: {folder}: {what}; expected one folder per class, with its images in it"
         raise ConfigError(message)
     split = _split(counts, class_split, default_fraction, at)
+    _check_distinct(split, folder, at)
     return _with_enough(split, counts, imgs_per_class, at)
 
 
@@ -165,6 +166,20 @@ def _check_names(split: ClassSplit, counts: dict[str, int], at: str) -> None:
     if twice := [name for name, times in named.items() if times > 1]:
         message = f"{at}class_split: given twice: {_some(twice)}; a class is for training or for evaluation"
         raise ConfigError(message)
+
+
+def _check_distinct(split: ClassSplit, folder: Path, at: str) -> None:
+    """Refuse one folder under two names: a model could be evaluated on what it was trained on."""
+    first: dict[str, str] = {}
+    for name in (*split.train, *split.eval):
+        real = os.path.realpath(folder / name)
+        if real in first:
+            message = (
+                f"{at}data_path: {folder}: {first[real]} and {name} are one folder, by a link; remove the link, or "
+                "leave one of them out with class_split: {train: [...], eval: [...]}"
+            )
+            raise ConfigError(message)
+        first[real] = name
 
 
 def _with_enough(split: ClassSplit, counts: dict[str, int], wanted: int | None, at: str) -> FolderClasses:

@@ -154,6 +154,21 @@ def test_a_folder_without_classes_says_what_was_expected(problems, text: str, me
     assert f"{message}; expected one folder per class" in found
 
 
+def test_one_folder_under_two_names_is_refused(problems, folder) -> None:
+    path = folder({"heron": 3, "kite": 3, "owl": 3})
+    (path / "stork").symlink_to(path / "heron")
+    (problem,) = problems(BASE, f"data_path={path}")
+    assert problem.startswith("--set: data_path: ")
+    assert ": heron and stork are one folder, by a link; remove the link, or leave one of them out" in problem
+
+
+def test_a_link_may_stand_for_its_folder(load, folder) -> None:
+    path = folder({"heron": 3, "kite": 3, "owl": 3})
+    (path / "stork").symlink_to(path / "heron")
+    split = "class_split={train: [stork, kite], eval: [owl]}"
+    assert load(BASE, f"data_path={path}", split).config.class_split.train == ("stork", "kite")
+
+
 def test_a_folder_must_be_named(problems) -> None:
     (found,) = problems(BASE, "data_path=null")
     assert "data_path: images-folder needs the path of a folder" in found
