@@ -17,9 +17,10 @@ from anml.config.record import Many, Record
 from anml.errors import ConfigError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Folders that split their classes themselves: the first of the second row that is there holds the evaluation classes.
-TRAIN_FOLDERS = ("train", "background")
-EVAL_FOLDERS = ("test", "eval", "evaluation", "val")
+# Folders that split their classes themselves, in any case of letters: the first of the second row that is there holds
+# the evaluation classes. A name missing here makes two classes of `Train/cat` and `Test/cat`, and maybe tests on cats.
+TRAIN_FOLDERS = ("train", "training", "background")
+EVAL_FOLDERS = ("test", "testing", "eval", "evaluation", "val", "valid", "validation")
 DEFAULT_FRACTION = 0.7
 _SHOWN_NAMES = 3
 
@@ -112,7 +113,7 @@ def own_split(classes: Iterable[str]) -> ClassSplit | None:
     """Return the split that folders called train and test make (None without). Classes in other folders are unused."""
     tops: dict[str, list[str]] = {}
     for name in classes:
-        tops.setdefault(name.partition("/")[0], []).append(name)
+        tops.setdefault(name.partition("/")[0].lower(), []).append(name)
     train = next((tops[name] for name in TRAIN_FOLDERS if name in tops), None)
     evaluation = next((tops[name] for name in EVAL_FOLDERS if name in tops), None)
     return ClassSplit(train=tuple(train), eval=tuple(evaluation)) if train and evaluation else None

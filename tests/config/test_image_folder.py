@@ -97,6 +97,13 @@ def test_the_same_classes_in_train_and_test_are_no_split_of_classes(problems, fo
     ]
 
 
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("training", "testing"), ("train", "validation")])
+def test_a_split_of_images_by_other_names_is_no_split_of_classes(problems, folder, train: str, test: str) -> None:
+    path = folder(dict.fromkeys([f"{part}/{label}" for part in (train, test) for label in "abc"], 3))
+    (problem,) = problems(BASE, f"data_path={path}")
+    assert "hold the same classes (a, b, c), but evaluation needs classes that training has not seen" in problem
+
+
 def test_unequal_classes_give_what_the_smallest_has_and_the_user_is_told(load, folder) -> None:
     folder({"a": 3, "b": 7, "c": 9, "d": 4})
     loaded = load(FLAVOR, "class_split=0.5")
