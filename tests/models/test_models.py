@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import conv2d, leaky_relu, max_pool2d
+from torch.nn.functional import conv2d, instance_norm, leaky_relu, max_pool2d
 
 from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS, ClassifierArgs
 from anml.config.training import ModelName
@@ -100,6 +100,25 @@ def test_the_gate_multiplies_the_features():
     assert torch.equal(model.encode(images), model.get_submodule("rln")(images) * gate)
     assert gate.min() > 0
     assert gate.max() < 1
+
+
+def test_anml_is_convolution_norm_relu_and_pool_and_a_sigmoid_gate():
+    model = build_model("anml", {"rln_chs": 3, "nm_chs": 2, "num_classes": 10}, SHAPE, seed=1).double()
+    weights = dict(model.named_parameters())
+    images = torch.rand(4, *SHAPE, dtype=torch.float64)
+
+    def features(network: str) -> torch.Tensor:
+        maps = images
+        for number in (1, 2, 3):
+            conv, norm = (f"{network}.convBlock{number}.{part}" for part in ("conv", "norm"))
+            maps = conv2d(maps, weights[f"{conv}.weight"], weights[f"{conv}.bias"])
+            maps = instance_norm(maps, weight=weights[f"{norm}.weight"], bias=weights[f"{norm}.bias"]).relu()
+            maps = max_pool2d(maps, 2) if number < 3 else maps
+        return maps.flatten(1)
+
+    gate = (features("nm") @ weights["nm.fc.weight"].T + weights["nm.fc.bias"]).sigmoid()
+    logits = (features("rln") * gate) @ weights["fc.weight"].T + weights["fc.bias"]
+    torch.testing.assert_close(model(images), logits)
 
 
 def test_halves_make_the_whole(model):
