@@ -224,6 +224,16 @@ def test_all_classes_of_another_folder_are_unseen(load, folder) -> None:
     assert config.eval_request(config.eval["a"]).examples == 3
 
 
+def test_another_folder_with_names_of_training_classes_is_told(load, folder) -> None:
+    folder(dict.fromkeys("abcde", 3))
+    folder(dict.fromkeys("cdx", 3), "others")
+    loaded = load(FLAVOR, "class_split=[a, c]", "eval.a.data_path=others")
+    assert loaded.notices == [
+        "--set: eval.a.data_path: 1 of its classes have names of training classes, such as c; if they are the same, "
+        "name the others: class_split: {eval: [...]}"
+    ]
+
+
 def test_another_data_set_may_be_evaluated_on(load, folder) -> None:
     folder(dict.fromkeys("xyz", 3), "others")
     text = FLAVOR.replace("images-folder\ndata_path: images", "mini-imagenet")
