@@ -1,10 +1,13 @@
 """The machine at hand as a scheduler: order, job limit, failures, cancelling; with plain shell scripts as jobs."""
 
 import json
+import os
+import signal
 import socket
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -120,6 +123,33 @@ def test_cancel_ends_what_runs_and_what_waits(tmp_path: Path) -> None:
     thread.join(timeout=20)
     assert not thread.is_alive()
     assert scripts.states() == {"a": "cancelled", "b": "cancelled", "c": "cancelled"}
+
+
+def test_a_launcher_that_is_ended_lets_its_jobs_save_their_work(tmp_path: Path) -> None:
+    scripts = Scripts(tmp_path)
+    started, saved = tmp_path / "started", tmp_path / "saved"
+    line = f"trap 'touch {saved}; exit 75' TERM; touch {started}; for i in $(seq 50); do sleep 0.1; done"
+    scripts.submit((job("a"), line), (job("b", "a"), ":"))
+
+    def end_launcher() -> None:
+        deadline = time.monotonic() + 20
+        while not started.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def ignore(number: int, frame: FrameType | None) -> None:
+        """Stand for what SIGTERM does otherwise, which is to end the tests."""
+
+    before = signal.signal(signal.SIGTERM, ignore)
+    try:
+        threading.Thread(target=end_launcher).start()
+        with pytest.raises(KeyboardInterrupt):
+            scripts.scheduler.finish(scripts.plan)
+        assert signal.getsignal(signal.SIGTERM) is ignore
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert saved.exists()
+    assert scripts.states()["b"] == "pending"
 
 
 def test_second_launcher_sees_what_the_first_has_queued(tmp_path: Path) -> None:

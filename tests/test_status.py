@@ -1,12 +1,15 @@
 """The status is honest: where scheduler and job disagree, or one is silent, the less hopeful word is shown."""
 
+import io
 import os
 import socket
 import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from anml.commands.status import _table
 from anml.config.profile import ClusterProfile
 from anml.config.training import TrainConfig
 from anml.experiment import Experiment
@@ -14,7 +17,7 @@ from anml.job_status import JobStatus
 from anml.launch import Launch, record
 from anml.plan import Job, Plan
 from anml.schedulers.base import SchedulerState
-from anml.status import _combine, job_reports
+from anml.status import JobReport, _combine, job_reports
 
 
 def running(**changes: object) -> JobStatus:
@@ -63,6 +66,17 @@ def test_job_that_slurm_has_forgotten_and_that_said_nothing_has_failed_and_its_d
     record(launch, {"a": "1", "b": "2", "r": "3"})
     reports = job_reports(launch, Forgetful())  # type: ignore[arg-type]
     assert [report.state for report in reports] == ["failed", "skipped", "failed"]
+
+
+def test_names_of_jobs_are_whole_in_a_narrow_table(tmp_path: Path) -> None:
+    """The seed is at their end: without it, no row of the table would tell which it is about."""
+    names = [f"unfrozen-oracle-step-000060-seed-{seed}" for seed in (1, 2)]
+    reports = [JobReport(Job(name, "evaluate", ()), None, "pending", "x " * 40, JobStatus()) for name in names]
+    written = io.StringIO()
+    console = Console(width=80, file=written)
+    console.print(_table(reports))
+    text = written.getvalue()
+    assert all(name in text for name in names)
 
 
 class Forgetful:

@@ -226,6 +226,14 @@ def test_validation_is_on_examples_that_training_never_sees(tmp_path):
     assert not held_back & seen
 
 
+def test_the_logged_validation_is_the_accuracy_on_the_examples_held_back(tmp_path):
+    training = make_training(tmp_path, make_config(val_size=50, log_freq=12))
+    assert training.run(12, lambda: False, lambda done: None)
+    images = training.validation.floats(training.validation.images.flatten(0, 1))
+    right = training.model.eval()(images).argmax(dim=1) == torch.arange(10).repeat_interleave(5)
+    assert log(tmp_path)[-1]["val_accuracy"] == pytest.approx(float(right.double().mean()))
+
+
 def test_without_validation_nothing_is_said_of_it(tmp_path):
     train(tmp_path, make_config(val_size=0, train_size=20))
     assert "val_accuracy" not in log(tmp_path)[0]

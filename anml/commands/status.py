@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from anml.commands.address import add_address_arguments, find_experiment
@@ -62,7 +62,7 @@ def _page(launch: Launch, reports: Sequence[JobReport]) -> Group:
 
 
 def _table(reports: Sequence[JobReport]) -> Table:
-    table = Table("job", "state", "progress", "time", "why", box=None, pad_edge=False)
+    table = Table(Column("job", no_wrap=True), "state", "progress", "time", "why", box=None, pad_edge=False)
     for report in _shown(reports):
         state = Text(report.state, style=_STYLE.get(report.state, ""))
         table.add_row(

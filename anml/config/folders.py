@@ -41,7 +41,18 @@ def fill_in_flavor(
     found = count_folder(data_path, flavor.class_split, examples, at, default_fraction=0)
     if training is not None and _same_folder(flavor, training):
         check_unseen(found.split, training.class_split, at)
+    elif training is not None:
+        found.notices.extend(_alike(found.split, training.class_split, at))
     return flavor.model_copy(update={"class_split": found.split, "imgs_per_class": found.examples}), found.notices
+
+
+def _alike(split: ClassSplit, trained: object, at: str) -> list[str]:
+    """Return a notice if another folder has classes by the names of trained ones: it may be a copy of the same."""
+    seen = sorted(set(split.eval) & set(trained.train)) if isinstance(trained, ClassSplit) else []
+    if not seen:
+        return []
+    what = f"{len(seen)} of its classes have names of training classes, such as {seen[0]}"
+    return [f"{at}data_path: {what}; if they are the same, name the others: class_split: {{eval: [...]}}"]
 
 
 def check_unseen(split: ClassSplit, trained: object, at: str = "") -> None:

@@ -17,9 +17,10 @@ from anml.config.record import Many, Record
 from anml.errors import ConfigError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Folders that split their classes themselves: the first of the second row that is there holds the evaluation classes.
-TRAIN_FOLDERS = ("train", "background")
-EVAL_FOLDERS = ("test", "eval", "evaluation", "val")
+# Folders that split their classes themselves, in any case of letters: the first of the second row that is there holds
+# the evaluation classes. A name missing here makes two classes of `Train/cat` and `Test/cat`, and maybe tests on cats.
+TRAIN_FOLDERS = ("train", "training", "background")
+EVAL_FOLDERS = ("test", "testing", "eval", "evaluation", "val", "valid", "validation")
 DEFAULT_FRACTION = 0.7
 _SHOWN_NAMES = 3
 
@@ -82,6 +83,7 @@ def count_folder(
         message = f"{at}data_path: {folder}: {what}; expected one folder per class, with its images in it"
         raise ConfigError(message)
     split = _split(counts, class_split, default_fraction, at)
+    _check_distinct(split, folder, at)
     return _with_enough(split, counts, imgs_per_class, at)
 
 
@@ -111,7 +113,7 @@ def own_split(classes: Iterable[str]) -> ClassSplit | None:
     """Return the split that folders called train and test make (None without). Classes in other folders are unused."""
     tops: dict[str, list[str]] = {}
     for name in classes:
-        tops.setdefault(name.partition("/")[0], []).append(name)
+        tops.setdefault(name.partition("/")[0].lower(), []).append(name)
     train = next((tops[name] for name in TRAIN_FOLDERS if name in tops), None)
     evaluation = next((tops[name] for name in EVAL_FOLDERS if name in tops), None)
     return ClassSplit(train=tuple(train), eval=tuple(evaluation)) if train and evaluation else None
@@ -165,6 +167,20 @@ def _check_names(split: ClassSplit, counts: dict[str, int], at: str) -> None:
     if twice := [name for name, times in named.items() if times > 1]:
         message = f"{at}class_split: given twice: {_some(twice)}; a class is for training or for evaluation"
         raise ConfigError(message)
+
+
+def _check_distinct(split: ClassSplit, folder: Path, at: str) -> None:
+    """Refuse one folder under two names: a model could be evaluated on what it was trained on."""
+    first: dict[str, str] = {}
+    for name in (*split.train, *split.eval):
+        real = os.path.realpath(folder / name)
+        if real in first:
+            message = (
+                f"{at}data_path: {folder}: {first[real]} and {name} are one folder, by a link; remove the link, or "
+                "leave one of them out with class_split: {train: [...], eval: [...]}"
+            )
+            raise ConfigError(message)
+        first[real] = name
 
 
 def _with_enough(split: ClassSplit, counts: dict[str, int], wanted: int | None, at: str) -> FolderClasses:

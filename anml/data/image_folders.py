@@ -148,7 +148,11 @@ def _size(path: Path) -> int:
 
 
 def _decode(content: bytes, size: int, where: str) -> bytes:
-    from PIL import Image, ImageOps  # Converting happens once; loading the array later needs no image library.
+    from PIL import (
+        Image,
+        ImageOps,
+        UnidentifiedImageError,
+    )  # Converting happens once; loading the array later needs no image library.
 
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -166,5 +170,7 @@ def _decode(content: bytes, size: int, where: str) -> bytes:
             return np.asarray(upright).transpose(2, 0, 1).tobytes()
     # Pillow calls a broken PNG chunk a SyntaxError.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        message = f"{where}: not an image that can be read ({error}). Replace this file, or fetch the data again."
+        # Pillow names the object that it was given, which tells nobody anything.
+        cause = "in no known format" if isinstance(error, UnidentifiedImageError) else error
+        message = f"{where}: not an image that can be read ({cause}). Replace this file, or fetch the data again."
         raise DataError(message) from error

@@ -6,8 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from anml.config.profile import ClusterProfile
@@ -61,18 +62,19 @@ class LocalScheduler:
         return job.name
 
     def finish(self, plan: Plan) -> None:
-        """Run all queued jobs. Ctrl-C ends the running ones and leaves everything resumable."""
+        """Run all queued jobs. Ctrl-C or SIGTERM ends the running ones and leaves everything resumable."""
         waiting = list(self.queued)
         running: list[Running] = []
-        try:
-            while waiting or running:
-                waiting = [item for item in waiting if self._is_wanted(*item) and not self._is_hopeless(*item, plan)]
-                self._start_ready(waiting, running, plan)
-                time.sleep(POLL_SECONDS)
-                running = [item for item in running if not self._has_ended(item)]
-        except KeyboardInterrupt:
-            self._interrupt(running)
-            raise
+        with _sigterm_as_ctrl_c():
+            try:
+                while waiting or running:
+                    waiting = [i for i in waiting if self._is_wanted(*i) and not self._is_hopeless(*i, plan)]
+                    self._start_ready(waiting, running, plan)
+                    time.sleep(POLL_SECONDS)
+                    running = [item for item in running if not self._has_ended(item)]
+            except KeyboardInterrupt:
+                self._interrupt(running)
+                raise
 
     def states(self) -> States:
         """Return what runs, and what waits for a launcher that still runs; all else is in the jobs' status files."""
@@ -171,6 +173,19 @@ class LocalScheduler:
                 _signal_group(item.process.pid, signal.SIGKILL)
                 item.process.wait()
             self._has_ended(item)
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does: the jobs have sessions of their own and would go on without their launcher."""
+    if threading.current_thread() is not threading.main_thread():  # Only there may handlers be set.
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

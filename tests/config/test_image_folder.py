@@ -97,6 +97,13 @@ def test_the_same_classes_in_train_and_test_are_no_split_of_classes(problems, fo
     ]
 
 
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("training", "testing"), ("train", "validation")])
+def test_a_split_of_images_by_other_names_is_no_split_of_classes(problems, folder, train: str, test: str) -> None:
+    path = folder(dict.fromkeys([f"{part}/{label}" for part in (train, test) for label in "abc"], 3))
+    (problem,) = problems(BASE, f"data_path={path}")
+    assert "hold the same classes (a, b, c), but evaluation needs classes that training has not seen" in problem
+
+
 def test_unequal_classes_give_what_the_smallest_has_and_the_user_is_told(load, folder) -> None:
     folder({"a": 3, "b": 7, "c": 9, "d": 4})
     loaded = load(FLAVOR, "class_split=0.5")
@@ -154,6 +161,21 @@ def test_a_folder_without_classes_says_what_was_expected(problems, text: str, me
     assert f"{message}; expected one folder per class" in found
 
 
+def test_one_folder_under_two_names_is_refused(problems, folder) -> None:
+    path = folder({"heron": 3, "kite": 3, "owl": 3})
+    (path / "stork").symlink_to(path / "heron")
+    (problem,) = problems(BASE, f"data_path={path}")
+    assert problem.startswith("--set: data_path: ")
+    assert ": heron and stork are one folder, by a link; remove the link, or leave one of them out" in problem
+
+
+def test_a_link_may_stand_for_its_folder(load, folder) -> None:
+    path = folder({"heron": 3, "kite": 3, "owl": 3})
+    (path / "stork").symlink_to(path / "heron")
+    split = "class_split={train: [stork, kite], eval: [owl]}"
+    assert load(BASE, f"data_path={path}", split).config.class_split.train == ("stork", "kite")
+
+
 def test_a_folder_must_be_named(problems) -> None:
     (found,) = problems(BASE, "data_path=null")
     assert "data_path: images-folder needs the path of a folder" in found
@@ -200,6 +222,16 @@ def test_all_classes_of_another_folder_are_unseen(load, folder) -> None:
     config = load(FLAVOR, "class_split=[a, c]", "eval.a.data_path=others").config
     assert config.eval_request(config.eval["a"]).classes == ("x", "y", "z")
     assert config.eval_request(config.eval["a"]).examples == 3
+
+
+def test_another_folder_with_names_of_training_classes_is_told(load, folder) -> None:
+    folder(dict.fromkeys("abcde", 3))
+    folder(dict.fromkeys("cdx", 3), "others")
+    loaded = load(FLAVOR, "class_split=[a, c]", "eval.a.data_path=others")
+    assert loaded.notices == [
+        "--set: eval.a.data_path: 1 of its classes have names of training classes, such as c; if they are the same, "
+        "name the others: class_split: {eval: [...]}"
+    ]
 
 
 def test_another_data_set_may_be_evaluated_on(load, folder) -> None:

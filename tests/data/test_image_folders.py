@@ -173,6 +173,12 @@ def test_a_damaged_image_is_named(mini):
         load("mini-imagenet", mini)
 
 
+def test_what_is_no_image_is_said_in_words(mini):
+    next((mini / "processed_images" / "train" / "ntrain3").iterdir()).write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"\.jpg: not an image that can be read \(in no known format\)\. Replace"):
+        load("mini-imagenet", mini)
+
+
 def test_a_conversion_that_fails_leaves_nothing_behind(mini, own_cache):
     next((mini / "processed_images" / "train" / "ntrain3").iterdir()).write_bytes(b"<html>")
     with pytest.raises(DataError):

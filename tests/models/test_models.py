@@ -5,6 +5,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import conv2d, instance_norm, leaky_relu, max_pool2d
 
 from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS, ClassifierArgs
 from anml.config.training import ModelName
@@ -99,6 +100,25 @@ def test_the_gate_multiplies_the_features():
     assert torch.equal(model.encode(images), model.get_submodule("rln")(images) * gate)
     assert gate.min() > 0
     assert gate.max() < 1
+
+
+def test_anml_is_convolution_norm_relu_and_pool_and_a_sigmoid_gate():
+    model = build_model("anml", {"rln_chs": 3, "nm_chs": 2, "num_classes": 10}, SHAPE, seed=1).double()
+    weights = dict(model.named_parameters())
+    images = torch.rand(4, *SHAPE, dtype=torch.float64)
+
+    def features(network: str) -> torch.Tensor:
+        maps = images
+        for number in (1, 2, 3):
+            conv, norm = (f"{network}.convBlock{number}.{part}" for part in ("conv", "norm"))
+            maps = conv2d(maps, weights[f"{conv}.weight"], weights[f"{conv}.bias"])
+            maps = instance_norm(maps, weight=weights[f"{norm}.weight"], bias=weights[f"{norm}.bias"]).relu()
+            maps = max_pool2d(maps, 2) if number < 3 else maps
+        return maps.flatten(1)
+
+    gate = (features("nm") @ weights["nm.fc.weight"].T + weights["nm.fc.bias"]).sigmoid()
+    logits = (features("rln") * gate) @ weights["fc.weight"].T + weights["fc.bias"]
+    torch.testing.assert_close(model(images), logits)
 
 
 def test_halves_make_the_whole(model):
@@ -278,6 +298,45 @@ def test_residual_networks_are_the_known_ones(encoder, args, width, convolutions
 def test_a_resnet18_has_as_many_parameters_as_published():
     model = build_model("classifier", {"encoder": "resnet18"}, (3, 224, 224), seed=1)
     assert sum(p.numel() for p in model.parameters()) == 11_689_512  # With its 1000 outputs.
+
+
+def small_encoder(encoder: str, **args: Any) -> MetaModel:
+    """A residual encoder without norms, so that convolutions are all there is to write out; in float64."""
+    return build_model(
+        "classifier", {"encoder": encoder, "encoder_args": {"norm_type": None} | args}, LARGE, seed=1
+    ).double()
+
+
+def convolve(net: nn.Module, name: str, maps: torch.Tensor, stride: int = 1) -> torch.Tensor:
+    weight, bias = net.get_parameter(f"{name}.weight"), net.get_parameter(f"{name}.bias")
+    return conv2d(maps, weight, bias, stride=stride, padding=weight.shape[-1] // 2)
+
+
+def test_resnet12_is_three_convolutions_a_shortcut_and_a_pool_per_stage():
+    net = small_encoder("resnet12", channels=[2, 3, 4, 5])
+    images = maps = torch.randn(2, *LARGE, dtype=torch.float64)
+    for stage in (f"encoder.stage{i}" for i in (1, 2, 3, 4)):
+        first = leaky_relu(convolve(net, f"{stage}.body.conv1", maps), 0.1)
+        second = leaky_relu(convolve(net, f"{stage}.body.conv2", first), 0.1)
+        total = convolve(net, f"{stage}.body.conv3", second) + convolve(net, f"{stage}.shortcut.conv1", maps)
+        maps = max_pool2d(leaky_relu(total, 0.1), 2)
+    assert maps.shape == (2, 5, 5, 5)
+    torch.testing.assert_close(net.encode(images), maps.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(("encoder", "blocks"), [("resnet18", (2, 2, 2, 2)), ("resnet34", (3, 4, 6, 3))])
+def test_later_stages_of_a_resnet18_halve_the_map_and_widen_at_their_first_block(encoder, blocks):
+    net = small_encoder(encoder, width=2)
+    images = torch.randn(2, *LARGE, dtype=torch.float64)
+    maps = max_pool2d(convolve(net, "encoder.stem.conv1", images, stride=2).relu(), 3, stride=2, padding=1)
+    for i, count in enumerate(blocks, 1):
+        for block in (f"encoder.stage{i}.block{j}" for j in range(1, count + 1)):
+            narrows = i > 1 and block.endswith("block1")
+            first = convolve(net, f"{block}.body.conv1", maps, stride=1 + narrows).relu()
+            shortcut = convolve(net, f"{block}.shortcut.conv1", maps, stride=2) if narrows else maps
+            maps = (convolve(net, f"{block}.body.conv2", first) + shortcut).relu()
+    assert maps.shape == (2, 16, 3, 3)
+    torch.testing.assert_close(net.encode(images), maps.mean(dim=(2, 3)))
 
 
 def test_a_residual_block_adds_its_input():
