@@ -145,7 +145,8 @@ def _checkpoint(path: Path) -> Path:
     places = [path.glob(f"{depth}/model.json") for depth in ("*", "checkpoints/*", "checkpoints/*/*")]
     found = sorted({str(card.parent) for place in [*places, path.parent.glob("step-*/model.json")] for card in place})
     hint = f"; there are: {', '.join(found[-10:])}" if found else ""
-    message = f"--model {path}: no checkpoint here: expected a folder with model.safetensors and model.json{hint}"
+    what = "no checkpoint here: expected a folder with model.safetensors and model.json"
+    message = f"--model {path}: {'no such file' if path.suffix == PTH else what}{hint}"
     raise ConfigError(message)
 
 

@@ -173,3 +173,9 @@ def test_source_code_in_a_checkpoint_is_refused_and_its_tensors_can_be_had(
     advice = shlex.split(shown.err[shown.err.index("python -c") :])
     subprocess.run([sys.executable, *advice[1:]], check=True)
     assert command(evaluate.main, "-c", config, "-m", tmp_path / "anml-1-28-28-20.pth", *SMALL).code == 0
+
+
+def test_a_state_dict_that_is_not_there_is_a_file_that_is_not_there(command, config: Path, tmp_path: Path) -> None:
+    shown = command(evaluate.main, "-c", config, "-m", tmp_path / "none.pth")
+    assert shown.code == 2
+    assert shown.err.startswith(f"--model {tmp_path / 'none.pth'}: no such file")
