@@ -4,6 +4,7 @@ import io
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,14 @@ from anml.schedulers.base import SchedulerState
 from anml.status import JobReport, _combine, job_reports
 
 
-def running(**changes: object) -> JobStatus:
-    now = time.time()
-    base = {"state": "running", "attempt": 1, "started": now, "updated": now, "host": "elsewhere", "pid": 1}
-    return JobStatus(**(base | changes))  # type: ignore[arg-type]
+def running(age: float = 0.0, host: str = "elsewhere", pid: int = 1) -> Callable[[], JobStatus]:
+    """Return what makes the status when the test runs: the suite may have been collected long before."""
+
+    def make() -> JobStatus:
+        now = time.time() - age
+        return JobStatus("running", attempt=1, started=now, updated=now, host=host, pid=pid)
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -40,12 +45,15 @@ def running(**changes: object) -> JobStatus:
         (running(), SchedulerState("1", "COMPLETED", "None"), ("failed", "never said")),
         (JobStatus("done"), SchedulerState("1", "COMPLETED", "None"), ("done", "")),
         (JobStatus("failed", "disk full"), None, ("failed", "disk full")),
-        (running(updated=time.time() - 3600), None, ("lost", "silent")),
+        (running(age=3600), None, ("lost", "silent")),
         (running(host=socket.gethostname(), pid=2**22 - 3), None, ("failed", "process is gone")),
         (running(host=socket.gethostname(), pid=os.getpid()), None, ("running", "")),
     ],
 )
-def test_state_and_reason(status: JobStatus, known: SchedulerState | None, expected: tuple[str, str]) -> None:
+def test_state_and_reason(
+    status: JobStatus | Callable[[], JobStatus], known: SchedulerState | None, expected: tuple[str, str]
+) -> None:
+    status = status if isinstance(status, JobStatus) else status()
     state, reason = _combine(status, known, submitted=True)
     assert state == expected[0]
     assert expected[1] in reason

@@ -149,7 +149,7 @@ def test_a_lost_node_requeues_its_job(jobs: Jobs) -> None:
     jobs.wait_logged(job, "started")
     jobs.cluster.stop_node("bd1")
     jobs.cluster.start_node("bd1")
-    until(lambda: jobs.field(job, "Restarts") == "1")
+    until(lambda: jobs.field(job, "Restarts") == "1", seconds=60)
     assert jobs.log(job) == ["started"], "a power cut sends no signal"
     jobs.slurm("scancel", job)
 
