@@ -31,28 +31,28 @@ from anml.results import ClassRow, Origin, ResultRow, write_results
 
 
 def evaluate_by_hand(
-    context: JobContext, config: EvalConfig, checkpoints: Sequence[Path], device: Device, output: str | None
+    context: JobContext, configs: Sequence[EvalConfig], checkpoints: Sequence[Path], device: Device, output: str | None
 ) -> bool:
-    """Evaluate any checkpoints and print their accuracy; write the results only where they are asked for."""
+    """Evaluate any checkpoints and print their accuracy; write the results only where they are asked for.
+
+    configs: the same evaluation, once for each data set.
+    """
     compute_on = prepare_device("auto", device)
-    candidates = load_candidates(config, checkpoints, compute_on)
+    candidates = [c for config in configs for c in load_candidates(config, checkpoints, compute_on)]
     rows: list[ResultRow] = []
     class_rows: list[ClassRow] = []
     origins: list[Origin] = []
-    points = sweep_points(config)
-    for number, (model, card, data) in enumerate(candidates):
-        first = len(rows)
-        before, heading = (
-            number * len(points),
-            f"{card.display_name}, step {card.step}: " if len(candidates) > 1 else "",
-        )
-        progress = functools.partial(_progress, context, before, len(candidates) * len(points))
+    for number, (model, card, data, config) in enumerate(candidates):
+        first, points = len(rows), sweep_points(config)
+        before, total = number * len(points), len(candidates) * len(points)
+        heading = _heading(card, data, len(checkpoints) > 1, len(configs) > 1)
+        progress = functools.partial(_progress, context, before, total)
         say = functools.partial(print, heading, sep="", file=sys.stderr)
         for done, result in enumerate(run_sweep(model, card, config, "eval", data, points, progress, say), 1):
             rows += result.rows
             class_rows += result.class_rows
-            origins += [(card.display_name, card.step, card.seed)] * len(result.class_rows)
-            context.progress(before + done, len(candidates) * len(points), "trajectories")
+            origins += [(card.display_name, card.step, card.seed, data.name)] * len(result.class_rows)
+            context.progress(before + done, total, "trajectories")
             if context.stop():
                 return False
         for line in accuracy_lines(rows[first:]):
@@ -60,6 +60,13 @@ def evaluate_by_hand(
     if output:
         write_results(Path(output), rows, class_rows, origins if len(candidates) > 1 else ())
     return True
+
+
+def _heading(card: ModelCard, data: ClassImages, several_models: bool, several_datasets: bool) -> str:
+    """Return what a line begins with, as far as there is more than one of it."""
+    parts = [f"{card.display_name}, step {card.step}"] if several_models else []
+    parts += [data.name] if several_datasets else []
+    return ", ".join(parts) + ": " if parts else ""
 
 
 def _progress(context: JobContext, before: int, total: int, part: float) -> None:
@@ -72,6 +79,7 @@ class Candidate(NamedTuple):
     model: MetaModel
     card: ModelCard
     data: ClassImages
+    config: EvalConfig
 
 
 def load_candidates(config: EvalConfig, checkpoints: Sequence[Path], device: torch.device) -> list[Candidate]:
@@ -89,7 +97,7 @@ def load_candidates(config: EvalConfig, checkpoints: Sequence[Path], device: tor
             request = _request_by_hand(config, dataset, card)
             if request not in images:
                 images[request] = load_data(config, request, card, device)
-            candidates.append(Candidate(model, card, images[request]))
+            candidates.append(Candidate(model, card, images[request], config))
     if problems:
         raise ConfigError(problems)
     return candidates

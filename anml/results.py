@@ -95,9 +95,9 @@ class FinishedPoints:
         return rows
 
 
-# What tells the models of one file apart, in the order of ORIGIN_COLUMNS.
-Origin: TypeAlias = tuple[str, int, int]
-ORIGIN_COLUMNS = ("model", "checkpoint_step", "train_seed")
+# What tells the models and data sets of one file apart, in the order of ORIGIN_COLUMNS.
+Origin: TypeAlias = tuple[str, int, int, str]
+ORIGIN_COLUMNS = ("model", "checkpoint_step", "train_seed", "dataset")
 
 
 def write_results(
@@ -105,7 +105,8 @@ def write_results(
 ) -> None:
     """Write results as CSV, and the per-class values beside it as Parquet.
 
-    origins: of results of several models, where each class row comes from (else Parquet has no such columns).
+    origins: of results of several models or data sets, where each class row comes from (else Parquet has no such
+    columns).
     """
     import pyarrow as pa  # Only evaluation jobs write: status and the like stay quick.
     import pyarrow.parquet as pq

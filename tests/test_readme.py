@@ -30,10 +30,13 @@ def test_launch_commands_of_the_readme_are_accepted(line: list[str], run: Callab
     assert done.returncode == 0, done.stderr
 
 
-def test_evaluation_command_of_the_readme_is_understood(run: Callable) -> None:
+@pytest.mark.omniglot
+def test_evaluation_command_of_the_readme_works_on_the_shipped_model(run: Callable, omniglot_path: str) -> None:
     (line,) = [line for line in shell_lines(README) if line[:2] == ["python", "eval_anml.py"]]
-    done = run(*line[1:])
-    assert "CHECKPOINT: no checkpoint here" in done.stderr
+    done = run(*line[1:], ANML_DATA=omniglot_path)
+    assert done.returncode == 0, done.stderr
+    (accuracy,) = re.findall(r"test (\d+\.\d)%", done.stdout)
+    assert float(accuracy) > 85
 
 
 @pytest.mark.parametrize("line", [line for line in shell_lines(README) if "-m" in line[:2]], ids=" ".join)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from anml.commands.arguments import add_job_arguments, add_set_argument, collecting, config_file, print_notices
 from anml.config.evaluation import EvalConfig
-from anml.config.load import load_eval_config, load_train_config
+from anml.config.load import load_eval_configs, load_train_config
 from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.job import JobContext, array_task, run_job
@@ -82,7 +82,8 @@ def _by_hand(options: argparse.Namespace) -> int:
         message = "give an evaluation config: -c configs/eval-omni-anml.yml"
         raise ConfigError(message)
     names = ("classes", "train_examples", "test_examples", "lr", "runs", "seed", "data_path", "model")
-    config, notices = load_eval_config(options.config, options.overrides, {n: getattr(options, n) for n in names})
+    loaded = load_eval_configs(options.config, options.overrides, {n: getattr(options, n) for n in names})
+    configs, (config, notices) = [part.config for part in loaded], loaded[0]
     if config.model is None:
         message = "give the checkpoint to evaluate: -m experiments/<project>/<group>/checkpoints/step-NNNNNN"
         raise ConfigError(message)
@@ -93,7 +94,7 @@ def _by_hand(options: argparse.Namespace) -> int:
     def work(context: JobContext) -> bool:
         from anml.evaluate_by_hand import evaluate_by_hand  # torch: after --help and config errors.
 
-        return evaluate_by_hand(context, config, checkpoints, options.device, options.output)
+        return evaluate_by_hand(context, configs, checkpoints, options.device, options.output)
 
     return run_job(None, None, None, work)
 

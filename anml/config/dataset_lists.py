@@ -24,6 +24,11 @@ def one_flavor_per_dataset(source: Source) -> list[str]:
     return problems
 
 
+def one_per_dataset(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the settings of an evaluation by hand, once for each data set of a list."""
+    return [variant for _, variant in _variants("", settings)]
+
+
 def _variants(name: str, settings: Any) -> list[tuple[str, Any]]:
     datasets = settings.get("dataset") if isinstance(settings, dict) else None
     if not isinstance(datasets, list) or not datasets or not all(isinstance(d, str) for d in datasets):

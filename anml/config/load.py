@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from anml.config.binding import bind, dotted, located, nearest, problem, show
 from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train, ends_early, overlaps
 from anml.config.compatibility import Adopted, adopt_eval, adopt_train
 from anml.config.dataset_facts import DATASETS
-from anml.config.dataset_lists import one_flavor_per_dataset
+from anml.config.dataset_lists import one_flavor_per_dataset, one_per_dataset
 from anml.config.evaluation import EvalConfig
 from anml.config.folders import fill_in_flavor, fill_in_training, flavor_facts
 from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS
@@ -56,18 +57,30 @@ def load_train_config(
 def load_eval_config(
     path: Path | None, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
 ) -> LoadedEval:
-    """Read an evaluation config; without a path, the defaults. Raises ConfigError with every problem found."""
+    """Read an evaluation config on one data set. Raises ConfigError with every problem found."""
+    [loaded] = load_eval_configs(path, overrides, options)
+    return loaded
+
+
+def load_eval_configs(
+    path: Path | None, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> list[LoadedEval]:
+    """Read an evaluation config, once for each of its data sets; without a path, the defaults. Raises ConfigError."""
     source = read_yaml(path) if path else Source({}, {(): Location("the command line")})
     _refuse_other_kind(source, EvalConfig, TrainConfig, "a training config", "configs/eval-omni-anml.yml")
     notices, problems = _prepare(source, overrides, options, adopt_eval)
-    config, found = bind(EvalConfig, source)
-    problems += found
-    if config:
-        config, found = _count_flavor(config, None, source, (), notices)
-        problems += found + check_eval(config, source, (), flavor_facts(config, None))
-    if config is None or problems:
+    configs = []
+    for settings in one_per_dataset(source.data):
+        part = replace(source, data=settings)
+        config, found = bind(EvalConfig, part)
+        problems += found
+        if config:
+            config, found = _count_flavor(config, None, part, (), notices)
+            problems += found + check_eval(config, part, (), flavor_facts(config, None))
+            configs.append(config.model_copy(update={"data_path": _absolute(config.data_path)}))
+    if problems:
         raise ConfigError(tuple(dict.fromkeys(problems)))
-    return LoadedEval(config.model_copy(update={"data_path": _absolute(config.data_path)}), notices)
+    return [LoadedEval(config, list(dict.fromkeys(notices))) for config in configs]
 
 
 def dump_config(config: Record) -> str:

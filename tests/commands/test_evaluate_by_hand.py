@@ -179,3 +179,19 @@ def test_a_state_dict_that_is_not_there_is_a_file_that_is_not_there(command, con
     shown = command(evaluate.main, "-c", config, "-m", tmp_path / "none.pth")
     assert shown.code == 2
     assert shown.err.startswith(f"--model {tmp_path / 'none.pth'}: no such file")
+
+
+def test_several_data_sets_are_each_swept(command, tmp_path: Path, omniglot_path: str) -> None:
+    model = save(tmp_path / "ours")
+    given = ("--set", "dataset=[glyphs, omniglot]", "--data-path", omniglot_path, *SMALL)
+    shown = command(evaluate.main, "-m", model, *given, "-o", tmp_path / "a.csv")
+    assert shown.code == 0, shown.err
+    assert [line.split(":")[0] for line in shown.out.splitlines()] == ["glyphs", "omniglot"]
+    assert list(dict.fromkeys(row["dataset"] for row in rows(tmp_path / "a.csv"))) == ["glyphs", "omniglot"]
+    assert set(pq.read_table(tmp_path / "a.parquet")["dataset"].to_pylist()) == {"glyphs", "omniglot"}
+
+
+def test_a_data_set_of_a_list_that_is_none_is_refused_before_any_is_evaluated(command, tmp_path: Path) -> None:
+    shown = command(evaluate.main, "-m", save(tmp_path / "ours"), "--set", "dataset=[glyphs, glifs]", *SMALL)
+    assert (shown.code, shown.out) == (2, "")
+    assert '"glifs" is not a data set' in shown.err
