@@ -57,6 +57,7 @@ def save_model(folder: Path, model: MetaModel, card: ModelCard, about: dict[str,
 def _write_model(folder: Path, model: MetaModel, card: ModelCard, more: dict[str, Any]) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes files that only their owner may read.
     _write(folder / "model.json", {**asdict(card), "sha256": _sha256(folder / "model.safetensors"), **more})
 
 

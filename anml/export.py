@@ -39,12 +39,19 @@ def _about(experiment: Experiment, step: int, seed: int, half: bool) -> dict[str
     """Return what a user of the model may want to know of its making."""
     environment = read_json(experiment.environment_file) or {}
     return {
-        "config": yaml.safe_load(experiment.config_file.read_text(encoding="utf-8")),
+        "config": _without(yaml.safe_load(experiment.config_file.read_text(encoding="utf-8")), "data_path"),
         "git_commit": environment.get("git_commit"),
-        "trained_on": environment.get("training_machine"),
+        "trained_on": _without(environment.get("training_machine"), "host"),
         "weights": str(torch.float16 if half else torch.float32).removeprefix("torch."),
         "accuracy": _accuracies(experiment, step, seed),
     }
+
+
+def _without(data: Any, private: str) -> Any:
+    """Return nested data without a key that is nobody else's business."""
+    if not isinstance(data, dict):
+        return data
+    return {key: _without(value, private) for key, value in data.items() if key != private}
 
 
 def _accuracies(experiment: Experiment, step: int, seed: int) -> Sequence[dict[str, Any]]:

@@ -14,6 +14,7 @@ from anml.models.build import build_model
 
 SMALL = """
 dataset: glyphs
+data_path: .
 train_classes: 20
 num_batches: 3
 remember_size: 4
@@ -52,7 +53,10 @@ def test_an_exported_model_is_the_checkpoint_without_its_training_state(trained,
 
 def test_its_card_tells_origin_and_accuracy(trained, tmp_path, run):
     run("-m", "anml", "export", trained, tmp_path / "model", "--half")
-    about = json.loads((tmp_path / "model" / "model.json").read_text())["about"]
+    text = (tmp_path / "model" / "model.json").read_text()
+    assert "data_path" not in text
+    assert "host" not in text
+    about = json.loads(text)["about"]
     assert about["config"]["model"] == "anml"
     assert about["weights"] == "float16"
     assert [(m["flavor"], m["classes"], m["runs"]) for m in about["accuracy"]] == [
