@@ -121,13 +121,13 @@ def test_failing_job_skips_dependents_still_reports_and_exits_with_1(
 
 
 def test_ctrl_c_leaves_a_resumable_experiment(run: Run, experiments: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, epochs=250, eval_steps=[250], save_freq=1000)
+    config = write_config(tmp_path, epochs=900, eval_steps=[900], save_freq=1000)
     command = [sys.executable, "launch_train.py", "-c", str(config), "--project", "p", "--group", "g"]
     launcher = subprocess.Popen(
         [*command, "--cluster", "local", "--wandb", "disabled"], cwd=REPOSITORY, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    status_file = experiments / "p/g/jobs/train-step-000250/status.json"
+    status_file = experiments / "p/g/jobs/train-step-000900/status.json"
     wait_until(lambda: status_file.exists() and json.loads(status_file.read_text())["done"] > 20)
     os.killpg(launcher.pid, signal.SIGINT)
     _, errors = launcher.communicate(timeout=60)
@@ -136,7 +136,7 @@ def test_ctrl_c_leaves_a_resumable_experiment(run: Run, experiments: Path, tmp_p
     assert json.loads(status_file.read_text())["state"] == "interrupted"
     assert run("-m", "anml", "retry", "p/g").returncode == 0
     assert launch(run, config, group="undisturbed").returncode == 0
-    name = "checkpoints/step-000250/model.safetensors"
+    name = "checkpoints/step-000900/model.safetensors"
     assert (experiments / "p/g" / name).read_bytes() == (experiments / "p/undisturbed" / name).read_bytes()
 
 
