@@ -68,7 +68,7 @@ def load_data(config: EvalConfig, request: DataRequest, card: ModelCard, device:
     if channels != card.image_shape[0]:
         message = f"dataset: {request.dataset} has {channels} channels, the model takes {card.image_shape[0]}"
         raise ConfigError(message)
-    return load_images(*request).first_examples(0, config.imgs_per_class).to(device)
+    return load_images(request).first_examples(0, config.imgs_per_class).to(device)
 
 
 def _sweep(

@@ -134,7 +134,7 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 def training_data(config: TrainConfig, device: torch.device) -> tuple[ClassImages, ClassImages]:
     """Return the background images that training sees, and those held back for validation. Raises DataError."""
-    images = load_images(*config.train_request).to(device)
+    images = load_images(config.train_request).to(device)
     images = images.first_classes(config.num_train_classes).first_examples(0, config.images_per_class)
     train = images.first_examples(0, config.examples_per_class)
     validation = images.first_examples(config.examples_per_class, images.examples_per_class)

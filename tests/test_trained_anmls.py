@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from anml.checkpoint import load_model
+from anml.config.data_request import DataRequest
 from anml.config.evaluation import EvalConfig
 from anml.data.load import load_images
 from anml.evaluate.sweep import run_sweep, sweep_points
@@ -39,7 +40,7 @@ def test_the_shipped_anml_scores_what_its_card_says_at_10_classes(omniglot_path:
     [said] = [row for row in about("omniglot-anml")["accuracy"] if (row["flavor"], row["classes"]) == ("olft", 10)]
     model, card = load_model(FOLDER / "omniglot-anml")
     config = EvalConfig(classes=(10,), lr=(said["lr"],), runs=said["runs"], eval_freq=0)
-    data = load_images(card.dataset, "eval", card.image_shape[1], omniglot_path)
+    data = load_images(DataRequest(card.dataset, "eval", card.image_shape[1], omniglot_path))
     results = list(run_sweep(model, card, config, "olft", data, sweep_points(config)))
     found = sum(result.rows[-1].test_acc for result in results) / len(results)
     # The same runs; rounding the weights to float16 may move an example or two of 500.

@@ -79,7 +79,7 @@ def _data_problems(config: TrainConfig) -> list[str]:
     for name, flavor in config.eval.items():
         at = "" if flavor.data_path == config.data_path else f"eval.{name}."
         try:
-            data = load_images(*config.eval_request(flavor)).first_examples(0, flavor.imgs_per_class)
+            data = load_images(config.eval_request(flavor)).first_examples(0, flavor.imgs_per_class)
             check_trajectory(data, max(flavor.classes), max(flavor.train_examples), max(flavor.test_examples))
         except AnmlError as error:
             problems[f"{at}data_path: {error}"] = None

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from anml.commands.arguments import EXIT_DONE, positive
+from anml.config.data_request import DataRequest
 from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, canonical_dataset
 from anml.errors import ConfigError
 
@@ -30,5 +31,5 @@ def main(arguments: Sequence[str]) -> int:
 
     size = options.im_size or DATASETS[options.dataset].default_size
     for split in ("train", "eval"):
-        print(array_file(options.dataset, split, size, options.data_path))
+        print(array_file(DataRequest(options.dataset, split, size, options.data_path)))
     return EXIT_DONE

@@ -8,7 +8,7 @@ from anml.config.image_folder import ClassSplit
 
 
 class DataRequest(NamedTuple):
-    """The arguments of data.load.load_images and array_file, in their order.
+    """A split of a data set at a size, as data.load finds or makes it.
 
     classes, examples: of images-folder, the names of the classes and how many images of each.
     allow_incomplete: accept a copy with fewer (or other) classes and images than the data set has.

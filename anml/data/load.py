@@ -27,20 +27,9 @@ _CONVERSION = 1
 _COPIED_BYTES = 150_000_000
 
 
-def load_images(
-    dataset: str,
-    split: Split,
-    size: int,
-    data_path: str | None,
-    classes: tuple[str, ...] = (),
-    examples: int | None = None,
-    allow_incomplete: bool = False,
-) -> ClassImages:
-    """Return the images of the background ("train") or the evaluation classes ("eval"). Raises DataError.
-
-    The arguments are those of a DataRequest.
-    """
-    file = array_file(dataset, split, size, data_path, classes, examples, allow_incomplete)
+def load_images(request: DataRequest) -> ClassImages:
+    """Return the images of the background ("train") or the evaluation classes ("eval"). Raises DataError."""
+    file, dataset = array_file(request), request.dataset
     # Normalised as is usual for photographs; characters are left as the published ANML saw them.
     normalise = DATASETS[dataset].channels == 3
     array = np.load(file, mmap_mode="r")
@@ -51,17 +40,9 @@ def load_images(
     return ClassImages(stored.tensor, dataset, normalise, stored)
 
 
-def array_file(
-    dataset: str,
-    split: Split,
-    size: int,
-    data_path: str | None,
-    classes: tuple[str, ...] = (),
-    examples: int | None = None,
-    allow_incomplete: bool = False,
-) -> Path:
+def array_file(request: DataRequest) -> Path:
     """Return the array file of a split, made now if this machine does not have it yet. Raises DataError."""
-    request = DataRequest(dataset, split, size, data_path, classes, examples, allow_incomplete)
+    dataset, split, size, data_path = request[:4]
     if DATASETS[dataset].channels == 3:
         return _array_of_folders(request)
     cache = cache_dir()

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from anml.config.data_request import DataRequest
+from anml.config.dataset_facts import Split
 from anml.data import image_folders
 from anml.data.load import array_file, load_images
 from anml.errors import DataError
@@ -40,8 +41,9 @@ def mini(tmp_path: Path, make_images: Callable) -> Path:
     return tmp_path / "data"
 
 
-def load(dataset: str, data_path: Path, split: str = "train", **options):
-    return load_images(dataset, split, options.pop("size", 84), str(data_path), allow_incomplete=True, **options)  # type: ignore[arg-type]
+def load(dataset: str, data_path: Path, split: Split = "train", **options):
+    size = options.pop("size", 84)
+    return load_images(DataRequest(dataset, split, size, str(data_path), allow_incomplete=True, **options))
 
 
 def pixels_of(file: Path) -> np.ndarray:
@@ -132,11 +134,11 @@ def test_what_a_folder_held_before_does_not_stand_for_what_it_holds(mini, make_i
 
 def test_a_users_folder_that_is_gone_serves_only_the_classes_it_was_converted_for(tmp_path, make_images):
     make_images(tmp_path / "own", {"a": 2, "b": 2})
-    load_images(*folder_request(tmp_path / "own", ("a",), 2))
+    load_images(folder_request(tmp_path / "own", ("a",), 2))
     shutil.rmtree(tmp_path / "own")
-    assert load_images(*folder_request(tmp_path / "own", ("a",), 2)).num_classes == 1
+    assert load_images(folder_request(tmp_path / "own", ("a",), 2)).num_classes == 1
     with pytest.raises(DataError, match="there is no such folder"):
-        load_images(*folder_request(tmp_path / "own", ("b",), 2))
+        load_images(folder_request(tmp_path / "own", ("b",), 2))
 
 
 def test_another_image_makes_another_array(mini, make_images):
@@ -149,14 +151,14 @@ def test_an_incomplete_copy_is_refused(mini):
     with pytest.raises(
         DataError, match=r"expected 64 train classes .* 600 images each, found 4 classes.*allow_incomplete"
     ):
-        load_images("mini-imagenet", "train", 84, str(mini))
+        load_images(DataRequest("mini-imagenet", "train", 84, str(mini)))
 
 
 def test_an_incomplete_copy_is_refused_even_if_somebody_accepted_it_before(mini, tmp_path):
     pack(mini / "processed_images", tmp_path / "all.tar", "inet")
     load("mini-imagenet", tmp_path / "all.tar")
     with pytest.raises(DataError, match=r"found 4 classes of 3"):
-        load_images("mini-imagenet", "train", 84, str(tmp_path / "all.tar"))
+        load_images(DataRequest("mini-imagenet", "train", 84, str(tmp_path / "all.tar")))
 
 
 def test_of_a_copy_with_gaps_every_class_gives_what_the_smallest_has(mini):
@@ -203,7 +205,7 @@ def test_a_data_path_without_the_data_says_what_was_expected(tmp_path):
 @pytest.mark.parametrize("dataset", ["mini-imagenet", "omniimage20"])
 def test_what_cannot_be_downloaded_says_where_to_look(dataset):
     with pytest.raises(DataError, match=r"cannot be downloaded automatically.*docs/data\.md"):
-        load_images(dataset, "train", 84, None)
+        load_images(DataRequest(dataset, "train", 84, None))
 
 
 def folder_request(path: Path, classes: tuple[str, ...], examples: int, size: int = 84) -> DataRequest:
@@ -212,7 +214,7 @@ def folder_request(path: Path, classes: tuple[str, ...], examples: int, size: in
 
 def first_image(path: Path, size: int = 84) -> np.ndarray:
     """Return the only image of the class `a`, converted."""
-    return load_images(*folder_request(path, ("a",), 1, size)).images[0, 0].numpy()
+    return load_images(folder_request(path, ("a",), 1, size)).images[0, 0].numpy()
 
 
 def test_a_larger_image_is_cut_to_its_central_square_and_shrunk(tmp_path):
@@ -249,7 +251,7 @@ def test_an_image_is_turned_as_its_exif_tag_says(tmp_path):
 
 def test_of_a_folder_the_classes_and_first_images_named_are_taken(tmp_path, make_images):
     make_images(tmp_path, {"cats/siamese": 3, "dogs": 5, "birds": 2}, suffix=".png")
-    images = load_images(*folder_request(tmp_path, ("cats/siamese", "dogs"), 2)).images
+    images = load_images(folder_request(tmp_path, ("cats/siamese", "dogs"), 2)).images
     assert images.shape[:2] == (2, 2)
     assert np.array_equal(images[1, 1].numpy(), pixels_of(tmp_path / "dogs" / "dogs00000001.png"))
 
@@ -261,7 +263,7 @@ def test_of_a_folder_the_classes_and_first_images_named_are_taken(tmp_path, make
 def test_what_a_config_names_must_be_there(tmp_path, make_images, classes, examples, message):
     make_images(tmp_path, {"a": 2})
     with pytest.raises(DataError, match=message):
-        load_images(*folder_request(tmp_path, classes, examples))
+        load_images(folder_request(tmp_path, classes, examples))
 
 
 @pytest.fixture
@@ -305,5 +307,5 @@ def test_omniimage_has_two_sizes(omni):
 
 
 def test_the_array_file_is_an_ordinary_npy(mini):
-    file = array_file("mini-imagenet", "train", 84, str(mini), allow_incomplete=True)
+    file = array_file(DataRequest("mini-imagenet", "train", 84, str(mini), allow_incomplete=True))
     assert np.array_equal(np.load(file), load("mini-imagenet", mini).images.numpy())

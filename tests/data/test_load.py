@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from anml.config.data_request import DataRequest
 from anml.data import omniglot
 from anml.data.fetch import fetch
 from anml.data.load import array_file, load_images
@@ -39,21 +40,21 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_data_are_needed_only_once(own_cache, source):
-    first = load_images("omniglot", "train", 28, str(source))
+    first = load_images(DataRequest("omniglot", "train", 28, str(source)))
     shutil.rmtree(source)
-    assert torch.equal(load_images("omniglot", "train", 28, str(source)).images, first.images)
+    assert torch.equal(load_images(DataRequest("omniglot", "train", 28, str(source))).images, first.images)
 
 
 def test_a_relative_data_path_is_not_another_ones(own_cache, source, tmp_path, monkeypatch):
-    load_images("omniglot", "train", 28, str(source))
+    load_images(DataRequest("omniglot", "train", 28, str(source)))
     monkeypatch.chdir(tmp_path)
-    load_images("omniglot", "train", 28, "data")
+    load_images(DataRequest("omniglot", "train", 28, "data"))
     assert len(list(own_cache.glob(ARRAY))) == 1
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     with pytest.raises(DataError, match="no Omniglot here"):
-        load_images("omniglot", "train", 28, "data")
+        load_images(DataRequest("omniglot", "train", 28, "data"))
 
 
 def test_ten_at_once_all_get_the_whole_array(own_cache, source):
@@ -61,7 +62,7 @@ def test_ten_at_once_all_get_the_whole_array(own_cache, source):
 
     def load(_: int) -> torch.Tensor:
         start.wait()
-        return load_images("omniglot", "train", 28, str(source)).images
+        return load_images(DataRequest("omniglot", "train", 28, str(source))).images
 
     with ThreadPoolExecutor(10) as pool:
         found = list(pool.map(load, range(10)))
@@ -70,23 +71,23 @@ def test_ten_at_once_all_get_the_whole_array(own_cache, source):
 
 
 def test_an_array_survives_its_cache(own_cache, source):
-    images = load_images("omniglot", "train", 28, str(source)).images
+    images = load_images(DataRequest("omniglot", "train", 28, str(source))).images
     next(own_cache.glob(ARRAY)).write_bytes(b"")
     assert images.float().mean() > 1
 
 
 def test_others_may_read_the_cache(own_cache, source):
-    assert array_file("omniglot", "train", 28, str(source)).stat().st_mode & 0o777 == 0o644
+    assert array_file(DataRequest("omniglot", "train", 28, str(source))).stat().st_mode & 0o777 == 0o644
 
 
 def test_a_cache_that_cannot_be_written_is_told(own_cache, source):
     own_cache.write_text("a file where the folder should be")
     with pytest.raises(DataError, match="Set ANML_CACHE to a folder"):
-        load_images("omniglot", "train", 28, str(source))
+        load_images(DataRequest("omniglot", "train", 28, str(source)))
 
 
 def test_glyphs_do_not_depend_on_a_data_path():
-    names = {array_file("glyphs", "eval", 28, path).name for path in (None, "somewhere")}
+    names = {array_file(DataRequest("glyphs", "eval", 28, path)).name for path in (None, "somewhere")}
     assert len(names) == 1
 
 

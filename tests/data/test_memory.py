@@ -19,10 +19,11 @@ DRAW = """
 import sys
 from pathlib import Path
 import torch
+from anml.config.data_request import DataRequest
 from anml.data import load
 torch.set_num_threads(1)
 load.array_file = lambda *request: Path(sys.argv[1])
-data = load.load_images("mini-imagenet", "train", 84, None)
+data = load.load_images(DataRequest("mini-imagenet", "train", 84, None))
 chosen = torch.randperm(data.num_classes * data.examples_per_class)[:16800]
 for batch in chosen.split(84):
     images, labels = data.batch(batch // 600, batch % 600)
@@ -32,8 +33,9 @@ assert images.shape[1:] == (3, 84, 84) and data.images.shape == (64, 600, 3, 84,
 CONVERT = """
 import sys
 from pathlib import Path
+from anml.config.data_request import DataRequest
 from anml.data.load import array_file
-file = array_file("images-folder", "train", 550, sys.argv[1], ("a", "b"), 150)
+file = array_file(DataRequest("images-folder", "train", 550, sys.argv[1], ("a", "b"), 150))
 assert file.stat().st_size > 270_000_000
 """
 

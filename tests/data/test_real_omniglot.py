@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from anml.config.data_request import DataRequest
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.load import Split, array_file, load_images
@@ -21,7 +22,7 @@ def split(request: pytest.FixtureRequest) -> Split:
 
 @pytest.fixture
 def images(omniglot_path: str, split: Split) -> ClassImages:
-    return load_images("omniglot", split, 28, omniglot_path)
+    return load_images(DataRequest("omniglot", split, 28, omniglot_path))
 
 
 def test_all_characters_are_there(images, split):
@@ -51,9 +52,9 @@ def test_a_known_drawing_has_its_known_bytes(images, split):
 
 
 def test_loading_again_takes_well_under_a_second(omniglot_path, split):
-    array_file("omniglot", split, 28, omniglot_path)
+    array_file(DataRequest("omniglot", split, 28, omniglot_path))
     started = time.perf_counter()
-    load_images("omniglot", split, 28, omniglot_path)
+    load_images(DataRequest("omniglot", split, 28, omniglot_path))
     assert time.perf_counter() - started < 1
 
 

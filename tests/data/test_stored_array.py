@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from anml.config.data_request import DataRequest
 from anml.data import load
 from anml.data.class_images import ClassImages
 from anml.data.episodes import shuffled_batch
@@ -24,7 +25,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stored(file: Path) -> ClassImages:
-    return load.load_images("mini-imagenet", "train", 9, None)
+    return load.load_images(DataRequest("mini-imagenet", "train", 9, None))
 
 
 @pytest.fixture
