@@ -12,6 +12,7 @@ from anml.config.dataset_facts import DATASETS
 from anml.config.evaluation import EvalConfig
 from anml.config.profile import Device, WandbMode
 from anml.config.training import TrainConfig
+from anml.config.variation import Variation
 from anml.data.class_images import ClassImages
 from anml.data.load import load_images
 from anml.disk import check_folder
@@ -31,7 +32,7 @@ def evaluate_checkpoint(
     experiment: Experiment,
     flavor: str,
     step: int,
-    seed: int | None,
+    one: Variation,
     task: int | None,
     points_per_job: int | None,
     device: Device,
@@ -45,13 +46,13 @@ def evaluate_checkpoint(
     check_folder(experiment.root, min_free_gb)
     compute_on = prepare_device(device, config.device)
     evaluation = config.eval[flavor]
-    model, card = load_model(experiment.checkpoint(step, seed), compute_on)
+    model, card = load_model(experiment.checkpoint(step, one.tag), compute_on)
     data = load_data(evaluation, config.eval_request(evaluation), card, compute_on)
     points = sweep_points(evaluation)
     if task is not None and points_per_job is not None:
         points = points[task * points_per_job : (task + 1) * points_per_job]
-    path = experiment.result(flavor, step, seed, task)
-    tracker = Tracker(experiment, config, path.stem, "evaluate", wandb_mode)
+    path = experiment.result(flavor, step, one.tag, task)
+    tracker = Tracker(experiment, config.alone(one), path.stem, "evaluate", wandb_mode)
     finished = FinishedPoints(path.with_suffix(".partial.jsonl"))
     complete = _sweep(context, model, card, evaluation, flavor, data, points, finished)
     rows = finished.write(path) if complete else []

@@ -33,7 +33,10 @@ class JobFolder:
 
 @dataclass(frozen=True)
 class Experiment:
-    """`experiments/<project>/<group>/` and every path in it. `seed` is None unless several seeds are trained."""
+    """`experiments/<project>/<group>/` and every path in it.
+
+    tag: which of several trainings (`config.variation.Variation.tag`); empty when there is only one.
+    """
 
     root: Path
 
@@ -96,27 +99,24 @@ class Experiment:
         """Return the folder of a job."""
         return JobFolder(self.jobs / name, task)
 
-    def checkpoints(self, seed: int | None = None) -> Path:
+    def checkpoints(self, tag: str = "") -> Path:
         """Return the folder of the checkpoints of a training."""
-        folder = self.root / "checkpoints"
-        return folder if seed is None else folder / f"seed-{seed}"
+        return self.root / "checkpoints" / tag
 
-    def checkpoint(self, step: int, seed: int | None = None) -> Path:
+    def checkpoint(self, step: int, tag: str = "") -> Path:
         """Return the folder of one checkpoint."""
-        return self.checkpoints(seed) / f"step-{step:06d}"
+        return self.checkpoints(tag) / f"step-{step:06d}"
 
-    def metrics(self, seed: int | None = None) -> Path:
+    def metrics(self, tag: str = "") -> Path:
         """Return the training's log, one JSON object a line."""
-        return self.root / "metrics" / ("train.jsonl" if seed is None else f"train-seed-{seed}.jsonl")
+        return self.root / "metrics" / (f"train-{tag}.jsonl" if tag else "train.jsonl")
 
-    def result(self, flavor: str, step: int, seed: int | None = None, task: int | None = None) -> Path:
+    def result(self, flavor: str, step: int, tag: str = "", task: int | None = None) -> Path:
         """Return the results file of one evaluation job (or of one task of it)."""
-        return self.results / f"{result_name(flavor, step, seed, task)}.csv"
+        return self.results / f"{result_name(flavor, step, tag, task)}.csv"
 
 
-def result_name(flavor: str, step: int, seed: int | None = None, task: int | None = None) -> str:
+def result_name(flavor: str, step: int, tag: str = "", task: int | None = None) -> str:
     """Return `<flavor>-step-010000[-seed-1][-task-0003]`, the name of results files and evaluation jobs."""
-    parts = [flavor, f"step-{step:06d}"]
-    parts += [] if seed is None else [f"seed-{seed}"]
-    parts += [] if task is None else [f"task-{task:04d}"]
-    return "-".join(parts)
+    parts = [flavor, f"step-{step:06d}", tag, "" if task is None else f"task-{task:04d}"]
+    return "-".join(filter(None, parts))

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from anml.atomic import read_json
-from anml.checkpoint import load_model, save_model
+from anml.checkpoint import ModelCard, load_model, save_model
 from anml.errors import CheckpointError
 from anml.experiment import Experiment
 from anml.models.meta_model import MetaModel
@@ -17,13 +17,13 @@ from anml.report.milestones import best_by_classes
 from anml.report.tables import read_scores
 
 
-def export_model(experiment: Experiment, step: int, seed: int | None, target: Path, half: bool) -> None:
-    """Write a checkpoint of an experiment to a folder of its own. `half` rounds the weights to float16.
+def export_model(experiment: Experiment, step: int, tag: str, target: Path, half: bool) -> None:
+    """Write a checkpoint of one of an experiment's trainings to a folder. `half` rounds the weights to float16.
 
     Raises CheckpointError.
     """
-    model, card = load_model(experiment.checkpoint(step, seed))
-    save_model(target, _halved(model) if half else model, card, _about(experiment, step, card.seed, half))
+    model, card = load_model(experiment.checkpoint(step, tag))
+    save_model(target, _halved(model) if half else model, card, _about(experiment, card, half))
 
 
 def _halved(model: MetaModel) -> MetaModel:
@@ -35,7 +35,7 @@ def _halved(model: MetaModel) -> MetaModel:
     return model
 
 
-def _about(experiment: Experiment, step: int, seed: int, half: bool) -> dict[str, Any]:
+def _about(experiment: Experiment, card: ModelCard, half: bool) -> dict[str, Any]:
     """Return what a user of the model may want to know of its making."""
     environment = read_json(experiment.environment_file) or {}
     return {
@@ -43,7 +43,7 @@ def _about(experiment: Experiment, step: int, seed: int, half: bool) -> dict[str
         "git_commit": environment.get("git_commit"),
         "trained_on": _without(environment.get("training_machine"), "host"),
         "weights": str(torch.float16 if half else torch.float32).removeprefix("torch."),
-        "accuracy": _accuracies(experiment, step, seed),
+        "accuracy": _accuracies(experiment, card),
     }
 
 
@@ -54,7 +54,8 @@ def _without(data: Any, private: str) -> Any:
     return {key: _without(value, private) for key, value in data.items() if key != private}
 
 
-def _accuracies(experiment: Experiment, step: int, seed: int) -> Sequence[dict[str, Any]]:
+def _accuracies(experiment: Experiment, card: ModelCard) -> Sequence[dict[str, Any]]:
     """Return the test accuracy at the best learning rate, for every flavor and number of classes learned."""
-    rows = [r for r in read_scores(experiment).rows if (r.checkpoint_step, r.train_seed) == (step, seed)]
+    of_this = (card.display_name, card.step, card.seed)
+    rows = [r for r in read_scores(experiment).rows if (r.model, r.checkpoint_step, r.train_seed) == of_this]
     return [asdict(milestone) for milestone in best_by_classes(rows)]

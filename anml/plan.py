@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from anml.config.evaluation import EvalConfig
 from anml.config.training import TrainConfig
+from anml.config.variation import Variation
 from anml.experiment import result_name
 
 JobKind = Literal["train", "evaluate", "report"]
@@ -56,42 +57,37 @@ class Plan:
 def make_plan(config: TrainConfig, points_per_job: int | None = None, max_array_size: int = 1001) -> Plan:
     """Return the jobs of an experiment (DESIGN: training in segments, evaluations after each, a report at the end)."""
     jobs: list[Job] = []
-    tags = config.training_seeds if config.seeds else (None,)
-    # What one job trains: one seed, or all of them.
-    for trained in [tags] if config.seeds_together else [(tag,) for tag in tags]:
+    # What one job trains: one training, or all of them.
+    for trained in [config.variations] if config.train_together else [(one,) for one in config.variations]:
         previous: tuple[str, ...] = ()
         for number, step in enumerate(config.checkpoint_steps):
-            segment = _segment(step, trained[0] if len(trained) == 1 else None, previous)
+            segment = _segment(step, trained[0] if len(trained) == 1 else Variation(), previous)
             jobs.append(segment)
             steps = [0, step] if number == 0 and config.eval_untrained else [step]
-            for tag, evaluated, (flavor, evaluation) in product(trained, steps, config.eval.items()):
-                jobs += _evaluation(flavor, evaluation, evaluated, tag, segment.name, points_per_job, max_array_size)
+            for one, evaluated, (flavor, evaluation) in product(trained, steps, config.eval.items()):
+                jobs += _evaluation(flavor, evaluation, evaluated, one, segment.name, points_per_job, max_array_size)
             previous = (segment.name,)
     report = Job("report", "report", ("-m", "anml", "report-job"), tuple(job.name for job in jobs), after_any=True)
     return Plan((*jobs, report))
 
 
-def _segment(step: int, seed: int | None, previous: tuple[str, ...]) -> Job:
-    argv = ["train_anml.py", "--until-step", str(step)]
-    if seed is not None:
-        argv += ["--seed", str(seed)]
-    return Job(result_name("train", step, seed), "train", tuple(argv), previous)
+def _segment(step: int, one: Variation, previous: tuple[str, ...]) -> Job:
+    argv = ("train_anml.py", "--until-step", str(step), *one.flags())
+    return Job(result_name("train", step, one.tag), "train", argv, previous)
 
 
 def _evaluation(
     flavor: str,
     config: EvalConfig,
     step: int,
-    seed: int | None,
+    one: Variation,
     segment: str,
     points_per_job: int | None,
     max_array_size: int,
 ) -> list[Job]:
     """Return one job for a flavor, or arrays of jobs when its sweep has more points than a job may take."""
-    name = result_name(flavor, step, seed)
-    argv = ["eval_anml.py", "--flavor", flavor, "--step", str(step)]
-    if seed is not None:
-        argv += ["--train-seed", str(seed)]
+    name = result_name(flavor, step, one.tag)
+    argv = ["eval_anml.py", "--flavor", flavor, "--step", str(step), *one.flags("--train-")]
     points = config.count_points()
     if points_per_job is None or points <= points_per_job:
         return [Job(name, "evaluate", tuple(argv), (segment,))]

@@ -7,6 +7,7 @@ import torch
 from anml.atomic import read_json, write_json
 from anml.config.profile import Device, WandbMode
 from anml.config.training import TrainConfig
+from anml.config.variation import Variation
 from anml.disk import check_folder
 from anml.experiment import Experiment
 from anml.job import JobContext
@@ -21,26 +22,30 @@ def train_segment(
     context: JobContext,
     config: TrainConfig,
     experiment: Experiment,
-    seed: int | None,
+    one: Variation,
     until: int | None,
     device: Device,
     wandb_mode: WandbMode,
     min_free_gb: float = 0.0,
 ) -> bool:
-    """Train to step `until` (default: the end). `seed` is None unless the experiment trains several by a job each.
+    """Train to step `until` (default: the end). `one` says which of the experiment's trainings, if not all together.
 
     Returns False when stopped before, with a checkpoint of where it stopped.
     """
     check_folder(experiment.root, min_free_gb)
     compute_on = prepare_device(device, config.device)
     until = config.total_steps if until is None else until
-    training = _make_training(config, experiment, seed, compute_on)
+    training = _make_training(config, experiment, one, compute_on)
     _record_machine(experiment, compute_on)
     notes = _Notes(f"training on {compute_on}, ", training)
     _say(f"{notes.latest}; steps {training.completed} to {until}")
     if training.completed >= until:
         return True
-    trackers = [_track(run, config, experiment, wandb_mode, notes) for run in training.runs]
+    ran = config.variations if config.train_together else [one]
+    trackers = [
+        _track(run, variation.tag, experiment, wandb_mode, notes, with_tag=len(ran) > 1)
+        for run, variation in zip(training.runs, ran, strict=True)
+    ]
     finished = False
     try:
         finished = training.run(until, context.stop, lambda done: context.progress(done, until, "steps"))
@@ -52,13 +57,16 @@ def train_segment(
 
 
 def _make_training(
-    config: TrainConfig, experiment: Experiment, seed: int | None, device: torch.device
+    config: TrainConfig, experiment: Experiment, one: Variation, device: torch.device
 ) -> Training | TrainingTogether:
-    if config.seeds_together:
-        lanes = [Lane(s, experiment.checkpoints(s), experiment.metrics(s)) for s in config.training_seeds]
+    if config.train_together:
+        lanes = [
+            Lane(config.alone(each), experiment.checkpoints(each.tag), experiment.metrics(each.tag))
+            for each in config.variations
+        ]
         return TrainingTogether(config, lanes, device)
-    number = config.seed if seed is None else seed
-    return Training(config, number, experiment.checkpoints(seed), experiment.metrics(seed), device)
+    alone = config.alone(one)
+    return Training(alone, alone.seed, experiment.checkpoints(one.tag), experiment.metrics(one.tag), device)
 
 
 class _Notes:
@@ -76,15 +84,16 @@ class _Notes:
             _say(note)
 
 
-def _track(run: TrainingRun, config: TrainConfig, experiment: Experiment, mode: WandbMode, notes: _Notes) -> Tracker:
+def _track(
+    run: TrainingRun, tag: str, experiment: Experiment, mode: WandbMode, notes: _Notes, with_tag: bool
+) -> Tracker:
     """Let the lines of a run's log go to its W&B run and to the job's own log."""
-    tag = f"seed-{run.seed}" if config.seeds else ""
-    tracker = Tracker(experiment, config, f"train-{tag}" if tag else "train", "train", mode)
+    tracker = Tracker(experiment, run.config, f"train-{tag}" if tag else "train", "train", mode)
 
     def log(line: dict[str, Any]) -> None:
         notes.say_if_new()
         tracker.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
-        start = f"{tag}  " if config.seeds_together else ""
+        start = f"{tag}  " if with_tag else ""
         _say(start + "  ".join(f"{key} {value if key == 'step' else f'{value:.4g}'}" for key, value in line.items()))
 
     run.on_log = log

@@ -1,4 +1,4 @@
-"""Several seeds of one experiment trained at once by one job, each with checkpoints and a log of its own."""
+"""Several trainings of one experiment done at once by one job, each with checkpoints and a log of its own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,24 +17,28 @@ from anml.training_run import TrainingRun, last_good_step, training_data
 
 @dataclass(frozen=True)
 class Lane:
-    """One seed, and where its checkpoints and its log are."""
+    """One training: its own config, and where its checkpoints and its log are."""
 
-    seed: int
+    config: TrainConfig
     checkpoints: Path
     metrics: Path
 
 
 class TrainingTogether:
-    """Trains several seeds, from the last step that all of them have a good checkpoint of."""
+    """Does several trainings, from the last step that all of them have a good checkpoint of.
+
+    Their configs differ in nothing but inner_lr and seed.
+    """
 
     def __init__(self, config: TrainConfig, lanes: Sequence[Lane], device: torch.device) -> None:
         data, validation = training_data(config, device)
         start = last_good_step(*(lane.checkpoints for lane in lanes))
         self.runs = [
-            TrainingRun(config, lane.seed, lane.checkpoints, lane.metrics, device, validation, start) for lane in lanes
+            TrainingRun(own.config, own.config.seed, own.checkpoints, own.metrics, device, validation, start)
+            for own in lanes
         ]
-        models = [run.model for run in self.runs]
-        self.engine, self.why = make_lanes(config, models, select_names(models[0], config.inner_params))
+        models, rates = [run.model for run in self.runs], [own.config.inner_lr for own in lanes]
+        self.engine, self.why = make_lanes(config, models, select_names(models[0], config.inner_params), rates)
         outers = [OuterStep(config, run.model, run.seed) for run in self.runs]
         self.static = StaticUpdate(config, outers, self.engine.run, data)
         self.player = GraphPlayer([outer.optimizer for outer in outers]) if uses_graph(config, models[0]) else None
@@ -44,7 +48,7 @@ class TrainingTogether:
 
     @property
     def completed(self) -> int:
-        """Steps that every seed has done."""
+        """Steps that every training has done."""
         return self.runs[0].completed
 
     @property

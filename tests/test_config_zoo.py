@@ -46,13 +46,13 @@ def train_and_evaluate(name: str, data: str | Path, root: Path) -> tuple[TrainCo
 
 def check_what_is_left(config: TrainConfig, experiment: Experiment) -> None:
     """Look at the checkpoint, the log and the results of every flavor."""
-    card = read_card(experiment.checkpoint(STEPS, None))
+    card = read_card(experiment.checkpoint(STEPS))
     assert (card.model, card.train_method, card.dataset) == (config.model, config.train_method, config.dataset)
-    log = [json.loads(line) for line in experiment.metrics(None).read_text().splitlines()]
+    log = [json.loads(line) for line in experiment.metrics().read_text().splitlines()]
     assert [line["step"] for line in log] == [1, STEPS]
     assert {"val_accuracy" in line for line in log} == {config.val_size > 0}
     for flavor, evaluation in config.eval.items():
-        with experiment.result(flavor, STEPS, None).open() as file:
+        with experiment.result(flavor, STEPS).open() as file:
             rows = list(csv.DictReader(file))
         assert {(row["protocol"], row["dataset"], row["model"]) for row in rows} == {
             (evaluation.eval_method, config.dataset, config.display_name)

@@ -157,13 +157,13 @@ def test_several_seeds_are_trained_and_evaluated_apart(run: Run, experiments: Pa
 
 
 def test_seeds_trained_together_are_evaluated_apart(run: Run, experiments: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, seeds=[1, 2], seeds_together=True, epochs=2, eval_steps=[2])
+    config = write_config(tmp_path, seeds=[1, 2], train_together=True, epochs=2, eval_steps=[2])
     done = launch(run, config, "--wandb", "offline")
     assert done.returncode == 0, done.stderr
     root = experiments / "p" / "g"
     assert [path.name for path in (root / "jobs").glob("train*")] == ["train-step-000002"]
     log = (root / "jobs/train-step-000002/log.txt").read_text()
-    assert "engine lanes, 2 seeds at once" in log
+    assert "engine lanes, 2 trainings at once" in log
     assert "seed-2  step 2" in log
     seeds = {row["train_seed"] for s in (1, 2) for row in rows_of(root / f"results/olft-step-000002-seed-{s}.csv")}
     assert seeds == {"1", "2"}
@@ -173,6 +173,22 @@ def test_seeds_trained_together_are_evaluated_apart(run: Run, experiments: Path,
     (root / "jobs/olft-step-000002-seed-2/status.json").unlink()
     assert run("-m", "anml", "retry", "p/g").returncode == 0
     assert run("-m", "anml", "status", "p/g").returncode == 0
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["apart", "together"])
+def test_several_inner_rates_are_several_models_in_the_report(
+    run: Run, experiments: Path, tmp_path: Path, together: bool
+) -> None:
+    config = write_config(tmp_path, inner_lrs=[0.1, 0.05], train_together=together, epochs=2, eval_steps=[2])
+    done = launch(run, config)
+    assert done.returncode == 0, done.stderr
+    root = experiments / "p" / "g"
+    for rate in ("0.1", "0.05"):
+        rows = rows_of(root / f"results/olft-step-000002-inner-lr-{rate}.csv")
+        assert {row["model"] for row in rows} == {f"anml-inner-lr-{rate}"}
+        assert f"anml-inner-lr-{rate}: 4 classes" in (root / "report/accuracy.txt").read_text()
+    assert run("-m", "anml", "export", "p/g", tmp_path / "out", "--inner-lr", "0.05").returncode == 0
+    assert '"display_name": "anml-inner-lr-0.05"' in (tmp_path / "out/model.json").read_text()
 
 
 def test_evaluation_by_hand_agrees_with_the_planned_one(run: Run, finished: Path, tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ def test_seeds_have_their_own_segments_and_evaluations() -> None:
     assert plan.job("olft-step-000040-seed-4").after == ("train-step-000040-seed-4",)
 
 
-def test_seeds_together_are_one_job_that_the_evaluations_of_each_wait_for() -> None:
-    plan = make_plan(config(seeds=[3, 4], seeds_together=True))
+def test_seeds_trained_together_are_one_job_that_the_evaluations_of_each_wait_for() -> None:
+    plan = make_plan(config(seeds=[3, 4], train_together=True))
     trainings = [job for job in plan.jobs if job.kind == "train"]
     assert [(job.name, job.after) for job in trainings] == [
         ("train-step-000040", ()),
@@ -80,6 +80,18 @@ def test_seeds_together_are_one_job_that_the_evaluations_of_each_wait_for() -> N
         job = plan.job(f"olft-step-000040-seed-{seed}")
         assert job.after == ("train-step-000040",)
         assert job.argv[-2:] == ("--train-seed", seed)
+
+
+def test_inner_rates_and_seeds_have_a_training_for_each_pair() -> None:
+    plan = make_plan(config(seeds=[3, 4], inner_lrs=[0.1, 0.05]))
+    trained = [job for job in plan.jobs if job.kind == "train" and not job.after]
+    assert [job.name.removeprefix("train-step-000040-") for job in trained] == [
+        f"inner-lr-{rate}-seed-{seed}" for rate in (0.1, 0.05) for seed in (3, 4)
+    ]
+    assert trained[-1].argv[-4:] == ("--inner-lr", "0.05", "--seed", "4")
+    job = plan.job("olft-step-000040-inner-lr-0.05-seed-4")
+    assert job.after == (trained[-1].name,)
+    assert job.argv[-4:] == ("--train-inner-lr", "0.05", "--train-seed", "4")
 
 
 def test_plan_survives_being_written_and_read() -> None:

@@ -18,7 +18,7 @@ SMALL = {
     "dataset": "glyphs", "train_classes": 10, "train_size": 15, "model": "anml",
     "model_args": {"rln_chs": 3, "nm_chs": 2, "num_classes": 12}, "num_batches": 2, "remember_size": 6,
     "inner_params": ["rln", "fc"], "epochs": 8, "log_freq": 4, "save_freq": 3, "val_size": 20, "engine": "fast",
-    "seeds": [1, 5], "seeds_together": True,
+    "seeds": [1, 5], "train_together": True,
 }  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def make_config(**changes: Any) -> TrainConfig:
 
 
 def lanes(folder: Path, config: TrainConfig) -> list[Lane]:
-    return [Lane(s, folder / f"seed-{s}", folder / f"seed-{s}.jsonl") for s in config.training_seeds]
+    return [Lane(config.alone(each), folder / each.tag, folder / f"{each.tag}.jsonl") for each in config.variations]
 
 
 def train(folder: Path, config: TrainConfig, until: int = 8, stop_at: int | None = None) -> bool:
@@ -71,6 +71,19 @@ def test_every_seed_is_what_a_training_of_its_own_gives(finished: Path, tmp_path
                 torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
         for found, expected in zip(log(finished / f"seed-{seed}.jsonl"), log(tmp_path / f"{seed}.jsonl"), strict=True):
             assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_inner_rates_trained_together_are_what_trainings_of_their_own_give(tmp_path: Path) -> None:
+    config = make_config(seeds=[1, 5], inner_lrs=[0.1, 0.01], max_grad_norm=1.0)
+    assert train(tmp_path, config)
+    for each in config.variations:
+        own, folder = config.alone(each), tmp_path / "alone" / each.tag
+        alone = Training(own, own.seed, folder, folder / "log.jsonl", CPU)
+        alone.run(8, lambda: False, lambda done: None)
+        model, card = load_model(tmp_path / each.tag / "step-000008")
+        assert (card.display_name, card.seed) == (f"anml-inner-lr-{each.inner_lr}", each.seed)
+        torch.testing.assert_close(model.head.weight, alone.model.head.weight, rtol=1e-3, atol=1e-4)
+        assert log(tmp_path / f"{each.tag}.jsonl")[-1] == pytest.approx(log(folder / "log.jsonl")[-1], abs=1e-3)
 
 
 @pytest.mark.parametrize("stops", [(5,), (1, 3, 7)], ids=["once", "often"])
@@ -118,6 +131,6 @@ def test_says_what_trains(tmp_path: Path) -> None:
     config = make_config()
     note = TrainingTogether(config, lanes(tmp_path, config), CPU).note
     assert note == (
-        "engine lanes, 2 seeds at once; "
-        "on a CPU that is slower than one after another: seeds_together is meant for GPUs"
+        "engine lanes, 2 trainings at once; "
+        "on a CPU that is slower than one after another: train_together is meant for GPUs"
     )

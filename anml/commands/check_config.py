@@ -39,8 +39,8 @@ def find_problems(config: TrainConfig) -> list[str]:
 def _lane_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
     from anml.meta.lanes import unsupported_lanes
 
-    reason = unsupported_lanes(model) if config.seeds_together else ""
-    return [f"seeds_together: {reason}; set it to false"] if reason else []
+    reason = unsupported_lanes(model) if config.train_together else ""
+    return [f"train_together: {reason}; set it to false"] if reason else []
 
 
 def name_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001 (torch is imported late)

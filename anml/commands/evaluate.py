@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_job_arguments(parser)
     for name in ("--run-dir", "--flavor"):
         parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument("--train-inner-lr", type=float, help=argparse.SUPPRESS)
     for name in ("--step", "--train-seed", "--points-per-job", "--first-task"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     return parser
@@ -63,6 +64,7 @@ def _planned(options: argparse.Namespace) -> int:
         flavors = ", ".join(config.eval)
         message = f"--run-dir takes --flavor and --step; flavors of this experiment: {flavors}; found {options.flavor}"
         raise ConfigError(message)
+    one = config.variation(options.train_inner_lr, options.train_seed)
     task = array_task() if options.points_per_job else None
 
     def work(context: JobContext) -> bool:
@@ -70,7 +72,7 @@ def _planned(options: argparse.Namespace) -> int:
 
         share = None if task is None else task + (options.first_task or 0)
         return evaluate_checkpoint(
-            context, config, experiment, options.flavor, options.step, options.train_seed, share,
+            context, config, experiment, options.flavor, options.step, one, share,
             options.points_per_job, options.cluster_device, options.wandb, options.min_free_gb,
         )  # fmt: skip
 

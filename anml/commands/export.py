@@ -16,21 +16,20 @@ def main(arguments: Sequence[str]) -> int:
     add_address_arguments(parser)
     parser.add_argument("target", metavar="DIR", type=Path, help="folder to write")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the last that is evaluated)")
-    parser.add_argument("--seed", type=int, help="which training, where there are several")
+    parser.add_argument("--inner-lr", type=float, help="which training, where there are several inner learning rates")
+    parser.add_argument("--seed", type=int, help="which training, where there are several seeds")
     parser.add_argument("--half", action="store_true", help="round the weights to float16: half the size")
     options = parser.parse_args(arguments)
     experiment = find_experiment(options)
     config = load_train_config(experiment.config_file).config
-    if config.seeds and options.seed not in config.seeds:
-        message = f"this experiment trained several seeds; say which one: --seed {' | '.join(map(str, config.seeds))}"
-        raise ConfigError(message)
+    one = config.variation(options.inner_lr, options.seed)
     if (options.target / "model.json").exists():
         message = f"{options.target}: holds a model already; choose another folder, or remove it"
         raise ConfigError(message)
     step = config.checkpoint_steps[-1] if options.step is None else options.step
     from anml.export import export_model  # torch: after --help and config errors.
 
-    export_model(experiment, step, options.seed if config.seeds else None, options.target, options.half)
+    export_model(experiment, step, one.tag, options.target, options.half)
     print(f"Written: {options.target}")
     print(f"Evaluate it: python eval_anml.py -m {options.target}")
     return EXIT_DONE

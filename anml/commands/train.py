@@ -10,6 +10,7 @@ from anml.commands.check_config import find_problems
 from anml.config.binding import located
 from anml.config.load import dump_config, load_train_config
 from anml.config.training import TrainConfig
+from anml.config.variation import Variation
 from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.job import JobContext, run_job
@@ -27,6 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: experiments/by-hand/<model>)")
     parser.add_argument("--data-path", metavar="DIR", help="where the data set is (default: ANML_DATA, or download)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="where to compute")
+    parser.add_argument("--inner-lr", type=float, help="which inner learning rate to train with")
     parser.add_argument("--seed", type=int, help="which seed to train")
     parser.add_argument(
         "--until-step", metavar="N", type=positive, help="stop after this step (default: train to the end)"
@@ -41,19 +43,19 @@ def main(arguments: Sequence[str]) -> int:
     """Train."""
     options = make_parser().parse_args(arguments)
     config, experiment = _config_and_folder(options)
-    seed = options.seed if config.seeds else None
+    one = Variation() if config.train_together else config.variation(options.inner_lr, options.seed)
 
     def work(context: JobContext) -> bool:
         from anml.train_job import train_segment  # torch: after --help and config errors.
 
         return train_segment(
-            context, config, experiment, seed, options.until_step,
+            context, config, experiment, one, options.until_step,
             options.cluster_device, options.wandb, options.min_free_gb,
         )  # fmt: skip
 
     code = run_job(experiment, options.job, None, work, options.max_requeues)
     if options.job is None and code == 0:
-        print(f"Checkpoints: {experiment.checkpoints(seed)}")
+        print(f"Checkpoints: {experiment.checkpoints(one.tag)}")
     return code
 
 
@@ -65,12 +67,7 @@ def _config_and_folder(options: argparse.Namespace) -> tuple[TrainConfig, Experi
     path = options.config or run_dir / "config.yml"  # type: ignore[operator]
     flags = {"device": options.device, "data_path": options.data_path}
     config, notices, source = load_train_config(path, options.overrides, flags)
-    if config.seeds_together and options.seed is not None:
-        message = f"--seed {options.seed}: this config trains its seeds together (seeds_together); leave --seed out"
-        raise ConfigError(message)
-    if config.seeds and not config.seeds_together and options.seed not in config.seeds:
-        message = f"this config trains several seeds; say which one: --seed {' | '.join(map(str, config.seeds))}"
-        raise ConfigError(message)
+    _check_choice(config, Variation(options.inner_lr, options.seed))
     if options.seed is not None and not config.seeds:
         config = config.model_copy(update={"seed": options.seed})
     print_notices(notices)
@@ -83,6 +80,18 @@ def _config_and_folder(options: argparse.Namespace) -> tuple[TrainConfig, Experi
             raise ConfigError(problems)
         _claim(experiment, config)
     return config, experiment
+
+
+def _check_choice(config: TrainConfig, given: Variation) -> None:
+    """Raise ConfigError unless the arguments name the training, where there are several."""
+    if config.train_together and given != Variation():
+        message = f"{' '.join(given.flags())}: this config does its trainings together (train_together); leave that out"
+        raise ConfigError(message)
+    if given.inner_lr is not None and not config.inner_lrs:
+        message = f"--inner-lr {given.inner_lr}: there are no inner_lrs to choose from; use --set inner_lr=NUMBER"
+        raise ConfigError(message)
+    if not config.train_together:
+        config.variation(*given)
 
 
 def _claim(experiment: Experiment, config: TrainConfig) -> None:

@@ -13,7 +13,7 @@ from anml.config.yaml_source import KeyPath, Source
 # Flavors name files and jobs; the training jobs are called train-step-NNNNNN.
 _FLAVOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _TAKEN_NAMES = ("train",)
-# Engines that can train several seeds at once.
+# Engines that can do several trainings at once.
 TOGETHER_ENGINES = ("auto", "graph", "compiled", "fast")
 
 
@@ -23,8 +23,10 @@ def check_train(config: TrainConfig, source: Source) -> list[str]:
     if config.facts.train_classes == 0:
         return [*problems, problem(source, ("class_split",), "leaves no class to train on")]
     problems += _check_episode(config, source) + _check_outputs(config, source)
-    if config.seeds:
-        problems += _check_different(config.seeds, source, ("seeds",))
+    problems += _check_different(config.seeds or (), source, ("seeds",))
+    problems += _check_different(config.inner_lrs or (), source, ("inner_lrs",))
+    if config.inner_lrs and config.train_method == "iid":
+        problems.append(problem(source, ("inner_lrs",), "are for training on episodes, not for train_method: iid"))
     return problems + _check_engine(config, source) + _check_together(config, source)
 
 
@@ -177,15 +179,18 @@ def _check_outputs(config: TrainConfig, source: Source) -> list[str]:
 
 
 def _check_together(config: TrainConfig, source: Source) -> list[str]:
-    if not config.seeds_together:
+    if not config.train_together:
         return []
-    problems, at = [], ("seeds_together",)
-    if len(config.training_seeds) < 2:
-        problems.append(problem(source, at, "needs several seeds: set seeds, for example [1, 2, 3]"))
+    problems, at = [], ("train_together",)
+    if len(config.variations) < 2:
+        message = "needs several trainings: set seeds, for example [1, 2, 3], or inner_lrs, for example [0.1, 0.05]"
+        problems.append(problem(source, at, message))
     if config.train_method != "meta":
         problems.append(problem(source, at, f"is for train_method: meta, found {config.train_method}; set it to false"))
     if config.engine not in TOGETHER_ENGINES:
-        message = f"is for engine {', '.join(TOGETHER_ENGINES)}; found {config.engine}, which trains one seed at a time"
+        message = (
+            f"is for engine {', '.join(TOGETHER_ENGINES)}; found {config.engine}, which does one training at a time"
+        )
         problems.append(problem(source, at, message))
     if config.augment:
         problems.append(problem(source, at, "does not go with augment, which crops every image by itself"))

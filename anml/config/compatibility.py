@@ -10,7 +10,7 @@ from anml.config.model_args import MODEL_ARGS
 from anml.config.yaml_source import KeyPath, Source
 
 # Older name of a key to ours.
-TRAIN_KEYS = {"val_sample_size": "val_size", "method": "train_method"}
+TRAIN_KEYS = {"val_sample_size": "val_size", "method": "train_method", "seeds_together": "train_together"}
 EVAL_KEYS = {"method": "eval_method"}
 _OLD_METHODS = {"seq": "sequential"}
 # Keys that mean nothing here, and what takes their place.

@@ -1,6 +1,7 @@
 """One experiment: a model, how it is trained, and the evaluations that follow."""
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Literal
 
 from anml.config.data_request import DataRequest, eval_request
@@ -9,6 +10,8 @@ from anml.config.evaluation import EvalConfig
 from anml.config.image_folder import ClassSplit, ClassSplitKey, folder_facts
 from anml.config.model_args import MODEL_ARGS, ModelArgs
 from anml.config.record import Arguments, Count, NotNegative, OneOrMany, Rate, Record
+from anml.config.variation import Variation
+from anml.errors import ConfigError
 
 DatasetName = Literal["omniglot", "glyphs", "mini-imagenet", "omniimage20", "omniimage100", "images-folder"]
 ModelName = Literal["anml", "nonml", "sanml", "oml", "classifier"]
@@ -52,6 +55,7 @@ class TrainConfig(Record):
     remember_only: bool = False
     lobotomize: bool = True
     inner_lr: Rate = 0.1
+    inner_lrs: OneOrMany[Rate] | None = None
     outer_lr: Rate = 0.001
     max_grad_norm: Rate | None = None
     epochs: Count = 25000
@@ -60,9 +64,9 @@ class TrainConfig(Record):
     log_freq: Count = 10
     seed: int = 1
     seeds: OneOrMany[int] | None = None
-    # One job trains all seeds, as lanes of one batch, instead of a job for each. Unset is false, and not written down:
-    # resolved configs from before this key stay as they are.
-    seeds_together: bool | None = None
+    # One job does the trainings of all seeds and inner_lrs, as lanes of one batch. Unset is false, and not written
+    # down: resolved configs from before this key stay as they are.
+    train_together: bool | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: EngineName = "auto"
 
@@ -134,6 +138,31 @@ class TrainConfig(Record):
     def training_seeds(self) -> tuple[int, ...]:
         """The seeds of the trainings of this experiment; each is trained and evaluated on its own."""
         return self.seeds or (self.seed,)
+
+    @property
+    def variations(self) -> tuple[Variation, ...]:
+        """The trainings of this experiment; each is trained and evaluated on its own."""
+        return tuple(Variation(*pair) for pair in product(self.inner_lrs or (None,), self.seeds or (None,)))
+
+    def variation(self, inner_lr: float | None, seed: int | None) -> Variation:
+        """Return the training with this inner rate and seed; what is not varied may be anything. Raises ConfigError."""
+        wanted = Variation(inner_lr if self.inner_lrs else None, seed if self.seeds else None)
+        if wanted not in self.variations:
+            names = {"--inner-lr": self.inner_lrs or (), "--seed": self.seeds or ()}
+            choices = [f"{flag} {' | '.join(map(str, values))}" for flag, values in names.items() if values]
+            message = f"this config has several trainings; say which one: {', '.join(choices)}"
+            raise ConfigError(message)
+        return wanted
+
+    def alone(self, variation: Variation) -> "TrainConfig":
+        """Return the config of one of the trainings by itself. A model is named after its own inner rate."""
+        changes: dict[str, object] = {"inner_lrs": None, "seeds": None, "train_together": None}
+        if variation.inner_lr is not None:
+            name = f"{self.display_name}-{Variation(inner_lr=variation.inner_lr).tag}"
+            changes |= {"inner_lr": variation.inner_lr, "model_name": name}
+        if variation.seed is not None:
+            changes["seed"] = variation.seed
+        return self.model_copy(update=changes)
 
     @property
     def images_per_class(self) -> int:

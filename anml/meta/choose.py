@@ -49,18 +49,20 @@ def make_engine(config: TrainConfig, model: MetaModel, inner_names: list[str]) -
     return _make(name, model, inner_names, config.inner_lr), why
 
 
-def make_lanes(config: TrainConfig, models: Sequence[MetaModel], inner_names: list[str]) -> tuple[LanesEngine, str]:
+def make_lanes(
+    config: TrainConfig, models: Sequence[MetaModel], inner_names: list[str], inner_lrs: Sequence[float]
+) -> tuple[LanesEngine, str]:
     """Return the engine that trains several models together, and what it is. Raises ConfigError."""
     on_gpu = next(models[0].parameters()).device.type == "cuda"
     obstacle = unsupported_lanes(models[0]) or (_AUGMENTED if config.augment else "")
     obstacle = obstacle or (_obstacle("graph", config, models[0], inner_names) if config.engine == "graph" else "")
     if obstacle:
-        message = f"seeds_together: {obstacle}. Set seeds_together: false: each seed is trained by a job of its own."
+        message = f"train_together: {obstacle}. Set train_together: false: a job of its own for each training."
         raise ConfigError(message)
     compiled = config.engine == "compiled"
-    slow = "" if on_gpu else "; on a CPU that is slower than one after another: seeds_together is meant for GPUs"
-    why = f"{len(models)} seeds at once{slow}"
-    return LanesEngine(models, inner_names, config.inner_lr, compiled), why
+    slow = "" if on_gpu else "; on a CPU that is slower than one after another: train_together is meant for GPUs"
+    why = f"{len(models)} trainings at once{slow}"
+    return LanesEngine(models, inner_names, inner_lrs, compiled), why
 
 
 def uses_graph(config: TrainConfig, model: MetaModel) -> bool:

@@ -1,7 +1,7 @@
 """Several trainings of one configuration at once: lanes, a leading dimension on every weight and every image.
 
-Each lane is exactly a training of its own: its episodes, its lobotomies, its Adam. Together they make few large
-operations of many small ones, which is what a GPU wants.
+Each lane is exactly a training of its own: its inner learning rate, its episodes, its lobotomies, its Adam. Together
+they make few large operations of many small ones, which is what a GPU wants.
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ class LanesEngine:
     name = "lanes"
 
     def __init__(
-        self, models: Sequence[MetaModel], inner_names: list[str], inner_lr: float, compiled: bool = False
+        self, models: Sequence[MetaModel], inner_names: list[str], inner_lrs: Sequence[float], compiled: bool = False
     ) -> None:
         reason = unsupported_lanes(models[0])
         if reason:
-            message = f"several seeds cannot be trained together: {reason}"
+            message = f"several trainings cannot be done together: {reason}"
             raise ValueError(message)
         device = next(models[0].parameters()).device
         missing = missing_compiler(device) if compiled else ""
         program = EpisodeProgram(
-            models[0], inner_names, inner_lr, True, compiled and not missing, matrices=device.type == "cuda"
+            models[0], inner_names, tuple(inner_lrs), True, compiled and not missing, matrices=device.type == "cuda"
         )
-        engines = [FastEngine(model, inner_names, inner_lr) for model in models]
+        engines = [FastEngine(model, inner_names, rate) for model, rate in zip(models, inner_lrs, strict=True)]
         self.guarded = Guarded(
             lambda episodes: run_lanes(program, models, episodes),
             lambda episodes: [engine.run(episode) for engine, episode in zip(engines, episodes, strict=True)],

@@ -28,15 +28,16 @@ _LANE_LAYERS = (
 class DualLayer(nn.Module):
     """A Linear layer in dual form (dual_linear.py): the steps so far are rows of two buffers, zero for steps to come.
 
-    Buffers, given to every call: inputs [R, in], deltas [R, out]; probe, zeros of the output's shape, whose gradient is
-    the delta of this call.
+    Buffers, given to every call: learning_rate [], inputs [R, in], deltas [R, out]; probe, zeros of the output's shape,
+    whose gradient is the delta of this call.
     """
 
-    def __init__(self, layer: nn.Linear, learning_rate: float) -> None:
+    def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        self.weight, self.bias, self.learning_rate = layer.weight, layer.bias, learning_rate
-        for name in ("inputs", "deltas", "probe"):
+        self.weight, self.bias = layer.weight, layer.bias
+        for name in ("learning_rate", "inputs", "deltas", "probe"):
             self.register_buffer(name, torch.zeros(()))
+        self.learning_rate: torch.Tensor
         self.inputs: torch.Tensor
         self.deltas: torch.Tensor
         self.probe: torch.Tensor
@@ -143,13 +144,13 @@ def matrix_convolution(layer: nn.Module) -> nn.Module | None:
     return MatrixConvolution(layer) if layer.groups == 1 and layer.padding_mode == "zeros" else None
 
 
-def skeleton(model: MetaModel, linears: Iterable[str], learning_rate: float, rewrites: Iterable[Rewrite]) -> MetaModel:
+def skeleton(model: MetaModel, linears: Iterable[str], rewrites: Iterable[Rewrite]) -> MetaModel:
     """Return a copy of a model without its weights, the named Linear layers in dual form and others rewritten."""
     net = copy.deepcopy(model)
     for name in linears:
         layer = net.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        net.set_submodule(name, DualLayer(layer, learning_rate))
+        net.set_submodule(name, DualLayer(layer))
     for name, layer in list(net.named_modules()):
         for rewritten in filter(None, (rewrite(layer) for rewrite in rewrites)):
             net.set_submodule(name, rewritten)

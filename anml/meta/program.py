@@ -1,11 +1,11 @@
-"""An episode as a function of tensors of fixed shapes: what `compiled`, `graph` and lanes of several seeds share.
+"""An episode as a function of tensors of fixed shapes: what `compiled`, `graph` and lanes of several trainings share.
 
 A step takes its own gradient (torch.func.grad): with respect to the fast weights, and to a zero "probe" added to the
 output of every Linear layer that learns, which is that layer's delta. It returns the next fast weights, and for Linear
 layers two buffers with a row for every example of the inner loop (plain_layers.DualLayer), zero where the inner loop
 has not been. So every step has the same shapes, one compiled function serves them all, and nothing is read back to the
-host: the same program runs eagerly, under torch.compile, in a CUDA graph and, under torch.vmap, for several seeds. A
-plain loop chains the steps, and ordinary autograd differentiates once through them.
+host: the same program runs eagerly, under torch.compile, in a CUDA graph and, under torch.vmap, for several trainings.
+A plain loop chains the steps, and ordinary autograd differentiates once through them.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,6 +30,7 @@ class EpisodeProgram:
 
     lanes: every weight and every tensor of an episode (but the support index) has a leading dimension, one entry for
     each of several trainings, which have nothing to do with each other.
+    inner_lr: of lanes a rate each.
     compiled: torch.compile the functions that the loop is made of.
     matrices: convolutions as products of matrices; for lanes on a GPU.
     """
@@ -38,7 +39,7 @@ class EpisodeProgram:
         self,
         model: MetaModel,
         inner_names: list[str],
-        inner_lr: float,
+        inner_lr: float | Sequence[float],
         lanes: bool = False,
         compiled: bool = False,
         matrices: bool = False,
@@ -52,11 +53,11 @@ class EpisodeProgram:
         self.encoder_is_fixed = all(belongs_to(name, model.head_prefix) for name in inner_names)
         self.gate_is_fixed = not any(belongs_to(name, model.gate_prefix) for name in inner_names)
         wanted = ((plain_norm, lanes), (plain_pool, compiled), (matrix_convolution, matrices))
-        self.net = skeleton(model, self.linears, inner_lr, [rewrite for rewrite, needed in wanted if needed])
+        self.net = skeleton(model, self.linears, [rewrite for rewrite, needed in wanted if needed])
         self.prepare, self.step, self.query = self._prepare, self._step, self._query
         if lanes:
             self.prepare, self.query = torch.vmap(self._prepare), torch.vmap(self._query)
-            self.step = torch.vmap(self._step, in_dims=(0, 0, 0, None, 0, 0, 0))
+            self.step = torch.vmap(self._step, in_dims=(0, 0, 0, 0, None, 0, 0, 0))
         if compiled:
             self.prepare, self.step, self.query = map(_compile, (self.prepare, self.step, self.query))
 
@@ -68,16 +69,23 @@ class EpisodeProgram:
         images [M, C, H, W], labels [M], behind the dimension of lanes; support_index [T, B] on their device.
         """
         given, extra = self.prepare(slow, images)
+        rate = self._rate(images)
         fast, rows = {name: slow[name] for name in self.fast_names}, self._empty_rows(images, support_index.numel())
         places = torch.arange(support_index.numel(), device=images.device).view_as(support_index)
         for where, index in zip(places, support_index, strict=True):
             batch = [self._select(part, index) for part in (given, extra, labels)]
-            fast, rows = self.step(slow, fast, rows, where, *batch)
+            fast, rows = self.step(slow, fast, rows, rate, where, *batch)
         asked = torch.arange(query_start, labels.shape[self.example_dim], device=images.device)
         batch = [self._select(part, asked) for part in (given, extra, labels)]
-        loss, right = self.query({**slow, **fast, **rows}, *batch)
+        loss, right = self.query({**slow, **fast, **rows}, rate, *batch)
         gradients = torch.autograd.grad(loss.sum(), list(slow.values()))
         return EpisodeOutcome(loss.detach(), right, dict(zip(slow, gradients, strict=True)))
+
+    def _rate(self, like: torch.Tensor) -> torch.Tensor:
+        """Return the inner learning rate, [lanes] or zero-dimensional. Made by filling: a graph may hold no copies."""
+        if isinstance(self.inner_lr, Sequence):
+            return torch.stack([like.new_full((), rate) for rate in self.inner_lr])
+        return like.new_full((), self.inner_lr)
 
     def _empty_rows(self, like: torch.Tensor, count: int) -> Weights:
         lanes = like.shape[: self.example_dim]
@@ -106,6 +114,7 @@ class EpisodeProgram:
         slow: Weights,
         fast: Weights,
         rows: Weights,
+        rate: torch.Tensor,
         where: torch.Tensor,
         given: torch.Tensor,
         extra: Weights,
@@ -113,12 +122,13 @@ class EpisodeProgram:
     ) -> tuple[Weights, Weights]:
         """Take an SGD step on given [B, ...], labels [B]; return the fast weights and rows after it.
 
-        where: int64 [B], the rows that are this step's.
+        rate: zero-dimensional. where: int64 [B], the rows that are this step's.
         """
         probes = {f"{name}.probe": given.new_zeros(given.shape[0], size[1]) for name, size in self.sizes.items()}
         gradient = torch.func.grad(self._loss, has_aux=True)
-        gradients, seen = gradient({**fast, **probes}, {**slow, **rows}, given, extra, labels)
-        fast = {name: fast[name] - self.inner_lr * gradients[name] for name in fast}
+        fixed = {**slow, **rows, **self._rates_of_layers(rate)}
+        gradients, seen = gradient({**fast, **probes}, fixed, given, extra, labels)
+        fast = {name: fast[name] - rate * gradients[name] for name in fast}
         for name in self.sizes:
             rows = rows | {
                 f"{name}.inputs": rows[f"{name}.inputs"].index_copy(0, where, seen[name]),
@@ -133,12 +143,15 @@ class EpisodeProgram:
         return cross_entropy(logits, labels), seen
 
     def _query(
-        self, weights: Weights, given: torch.Tensor, extra: Weights, labels: torch.Tensor
+        self, weights: Weights, rate: torch.Tensor, given: torch.Tensor, extra: Weights, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the meta loss and its accuracy."""
         probes = {f"{name}.probe": given.new_zeros(()) for name in self.sizes}
-        logits, _ = self._call({**weights, **probes}, given, extra)
+        logits, _ = self._call({**weights, **probes, **self._rates_of_layers(rate)}, given, extra)
         return cross_entropy(logits, labels), accuracy(logits, labels)
+
+    def _rates_of_layers(self, rate: torch.Tensor) -> Weights:
+        return {f"{name}.learning_rate": rate for name in self.sizes}
 
     def _call(self, weights: Weights, given: torch.Tensor, extra: Weights) -> tuple[torch.Tensor, Weights]:
         """Return the logits, and the inputs of the layers in dual form."""

@@ -11,15 +11,16 @@ from anml.results import ResultRow
 
 def missing_results(config: TrainConfig, rows: Sequence[ResultRow]) -> list[str]:
     """Return a sentence for every flavor and checkpoint that has fewer trajectories than its sweep has points."""
-    found = Counter((row.flavor, row.checkpoint_step, row.train_seed) for row in finals(rows))
+    found = Counter((row.flavor, row.checkpoint_step, row.model, row.train_seed) for row in finals(rows))
     steps = [*([0] if config.eval_untrained else []), *config.checkpoint_steps]
     sentences = []
     for flavor, evaluation in config.eval.items():
         for step in steps:
-            for seed in config.training_seeds:
-                has, wanted = found[flavor, step, seed], evaluation.count_points()
+            for one in config.variations:
+                alone = config.alone(one)
+                has, wanted = found[flavor, step, alone.display_name, alone.seed], evaluation.count_points()
                 if has < wanted:
-                    where = f"{flavor}, {checkpoint(step, unit(config))}" + (f", seed {seed}" if config.seeds else "")
+                    where = ", ".join(filter(None, (flavor, checkpoint(step, unit(config)), one.words)))
                     sentences.append(f"{where}: {_amount(has, wanted)}")
     return sentences
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from anml.report.canvas import GREY, accuracy_axis, colour, legend_below, marker, panel_grid, spread
 from anml.report.curve import learning_curve
-from anml.report.grid import number_of_runs, setting_of
+from anml.report.grid import number_of_runs, setting_and_model
 from anml.report.grouping import grouped
 from anml.report.tables import SweepPoint, main_points
 from anml.report.wording import checkpoint
@@ -36,20 +36,26 @@ def draw_rates(points: Sequence[SweepPoint], unit: str, noun: str) -> Figure | N
     if all(point.lr is None for point in points):
         return None
     steps, flavors = shown_checkpoints(points), _flavors(points)
-    settings = grouped(points, setting_of)
+    settings = grouped(points, setting_and_model(points))
     shown = spread(list(settings), MOST_ROWS)
     figure, axes = panel_grid(len(shown), len(steps))
     _rate_axis(axes[0, 0], sorted({point.lr for point in points if point.lr is not None}))
-    for row, setting in zip(axes, shown, strict=True):
-        here = settings[setting]
+    for row, (setting, model) in zip(axes, shown, strict=True):
+        here = settings[setting, model]
         for panel, step in zip(row, steps, strict=True):
             _rate_panel(panel, [point for point in here if point.checkpoint_step == step], flavors)
             panel.axhline(1 / setting.classes, color=GREY, linestyle=":", label="chance")
         amount = f"{setting.train_examples} + {setting.test_examples} {noun} each"
-        row[0].set_ylabel(f"test accuracy, {setting.classes} classes\n{amount}\n{number_of_runs(here)}")
+        what = _of(model, f"test accuracy, {setting.classes} classes")
+        row[0].set_ylabel(f"{what}\n{amount}\n{number_of_runs(here)}")
     _label(axes, [checkpoint(step, unit) for step in steps], "learning rate")
     legend_below(figure, axes.flat, [name for flavor in flavors for name in (flavor, _without_rate(flavor))])
     return figure
+
+
+def _of(model: str, what: str) -> str:
+    """Return what an axis shows, and of which model where there are several."""
+    return f"{model}\n{what}" if model else what
 
 
 def _flavors(points: Sequence[SweepPoint]) -> list[str]:
@@ -112,15 +118,17 @@ def draw_classes(rows: Sequence[ResultRow], summary: Sequence[SweepPoint], unit:
     if not best:
         return None
     steps, flavors = shown_checkpoints(best), _flavors(best)
-    amounts = grouped(best, lambda point: (point.train_examples, point.test_examples))
+    name = setting_and_model(best)
+    amounts = grouped(best, lambda point: (name(point)[1], point.train_examples, point.test_examples))
     shown = spread(list(amounts), MOST_ROWS)
     figure, axes = panel_grid(len(shown), len(steps))
-    for line, (train_examples, test_examples) in zip(axes, shown, strict=True):
-        here = amounts[train_examples, test_examples]
+    for line, (model, train_examples, test_examples) in zip(axes, shown, strict=True):
+        here = amounts[model, train_examples, test_examples]
         for panel, step in zip(line, steps, strict=True):
             _classes_panel(panel, rows, [point for point in here if point.checkpoint_step == step], flavors)
         amount = f"{train_examples} + {test_examples} {noun} each"
-        line[0].set_ylabel(f"accuracy on the classes learned\n{amount}\n{number_of_runs(here)}")
+        what = _of(model, "accuracy on the classes learned")
+        line[0].set_ylabel(f"{what}\n{amount}\n{number_of_runs(here)}")
     _label(axes, [checkpoint(step, unit) for step in steps], "classes learned")
     legend_below(figure, axes.flat, flavors)
     return figure

@@ -1,7 +1,7 @@
-"""The accuracy table: flavors down, checkpoints across, one grid per setting (classes and examples per class)."""
+"""The accuracy table: flavors down, checkpoints across, one grid per model and setting (classes and examples)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from anml.report.grouping import grouped
@@ -17,8 +17,12 @@ class Setting(NamedTuple):
 
 
 class AccuracyGrid(NamedTuple):
-    """One setting's points: `cells[flavor][step]`; the trained checkpoints first in `steps`, untrained (0) last."""
+    """One model's points in one setting: `cells[flavor][step]`; trained checkpoints first in `steps`, untrained last.
 
+    model: empty where there is only one.
+    """
+
+    model: str
     setting: Setting
     steps: tuple[int, ...]
     cells: dict[str, dict[int, SweepPoint]]
@@ -40,23 +44,29 @@ def setting_of(point: SweepPoint) -> Setting:
 
 
 def accuracy_grids(summary: Sequence[SweepPoint]) -> list[AccuracyGrid]:
-    """Return a grid per setting in the summary's order, pooled over trainings where there are several."""
+    """Return a grid per setting and model in the summary's order, pooled over trainings where there are several."""
     grids = []
-    for setting, points in grouped(main_points(summary), setting_of).items():
+    for (setting, model), points in grouped(main_points(summary), setting_and_model(summary)).items():
         flavors = grouped(points, lambda point: point.flavor)
         cells = {flavor: {point.checkpoint_step: point for point in row} for flavor, row in flavors.items()}
         steps = sorted({point.checkpoint_step for point in points}, key=lambda step: (step == 0, step))
-        grids.append(AccuracyGrid(setting, tuple(steps), cells))
+        grids.append(AccuracyGrid(model, setting, tuple(steps), cells))
     return grids
 
 
+def setting_and_model(points: Sequence[SweepPoint]) -> Callable[[SweepPoint], tuple[Setting, str]]:
+    """Return what gives a point's setting and its model's name, which is empty where there is only one model."""
+    has_several = len({point.model for point in points}) > 1
+    return lambda point: (setting_of(point), point.model if has_several else "")
+
+
 def last_checkpoint(summary: Sequence[SweepPoint]) -> list[SweepPoint]:
-    """Return a point per flavor: at the last checkpoint, for the setting with the most classes."""
+    """Return a point per flavor: at the last checkpoint, for the setting with the most classes, of the best model."""
     points = main_points(summary)
-    if not points:
-        return []
-    last = max(point.checkpoint_step for point in points if setting_of(point) == setting_of(points[0]))
-    return [p for p in points if setting_of(p) == setting_of(points[0]) and p.checkpoint_step == last]
+    points = [point for point in points if setting_of(point) == setting_of(points[0])]
+    last = max((point.checkpoint_step for point in points), default=0)
+    ends = [point for point in points if point.checkpoint_step == last]
+    return [max(group, key=lambda p: p.test_acc) for group in grouped(ends, lambda point: point.flavor).values()]
 
 
 def accuracy(point: SweepPoint) -> str:

@@ -19,6 +19,7 @@ class Milestone:
     """
 
     flavor: str
+    model: str
     dataset: str
     checkpoint_step: int
     train_examples: int
@@ -31,16 +32,21 @@ class Milestone:
     runs: int
     seeds: int
 
+    @property
+    def sweep(self) -> tuple:
+        """What it has in common with the milestones of the same trajectories."""
+        return (self.flavor, self.model, self.dataset, self.checkpoint_step, self.train_examples, self.test_examples)
+
 
 def best_by_classes(rows: Iterable[ResultRow]) -> list[Milestone]:
     """Return the best learning rate for every flavor, checkpoint and number of classes that was scored."""
     best = [_best(group) for group in grouped(rows, _kind).values()]
-    return sorted(best, key=lambda m: (m.checkpoint_step, m.flavor, m.dataset, m.train_examples, m.classes))
+    return sorted(best, key=lambda m: (m.model, m.checkpoint_step, m.flavor, m.dataset, m.train_examples, m.classes))
 
 
 def _kind(row: ResultRow) -> tuple:
     examples = (row.train_examples, row.test_examples)
-    return (row.flavor, row.dataset, row.checkpoint_step, *examples, row.classes_trained)
+    return (row.flavor, row.model, row.dataset, row.checkpoint_step, *examples, row.classes_trained)
 
 
 def _best(rows: list[ResultRow]) -> Milestone:
@@ -58,6 +64,7 @@ def _milestone(rows: list[ResultRow]) -> Milestone:
     first = rows[0]
     return Milestone(
         flavor=first.flavor,
+        model=first.model,
         dataset=first.dataset,
         checkpoint_step=first.checkpoint_step,
         train_examples=first.train_examples,

@@ -83,13 +83,14 @@ def render_page(findings: Findings) -> str:
         "accuracy": accuracy,
         "grids": grids,
         "interval_note": _interval_note(summary),
+        "has_models": len({point.model for point in summary}) > 1,
         "has_seeds": any(point.train_seed == POOLED for point in summary),
         "points": findings.points,
         "best": set(summary),
         "trajectories": _trajectories(findings.milestones),
         "figures": findings.figures,
         "is_choice": len(grids) > MOST_ROWS or any(len(grid.steps) > MOST_COLUMNS for grid in grids),
-        "last_logged": [{"seed": log.seed, **log.lines[-1]} for log in findings.logs],
+        "last_logged": [{"name": log.name, **log.lines[-1]} for log in findings.logs],
         "state": overall_state(findings.jobs),
         "failed": [job for job in bad if job.state != "skipped"],
         "skipped": [job for job in bad if job.state == "skipped"],
@@ -106,7 +107,7 @@ def render_page(findings: Findings) -> str:
 
 def _trajectories(milestones: Sequence[Milestone]) -> list[list[Milestone]]:
     """Return the milestones of each sweep whose trajectories were scored more than once."""
-    sweeps = grouped(milestones, lambda m: (m.flavor, m.dataset, m.checkpoint_step, m.train_examples, m.test_examples))
+    sweeps = grouped(milestones, lambda m: m.sweep)
     return [sweep for sweep in sweeps.values() if len(sweep) > 1]
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -26,10 +26,14 @@ class Scores(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What a learning rate is chosen for: one flavor at one checkpoint with one amount of classes and examples."""
+    """What a learning rate is chosen for: one flavor of one model's checkpoint with one amount of classes and examples.
+
+    Trainings that differ in their seed have the same model, those of several inner learning rates a model each.
+    """
 
     flavor: str
     protocol: str
+    model: str
     dataset: str
     checkpoint_step: int
     classes: int
@@ -48,6 +52,7 @@ class SweepPoint:
     train_seed: str
     flavor: str
     protocol: str
+    model: str
     dataset: str
     checkpoint_step: int
     classes: int
@@ -129,8 +134,8 @@ def _point(train_seed: str, ends: list[ResultRow]) -> SweepPoint:
 
 
 def _order(point: SweepPoint, rank: dict[str, int]) -> tuple:
-    """Most classes first; of one flavor and checkpoint the pooled points first, then seed by seed."""
-    setting = (-point.classes, point.train_examples, point.test_examples)
+    """Most classes first, model by model; of one flavor and checkpoint the pooled points first, then seed by seed."""
+    setting = (-point.classes, point.train_examples, point.test_examples, point.model)
     flavor = (rank.get(point.flavor, len(rank)), point.flavor, point.protocol, point.dataset)
     seed = -1 if point.train_seed == POOLED else int(point.train_seed)
     return (*setting, *flavor, point.checkpoint_step, seed, point.lr or 0.0)
@@ -172,5 +177,6 @@ def read_summary(path: Path) -> list[SweepPoint]:
     """Read a summary that a report has written. Raises OSError, ValueError or TypeError."""
     empty = {name: [""] for name in ("lr", "test_std", "test_ci95")}
     table = pd.read_csv(path, dtype={"train_seed": str}, keep_default_na=False, na_values=empty)
-    records = [{str(name): value for name, value in record.items()} for record in table.to_dict("records")]
-    return [SweepPoint(**{**record, "lr": None if math.isnan(record["lr"]) else record["lr"]}) for record in records]
+    earlier = {"model": ""}  # Earlier reports name no model.
+    records: list[dict[str, Any]] = [earlier | {str(n): v for n, v in row.items()} for row in table.to_dict("records")]
+    return [SweepPoint(**record | {"lr": None if math.isnan(record["lr"]) else record["lr"]}) for record in records]

@@ -1,4 +1,4 @@
-"""The training curve: loss and accuracy against episodes, one line per seed, with the evaluated checkpoints."""
+"""The training curve: loss and accuracy against episodes, one line per training, with the evaluated checkpoints."""
 
 from collections.abc import Sequence
 
@@ -50,7 +50,7 @@ def _curve(panel: Axes, log: TrainingLog, name: str, place: int) -> None:
     found = log.measure(name)
     if not found.values:
         return
-    who = f"seed {log.seed}" if log.seed else "training"
+    who = log.name or "training"
     smooth, window = smoothed(found.values)
     if window == 1:
         panel.plot(found.steps, found.values, color=colour(place), marker="o", label=who)
@@ -63,7 +63,7 @@ def _validation(panel: Axes, log: TrainingLog, place: int) -> None:
     found = log.measure("val_accuracy")
     if found.values:
         smooth, _ = smoothed(found.values)
-        label = f"seed {log.seed}, validation" if log.seed else "validation"
+        label = f"{log.name}, validation" if log.name else "validation"
         panel.plot(found.steps, smooth, color=colour(place), linestyle="--", linewidth=1.3, label=label)
 
 

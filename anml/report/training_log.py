@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from anml.config.variation import variation_of
 from anml.experiment import Experiment
 
 
@@ -18,9 +19,9 @@ class LoggedMeasure:
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """The log of one training. seed: empty when the experiment has only one training."""
+    """The log of one training. name: `seed 1`, say; empty when the experiment has only one training."""
 
-    seed: str
+    name: str
     lines: tuple[dict[str, float], ...]
 
     def measure(self, name: str) -> LoggedMeasure:
@@ -32,8 +33,16 @@ class TrainingLog:
 def read_training(experiment: Experiment) -> list[TrainingLog]:
     """Return the logs of all trainings that have logged anything."""
     paths = sorted(experiment.metrics().parent.glob("train*.jsonl"), key=_seed_order)
-    logs = [TrainingLog(path.stem.removeprefix("train").removeprefix("-seed-"), _read_lines(path)) for path in paths]
+    logs = [TrainingLog(_name(path), _read_lines(path)) for path in paths]
     return [log for log in logs if log.lines]
+
+
+def _name(path: Path) -> str:
+    tag = path.stem.removeprefix("train").removeprefix("-")
+    try:
+        return variation_of(tag).words
+    except ValueError:
+        return tag
 
 
 def _seed_order(path: Path) -> tuple[int, str]:

@@ -44,13 +44,15 @@ def count(number: int, plural: str) -> str:
 def sentence(config: TrainConfig) -> str:
     """Return what was run, in one sentence."""
     method = _METHODS.get(config.train_method, "trained")
-    seeds = config.training_seeds
+    seeds, rates = config.training_seeds, config.inner_lrs or ()
     per_class, size = config.examples_per_class, config.image_shape[1]
     data = f"{_DATA_SETS.get(config.dataset, config.dataset)} ({config.num_train_classes:,} classes of {per_class:,} "
     data += f"{images(config.dataset)}, {size}x{size} pixels)"
     amount = count(config.total_steps, unit(config))
     names = listed([str(seed) for seed in seeds])
-    who = f"seeds {names}, each trained on its own" if len(seeds) > 1 else f"seed {names}"
+    who = f"seeds {names}" if len(seeds) > 1 else f"seed {names}"
+    who += f", inner learning rates {listed([str(rate) for rate in rates])}" if len(rates) > 1 else ""
+    who += ", each trained on its own" if len(config.variations) > 1 else ""
     return f"{config.display_name} {method} on {data} for {amount}, {who}; {_evaluations(config)}."
 
 

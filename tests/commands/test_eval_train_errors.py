@@ -96,16 +96,31 @@ def test_a_folder_without_a_run_is_told(command, tmp_path: Path) -> None:
 
 
 def test_none_of_the_seeds_trained_together_can_be_chosen(command, config: Path, experiments: Path) -> None:
-    overrides = ["--set", "seeds=[1, 2]", "--set", "seeds_together=true", "--seed", "1"]
+    overrides = ["--set", "seeds=[1, 2]", "--set", "train_together=true", "--seed", "1"]
     code, _, errors = command(train.main, "-c", config, *overrides)
     assert code == 2
-    assert errors == "--seed 1: this config trains its seeds together (seeds_together); leave --seed out\n"
+    assert errors == "--seed 1: this config does its trainings together (train_together); leave that out\n"
+
+
+@pytest.mark.parametrize("choice", [[], ["--inner-lr", "0.2", "--seed", "1"], ["--inner-lr", "0.05"]])
+def test_one_of_several_trainings_must_be_chosen(command, config: Path, experiments: Path, choice: list[str]) -> None:
+    several = ["--set", "seeds=[1, 2]", "--set", "inner_lrs=[0.1, 0.05]"]
+    assert command(train.main, "-c", config, *several, *choice) == (
+        2, "", "this config has several trainings; say which one: --inner-lr 0.1 | 0.05, --seed 1 | 2\n",
+    )  # fmt: skip
+    assert not experiments.exists()
+
+
+def test_an_inner_rate_cannot_be_chosen_where_there_is_one(command, config: Path, experiments: Path) -> None:
+    assert command(train.main, "-c", config, "--inner-lr", "0.2") == (
+        2, "", "--inner-lr 0.2: there are no inner_lrs to choose from; use --set inner_lr=NUMBER\n",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [[], ["--seed", "3"]])
 def test_one_of_several_seeds_must_be_chosen(command, config: Path, experiments: Path, seed: list[str]) -> None:
     assert command(train.main, "-c", config, "--set", "seeds=[1, 2]", *seed) == (
-        2, "", "this config trains several seeds; say which one: --seed 1 | 2\n",
+        2, "", "this config has several trainings; say which one: --seed 1 | 2\n",
     )  # fmt: skip
     assert not experiments.exists()
 

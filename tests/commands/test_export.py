@@ -82,7 +82,7 @@ def test_half_of_what_float16_cannot_hold_is_refused(tmp_path):
     card = ModelCard("sanml", {"rln_chs": 3, "num_classes": 5}, (1, 28, 28), "sanml", "glyphs", "meta", 2, 1)
     save_checkpoint(experiment.checkpoint(2), model, card, {})
     with pytest.raises(CheckpointError, match=r"fc\.bias has numbers beyond float16's range"):
-        export_model(experiment, 2, None, tmp_path / "half", half=True)
+        export_model(experiment, 2, "", tmp_path / "half", half=True)
     assert not (tmp_path / "half").exists()
 
 

@@ -22,7 +22,12 @@ FLAVOR = "dataset: glyphs\nmodel: sanml\neval:\n  a: {runs: 1}\n"
             "train.yml:1: num_batches: batch_size x num_batches = 21 examples of one class, but train_size is 20",
         ),
         ("seeds=[1, 2, 1]", "--set: seeds: 1 is listed twice; remove one"),
-        ("seeds_together=true", "--set: seeds_together: needs several seeds: set seeds, for example [1, 2, 3]"),
+        ("inner_lrs=[0.1, 0.1]", "--set: inner_lrs: 0.1 is listed twice; remove one"),
+        (
+            "train_together=true",
+            "--set: train_together: needs several trainings: set seeds, for example [1, 2, 3], "
+            "or inner_lrs, for example [0.1, 0.05]",
+        ),
         (
             "model_args.num_classes=963",
             "--set: model_args: num_classes is 963, but there are 964 training classes",
@@ -45,13 +50,13 @@ def test_a_graph_on_a_cpu_is_refused(problems) -> None:
         ("train_method=sequential_episodic", "is for train_method: meta, found sequential_episodic; set it to false"),
         (
             "engine=native",
-            "is for engine auto, graph, compiled, fast; found native, which trains one seed at a time",
+            "is for engine auto, graph, compiled, fast; found native, which trains one model at a time",
         ),
     ],
 )
 def test_seeds_that_cannot_be_trained_together_are_refused(problems, override: str, message: str) -> None:
-    found = problems(BASE, "seeds=[1, 2]", "seeds_together=true", override)
-    assert found == [f"--set: seeds_together: {message}"]
+    found = problems(BASE, "seeds=[1, 2]", "train_together=true", override)
+    assert found == [f"--set: train_together: {message}"]
 
 
 def test_training_keeps_to_the_images_it_may_use(problems) -> None:

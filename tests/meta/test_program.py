@@ -32,6 +32,7 @@ DATA = make_data()
 # Torch warns of its own ways, and means to hide it, which a test that makes errors of warnings undoes.
 while_compiling = pytest.mark.filterwarnings("ignore")
 SEEDS = (1, 2)
+RATES = (INNER_LR, INNER_LR / 3)
 ALL_INNER = {kind: PUBLISHED_INNER.get(kind, ("all",)) for kind in MODELS}
 EPISODES = [
     pytest.param({"batch_size": batch, "train_cycles": cycles, "remember_only": only}, id=f"{batch}x{cycles}{tail}")
@@ -55,7 +56,7 @@ def reference(kind: str, inner: tuple[str, ...], changes: tuple[tuple[str, Any],
     """Return what `higher` makes of the models' episodes, once for all tests."""
     models, episodes = models_of(kind), episodes_of(dict(changes))
     names = select_names(models[0], inner)
-    return [ReferenceEngine(m, names, INNER_LR).run(e) for m, e in zip(models, episodes, strict=True)]
+    return [ReferenceEngine(m, names, r).run(e) for m, r, e in zip(models, RATES, episodes, strict=True)]
 
 
 def assert_program_is_exact(kind: str, inner: tuple[str, ...], changes: dict[str, Any]) -> None:
@@ -66,7 +67,7 @@ def assert_program_is_exact(kind: str, inner: tuple[str, ...], changes: dict[str
 
 def assert_lanes_are_exact(kind: str, inner: tuple[str, ...], changes: dict[str, Any], matrices: bool) -> None:
     models = models_of(kind)
-    program = EpisodeProgram(models[0], select_names(models[0], inner), INNER_LR, lanes=True, matrices=matrices)
+    program = EpisodeProgram(models[0], select_names(models[0], inner), RATES, lanes=True, matrices=matrices)
     outcomes = run_lanes(program, models, episodes_of(changes))
     expected = reference(kind, inner, tuple(changes.items()))
     for model, found, wanted in zip(models, outcomes, expected, strict=True):
@@ -153,7 +154,7 @@ def test_says_what_it_does_not_support() -> None:
     with pytest.raises(ValueError, match="running_mean"):
         CompiledEngine(model, ["classifier.linear.weight"], INNER_LR)
     with pytest.raises(ValueError, match="running_mean"):
-        LanesEngine([model], ["classifier.linear.weight"], INNER_LR)
+        LanesEngine([model], ["classifier.linear.weight"], [INNER_LR])
 
 
 def test_lanes_take_no_layer_that_was_not_tested() -> None:

@@ -43,7 +43,7 @@ def static(config: TrainConfig, outers: Sequence[OuterStep], data: ClassImages =
     models = [outer.model for outer in outers]
     names = select_names(models[0], config.inner_params)
     if len(models) > 1:
-        return StaticUpdate(config, outers, LanesEngine(models, names, config.inner_lr).run, data)
+        return StaticUpdate(config, outers, LanesEngine(models, names, [config.inner_lr] * len(models)).run, data)
     engine, _ = make_engine(config, models[0], names)
     return StaticUpdate(config, outers, lambda episodes: [engine.run(e) for e in episodes], data)
 
@@ -127,7 +127,7 @@ def test_a_graph_on_a_cpu_is_refused_in_words() -> None:
         with pytest.raises(ConfigError, match="graphs need a GPU"):
             choose_one(config, model, names)
     with pytest.raises(ConfigError, match="graphs need a GPU"):
-        make_lanes(config, [model, model], names)
+        make_lanes(config, [model, model], names, [0.1, 0.05])
 
 
 def test_auto_makes_no_graph_on_a_cpu() -> None:

@@ -72,11 +72,14 @@ class Builder:
 
     def results(self, flavors: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> "Builder":
         """Write the results of flavors (default: all)."""
-        for seed in self.config.training_seeds if seeds is None else seeds:
+        for one in self.config.variations:
+            alone = self.config.alone(one)
+            if seeds is not None and alone.seed not in seeds:
+                continue
             for flavor in self.config.eval if flavors is None else flavors:
                 for step in ([0] if self.config.eval_untrained else []) + list(self.config.checkpoint_steps):
-                    rows = invented_rows(self.config, flavor, step, seed)
-                    _write_rows(self.experiment.result(flavor, step, seed if self.config.seeds else None), rows)
+                    rows = invented_rows(alone, flavor, step, alone.seed)
+                    _write_rows(self.experiment.result(flavor, step, one.tag), rows)
         return self
 
     def write(self, name: str, rows: Iterable[ResultRow]) -> "Builder":
@@ -86,8 +89,8 @@ class Builder:
 
     def metrics(self, lines: int = 250, with_validation: bool = False) -> "Builder":
         """Write training logs with so many lines."""
-        for seed in self.config.training_seeds:
-            noise = random.Random(seed)
+        for one in self.config.variations:
+            noise = random.Random(one.tag)
             text = ""
             for line in range(1, lines + 1):
                 step = max(1, self.config.total_steps * line // lines)
@@ -98,7 +101,7 @@ class Builder:
                 if with_validation:
                     entry["val_accuracy"] = right * 0.9
                 text += json.dumps({**entry, "steps_per_second": 6.5}) + "\n"
-            write_text(self.experiment.metrics(seed if self.config.seeds else None), text)
+            write_text(self.experiment.metrics(one.tag), text)
         return self
 
     def jobs(self, **states: str) -> "Builder":

@@ -163,6 +163,17 @@ def test_several_seeds(build):
     assert "mean of 12 runs of 3 seeds" in page
 
 
+def test_several_inner_rates_have_a_table_each(build):
+    builder = build(inner_lrs=(0.1, 0.05), seeds=(1, 2)).results().metrics(40).jobs()
+    write_report(builder.experiment)
+    page = (builder.experiment.report / "index.html").read_text()
+    headings = [line for line in page.splitlines() if line.startswith("<h3>anml-inner-lr-")]
+    assert [line.split(":")[0] for line in headings] == ["<h3>anml-inner-lr-0.05", "<h3>anml-inner-lr-0.1"]
+    assert "Last of inner_lr 0.05, seed 2" in page
+    assert "inner learning rates 0.1 and 0.05, each trained on its own" in page
+    assert "no results" not in page
+
+
 def test_jobs_that_cannot_speak_for_themselves(build):
     builder = build()
     jobs = (
