@@ -189,7 +189,7 @@ def _check_together(config: TrainConfig, source: Source) -> list[str]:
         problems.append(problem(source, at, f"is for train_method: meta, found {config.train_method}; set it to false"))
     if config.engine not in TOGETHER_ENGINES:
         message = (
-            f"is for engine {', '.join(TOGETHER_ENGINES)}; found {config.engine}, which does one training at a time"
+            f"is for engine {', '.join(TOGETHER_ENGINES)}; found {config.engine}, which trains one model at a time"
         )
         problems.append(problem(source, at, message))
     if config.augment:

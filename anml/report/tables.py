@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -177,6 +177,7 @@ def read_summary(path: Path) -> list[SweepPoint]:
     """Read a summary that a report has written. Raises OSError, ValueError or TypeError."""
     empty = {name: [""] for name in ("lr", "test_std", "test_ci95")}
     table = pd.read_csv(path, dtype={"train_seed": str}, keep_default_na=False, na_values=empty)
-    earlier = {"model": ""}  # Earlier reports name no model.
-    records: list[dict[str, Any]] = [earlier | {str(n): v for n, v in row.items()} for row in table.to_dict("records")]
-    return [SweepPoint(**record | {"lr": None if math.isnan(record["lr"]) else record["lr"]}) for record in records]
+    if "model" not in table:  # An earlier report's.
+        table["model"] = ""
+    records = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    return [SweepPoint(**{**record, "lr": None if math.isnan(record["lr"]) else record["lr"]}) for record in records]
