@@ -47,5 +47,6 @@ def test_every_row_names_configs_that_exist(row: list[str]) -> None:
 
 
 def test_every_config_has_a_row() -> None:
-    names = {path.name for path in (REPOSITORY / "configs").glob("*.yml")}
+    configs = REPOSITORY / "configs"
+    names = {path.relative_to(configs).as_posix() for path in configs.rglob("*.yml")}
     assert sorted(name for name in names if not any(f"`{name}`" in row[1] for row in ROWS)) == []

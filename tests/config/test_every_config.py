@@ -1,5 +1,6 @@
 """Every file of configs/ is what its name says."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from anml.plan import make_plan
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 OWN_FOLDER = CONFIGS / "train-folder-sanml.yml"  # Whose classes are counted as it loads: tests/test_config_zoo.py.
-TRAININGS = sorted({*CONFIGS.glob("train-*.yml"), CONFIGS / "quickstart.yml"} - {OWN_FOLDER})
+LISTS = sorted([*CONFIGS.rglob("*-flavors.yml"), CONFIGS / "learning-rates.yml"])
+# The trainings of docs/results.md.
+RESULTS = set(CONFIGS.glob("results/*.yml")) - {*LISTS}
+TRAININGS = sorted({*CONFIGS.glob("train-*.yml"), *RESULTS, CONFIGS / "quickstart.yml"} - {OWN_FOLDER})
 EVALUATIONS = sorted(CONFIGS.glob("eval-*.yml"))
-LISTS = sorted([*CONFIGS.glob("*-flavors.yml"), CONFIGS / "learning-rates.yml"])
 MODELS = sorted(CONFIGS.glob("model-*.yml"))
 
 OMNIGLOT = ["no-sgd", "olft", "unfrozen", "olft-oracle", "unfrozen-oracle"]
@@ -51,21 +54,25 @@ ZOO = {
 }
 
 
+def name_of(path: Path) -> str:
+    return path.relative_to(CONFIGS).with_suffix("").as_posix()
+
+
 def load(name: str):
     return load_train_config(CONFIGS / f"{name}.yml").config
 
 
-@pytest.mark.parametrize("path", TRAININGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAININGS, ids=name_of)
 def test_every_training_config_loads_without_a_notice(path: Path) -> None:
     assert load_train_config(path).notices == []
 
 
-@pytest.mark.parametrize("path", TRAININGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAININGS, ids=name_of)
 def test_every_training_is_evaluated(path: Path) -> None:
     assert load_train_config(path).config.eval
 
 
-@pytest.mark.parametrize("path", TRAININGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAININGS, ids=name_of)
 def test_every_training_is_planned_to_its_end(path: Path, capsys, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("ANML_EXPERIMENTS", str(tmp_path))
     options = ["--project", "p", "--cluster", "local", "--wandb", "disabled", "--dry-run"]
@@ -78,29 +85,30 @@ def test_every_training_is_planned_to_its_end(path: Path, capsys, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("path", TRAININGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAININGS, ids=name_of)
 def test_every_parameter_that_a_training_names_exists(path: Path) -> None:
     config = smoke_test(load_train_config(path).config)  # Narrow layers have the same names.
     model = build_model(config.model, config.model_args, config.image_shape, seed=1)
     assert name_problems(config, model) == []
 
 
-@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EVALUATIONS, ids=name_of)
 def test_every_evaluation_config_loads_without_a_notice(path: Path) -> None:
     assert load_eval_config(path).notices == []
 
 
-@pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LISTS, ids=name_of)
 def test_lists_that_others_include_hold_something(path: Path) -> None:
     assert isinstance(read_yaml(path).data, list)
 
 
-@pytest.mark.parametrize("path", [*LISTS, *MODELS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*LISTS, *MODELS], ids=name_of)
 def test_every_part_is_included_by_a_config(path: Path) -> None:
-    assert [user.name for user in CONFIGS.glob("*.yml") if f"!include {path.name}" in user.read_text()]
+    users = (user.read_text() for user in CONFIGS.rglob("*.yml"))
+    assert any(re.search(rf"!include (\.\./)?{re.escape(path.name)}", text) for text in users)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yml")), ids=name_of)
 def test_every_config_begins_by_saying_what_it_is(path: Path) -> None:
     first, second = path.read_text(encoding="utf-8").splitlines()[:2]
     assert first.startswith("# ")
@@ -108,7 +116,7 @@ def test_every_config_begins_by_saying_what_it_is(path: Path) -> None:
 
 
 def test_every_config_is_covered() -> None:
-    assert set(CONFIGS.glob("*.yml")) == {*TRAININGS, OWN_FOLDER, *EVALUATIONS, *LISTS, *MODELS}
+    assert set(CONFIGS.rglob("*.yml")) == {*TRAININGS, OWN_FOLDER, *EVALUATIONS, *LISTS, *MODELS}
 
 
 @pytest.mark.parametrize("name", ZOO)
