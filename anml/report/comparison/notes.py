@@ -1,0 +1,54 @@
+"""What a reader must know of a table in which not everything is equal."""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+
+from anml.config.training import TrainConfig
+from anml.report.comparison.contender import Contender
+from anml.report.comparison.evaluation import Alignment
+from anml.report.grouping import grouped
+from anml.report.wording import listed
+
+
+def table_notes(contenders: Sequence[Contender], rows: Sequence[Alignment]) -> list[str]:
+    """Return sentences on differences that a table allows for."""
+    places = sorted({place for row in rows for place in row.flavors})
+    here = [contenders[place] for place in places]
+    notes = [
+        *_differing(here, lambda config: f"{config.image_shape[1]}x{config.image_shape[1]} pixels", "Images differ"),
+        *_differing(here, lambda config: f"{config.model_record.num_classes:,}", "Outputs differ in number"),
+        *(note for row in rows for note in _other_names(contenders, row)),
+        *(note for row in rows for note in _other_seeds(contenders, row)),
+    ]
+    if unknown := [contender.label for contender in here if contender.config is None]:
+        notes.append(f"What the flavors of {listed(unknown)} do is unknown, so they have rows of their own.")
+    return notes
+
+
+def _differing(
+    contenders: Sequence[Contender], read: Callable[[TrainConfig], Hashable], what: str
+) -> Iterator[str]:
+    values = {contender.label: read(contender.config) for contender in contenders if contender.config}
+    if len(set(values.values())) > 1:
+        yield f"{what}: {_by_value(values)}."
+
+
+def _by_value(values: Mapping[str, Hashable]) -> str:
+    """Return `ANML and SANML 28, OML 84`."""
+    labels = grouped(values, lambda label: values[label])
+    return ", ".join(f"{listed(names)} {value}" for value, names in labels.items())
+
+
+def _other_names(contenders: Sequence[Contender], row: Alignment) -> Iterator[str]:
+    others = {contenders[p].label: name for p, name in row.flavors.items() if name != row.name}
+    if others:
+        yield f"The row {row.label} is the same evaluation under another name: {_by_value(others)}."
+
+
+def _other_seeds(contenders: Sequence[Contender], row: Alignment) -> Iterator[str]:
+    seeds = {}
+    for place, flavor in row.flavors.items():
+        config = contenders[place].config
+        if config and flavor in config.eval:
+            seeds[contenders[place].label] = config.eval[flavor].seed
+    if len(set(seeds.values())) > 1:
+        yield f"{row.label} was run on other classes and examples for some, by its seed: {_by_value(seeds)}."
