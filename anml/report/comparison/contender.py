@@ -55,7 +55,7 @@ class Contender:
     def evaluation(self, flavor: str, protocol: str, dataset: str) -> Evaluation:
         """Return what a flavor does, as far as that is known."""
         if self.config is None or flavor not in self.config.eval:
-            return Evaluation(protocol, dataset, unknown=f"{flavor} of {self.address}")
+            return Evaluation(protocol, dataset, unknown=f"{self.address}/{flavor}")
         return evaluation_of(self.config, flavor)
 
     def with_flavors(self, flavors: Collection[str]) -> "Contender":

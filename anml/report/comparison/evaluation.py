@@ -11,7 +11,7 @@ class Evaluation(NamedTuple):
     """All keys of a flavor's config that change what its accuracy means; None or empty where one plays no part.
 
     Not here, since a comparison allows for them: sizes and rates of the sweep, the number of runs, when to score.
-    unknown: names a flavor of which no config tells more; it equals no other.
+    unknown: PROJECT/GROUP/FLAVOR where no config tells more; it equals no other.
     """
 
     eval_method: str
@@ -82,7 +82,7 @@ class Alignment:
 
 
 def align(experiments: Sequence[Mapping[str, Evaluation]]) -> list[Alignment]:
-    """Return the evaluations of experiments, given as {flavor: what it does} each, oracles behind their sequential ones.
+    """Return the evaluations of experiments, each given as {flavor: what it does}; oracles follow sequential ones.
 
     Flavors of the same name come together first, then others that do the same: two flavors of one experiment never do.
     """
@@ -115,16 +115,16 @@ def _in_pairs(rows: Sequence[Alignment]) -> list[Alignment]:
 def _tell_apart(rows: Sequence[Alignment]) -> None:
     """Say of rows of one name, which do different things, in what they differ."""
     names = [row.name for row in rows]
-    for name in {name for name in names if names.count(name) > 1}:
-        alike = [row for row in rows if row.name == name]
-        keys = [key for key in Evaluation._fields if len({getattr(row.evaluation, key) for row in alike}) > 1]
-        for row in alike:
-            row.difference = "; ".join(_worded(key, getattr(row.evaluation, key)) for key in keys)
+    for row in [row for row in rows if names.count(row.name) > 1]:
+        if row.evaluation.unknown:
+            row.difference = f"config of {row.evaluation.unknown.rpartition('/')[0]} unreadable"
+            continue
+        alike = [other.evaluation for other in rows if other.name == row.name and not other.evaluation.unknown]
+        keys = [key for key in Evaluation._fields if len({getattr(other, key) for other in alike}) > 1]
+        row.difference = "; ".join(_worded(key, getattr(row.evaluation, key)) for key in keys)
 
 
 def _worded(key: str, value: Any) -> str:
-    if key == "unknown":
-        return f"of {value}, config unreadable" if value else "config known"
     if key == "class_names":
         return f"{len(value)} classes from {value[0]} on" if value else "all classes"
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,4 +1,4 @@
-"""Accuracy of every experiment, a sequential evaluation beside its oracle; and against the number of classes learned."""
+"""Accuracy of every experiment, sequential beside oracle; and against the number of classes learned."""
 
 import math
 from collections.abc import Sequence
@@ -53,7 +53,8 @@ def _accuracy_panel(panel: Axes, titles: Sequence[str], table: Table) -> None:
     amount = table.amount
     panel.axhline(1 / amount.classes, color=GREY, linestyle=":", label="chance")
     each = f"{amount.train_examples} + {amount.test_examples} {images(amount.dataset)} each"
-    panel.set_ylabel(f"test accuracy, {amount.classes} classes\n{each}\n{number_of_runs(table.points)}")
+    what = f"test accuracy, {amount.classes} classes\nof {amount.dataset}, {each}"
+    panel.set_ylabel(f"{what}\n{number_of_runs(table.points)}")
     panel.set_xticks(range(len(table.pairs)), ["\n".join(_breakable(row.name) for row in rows) for rows in table.pairs])
     panel.set_xlim(-0.5, len(table.pairs) - 0.5)
     panel.grid(False, axis="x")
@@ -90,7 +91,8 @@ def draw_curve(titles: Sequence[str], curve: Curve) -> Figure:
     most = max(milestone.classes for line in curve.lines.values() for milestone in line)
     panel.plot(range(1, most + 1), [1 / n for n in range(1, most + 1)], color=GREY, linestyle=":", label="chance")
     each = f"{curve.train_examples} + {curve.test_examples} {images(curve.dataset)} of each"
-    panel.set_title(f"{curve.name}: {each}, {number_of_runs([m for line in curve.lines.values() for m in line])}")
+    runs = number_of_runs([milestone for line in curve.lines.values() for milestone in line])
+    panel.set_title(f"{curve.name}, {curve.dataset}: {each}, {runs}")
     panel.set_ylabel("test accuracy on the classes learned")
     panel.set_xlabel("classes learned")
     accuracy_axis(panel)

@@ -14,19 +14,19 @@ def table_notes(contenders: Sequence[Contender], rows: Sequence[Alignment]) -> l
     places = sorted({place for row in rows for place in row.flavors})
     here = [contenders[place] for place in places]
     notes = [
-        *_differing(here, lambda config: f"{config.image_shape[1]}x{config.image_shape[1]} pixels", "Images differ"),
+        *_differing(
+            here, lambda config: f"{config.image_shape[1]}x{config.image_shape[1]} pixels", "Images differ in size"
+        ),
         *_differing(here, lambda config: f"{config.model_record.num_classes:,}", "Outputs differ in number"),
-        *(note for row in rows for note in _other_names(contenders, row)),
+        *_other_names(contenders, rows),
         *(note for row in rows for note in _other_seeds(contenders, row)),
     ]
     if unknown := [contender.label for contender in here if contender.config is None]:
-        notes.append(f"What the flavors of {listed(unknown)} do is unknown, so they have rows of their own.")
+        notes.append(f"What the flavors of {listed(unknown)} do is unknown, so they have columns of their own.")
     return notes
 
 
-def _differing(
-    contenders: Sequence[Contender], read: Callable[[TrainConfig], Hashable], what: str
-) -> Iterator[str]:
+def _differing(contenders: Sequence[Contender], read: Callable[[TrainConfig], Hashable], what: str) -> Iterator[str]:
     values = {contender.label: read(contender.config) for contender in contenders if contender.config}
     if len(set(values.values())) > 1:
         yield f"{what}: {_by_value(values)}."
@@ -38,10 +38,11 @@ def _by_value(values: Mapping[str, Hashable]) -> str:
     return ", ".join(f"{listed(names)} {value}" for value, names in labels.items())
 
 
-def _other_names(contenders: Sequence[Contender], row: Alignment) -> Iterator[str]:
-    others = {contenders[p].label: name for p, name in row.flavors.items() if name != row.name}
-    if others:
-        yield f"The row {row.label} is the same evaluation under another name: {_by_value(others)}."
+def _other_names(contenders: Sequence[Contender], rows: Sequence[Alignment]) -> Iterator[str]:
+    for place, contender in enumerate(contenders):
+        names = {row.label: row.flavors[place] for row in rows if row.flavors.get(place, row.name) != row.name}
+        if names:
+            yield f"{contender.label} calls {', '.join(f'{label} {name}' for label, name in names.items())}."
 
 
 def _other_seeds(contenders: Sequence[Contender], row: Alignment) -> Iterator[str]:
@@ -51,4 +52,4 @@ def _other_seeds(contenders: Sequence[Contender], row: Alignment) -> Iterator[st
         if config and flavor in config.eval:
             seeds[contenders[place].label] = config.eval[flavor].seed
     if len(set(seeds.values())) > 1:
-        yield f"{row.label} was run on other classes and examples for some, by its seed: {_by_value(seeds)}."
+        yield f"{row.label}: seeds differ, so runs are not of the same classes and examples: {_by_value(seeds)}."

@@ -53,8 +53,9 @@ class Row:
 
     @property
     def effort_differs(self) -> bool:
-        """Whether experiments had different numbers of runs, or of rates to choose from."""
-        return len({(cell.point.runs, len(cell.rates)) for cell in self.cells.values()}) > 1
+        """Whether experiments had different numbers of runs, of seeds, or of rates to choose from."""
+        efforts = {(cell.point.runs, cell.point.seeds, len(cell.rates)) for cell in self.cells.values()}
+        return len(efforts) > 1
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def as_frame(contenders: Sequence[Contender], tables: Sequence[Table]) -> pd.Dat
 
 
 def by_classes_frame(contenders: Sequence[Contender]) -> pd.DataFrame:
-    """Return a line per experiment, flavor and number of classes scored: the fields of Milestone as in by-classes.csv."""
+    """Return a line per experiment, flavor and number of classes scored, with the columns of by-classes.csv."""
     lines = [{**_who(contender), **vars(m)} for contender in contenders for m in contender.milestones]
     return pd.DataFrame(lines, columns=[*WHO, *(field.name for field in fields(Milestone))]).astype({"lr": float})
 

@@ -10,7 +10,7 @@ from anml.report.wording import checkpoint, count, images, unit
 
 
 def comparison_text(contenders: Sequence[Contender], tables: Sequence[Table]) -> str:
-    """Return the experiments, then evaluations down and experiments across, at most 100 columns wide."""
+    """Return the experiments, and a table per amount: experiments down, evaluations across, at most 100 columns."""
     heading = "Test accuracy: mean ± 95% interval of the mean @ the best learning rate"
     parts = [heading, "", *_contender_lines(contenders)]
     return "\n".join([*parts, *(line for table in tables for line in ["", *_table_lines(contenders, table)])])
@@ -37,16 +37,16 @@ def _table_lines(contenders: Sequence[Contender], table: Table) -> list[str]:
     noun, amount = images(table.amount.dataset), table.amount
     what = f"{amount.classes} classes of {amount.dataset}, {amount.train_examples} {noun} of each to learn"
     caption = f"{what}, {amount.test_examples} to test; {number_of_runs(table.points)}"
-    names = ["flavor", *(row.name for row in table.rows)]
-    columns = [_column(contenders[place].title, place, table.rows) for place in table.places]
-    columns.append(["chance", *(f"{1 / amount.classes:.4f}" for _ in table.rows)])
+    names = ["experiment", *(contenders[place].title for place in table.places), "chance"]
+    columns = [_column(row, table.places, f"{1 / amount.classes:.4f}") for row in table.rows]
     blocks = blocks_of(columns, WIDTH - max(map(len, names)))
     lines = [line for block in blocks for line in [*aligned([names, *block]), ""]]
     return [caption, *lines[:-1], *(f"note: {note}" for note in table.notes)]
 
 
-def _column(title: str, place: int, rows: Sequence[Row]) -> list[str]:
-    return [title, *(_cell(row.cells[place], row.effort_differs) if place in row.cells else "-" for row in rows)]
+def _column(row: Row, places: Sequence[int], chance: str) -> list[str]:
+    cells = (row.cells.get(place) for place in places)
+    return [row.name, *("-" if cell is None else _cell(cell, row.effort_differs) for cell in cells), chance]
 
 
 def _cell(cell: Cell, with_effort: bool) -> str:
@@ -56,5 +56,5 @@ def _cell(cell: Cell, with_effort: bool) -> str:
 
 def effort(cell: Cell) -> str:
     """Return the number of runs, and of the rates that the best was chosen from."""
-    runs = count(cell.point.runs, "runs")
+    runs = number_of_runs([cell.point])
     return f"{runs}, {count(len(cell.rates), 'rates')}" if cell.rates else runs

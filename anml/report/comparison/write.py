@@ -26,10 +26,10 @@ from anml.report.comparison.tables import (
 )
 from anml.report.comparison.text import comparison_text, effort, trained
 from anml.report.grid import accuracy, number_of_runs
+from anml.report.index import COMPARISON
 from anml.report.page import interval_note, templates
 from anml.report.write import PIXELS_PER_INCH
 
-PAGE = "comparison.html"
 _OWN_FIGURE = re.compile(r"comparison-(accuracy|classes-.+)\.png")
 
 
@@ -62,9 +62,9 @@ def write_comparison(
         write_csv(folder / "comparison-by-classes.csv", by_classes_frame(contenders))
         (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
         page = _render(contenders, tables, curves, figures, empty, output, command)
-        (folder / PAGE).write_text(page, encoding="utf-8")
+        (folder / COMPARISON).write_text(page, encoding="utf-8")
         _publish(folder, output)
-    return Comparison(text, output / PAGE)
+    return Comparison(text, output / COMPARISON)
 
 
 def _read(experiments: Sequence[Experiment]) -> tuple[list[Contender], list[str]]:
@@ -164,7 +164,7 @@ def _address(experiment: Experiment, output: Path) -> str:
 
 def _publish(folder: Path, output: Path) -> None:
     """Move new files into place, the page last; remove figures of an earlier comparison that have no successor."""
-    new = sorted(folder.iterdir(), key=lambda path: path.name == PAGE)
+    new = sorted(folder.iterdir(), key=lambda path: path.name == COMPARISON)
     for path in new:
         os.replace(path, output / path.name)
     names = {path.name for path in new}
