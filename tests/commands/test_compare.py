@@ -57,7 +57,7 @@ def test_experiments_of_several_projects_need_a_place_to_write_to(filled, tmp_pa
 def test_unknown_names_are_told_together(filled):
     with pytest.raises(ConfigError) as caught:
         main(["demos", "demo/x", "nothing"])
-    typo, group, project = caught.value.problems
+    typo, group, project = list(caught.value.problems)
     assert typo == f"no project demos in {filled}; did you mean 'demo'?"
     assert group.startswith(f"no experiment demo/x in {filled}")
     assert project == f"no project nothing in {filled}; there are: demo, other"
@@ -72,12 +72,9 @@ def test_a_lone_experiment_and_one_without_results(filled):
 
 def test_mistakes_end_with_code_2_and_no_traceback(experiments, run):
     start_experiment(experiments / "demo" / "a", SMALL).results()
-    for arguments, words in (
-        (["nowhere"], "no project nowhere"),
-        (["demo"], "a comparison takes two or more"),
-        ([], "usage"),
-    ):
-        done = run("-m", "anml", "compare", *arguments)
+    mistakes = {"nowhere": "no project nowhere", "demo": "a comparison takes two or more", "--flavour": "usage"}
+    for argument, words in mistakes.items():
+        done = run("-m", "anml", "compare", argument)
         assert done.returncode == 2
         assert words in done.stderr
         assert "Traceback" not in done.stderr
