@@ -45,7 +45,13 @@ eval:
   - {oracle}: {{<<: *sweep, eval_method: iid, batch_size: {batch}}}
 """
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-OWN_FILES = {"comparison.html", "comparison.csv", "comparison-by-classes.csv", "comparison.txt"}
+OWN_FILES = {
+    "comparison.html",
+    "comparison.csv",
+    "comparison-by-classes.csv",
+    "comparison-oracle-gaps.csv",
+    "comparison.txt",
+}
 FIGURES = {"comparison-accuracy.png", "comparison-classes-olft.png"}
 # Elements that are not closed.
 VOID = {"meta", "img", "br"}
@@ -334,6 +340,29 @@ def test_a_comparison_takes_two_with_results(make):
         compare(one, empty)
     with pytest.raises(ConfigError, match="no experiment has results yet"):
         compare(empty)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_what_the_order_costs_is_paired_run_by_run(make, row):
+    def rows(shift: float) -> list:
+        levels = enumerate((0.3, 0.5, 0.6, 0.9))  # Runs differ much, and all by nearly the same from their oracle.
+        olft = [row(run=run, test_acc=level - shift + 0.01 * (run % 2)) for run, level in levels]
+        oracle = [
+            row(flavor="olft-oracle", protocol="iid", run=run, test_acc=a) for run, a in enumerate((0.3, 0.5, 0.6))
+        ]
+        return olft + oracle
+
+    builders = [make(group).write("all", rows(shift)) for group, shift in (("ANML", 0.1), ("SANML", 0.2))]
+    comparison = compare(*builders)
+    found = lines(comparison.page.parent / "comparison-oracle-gaps.csv")
+    for line, differences in zip(found, [(0.1, 0.09, 0.1), (0.2, 0.19, 0.2)], strict=True):
+        assert (line["sequential"], line["oracle"], line["runs"]) == ("olft", "olft-oracle", "3")
+        assert float(line["difference"]) == pytest.approx(sum(differences) / 3)
+        # Student's t for two degrees of freedom times the standard error.
+        assert float(line["ci95"]) == pytest.approx(4.302652730 * np.std(differences, ddof=1) / 3**0.5)
+    assert "olft-oracle - olft" in comparison.text
+    assert "+0.097 ± 0.014" in comparison.text
+    assert "+0.097 ± 0.014 3 runs" in words(comparison.page.read_text(encoding="utf-8"))
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -1,19 +1,39 @@
 """One of the experiments that are compared: its results at its last checkpoint, and what is missing."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from anml.config.training import TrainConfig
 from anml.experiment import Experiment
 from anml.report.comparison.evaluation import Evaluation, evaluation_of
 from anml.report.completeness import missing_results
 from anml.report.grid import last_checkpoint
+from anml.report.grouping import grouped
 from anml.report.jobs import overall_state, read_jobs
 from anml.report.milestones import Milestone, best_by_classes
-from anml.report.tables import Sweep, SweepPoint, best_rates, main_points, read_scores, sweep_points
+from anml.report.tables import SweepPoint, best_rates, finals, main_points, read_scores, sweep_of, sweep_points
 from anml.report.write import read_config
 from anml.results import ResultRow
+
+
+class Cell(NamedTuple):
+    """The best rate of one experiment's sweep, among the rates that were tried.
+
+    runs: test accuracy of every (training seed, run) at the best rate.
+    """
+
+    point: SweepPoint
+    rates: tuple[float, ...]
+    runs: dict[tuple[int, int], float]
+
+    @property
+    def edge(self) -> str:
+        """Which end of the rates tried the best one is, empty when it lies between others."""
+        if len(self.rates) < 2 or self.point.lr not in (self.rates[0], self.rates[-1]):
+            return ""
+        return "lowest" if self.point.lr == self.rates[0] else "highest"
 
 
 @dataclass(frozen=True)
@@ -21,8 +41,8 @@ class Contender:
     """An experiment in a comparison.
 
     label: its name there. step: the last checkpoint with results for the most classes; only that one is compared.
-    best: a point per sweep at that checkpoint, pooled over trainings where there are several. rates: those tried in
-    each sweep. milestones: at that checkpoint. missing: what its config asks for and its results do not hold.
+    cells: one per sweep at that checkpoint, pooled over trainings where there are several. milestones: at that
+    checkpoint. missing: what its config asks for and its results do not hold.
     """
 
     experiment: Experiment
@@ -30,8 +50,7 @@ class Contender:
     model: str
     config: TrainConfig | None
     step: int
-    best: tuple[SweepPoint, ...]
-    rates: dict[Sweep, tuple[float, ...]]
+    cells: tuple[Cell, ...]
     milestones: tuple[Milestone, ...]
     state: str
     missing: tuple[str, ...]
@@ -45,7 +64,7 @@ class Contender:
     @property
     def flavors(self) -> list[str]:
         """The flavors with results at the checkpoint, in the order of the config."""
-        return list(dict.fromkeys(point.flavor for point in self.best))
+        return list(dict.fromkeys(cell.point.flavor for cell in self.cells))
 
     @property
     def title(self) -> str:
@@ -60,8 +79,8 @@ class Contender:
 
     def with_flavors(self, flavors: Collection[str]) -> "Contender":
         """Return it with only these flavors."""
-        best = tuple(point for point in self.best if point.flavor in flavors)
-        return replace(self, best=best, milestones=tuple(m for m in self.milestones if m.flavor in flavors))
+        cells = tuple(cell for cell in self.cells if cell.point.flavor in flavors)
+        return replace(self, cells=cells, milestones=tuple(m for m in self.milestones if m.flavor in flavors))
 
 
 def read_contender(experiment: Experiment) -> Contender | None:
@@ -73,6 +92,7 @@ def read_contender(experiment: Experiment) -> Contender | None:
     points = main_points(sweep_points(rows, tuple(config.eval) if config else ()))
     summary = best_rates(points)
     step = last_checkpoint(summary)[0].checkpoint_step
+    compared = [row for row in rows if row.checkpoint_step == step]
     model = config.display_name if config else rows[0].model
     return Contender(
         experiment,
@@ -80,26 +100,21 @@ def read_contender(experiment: Experiment) -> Contender | None:
         model=model,
         config=config,
         step=step,
-        best=tuple(point for point in summary if point.checkpoint_step == step),
-        rates=_rates(points),
-        milestones=_milestones(rows, step),
+        cells=tuple(_cells(points, [point for point in summary if point.checkpoint_step == step], compared)),
+        milestones=tuple(best_by_classes(compared)),
         state=overall_state(read_jobs(experiment)),
         missing=tuple(missing_results(config, rows) if config else ()),
         notices=(*notices, *problems),
     )
 
 
-def _rates(points: Sequence[SweepPoint]) -> dict[Sweep, tuple[float, ...]]:
-    rates: dict[Sweep, list[float]] = {}
-    for point in points:
-        rates.setdefault(point.sweep, [])
-        if point.lr is not None:
-            rates[point.sweep].append(point.lr)
-    return {sweep: tuple(sorted(set(tried))) for sweep, tried in rates.items()}
-
-
-def _milestones(rows: Sequence[ResultRow], step: int) -> tuple[Milestone, ...]:
-    return tuple(best_by_classes(row for row in rows if row.checkpoint_step == step))
+def _cells(points: Sequence[SweepPoint], best: Sequence[SweepPoint], rows: Sequence[ResultRow]) -> Iterator[Cell]:
+    sweeps = grouped(points, lambda point: point.sweep)
+    ends = grouped(finals(rows), lambda row: (sweep_of(row), row.lr))
+    for point in best:
+        rates = sorted(other.lr for other in sweeps[point.sweep] if other.lr is not None)
+        runs = {(row.train_seed, row.run): row.test_acc for row in ends[point.sweep, point.lr]}
+        yield Cell(point, tuple(rates), runs)
 
 
 def with_labels(contenders: Sequence[Contender]) -> list[Contender]:

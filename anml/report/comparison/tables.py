@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from anml.report.comparison.contender import Contender
+from anml.report.comparison.contender import Cell, Contender
 from anml.report.comparison.evaluation import Evaluation, align
 from anml.report.comparison.notes import table_notes
 from anml.report.grouping import grouped
@@ -22,20 +22,6 @@ class Amount(NamedTuple):
     classes: int
     train_examples: int
     test_examples: int
-
-
-class Cell(NamedTuple):
-    """The best rate of one experiment's sweep, among the rates that were tried."""
-
-    point: SweepPoint
-    rates: tuple[float, ...]
-
-    @property
-    def edge(self) -> str:
-        """Which end of the rates tried the best one is, empty when it lies between others."""
-        if len(self.rates) < 2 or self.point.lr not in (self.rates[0], self.rates[-1]):
-            return ""
-        return "lowest" if self.point.lr == self.rates[0] else "highest"
 
 
 @dataclass(frozen=True)
@@ -95,26 +81,25 @@ class Curve:
 
 def comparison_tables(contenders: Sequence[Contender]) -> list[Table]:
     """Return a table per amount, most classes first."""
-    everything = [(place, point) for place, contender in enumerate(contenders) for point in contender.best]
-    amounts = grouped(everything, lambda item: Amount(*(getattr(item[1], name) for name in Amount._fields)))
+    everything = [(place, cell) for place, contender in enumerate(contenders) for cell in contender.cells]
+    amounts = grouped(everything, lambda item: Amount(*(getattr(item[1].point, name) for name in Amount._fields)))
     order = sorted(amounts, key=lambda amount: (-amount.classes, *amount))
     return [_table(contenders, amount, amounts[amount]) for amount in order]
 
 
-def _table(contenders: Sequence[Contender], amount: Amount, items: Sequence[tuple[int, SweepPoint]]) -> Table:
-    own: list[dict[str, SweepPoint]] = [{} for _ in contenders]
-    for place, point in items:
-        own[place][point.flavor] = point
+def _table(contenders: Sequence[Contender], amount: Amount, items: Sequence[tuple[int, Cell]]) -> Table:
+    own: list[dict[str, Cell]] = [{} for _ in contenders]
+    for place, cell in items:
+        own[place][cell.point.flavor] = cell
     evaluations = [
-        {flavor: contender.evaluation(flavor, point.protocol, point.dataset) for flavor, point in points.items()}
-        for contender, points in zip(contenders, own, strict=True)
+        {flavor: contender.evaluation(flavor, cell.point.protocol, amount.dataset) for flavor, cell in cells.items()}
+        for contender, cells in zip(contenders, own, strict=True)
     ]
     aligned = align(evaluations)
-    rows = []
-    for row in aligned:
-        points = {place: own[place][flavor] for place, flavor in sorted(row.flavors.items())}
-        cells = {place: Cell(point, contenders[place].rates[point.sweep]) for place, point in points.items()}
-        rows.append(Row(row.label, row.evaluation, cells))
+    rows = [
+        Row(row.label, row.evaluation, {place: own[place][flavor] for place, flavor in sorted(row.flavors.items())})
+        for row in aligned
+    ]
     return Table(amount, tuple(rows), tuple(table_notes(contenders, aligned)))
 
 
@@ -135,7 +120,7 @@ def _curves(
     dataset = amount[0]
     evaluations = []
     for contender, own in zip(contenders, lines, strict=True):
-        protocols = {point.flavor: point.protocol for point in contender.best}
+        protocols = {cell.point.flavor: cell.point.protocol for cell in contender.cells}
         evaluations.append({flavor: contender.evaluation(flavor, protocols[flavor], dataset) for flavor in own})
     curves = []
     for row in align(evaluations):
@@ -156,7 +141,7 @@ def as_frame(contenders: Sequence[Contender], tables: Sequence[Table]) -> pd.Dat
                     "lowest_rate": min(cell.rates, default=None),
                     "highest_rate": max(cell.rates, default=None),
                 }
-                lines.append({**_who(contenders[place]), "evaluation": row.name, **vars(cell.point), **rates})
+                lines.append({**who(contenders[place]), "evaluation": row.name, **vars(cell.point), **rates})
     names = [field.name for field in fields(SweepPoint)]
     columns = [*WHO, "evaluation", *names, "rates_tried", "lowest_rate", "highest_rate"]
     return pd.DataFrame(lines, columns=columns).astype({"lr": float, "lowest_rate": float, "highest_rate": float})
@@ -164,7 +149,7 @@ def as_frame(contenders: Sequence[Contender], tables: Sequence[Table]) -> pd.Dat
 
 def by_classes_frame(contenders: Sequence[Contender]) -> pd.DataFrame:
     """Return a line per experiment, flavor and number of classes scored, with the columns of by-classes.csv."""
-    lines = [{**_who(contender), **vars(m)} for contender in contenders for m in contender.milestones]
+    lines = [{**who(contender), **vars(m)} for contender in contenders for m in contender.milestones]
     return pd.DataFrame(lines, columns=[*WHO, *(field.name for field in fields(Milestone))]).astype({"lr": float})
 
 
@@ -178,7 +163,8 @@ WHO: dict[str, Callable[[Contender], object]] = {
 }
 
 
-def _who(contender: Contender) -> dict[str, object]:
+def who(contender: Contender) -> dict[str, object]:
+    """Return the values of the columns that say whose a line is."""
     return {name: read(contender) for name, read in WHO.items()}
 
 

@@ -1,12 +1,17 @@
 """The comparison as plain text, for a terminal or a log."""
 
+import math
 from collections.abc import Sequence
 
-from anml.report.comparison.contender import Contender
-from anml.report.comparison.tables import Cell, Row, Table
+from anml.report.comparison.contender import Cell, Contender
+from anml.report.comparison.gaps import Gap, gaps_of
+from anml.report.comparison.tables import Row, Table
 from anml.report.grid import accuracy, number_of_runs
+from anml.report.interval import Estimate
 from anml.report.text import WIDTH, aligned, blocks_of
 from anml.report.wording import checkpoint, count, images, unit
+
+GAP_HEADING = "What the order costs: oracle minus sequential, run by run, mean ± 95% interval"
 
 
 def comparison_text(contenders: Sequence[Contender], tables: Sequence[Table]) -> str:
@@ -29,7 +34,7 @@ def _contender_lines(contenders: Sequence[Contender]) -> list[str]:
 
 def trained(contender: Contender) -> str:
     """Return which checkpoint is compared, of how many trainings."""
-    seeds = max((point.seeds for point in contender.best), default=1)
+    seeds = max((cell.point.seeds for cell in contender.cells), default=1)
     return checkpoint(contender.step, unit(contender.config)) + (f", {count(seeds, 'seeds')}" if seeds > 1 else "")
 
 
@@ -40,8 +45,27 @@ def _table_lines(contenders: Sequence[Contender], table: Table) -> list[str]:
     names = ["experiment", *(contenders[place].title for place in table.places), "chance"]
     columns = [_column(row, table.places, f"{1 / amount.classes:.4f}") for row in table.rows]
     blocks = blocks_of(columns, WIDTH - max(map(len, names)))
-    lines = [line for block in blocks for line in [*aligned([names, *block]), ""]]
-    return [caption, *lines[:-1], *(f"note: {note}" for note in table.notes)]
+    lines = [line for block in blocks for line in [*aligned([names, *block]), ""]][:-1]
+    return [caption, *lines, *_gap_lines(contenders, table), *(f"note: {note}" for note in table.notes)]
+
+
+def _gap_lines(contenders: Sequence[Contender], table: Table) -> list[str]:
+    gaps = gaps_of(table)
+    if not gaps:
+        return []
+    names = ["experiment", *(contenders[place].title for place in table.places)]
+    columns = [[gap.name, *(_gap(gap, place) for place in table.places)] for gap in gaps]
+    blocks = blocks_of(columns, WIDTH - max(map(len, names)))
+    return ["", GAP_HEADING, *[line for block in blocks for line in [*aligned([names, *block]), ""]][:-1]]
+
+
+def _gap(gap: Gap, place: int) -> str:
+    return difference(gap.differences[place]) if place in gap.differences else "-"
+
+
+def difference(value: Estimate) -> str:
+    """Return mean and 95% interval of a difference, as `+0.076 ± 0.005`."""
+    return f"{value.mean:+.3f}" + ("" if math.isnan(value.half_width) else f" ± {value.half_width:.3f}")
 
 
 def _column(row: Row, places: Sequence[int], chance: str) -> list[str]:

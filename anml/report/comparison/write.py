@@ -15,6 +15,7 @@ from anml.report import wording
 from anml.report.canvas import figure_style, save_png
 from anml.report.comparison.contender import Contender, read_contender, with_labels
 from anml.report.comparison.figures import MOST_PANELS, draw_accuracies, draw_curve
+from anml.report.comparison.gaps import gaps_frame, gaps_of
 from anml.report.comparison.tables import (
     Curve,
     Table,
@@ -24,7 +25,7 @@ from anml.report.comparison.tables import (
     comparison_tables,
     write_csv,
 )
-from anml.report.comparison.text import comparison_text, effort, trained
+from anml.report.comparison.text import comparison_text, difference, effort, trained
 from anml.report.grid import accuracy, number_of_runs
 from anml.report.index import COMPARISON
 from anml.report.page import interval_note, templates
@@ -60,6 +61,7 @@ def write_comparison(
         figures = _draw(folder, contenders, tables, curves)
         write_csv(folder / "comparison.csv", as_frame(contenders, tables))
         write_csv(folder / "comparison-by-classes.csv", by_classes_frame(contenders))
+        write_csv(folder / "comparison-oracle-gaps.csv", gaps_frame(contenders, tables))
         (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
         page = _render(contenders, tables, curves, figures, empty, output, command)
         (folder / COMPARISON).write_text(page, encoding="utf-8")
@@ -143,6 +145,8 @@ def _render(
         "tables": tables,
         "accuracy": accuracy,
         "effort": effort,
+        "gaps_of": gaps_of,
+        "difference": difference,
         "count": wording.count,
         "images": wording.images,
         "number_of_runs": number_of_runs,
