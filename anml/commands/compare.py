@@ -58,7 +58,7 @@ def _experiments(root: Path, names: Sequence[str]) -> list[Experiment]:
 def _of_project(root: Path, name: str) -> list[Experiment]:
     """Return the experiments of a project, by the names of their groups."""
     for folder in (root / name, Path(name)):
-        groups = sorted(path.parent for path in folder.glob("*/config.yml"))
+        groups = sorted(path.parent for path in folder.glob("[!.]*/config.yml"))
         if groups:
             return [Experiment(group.resolve()) for group in groups]
     return []

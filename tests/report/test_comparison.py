@@ -343,7 +343,7 @@ def test_a_comparison_takes_two_with_results(make):
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_what_the_order_costs_is_paired_run_by_run(make, row):
+def test_what_learning_in_sequence_costs_is_paired_run_by_run(make, row):
     def rows(shift: float) -> list:
         levels = enumerate((0.3, 0.5, 0.6, 0.9))  # Runs differ much, and all by nearly the same from their oracle.
         olft = [row(run=run, test_acc=level - shift + 0.01 * (run % 2)) for run, level in levels]

@@ -69,7 +69,7 @@ def _breakable(name: str) -> str:
 
 
 def _dots(panel: Axes, rows: Sequence[Row], place: int, middle: float, room: float) -> None:
-    """Draw one experiment's points of a group, joined: the line's length is what order costs."""
+    """Draw one experiment's points of a group, joined: the line's length is what learning in sequence costs."""
     steps = [room * 0.5 * (number - (len(rows) - 1) / 2) for number in range(len(rows))]
     where = [middle + step for step in steps]
     means = [row.cells[place].point.test_acc for row in rows]

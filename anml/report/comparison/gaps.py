@@ -1,4 +1,4 @@
-"""What order costs: how far an oracle is ahead of its sequential flavor, run by run."""
+"""What learning in sequence costs: how far an oracle is ahead of its sequential flavor, run by run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

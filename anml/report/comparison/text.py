@@ -11,7 +11,7 @@ from anml.report.interval import Estimate
 from anml.report.text import WIDTH, aligned, blocks_of
 from anml.report.wording import checkpoint, count, images, unit
 
-GAP_HEADING = "What the order costs: oracle minus sequential, run by run, mean ± 95% interval"
+GAP_HEADING = "What learning in sequence costs: oracle minus sequential, run by run, mean ± 95% interval"
 
 
 def comparison_text(contenders: Sequence[Contender], tables: Sequence[Table]) -> str:
