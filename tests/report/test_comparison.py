@@ -366,6 +366,16 @@ def test_what_learning_in_sequence_costs_is_paired_run_by_run(make, row):
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_runs_of_other_classes_are_not_paired(make):
+    builders = [make("ANML").results(), make("SANML").results()]
+    path = builders[1].experiment.config_file
+    head, last, tail = path.read_text().rpartition("    seed: 1\n")  # That of the oracle.
+    path.write_text(f"{head}{last.replace('1', '2')}{tail}")
+    folder = compare(*builders).page.parent
+    assert [line["group"] for line in lines(folder / "comparison-oracle-gaps.csv")] == ["ANML"]
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_those_without_results_are_named(make):
     page = compare(make("ANML").results(), make("OML").results(), make("SANML")).page.read_text()
     assert "Without results yet: demo/SANML." in words(page)
@@ -388,9 +398,9 @@ def test_the_figure_shows_oracles_hollow_to_the_right_of_their_sequential_flavor
         (*np.asarray(dot.get_xydata())[0].tolist(), dot.get_markerfacecolor() == "white")
         for dot in dots if dot is not None
     ]  # fmt: skip
-    rows = {row.name: row for row in tables[0].rows}
+    columns = {column.name: column for column in tables[0].columns}
     for place in range(2):
-        olft, oracle = (rows[name].cells[place].point.test_acc for name in ("olft", "olft-oracle"))
+        olft, oracle = (columns[name].cells[place].point.test_acc for name in ("olft", "olft-oracle"))
         ((left, is_hollow),) = [(x, hollow) for x, y, hollow in drawn if y == olft]
         ((right, is_oracle_hollow),) = [(x, hollow) for x, y, hollow in drawn if y == oracle]
         assert left < right

@@ -21,12 +21,14 @@ from anml.results import ResultRow
 class Cell(NamedTuple):
     """The best rate of one experiment's sweep, among the rates that were tried.
 
-    runs: test accuracy of every (training seed, run) at the best rate.
+    runs: test accuracy of every (training seed, run) at the best rate. seed: of the evaluation, None where unknown:
+    runs of one number and seed have the same classes and examples.
     """
 
     point: SweepPoint
     rates: tuple[float, ...]
     runs: dict[tuple[int, int], float]
+    seed: int | None
 
     @property
     def edge(self) -> str:
@@ -100,7 +102,7 @@ def read_contender(experiment: Experiment) -> Contender | None:
         model=model,
         config=config,
         step=step,
-        cells=tuple(_cells(points, [point for point in summary if point.checkpoint_step == step], compared)),
+        cells=tuple(_cells(config, points, [point for point in summary if point.checkpoint_step == step], compared)),
         milestones=tuple(best_by_classes(compared)),
         state=overall_state(read_jobs(experiment)),
         missing=tuple(missing_results(config, rows) if config else ()),
@@ -108,13 +110,16 @@ def read_contender(experiment: Experiment) -> Contender | None:
     )
 
 
-def _cells(points: Sequence[SweepPoint], best: Sequence[SweepPoint], rows: Sequence[ResultRow]) -> Iterator[Cell]:
+def _cells(
+    config: TrainConfig | None, points: Sequence[SweepPoint], best: Sequence[SweepPoint], rows: Sequence[ResultRow]
+) -> Iterator[Cell]:
     sweeps = grouped(points, lambda point: point.sweep)
     ends = grouped(finals(rows), lambda row: (sweep_of(row), row.lr))
     for point in best:
         rates = sorted(other.lr for other in sweeps[point.sweep] if other.lr is not None)
         runs = {(row.train_seed, row.run): row.test_acc for row in ends[point.sweep, point.lr]}
-        yield Cell(point, tuple(rates), runs)
+        seed = config.eval[point.flavor].seed if config and point.flavor in config.eval else None
+        yield Cell(point, tuple(rates), runs, seed)
 
 
 def with_labels(contenders: Sequence[Contender]) -> list[Contender]:

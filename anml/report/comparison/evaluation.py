@@ -88,40 +88,40 @@ def align(experiments: Sequence[Mapping[str, Evaluation]]) -> list[Alignment]:
     """
     found: list[Alignment] = []
     for place, flavors in enumerate(experiments):
-        known = {(row.name, row.evaluation) for row in found}
+        known = {(match.name, match.evaluation) for match in found}
         for flavor in sorted(flavors, key=lambda name: (name, flavors[name]) not in known):
-            row = _row_for(flavor, flavors[flavor], place, found)
-            if row is None:
+            match = _match_for(flavor, flavors[flavor], place, found)
+            if match is None:
                 found.append(Alignment(flavor, flavors[flavor], {place: flavor}))
             else:
-                row.flavors[place] = flavor
+                match.flavors[place] = flavor
     _tell_apart(found)
     return _in_pairs(found)
 
 
-def _row_for(flavor: str, evaluation: Evaluation, place: int, found: Sequence[Alignment]) -> Alignment | None:
-    same = [row for row in found if row.evaluation == evaluation and place not in row.flavors]
-    named = [row for row in same if row.name == flavor]
+def _match_for(flavor: str, evaluation: Evaluation, place: int, found: Sequence[Alignment]) -> Alignment | None:
+    same = [match for match in found if match.evaluation == evaluation and place not in match.flavors]
+    named = [match for match in same if match.name == flavor]
     return next(iter(named or same), None)
 
 
-def _in_pairs(rows: Sequence[Alignment]) -> list[Alignment]:
+def _in_pairs(matches: Sequence[Alignment]) -> list[Alignment]:
     places: dict[Evaluation, int] = {}
-    for row in rows:
-        places.setdefault(row.evaluation.pair, len(places))
-    return sorted(rows, key=lambda row: (places[row.evaluation.pair], row.evaluation.eval_method == "iid"))
+    for match in matches:
+        places.setdefault(match.evaluation.pair, len(places))
+    return sorted(matches, key=lambda match: (places[match.evaluation.pair], match.evaluation.eval_method == "iid"))
 
 
-def _tell_apart(rows: Sequence[Alignment]) -> None:
-    """Say of rows of one name, which do different things, in what they differ."""
-    names = [row.name for row in rows]
-    for row in [row for row in rows if names.count(row.name) > 1]:
-        if row.evaluation.unknown:
-            row.difference = f"config of {row.evaluation.unknown.rpartition('/')[0]} unreadable"
+def _tell_apart(matches: Sequence[Alignment]) -> None:
+    """Say of matches of one name, which do different things, in what they differ."""
+    names = [match.name for match in matches]
+    for match in [match for match in matches if names.count(match.name) > 1]:
+        if match.evaluation.unknown:
+            match.difference = f"config of {match.evaluation.unknown.rpartition('/')[0]} unreadable"
             continue
-        alike = [other.evaluation for other in rows if other.name == row.name and not other.evaluation.unknown]
+        alike = [other.evaluation for other in matches if other.name == match.name and not other.evaluation.unknown]
         keys = [key for key in Evaluation._fields if len({getattr(other, key) for other in alike}) > 1]
-        row.difference = "; ".join(_worded(key, getattr(row.evaluation, key)) for key in keys)
+        match.difference = "; ".join(_worded(key, getattr(match.evaluation, key)) for key in keys)
 
 
 def _worded(key: str, value: Any) -> str:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from anml.report.canvas import GREY, accuracy_axis, colour, legend_below, marker, panel_grid, spread
-from anml.report.comparison.tables import Curve, Row, Table
+from anml.report.comparison.tables import Column, Curve, Table
 from anml.report.grid import number_of_runs
 from anml.report.milestones import Milestone
 from anml.report.wording import images
@@ -42,20 +42,24 @@ def draw_accuracies(titles: Sequence[str], tables: Sequence[Table]) -> Figure | 
 
 
 def _accuracy_panel(panel: Axes, titles: Sequence[str], table: Table) -> None:
-    for group, rows in enumerate(table.pairs):
+    for group, columns in enumerate(table.pairs):
         for place in range(len(titles)):
             middle = group + GROUP_WIDTH * ((place + 0.5) / len(titles) - 0.5)
-            _dots(panel, [row for row in rows if place in row.cells], place, middle, GROUP_WIDTH / len(titles))
+            _dots(
+                panel, [column for column in columns if place in column.cells], place, middle, GROUP_WIDTH / len(titles)
+            )
     for place in table.places:  # Empty lines, for the legend's sake.
         panel.plot([], [], color=colour(place), marker=marker(place), linestyle="", label=titles[place])
-    if any(row.is_oracle for row in table.rows):
+    if any(column.is_oracle for column in table.columns):
         panel.plot([], [], color=GREY, marker="o", linestyle="", markerfacecolor="white", label=ORACLE)
     amount = table.amount
     panel.axhline(1 / amount.classes, color=GREY, linestyle=":", label="chance")
     each = f"{amount.train_examples} + {amount.test_examples} {images(amount.dataset)} each"
     what = f"test accuracy, {amount.classes} classes\nof {amount.dataset}, {each}"
     panel.set_ylabel(f"{what}\n{number_of_runs(table.points)}")
-    panel.set_xticks(range(len(table.pairs)), ["\n".join(_breakable(row.name) for row in rows) for rows in table.pairs])
+    panel.set_xticks(
+        range(len(table.pairs)), ["\n".join(_breakable(column.name) for column in columns) for columns in table.pairs]
+    )
     panel.set_xlim(-0.5, len(table.pairs) - 0.5)
     panel.grid(False, axis="x")
     for boundary in range(1, len(table.pairs)):
@@ -68,17 +72,17 @@ def _breakable(name: str) -> str:
     return name.replace(" (", "\n(").replace("; ", ";\n")
 
 
-def _dots(panel: Axes, rows: Sequence[Row], place: int, middle: float, room: float) -> None:
+def _dots(panel: Axes, columns: Sequence[Column], place: int, middle: float, room: float) -> None:
     """Draw one experiment's points of a group, joined: the line's length is what learning in sequence costs."""
-    steps = [room * 0.5 * (number - (len(rows) - 1) / 2) for number in range(len(rows))]
+    steps = [room * 0.5 * (number - (len(columns) - 1) / 2) for number in range(len(columns))]
     where = [middle + step for step in steps]
-    means = [row.cells[place].point.test_acc for row in rows]
+    means = [column.cells[place].point.test_acc for column in columns]
     panel.plot(where, means, color=colour(place), linewidth=1, alpha=0.6)
-    for x, row in zip(where, rows, strict=True):
-        point = row.cells[place].point
+    for x, column in zip(where, columns, strict=True):
+        point = column.cells[place].point
         panel.errorbar(
             x, point.test_acc, _or_zero(point.test_ci95), color=colour(place), marker=marker(place), capsize=2.5,
-            elinewidth=1.1, markersize=6, markerfacecolor="white" if row.is_oracle else colour(place), linestyle="",
+            elinewidth=1.1, markersize=6, markerfacecolor="white" if column.is_oracle else colour(place), linestyle="",
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from anml.report.comparison.contender import Contender
-from anml.report.comparison.tables import WHO, Row, Table, who
+from anml.report.comparison.tables import WHO, Column, Table, who
 from anml.report.interval import Estimate, estimate
 
 
@@ -14,8 +14,8 @@ from anml.report.interval import Estimate, estimate
 class Gap:
     """Accuracy of an oracle minus that of its sequential flavor, by the place of the experiment.
 
-    The mean over the runs that both have. A run has the same classes and examples in both, so that the interval of the
-    differences is narrower than those of the accuracies.
+    The mean over the runs that both have, of one evaluation seed: a run has the same classes and examples in both, so
+    that the interval of the differences is narrower than those of the accuracies.
     """
 
     sequential: str
@@ -31,18 +31,19 @@ class Gap:
 def gaps_of(table: Table) -> list[Gap]:
     """Return the gap of every sequential flavor to every oracle of it."""
     found = []
-    for rows in table.pairs:
-        for sequential in (row for row in rows if not row.is_oracle):
-            found += [_gap(sequential, oracle) for oracle in rows if oracle.is_oracle]
+    for columns in table.pairs:
+        for sequential in (column for column in columns if not column.is_oracle):
+            found += [_gap(sequential, oracle) for oracle in columns if oracle.is_oracle]
     return [gap for gap in found if gap.differences]
 
 
-def _gap(sequential: Row, oracle: Row) -> Gap:
+def _gap(sequential: Column, oracle: Column) -> Gap:
     differences = {}
     for place in sorted(sequential.cells.keys() & oracle.cells.keys()):
-        low, high = sequential.cells[place].runs, oracle.cells[place].runs
-        if both := sorted(low.keys() & high.keys()):
-            differences[place] = estimate((seed, high[seed, run] - low[seed, run]) for seed, run in both)
+        low, high = sequential.cells[place], oracle.cells[place]
+        both = sorted(low.runs.keys() & high.runs.keys()) if low.seed == high.seed else ()
+        if both:
+            differences[place] = estimate((seed, high.runs[seed, run] - low.runs[seed, run]) for seed, run in both)
     return Gap(sequential.name, oracle.name, differences)
 
 

@@ -9,17 +9,17 @@ from anml.report.grouping import grouped
 from anml.report.wording import listed
 
 
-def table_notes(contenders: Sequence[Contender], rows: Sequence[Alignment]) -> list[str]:
+def table_notes(contenders: Sequence[Contender], matches: Sequence[Alignment]) -> list[str]:
     """Return sentences on differences that a table allows for."""
-    places = sorted({place for row in rows for place in row.flavors})
+    places = sorted({place for match in matches for place in match.flavors})
     here = [contenders[place] for place in places]
     notes = [
         *_differing(
             here, lambda config: f"{config.image_shape[1]}x{config.image_shape[1]} pixels", "Images differ in size"
         ),
         *_differing(here, lambda config: f"{config.model_record.num_classes:,}", "Outputs differ in number"),
-        *_other_names(contenders, rows),
-        *(note for row in rows for note in _other_seeds(contenders, row)),
+        *_other_names(contenders, matches),
+        *(note for match in matches for note in _other_seeds(contenders, match)),
     ]
     if unknown := [contender.label for contender in here if contender.config is None]:
         notes.append(f"What the flavors of {listed(unknown)} do is unknown, so they have columns of their own.")
@@ -38,18 +38,20 @@ def _by_value(values: Mapping[str, Hashable]) -> str:
     return ", ".join(f"{listed(names)} {value}" for value, names in labels.items())
 
 
-def _other_names(contenders: Sequence[Contender], rows: Sequence[Alignment]) -> Iterator[str]:
+def _other_names(contenders: Sequence[Contender], matches: Sequence[Alignment]) -> Iterator[str]:
     for place, contender in enumerate(contenders):
-        names = {row.label: row.flavors[place] for row in rows if row.flavors.get(place, row.name) != row.name}
+        names = {
+            match.label: match.flavors[place] for match in matches if match.flavors.get(place, match.name) != match.name
+        }
         if names:
             yield f"{contender.label} calls {', '.join(f'{label} {name}' for label, name in names.items())}."
 
 
-def _other_seeds(contenders: Sequence[Contender], row: Alignment) -> Iterator[str]:
+def _other_seeds(contenders: Sequence[Contender], match: Alignment) -> Iterator[str]:
     seeds = {}
-    for place, flavor in row.flavors.items():
+    for place, flavor in match.flavors.items():
         config = contenders[place].config
         if config and flavor in config.eval:
             seeds[contenders[place].label] = config.eval[flavor].seed
     if len(set(seeds.values())) > 1:
-        yield f"{row.label}: seeds differ, so runs are not of the same classes and examples: {_by_value(seeds)}."
+        yield f"{match.label}: seeds differ, so runs are not of the same classes and examples: {_by_value(seeds)}."

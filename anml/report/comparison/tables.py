@@ -1,4 +1,4 @@
-"""The comparison as tables: one per amount of classes and examples, evaluations down, experiments across."""
+"""The comparison as tables: one per amount of classes and examples, experiments down, evaluations across."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -25,7 +25,7 @@ class Amount(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class Column:
     """One evaluation; cells by the place of the experiment."""
 
     name: str
@@ -46,26 +46,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of one amount, an oracle right behind its sequential evaluation."""
+    """All columns of one amount, an oracle right behind its sequential evaluation."""
 
     amount: Amount
-    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
     notes: tuple[str, ...]
 
     @property
     def points(self) -> list[SweepPoint]:
         """The points of all cells."""
-        return [cell.point for row in self.rows for cell in row.cells.values()]
+        return [cell.point for column in self.columns for cell in column.cells.values()]
 
     @property
     def places(self) -> list[int]:
         """Places of the experiments that have results here."""
-        return sorted({place for row in self.rows for place in row.cells})
+        return sorted({place for column in self.columns for place in column.cells})
 
     @property
-    def pairs(self) -> list[list[Row]]:
-        """Rows in groups: a sequential evaluation with its oracle, every other one alone."""
-        return list(grouped(self.rows, lambda row: row.evaluation.pair).values())
+    def pairs(self) -> list[list[Column]]:
+        """Columns in groups: a sequential evaluation with its oracle, every other one alone."""
+        return list(grouped(self.columns, lambda column: column.evaluation.pair).values())
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,15 @@ def _table(contenders: Sequence[Contender], amount: Amount, items: Sequence[tupl
         for contender, cells in zip(contenders, own, strict=True)
     ]
     aligned = align(evaluations)
-    rows = [
-        Row(row.label, row.evaluation, {place: own[place][flavor] for place, flavor in sorted(row.flavors.items())})
-        for row in aligned
+    columns = [
+        Column(
+            match.label,
+            match.evaluation,
+            {place: own[place][flavor] for place, flavor in sorted(match.flavors.items())},
+        )
+        for match in aligned
     ]
-    return Table(amount, tuple(rows), tuple(table_notes(contenders, aligned)))
+    return Table(amount, tuple(columns), tuple(table_notes(contenders, aligned)))
 
 
 def comparison_curves(contenders: Sequence[Contender]) -> list[Curve]:
@@ -123,10 +127,10 @@ def _curves(
         protocols = {cell.point.flavor: cell.point.protocol for cell in contender.cells}
         evaluations.append({flavor: contender.evaluation(flavor, protocols[flavor], dataset) for flavor in own})
     curves = []
-    for row in align(evaluations):
-        found = {place: lines[place][flavor] for place, flavor in sorted(row.flavors.items())}
-        if row.evaluation.eval_method == "sequential" and len(found) > 1 and max(map(len, found.values())) > 1:
-            curves.append(Curve(row.label, *amount, found))
+    for match in align(evaluations):
+        found = {place: lines[place][flavor] for place, flavor in sorted(match.flavors.items())}
+        if match.evaluation.eval_method == "sequential" and len(found) > 1 and max(map(len, found.values())) > 1:
+            curves.append(Curve(match.label, *amount, found))
     return curves
 
 
@@ -134,14 +138,14 @@ def as_frame(contenders: Sequence[Contender], tables: Sequence[Table]) -> pd.Dat
     """Return a line per cell: whose it is, the fields of SweepPoint as in summary.csv, and the rates tried."""
     lines = []
     for table in tables:
-        for row in table.rows:
-            for place, cell in row.cells.items():
+        for column in table.columns:
+            for place, cell in column.cells.items():
                 rates = {
                     "rates_tried": len(cell.rates),
                     "lowest_rate": min(cell.rates, default=None),
                     "highest_rate": max(cell.rates, default=None),
                 }
-                lines.append({**who(contenders[place]), "evaluation": row.name, **vars(cell.point), **rates})
+                lines.append({**who(contenders[place]), "evaluation": column.name, **vars(cell.point), **rates})
     names = [field.name for field in fields(SweepPoint)]
     columns = [*WHO, "evaluation", *names, "rates_tried", "lowest_rate", "highest_rate"]
     return pd.DataFrame(lines, columns=columns).astype({"lr": float, "lowest_rate": float, "highest_rate": float})

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from anml.report.comparison.contender import Cell, Contender
 from anml.report.comparison.gaps import Gap, gaps_of
-from anml.report.comparison.tables import Row, Table
+from anml.report.comparison.tables import Column, Table
 from anml.report.grid import accuracy, number_of_runs
 from anml.report.interval import Estimate
 from anml.report.text import WIDTH, aligned, blocks_of
@@ -40,10 +40,10 @@ def trained(contender: Contender) -> str:
 
 def _table_lines(contenders: Sequence[Contender], table: Table) -> list[str]:
     noun, amount = images(table.amount.dataset), table.amount
-    what = f"{amount.classes} classes of {amount.dataset}, {amount.train_examples} {noun} of each to learn"
+    what = f"{amount.classes} classes of {amount.dataset}, {count(amount.train_examples, noun)} of each to learn"
     caption = f"{what}, {amount.test_examples} to test; {number_of_runs(table.points)}"
     names = ["experiment", *(contenders[place].title for place in table.places), "chance"]
-    columns = [_column(row, table.places, f"{1 / amount.classes:.4f}") for row in table.rows]
+    columns = [_column(column, table.places, f"{1 / amount.classes:.4f}") for column in table.columns]
     blocks = blocks_of(columns, WIDTH - max(map(len, names)))
     lines = [line for block in blocks for line in [*aligned([names, *block]), ""]][:-1]
     return [caption, *lines, *_gap_lines(contenders, table), *(f"note: {note}" for note in table.notes)]
@@ -68,9 +68,9 @@ def difference(value: Estimate) -> str:
     return f"{value.mean:+.3f}" + ("" if math.isnan(value.half_width) else f" ± {value.half_width:.3f}")
 
 
-def _column(row: Row, places: Sequence[int], chance: str) -> list[str]:
-    cells = (row.cells.get(place) for place in places)
-    return [row.name, *("-" if cell is None else _cell(cell, row.effort_differs) for cell in cells), chance]
+def _column(column: Column, places: Sequence[int], chance: str) -> list[str]:
+    cells = (column.cells.get(place) for place in places)
+    return [column.name, *("-" if cell is None else _cell(cell, column.effort_differs) for cell in cells), chance]
 
 
 def _cell(cell: Cell, with_effort: bool) -> str:

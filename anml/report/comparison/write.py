@@ -91,10 +91,10 @@ def _only(contenders: Sequence[Contender], flavors: Sequence[str]) -> list[Conte
     if unknown:
         problems = [f"no flavor {name}{nearest(name, known)}; there are: {', '.join(known)}" for name in unknown]
         raise ConfigError(problems)
-    rows = [row for table in comparison_tables(contenders) for row in table.rows]
+    columns = [column for table in comparison_tables(contenders) for column in table.columns]
     cells = [
-        cells for row in rows if not {c.point.flavor for c in row.cells.values()}.isdisjoint(flavors)
-        for cells in row.cells.items()
+        cells for column in columns if not {c.point.flavor for c in column.cells.values()}.isdisjoint(flavors)
+        for cells in column.cells.items()
     ]  # fmt: skip
     found = []
     for place, contender in enumerate(contenders):
