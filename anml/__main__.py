@@ -14,6 +14,7 @@ COMMANDS = {
     "cancel": ("cancel", "end an experiment's jobs, and only those"),
     "clusters": ("clusters", "list cluster profiles; `clusters check NAME` tells what is wrong with one"),
     "report": ("report", "write an experiment's report again"),
+    "compare": ("compare", "write a comparison of a project's experiments, or of those named"),
     "export": ("export", "write a checkpoint to share: the model and a card that says where it comes from"),
     "download": ("download", "fetch and convert a data set ahead of time"),
     "sync": ("sync", "send W&B runs that were recorded offline"),

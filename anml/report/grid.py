@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from anml.report.grouping import grouped
+from anml.report.interval import Estimate
+from anml.report.milestones import Milestone
 from anml.report.tables import SweepPoint, main_points
 
 
@@ -74,7 +76,7 @@ def accuracy(point: SweepPoint) -> str:
     return f"{point.test_acc:.3f}" + ("" if math.isnan(point.test_ci95) else f" ± {point.test_ci95:.3f}")
 
 
-def number_of_runs(points: Sequence[SweepPoint]) -> str:
+def number_of_runs(points: Sequence[SweepPoint | Milestone | Estimate]) -> str:
     """Return `10 runs`, `7 to 10 runs` where some are missing, or `30 runs of 3 seeds`."""
     runs, seeds = (_range([getattr(point, name) for point in points]) for name in ("runs", "seeds"))
     return f"{runs} run{'' if runs == '1' else 's'}" + ("" if seeds == "1" else f" of {seeds} seeds")

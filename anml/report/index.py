@@ -4,6 +4,7 @@ Report jobs of several experiments may write them at once. Each writes what it f
 until nothing has changed in between: whoever writes last has then seen every report that was there before it.
 """
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from anml.report.page import templates
 from anml.report.tables import SweepPoint, read_summary
 
 PAGE = "index.html"
+COMPARISON = "comparison.html"
 # Somebody is always writing on a busy cluster; their own last look will find what this one missed.
 MOST_ATTEMPTS = 10
 
@@ -36,6 +38,21 @@ class IndexEntry:
     state: str
     has_report: bool
     best: dict[str, SweepPoint]
+
+
+@dataclass(frozen=True)
+class ProjectTable:
+    """The experiments of a project. compared: when their comparison was written, empty where there is none.
+
+    can_compare: at least two have results. is_stale: a report is newer than the comparison.
+    """
+
+    project: str
+    entries: list[IndexEntry]
+    flavors: list[str]
+    compared: str
+    can_compare: bool
+    is_stale: bool
 
 
 def write_indexes(experiment: Experiment) -> None:
@@ -61,16 +78,42 @@ def _projects(experiments: Path) -> list[Path]:
 
 def _render(projects: list[Path], depth: int) -> str:
     """Return an index of projects as HTML; depth 0: the page lies beside them, 1: inside the only one."""
-    tables = [(project.name, _entries(project)) for project in projects]
-    tables = [(name, entries) for name, entries in tables if entries]
-    tables.sort(key=lambda table: table[1][0].launched, reverse=True)
+    tables = [_table(project) for project in projects]
+    tables = sorted((table for table in tables if table.entries), key=lambda t: t.entries[0].launched, reverse=True)
     context: dict[str, Any] = {
         "title": projects[0].name if depth else "Experiments",
         "is_project": depth == 1,
         "accuracy": accuracy,
-        "tables": [(name, entries, _flavors(entries)) for name, entries in tables],
+        "comparison": COMPARISON,
+        "quote": shlex.quote,
+        "tables": tables,
     }
     return templates().get_template("index.html").render(context)
+
+
+def _table(project: Path) -> ProjectTable:
+    entries = _entries(project)
+    written = _modified(project / COMPARISON)
+    reported = max((_modified(project / entry.group / "report" / PAGE) for entry in entries), default=0.0)
+    return ProjectTable(
+        project=project.name,
+        entries=entries,
+        flavors=_flavors(entries),
+        compared=_minute(datetime.fromtimestamp(written, UTC)) if written else "",
+        can_compare=sum(bool(entry.best) for entry in entries) > 1,
+        is_stale=reported > written,
+    )
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _minute(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _entries(project: Path) -> list[IndexEntry]:
@@ -114,7 +157,7 @@ def _launched(experiment: Experiment) -> str:
         time = datetime.fromisoformat(written)
     except ValueError:
         time = datetime.fromtimestamp(experiment.config_file.stat().st_mtime, UTC)
-    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
+    return _minute(time)
 
 
 def _best(experiment: Experiment) -> list[SweepPoint]:

@@ -17,7 +17,7 @@ from anml.report.grid import accuracy, accuracy_grids
 from anml.report.grouping import grouped
 from anml.report.jobs import BAD, JobOutcome, count_states, overall_state
 from anml.report.milestones import Milestone
-from anml.report.tables import POOLED, SweepPoint
+from anml.report.tables import POOLED, SweepPoint, main_points
 from anml.report.training_log import TrainingLog
 
 # A sweep that fails as a whole fails a hundred times for one reason.
@@ -82,7 +82,7 @@ def render_page(findings: Findings) -> str:
         "count": wording.count,
         "accuracy": accuracy,
         "grids": grids,
-        "interval_note": _interval_note(summary),
+        "interval_note": interval_note(main_points(summary)),
         "has_models": len({point.model for point in summary}) > 1,
         "has_seeds": any(point.train_seed == POOLED for point in summary),
         "points": findings.points,
@@ -111,14 +111,15 @@ def _trajectories(milestones: Sequence[Milestone]) -> list[list[Milestone]]:
     return [sweep for sweep in sweeps.values() if len(sweep) > 1]
 
 
-def _interval_note(summary: Sequence[SweepPoint]) -> str:
-    """Return what the intervals are over."""
-    over = {point.interval_over for point in summary if point.train_seed == POOLED}
-    if not over:
+def interval_note(points: Sequence[SweepPoint]) -> str:
+    """Return what the intervals of points are over."""
+    over = {point.interval_over for point in points}
+    pooled = [point.seeds > 1 for point in points]
+    if not any(pooled):
         return "over runs: it tells how much classes and examples matter, not how much trainings differ"
     if over == {"seeds"}:
         return "over the trained seeds' means, which the number is the mean of"
-    if over == {"runs"}:
+    if over == {"runs"} and all(pooled):
         return "over all runs of all trained seeds (it takes three seeds to tell how much trainings differ)"
     return "over the trained seeds' means where there are three or more, else over all their runs"
 

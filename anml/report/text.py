@@ -27,8 +27,8 @@ def _grid_lines(grid: AccuracyGrid, unit: str) -> list[str]:
     names = ["flavor", *grid.cells]
     columns = [_column(grid, step, unit) for step in grid.steps]
     columns.append(["chance", *(f"{grid.chance:.4f}" for _ in grid.cells)])
-    blocks = _blocks(columns, WIDTH - max(map(len, names)))
-    return [caption, *(line for block in blocks for line in [*_aligned([names, *block]), ""])][:-1]
+    blocks = blocks_of(columns, WIDTH - max(map(len, names)))
+    return [caption, *(line for block in blocks for line in [*aligned([names, *block]), ""])][:-1]
 
 
 def _column(grid: AccuracyGrid, step: int, unit: str) -> list[str]:
@@ -40,7 +40,8 @@ def _cell(point: SweepPoint) -> str:
     return accuracy(point) + ("" if point.lr is None else f" @ {point.lr:g}")
 
 
-def _blocks(columns: list[list[str]], width: int) -> list[list[list[str]]]:
+def blocks_of(columns: list[list[str]], width: int) -> list[list[list[str]]]:
+    """Return columns of a table in blocks of at most so many characters."""
     blocks: list[list[list[str]]] = [[]]
     left = width
     for column in columns:
@@ -53,7 +54,8 @@ def _blocks(columns: list[list[str]], width: int) -> list[list[list[str]]]:
     return blocks
 
 
-def _aligned(columns: list[list[str]]) -> list[str]:
+def aligned(columns: list[list[str]]) -> list[str]:
+    """Return the lines of a table given by its columns."""
     widths = [max(map(len, column)) for column in columns]
     rows = zip(*columns, strict=True)
     return [GAP.join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

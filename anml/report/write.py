@@ -57,7 +57,7 @@ def write_report(experiment: Experiment) -> Summary:
     Each file is replaced as a whole, the page last, so that a reader never meets half a report.
     """
     experiment = Experiment(experiment.root.absolute())
-    config, notices = _read_config(experiment)
+    config, notices = read_config(experiment)
     rows, problems = read_scores(experiment)
     points = sweep_points(rows, tuple(config.eval) if config else ())
     summary = best_rates(points)
@@ -88,7 +88,8 @@ def write_report(experiment: Experiment) -> Summary:
     return Summary(tuple(summary), experiment.report / "index.html")
 
 
-def _read_config(experiment: Experiment) -> tuple[TrainConfig | None, list[str]]:
+def read_config(experiment: Experiment) -> tuple[TrainConfig | None, list[str]]:
+    """Return an experiment's config, or None and a sentence that says why there is none."""
     try:
         return load_train_config(experiment.config_file).config, []
     except ConfigError as error:

@@ -1,0 +1,1 @@
+"""Several experiments side by side: which of their evaluations are the same, and what each model makes of them."""

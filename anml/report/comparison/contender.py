@@ -1,0 +1,142 @@
+"""One of the experiments that are compared: its results at its last checkpoint, and what is missing."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from anml.config.training import TrainConfig
+from anml.experiment import Experiment
+from anml.report.comparison.evaluation import Evaluation, evaluation_of
+from anml.report.completeness import missing_results
+from anml.report.grid import last_checkpoint
+from anml.report.grouping import grouped
+from anml.report.jobs import overall_state, read_jobs
+from anml.report.milestones import Milestone, best_by_classes
+from anml.report.tables import SweepPoint, best_rates, finals, main_points, read_scores, sweep_of, sweep_points
+from anml.report.write import read_config
+from anml.results import ResultRow
+
+
+class Cell(NamedTuple):
+    """The best rate of one experiment's sweep, among the rates that were tried.
+
+    runs: test accuracy of every (training seed, run) at the best rate. seed: of the evaluation, None where unknown:
+    runs of one number and seed have the same classes and examples.
+    """
+
+    point: SweepPoint
+    rates: tuple[float, ...]
+    runs: dict[tuple[int, int], float]
+    seed: int | None
+
+    @property
+    def edge(self) -> str:
+        """Which end of the rates tried the best one is, empty when it lies between others."""
+        if len(self.rates) < 2 or self.point.lr not in (self.rates[0], self.rates[-1]):
+            return ""
+        return "lowest" if self.point.lr == self.rates[0] else "highest"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An experiment in a comparison.
+
+    label: its name there. step: the last checkpoint with results for the most classes; only that one is compared.
+    cells: one per sweep at that checkpoint, pooled over trainings where there are several. milestones: at that
+    checkpoint. missing: what its config asks for and its results do not hold.
+    """
+
+    experiment: Experiment
+    label: str
+    model: str
+    config: TrainConfig | None
+    step: int
+    cells: tuple[Cell, ...]
+    milestones: tuple[Milestone, ...]
+    state: str
+    missing: tuple[str, ...]
+    notices: tuple[str, ...]
+
+    @property
+    def address(self) -> str:
+        """PROJECT/GROUP."""
+        return f"{self.experiment.project}/{self.experiment.group}"
+
+    @property
+    def flavors(self) -> list[str]:
+        """The flavors with results at the checkpoint, in the order of the config."""
+        return list(dict.fromkeys(cell.point.flavor for cell in self.cells))
+
+    @property
+    def title(self) -> str:
+        """Its name, marked when results are missing."""
+        return f"{self.label} (incomplete)" if self.missing else self.label
+
+    def evaluation(self, flavor: str, protocol: str, dataset: str) -> Evaluation:
+        """Return what a flavor does, as far as that is known."""
+        if self.config is None or flavor not in self.config.eval:
+            return Evaluation(protocol, dataset, unknown=f"{self.address}/{flavor}")
+        return evaluation_of(self.config, flavor)
+
+    def with_flavors(self, flavors: Collection[str]) -> "Contender":
+        """Return it with only these flavors."""
+        cells = tuple(cell for cell in self.cells if cell.point.flavor in flavors)
+        return replace(self, cells=cells, milestones=tuple(m for m in self.milestones if m.flavor in flavors))
+
+
+def read_contenders(experiment: Experiment) -> list[Contender]:
+    """Return a contender for each model of an experiment (several with `inner_lrs`), none where it has no results."""
+    config, notices = read_config(experiment)
+    rows, problems = read_scores(experiment)
+    missing = missing_results(config, rows) if config else []
+    notices = (*notices, *problems)
+    models = grouped(rows, lambda row: row.model)
+    return [_contender(experiment, config, models[model], missing, notices) for model in sorted(models)]
+
+
+def _contender(
+    experiment: Experiment,
+    config: TrainConfig | None,
+    rows: Sequence[ResultRow],
+    missing: Sequence[str],
+    notices: Sequence[str],
+) -> Contender:
+    """Return the contender that one model of an experiment is. rows: of that model."""
+    points = main_points(sweep_points(rows, tuple(config.eval) if config else ()))
+    summary = best_rates(points)
+    step = last_checkpoint(summary)[0].checkpoint_step
+    compared = [row for row in rows if row.checkpoint_step == step]
+    return Contender(
+        experiment,
+        label=rows[0].model,
+        model=rows[0].model,
+        config=config,
+        step=step,
+        cells=tuple(_cells(config, points, [point for point in summary if point.checkpoint_step == step], compared)),
+        milestones=tuple(best_by_classes(compared)),
+        state=overall_state(read_jobs(experiment)),
+        missing=tuple(missing),
+        notices=tuple(notices),
+    )
+
+
+def _cells(
+    config: TrainConfig | None, points: Sequence[SweepPoint], best: Sequence[SweepPoint], rows: Sequence[ResultRow]
+) -> Iterator[Cell]:
+    sweeps = grouped(points, lambda point: point.sweep)
+    ends = grouped(finals(rows), lambda row: (sweep_of(row), row.lr))
+    for point in best:
+        rates = sorted(other.lr for other in sweeps[point.sweep] if other.lr is not None)
+        runs = {(row.train_seed, row.run): row.test_acc for row in ends[point.sweep, point.lr]}
+        seed = config.eval[point.flavor].seed if config and point.flavor in config.eval else None
+        yield Cell(point, tuple(rates), runs, seed)
+
+
+def with_labels(contenders: Sequence[Contender]) -> list[Contender]:
+    """Return contenders named by their models, with the group (and the project) where a model comes twice."""
+    labels = [contender.model for contender in contenders]
+    for more in (lambda c: f"{c.model} ({c.experiment.group})", lambda c: f"{c.model} ({c.address})"):
+        counts = Counter(labels)
+        labels = [label if counts[label] == 1 else more(c) for label, c in zip(labels, contenders, strict=True)]
+    return [replace(contender, label=label) for contender, label in zip(contenders, labels, strict=True)]

@@ -1,0 +1,84 @@
+"""The comparison as plain text, for a terminal or a log."""
+
+import math
+from collections.abc import Sequence
+
+from anml.report.comparison.contender import Cell, Contender
+from anml.report.comparison.gaps import Gap, gaps_of
+from anml.report.comparison.tables import Column, Table
+from anml.report.grid import accuracy, number_of_runs
+from anml.report.interval import Estimate
+from anml.report.text import WIDTH, aligned, blocks_of
+from anml.report.wording import checkpoint, count, images, unit
+
+GAP_HEADING = "What learning in sequence costs: oracle minus sequential, run by run, mean ± 95% interval"
+
+
+def comparison_text(contenders: Sequence[Contender], tables: Sequence[Table]) -> str:
+    """Return the experiments, and a table per amount: experiments down, evaluations across, at most 100 columns."""
+    heading = "Test accuracy: mean ± 95% interval of the mean @ the best learning rate"
+    parts = [heading, "", *_contender_lines(contenders)]
+    return "\n".join([*parts, *(line for table in tables for line in ["", *_table_lines(contenders, table)])])
+
+
+def _contender_lines(contenders: Sequence[Contender]) -> list[str]:
+    columns = [
+        ["experiment", *(contender.title for contender in contenders)],
+        ["folder", *(contender.address for contender in contenders)],
+        ["checkpoint", *(trained(contender) for contender in contenders)],
+        ["state", *(contender.state for contender in contenders)],
+    ]
+    missing = [f"{contender.label}: {sentence}" for contender in contenders for sentence in contender.missing]
+    return [*aligned(columns), *(["", "Incomplete:", *missing] if missing else [])]
+
+
+def trained(contender: Contender) -> str:
+    """Return which checkpoint is compared, of how many trainings."""
+    seeds = max((cell.point.seeds for cell in contender.cells), default=1)
+    return checkpoint(contender.step, unit(contender.config)) + (f", {count(seeds, 'seeds')}" if seeds > 1 else "")
+
+
+def _table_lines(contenders: Sequence[Contender], table: Table) -> list[str]:
+    noun, amount = images(table.amount.dataset), table.amount
+    what = f"{amount.classes} classes of {amount.dataset}, {count(amount.train_examples, noun)} of each to learn"
+    caption = f"{what}, {amount.test_examples} to test; {number_of_runs(table.points)}"
+    names = ["experiment", *(contenders[place].title for place in table.places), "chance"]
+    columns = [_column(column, table.places, f"{1 / amount.classes:.4f}") for column in table.columns]
+    blocks = blocks_of(columns, WIDTH - max(map(len, names)))
+    lines = [line for block in blocks for line in [*aligned([names, *block]), ""]][:-1]
+    return [caption, *lines, *_gap_lines(contenders, table), *(f"note: {note}" for note in table.notes)]
+
+
+def _gap_lines(contenders: Sequence[Contender], table: Table) -> list[str]:
+    gaps = gaps_of(table)
+    if not gaps:
+        return []
+    names = ["experiment", *(contenders[place].title for place in table.places)]
+    columns = [[gap.name, *(_gap(gap, place) for place in table.places)] for gap in gaps]
+    blocks = blocks_of(columns, WIDTH - max(map(len, names)))
+    return ["", GAP_HEADING, *[line for block in blocks for line in [*aligned([names, *block]), ""]][:-1]]
+
+
+def _gap(gap: Gap, place: int) -> str:
+    return difference(gap.differences[place]) if place in gap.differences else "-"
+
+
+def difference(value: Estimate) -> str:
+    """Return mean and 95% interval of a difference, as `+0.076 ± 0.005`."""
+    return f"{value.mean:+.3f}" + ("" if math.isnan(value.half_width) else f" ± {value.half_width:.3f}")
+
+
+def _column(column: Column, places: Sequence[int], chance: str) -> list[str]:
+    cells = (column.cells.get(place) for place in places)
+    return [column.name, *("-" if cell is None else _cell(cell, column.effort_differs) for cell in cells), chance]
+
+
+def _cell(cell: Cell, with_effort: bool) -> str:
+    rate = "" if cell.point.lr is None else f" @ {cell.point.lr:g}"
+    return accuracy(cell.point) + rate + (f" ({effort(cell)})" if with_effort else "")
+
+
+def effort(cell: Cell) -> str:
+    """Return the number of runs, and of the rates that the best was chosen from."""
+    runs = number_of_runs([cell.point])
+    return f"{runs}, {count(len(cell.rates), 'rates')}" if cell.rates else runs

@@ -1,0 +1,177 @@
+"""Writes the comparison of several experiments: a page, figures, and tables as text and CSV."""
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anml.config.binding import nearest
+from anml.errors import ConfigError
+from anml.experiment import Experiment
+from anml.report import wording
+from anml.report.canvas import figure_style, save_png
+from anml.report.comparison.contender import Contender, read_contenders, with_labels
+from anml.report.comparison.figures import MOST_PANELS, draw_accuracies, draw_curve
+from anml.report.comparison.gaps import gaps_frame, gaps_of
+from anml.report.comparison.tables import (
+    Curve,
+    Table,
+    as_frame,
+    by_classes_frame,
+    comparison_curves,
+    comparison_tables,
+    write_csv,
+)
+from anml.report.comparison.text import comparison_text, difference, effort, trained
+from anml.report.grid import accuracy, number_of_runs
+from anml.report.index import COMPARISON
+from anml.report.page import interval_note, templates
+from anml.report.write import PIXELS_PER_INCH
+
+_OWN_FIGURE = re.compile(r"comparison-(accuracy|classes-.+)\.png")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was written: the tables as text, and the page."""
+
+    text: str
+    page: Path
+
+
+def write_comparison(
+    experiments: Sequence[Experiment], output: Path, flavors: Sequence[str] = (), command: str = ""
+) -> Comparison:
+    """Write the comparison of experiments that have results into a folder, each at its last checkpoint.
+
+    flavors: only these (default: all). command: what to type to write it again. Each file is replaced as a whole, the
+    page last. Raises ConfigError where fewer than two experiments have results, and on a flavor that none has.
+    """
+    output = output.absolute()
+    contenders, empty = _read(experiments)
+    contenders = _only(contenders, flavors)
+    tables, curves = comparison_tables(contenders), comparison_curves(contenders)
+    text = comparison_text(contenders, tables)
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".comparison.") as name:
+        folder = Path(name)
+        figures = _draw(folder, contenders, tables, curves)
+        write_csv(folder / "comparison.csv", as_frame(contenders, tables))
+        write_csv(folder / "comparison-by-classes.csv", by_classes_frame(contenders))
+        write_csv(folder / "comparison-oracle-gaps.csv", gaps_frame(contenders, tables))
+        (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
+        page = _render(contenders, tables, curves, figures, empty, output, command)
+        (folder / COMPARISON).write_text(page, encoding="utf-8")
+        _publish(folder, output)
+    return Comparison(text, output / COMPARISON)
+
+
+def _read(experiments: Sequence[Experiment]) -> tuple[list[Contender], list[str]]:
+    """Return the experiments with results, and the names of those without."""
+    found = [(experiment, read_contenders(experiment)) for experiment in experiments]
+    contenders = with_labels([contender for _, own in found for contender in own])
+    empty = [f"{experiment.project}/{experiment.group}" for experiment, own in found if not own]
+    if len(contenders) < 2:
+        have = f"only {contenders[0].address} has results" if contenders else "no experiment has results yet"
+        without = f" (without: {', '.join(empty)})" if empty else ""
+        message = f"{have}{without}; a comparison takes two or more. See: python -m anml status PROJECT/GROUP"
+        raise ConfigError(message)
+    return contenders, empty
+
+
+def _only(contenders: Sequence[Contender], flavors: Sequence[str]) -> list[Contender]:
+    """Return contenders with the flavors asked for, and those that are the same evaluation under another name."""
+    if not flavors:
+        return list(contenders)
+    known = list(dict.fromkeys(flavor for contender in contenders for flavor in contender.flavors))
+    unknown = [flavor for flavor in flavors if flavor not in known]
+    if unknown:
+        problems = [f"no flavor {name}{nearest(name, known)}; there are: {', '.join(known)}" for name in unknown]
+        raise ConfigError(problems)
+    columns = [column for table in comparison_tables(contenders) for column in table.columns]
+    cells = [
+        cells for column in columns if not {c.point.flavor for c in column.cells.values()}.isdisjoint(flavors)
+        for cells in column.cells.items()
+    ]  # fmt: skip
+    found = []
+    for place, contender in enumerate(contenders):
+        chosen = {cell.point.flavor for other, cell in cells if other == place}
+        found += [contender.with_flavors(chosen)] if chosen else []
+    if len(found) < 2:
+        message = f"only {found[0].address} has results of {', '.join(flavors)}; a comparison takes two or more"
+        raise ConfigError(message)
+    return found
+
+
+def _draw(
+    folder: Path, contenders: Sequence[Contender], tables: Sequence[Table], curves: Sequence[Curve]
+) -> dict[str, int]:
+    """Save the figures, that of accuracies first. Returns names and the widths to show them at."""
+    titles = [contender.title for contender in contenders]
+    made = {}
+    with figure_style():
+        drawn = [("accuracy", draw_accuracies(titles, tables))]
+        drawn += [(f"classes-{curve.name}", draw_curve(titles, curve)) for curve in curves]
+        for name, figure in drawn:
+            if figure is not None:
+                file = _file_name(name, made)
+                save_png(figure, folder / file)
+                made[file] = round(figure.get_figwidth() * PIXELS_PER_INCH)
+    return made
+
+
+def _file_name(name: str, taken: Mapping[str, int]) -> str:
+    """Return a file name of letters, digits, `-`, `_` and `.` that is not taken."""
+    stem = "comparison-" + re.sub(r"[^\w.]+", "-", name).strip("-")
+    names = [f"{stem}.png", *(f"{stem}-{number}.png" for number in range(2, len(taken) + 3))]
+    return next(name for name in names if name not in taken)
+
+
+def _render(
+    contenders: Sequence[Contender], tables: Sequence[Table], curves: Sequence[Curve], figures: Mapping[str, int],
+    empty: Sequence[str], output: Path, command: str,
+) -> str:  # fmt: skip
+    points = [point for table in tables for point in table.points]
+    projects = {contender.experiment.root.parent for contender in contenders}
+    context: dict[str, Any] = {
+        "index": output.name if projects == {output} else "",
+        "contenders": contenders,
+        "report_of": lambda contender: _address(contender.experiment, output),
+        "sentence": lambda contender: wording.sentence(contender.config) if contender.config else "",
+        "trained": trained,
+        "tables": tables,
+        "accuracy": accuracy,
+        "effort": effort,
+        "gaps_of": gaps_of,
+        "difference": difference,
+        "count": wording.count,
+        "images": wording.images,
+        "number_of_runs": number_of_runs,
+        "interval_note": interval_note(points),
+        "figures": list(figures.items())[:1],
+        "curves": list(zip(curves, list(figures.items())[1:], strict=True)),
+        "is_choice": len(tables) > MOST_PANELS,
+        "empty": empty,
+        "command": command,
+    }
+    return templates().get_template("comparison.html").render(context)
+
+
+def _address(experiment: Experiment, output: Path) -> str:
+    """Return the address of a report relative to the page, empty when there is none."""
+    page = experiment.report / "index.html"
+    return Path(os.path.relpath(page, output)).as_posix() if page.is_file() else ""
+
+
+def _publish(folder: Path, output: Path) -> None:
+    """Move new files into place, the page last; remove figures of an earlier comparison that have no successor."""
+    new = sorted(folder.iterdir(), key=lambda path: path.name == COMPARISON)
+    for path in new:
+        os.replace(path, output / path.name)
+    names = {path.name for path in new}
+    for path in output.iterdir():
+        if path.is_file() and _OWN_FIGURE.fullmatch(path.name) and path.name not in names:
+            path.unlink()

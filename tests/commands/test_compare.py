@@ -1,0 +1,80 @@
+"""`python -m anml compare`: which experiments are meant, and what is wrong with a command."""
+
+from pathlib import Path
+
+import pytest
+
+from anml.commands.compare import main
+from anml.errors import ConfigError
+from tests.report.conftest import SMALL, start_experiment
+
+
+@pytest.fixture
+def filled(experiments: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder of experiments: three of project `demo` with results, one of `other`, and one without."""
+    monkeypatch.setattr("anml.report.comparison.write._draw", lambda *_: {})
+    monkeypatch.setattr("anml.report.comparison.write.comparison_curves", lambda _: [])
+    for name in ("demo/b", "demo/a", "demo/c", "other/d"):
+        start_experiment(experiments / name, SMALL).results().jobs()
+    start_experiment(experiments / "demo" / "waiting", SMALL).jobs()
+    return experiments
+
+
+def rows(text: str) -> list[str]:
+    """Return the second column of the list of experiments that a comparison begins with."""
+    return [line.split()[2] for line in text.split("\n\n")[1].splitlines()[1:]]
+
+
+def test_a_project_is_all_its_experiments_with_results(filled, capsys):
+    assert main(["demo"]) == 0
+    printed = capsys.readouterr().out
+    assert rows(printed) == ["demo/a", "demo/b", "demo/c"]
+    assert f"Comparison: {filled / 'demo' / 'comparison.html'}" in printed
+    assert "demo/waiting" in (filled / "demo" / "comparison.html").read_text()
+    assert 'href="comparison.html"' in (filled / "demo" / "index.html").read_text()
+
+
+def test_experiments_come_in_the_order_given_each_once(filled, capsys):
+    assert main(["demo/c", str(filled / "demo" / "a"), "demo/c", "--experiments-dir", str(filled)]) == 0
+    assert rows(capsys.readouterr().out) == ["demo/c", "demo/a"]
+
+
+def test_the_page_says_how_to_write_it_again(filled):
+    main(["demo", "--flavor", "olft"])
+    assert "python -m anml compare demo --flavor olft" in (filled / "demo" / "comparison.html").read_text()
+
+
+def test_experiments_of_several_projects_need_a_place_to_write_to(filled, tmp_path, capsys):
+    with pytest.raises(ConfigError, match=r"several projects \(demo, other\): say where to write, with --output DIR"):
+        main(["demo/a", "other"])
+    assert main(["demo/a", "other", "--output", str(tmp_path / "here")]) == 0
+    assert rows(capsys.readouterr().out) == ["demo/a", "other/d"]
+    assert (tmp_path / "here" / "comparison.csv").is_file()
+    assert not (filled / "demo" / "comparison.html").exists()
+    assert not (filled / "demo" / "index.html").exists()
+
+
+def test_unknown_names_are_told_together(filled):
+    with pytest.raises(ConfigError) as caught:
+        main(["demos", "demo/x", "nothing"])
+    typo, group, project = list(caught.value.problems)
+    assert typo == f"no project demos in {filled}; did you mean 'demo'?"
+    assert group.startswith(f"no experiment demo/x in {filled}")
+    assert project == f"no project nothing in {filled}; there are: demo, other"
+
+
+def test_a_lone_experiment_and_one_without_results(filled):
+    with pytest.raises(ConfigError, match="only other/d has results; a comparison takes two or more"):
+        main(["other"])
+    with pytest.raises(ConfigError, match="no experiment has results yet"):
+        main(["demo/waiting"])
+
+
+def test_mistakes_end_with_code_2_and_no_traceback(experiments, run):
+    start_experiment(experiments / "demo" / "a", SMALL).results()
+    mistakes = {"nowhere": "no project nowhere", "demo": "a comparison takes two or more", "--flavour": "usage"}
+    for argument, words in mistakes.items():
+        done = run("-m", "anml", "compare", argument)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
