@@ -125,7 +125,8 @@ def test_cancel_ends_what_runs_and_what_waits(tmp_path: Path) -> None:
     assert scripts.states() == {"a": "cancelled", "b": "cancelled", "c": "cancelled"}
 
 
-def test_a_launcher_that_is_ended_lets_its_jobs_save_their_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["ended", "terminal closed"])
+def test_a_launcher_that_is_ended_lets_its_jobs_save_their_work(tmp_path: Path, number: signal.Signals) -> None:
     scripts = Scripts(tmp_path)
     started, saved = tmp_path / "started", tmp_path / "saved"
     line = f"trap 'touch {saved}; exit 75' TERM; touch {started}; for i in $(seq 50); do sleep 0.1; done"
@@ -135,19 +136,19 @@ def test_a_launcher_that_is_ended_lets_its_jobs_save_their_work(tmp_path: Path) 
         deadline = time.monotonic() + 20
         while not started.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    def ignore(number: int, frame: FrameType | None) -> None:
-        """Stand for what SIGTERM does otherwise, which is to end the tests."""
+    def ignore(_: int, frame: FrameType | None) -> None:
+        """Stand for what the signal does otherwise, which is to end the tests."""
 
-    before = signal.signal(signal.SIGTERM, ignore)
+    before = signal.signal(number, ignore)
     try:
         threading.Thread(target=end_launcher).start()
         with pytest.raises(KeyboardInterrupt):
             scripts.scheduler.finish(scripts.plan)
-        assert signal.getsignal(signal.SIGTERM) is ignore
+        assert signal.getsignal(number) is ignore
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
     assert saved.exists()
     assert scripts.states()["b"] == "pending"
 

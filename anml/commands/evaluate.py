@@ -31,10 +31,15 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--data-path", metavar="DIR", help="where the data set is (default: ANML_DATA, or download)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
-    parser.add_argument("--classes", type=int, help="how many classes to learn")
-    parser.add_argument("--train-examples", type=int, help="examples of each class to learn from")
-    parser.add_argument("--test-examples", type=int, help="examples of each class to be tested on")
-    parser.add_argument("-l", "--lr", type=float, action="append", help="learning rate (repeatable)")
+    for names, kind, what in (
+        (("--classes",), int, "how many classes to learn"),
+        (("--train-examples",), int, "examples of each class to learn from"),
+        (("--test-examples",), int, "examples of each class to be tested on"),
+        (("-l", "--lr"), float, "learning rate"),
+    ):
+        parser.add_argument(
+            *names, type=kind, nargs="+", action="extend", metavar="N", help=f"{what}; one number or several"
+        )
     parser.add_argument("-r", "--runs", type=int, help="runs, each with its own classes and examples")
     parser.add_argument("--seed", type=int, help="seed of the evaluation")
     parser.add_argument("-o", "--output", metavar="CSV", help="also write the results to this file")

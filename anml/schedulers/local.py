@@ -62,10 +62,10 @@ class LocalScheduler:
         return job.name
 
     def finish(self, plan: Plan) -> None:
-        """Run all queued jobs. Ctrl-C or SIGTERM ends the running ones and leaves everything resumable."""
+        """Run all queued jobs. Ctrl-C, SIGTERM or SIGHUP ends the running ones and leaves everything resumable."""
         waiting = list(self.queued)
         running: list[Running] = []
-        with _sigterm_as_ctrl_c():
+        with _ended_as_by_ctrl_c():
             try:
                 while waiting or running:
                     waiting = [i for i in waiting if self._is_wanted(*i) and not self._is_hopeless(*i, plan)]
@@ -162,7 +162,8 @@ class LocalScheduler:
         return next(state for state in _WORST_FIRST if state in states)
 
     def _interrupt(self, running: list[Running]) -> None:
-        print("\nStopping: the running jobs save their work ...", file=sys.stderr)
+        with contextlib.suppress(OSError):  # The terminal may be closed.
+            print("\nStopping: the running jobs save their work ...", file=sys.stderr)
         for item in running:
             _signal_group(item.process.pid, signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
@@ -176,16 +177,23 @@ class LocalScheduler:
 
 
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does: the jobs have sessions of their own and would go on without their launcher."""
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP of a closed terminal, do what Ctrl-C does: else the jobs would go on without a launcher.
+
+    They have sessions of their own. Under nohup SIGHUP stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():  # Only there may handlers be set.
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    taken = [number for number, handler in before.items() if handler != signal.SIG_IGN]
     try:
+        for number in taken:
+            signal.signal(number, signal.default_int_handler)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in taken:
+            signal.signal(number, before[number])
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -65,7 +65,7 @@ def test_evaluation_takes_no_training_config(command, config: Path) -> None:
 
 def test_options_of_an_evaluation_are_checked_like_its_config(command) -> None:
     assert command(evaluate.main, "-c", EVAL, "-m", ".", "--classes", "0", "--lr", "-1", "--set", "rnus=3") == (
-        2, "", "3 problems:\n--classes: classes: must be 1 or more, found 0\n"
+        2, "", "3 problems:\n--classes: classes[0]: must be 1 or more, found 0\n"
         "--lr: lr[0]: must be greater than 0, found -1.0\n--set: rnus: unknown key; did you mean 'runs'?\n",
     )  # fmt: skip
 

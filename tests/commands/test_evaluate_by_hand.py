@@ -54,6 +54,15 @@ def test_a_state_dict_gives_the_results_of_the_checkpoint(command, config: Path,
     assert {row["checkpoint_step"] for row in second} == {"20"}
 
 
+def test_options_take_several_numbers(command, config: Path, tmp_path: Path) -> None:
+    several = [*SMALL, "0.001", "--classes", "4"]
+    assert (
+        command(evaluate.main, "-c", config, "-m", save(tmp_path / "a"), *several, "-o", tmp_path / "a.csv").code == 0
+    )
+    found = {(row["classes"], row["lr"]) for row in rows(tmp_path / "a.csv")}
+    assert found == {(classes, lr) for classes in ("3", "4") for lr in ("0.01", "0.001")}
+
+
 def test_without_a_config_the_defaults_are_told(command, tmp_path: Path) -> None:
     save(tmp_path / "ours")
     shown = command(evaluate.main, "-m", tmp_path / "ours-20.pth", "--set", "dataset=glyphs", *SMALL)
