@@ -47,11 +47,22 @@ def config_file(text: str) -> Path:
     """Return the path of a config that exists, for argparse."""
     path = Path(text)
     if not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        beside = ", ".join(sorted(p.name for p in folder.glob("*.yml")))
-        message = f"no file {text}" + (f"; in {folder} there are: {beside}" if beside else "")
+        message = f"no file {text}{_hint(path)}"
         raise argparse.ArgumentTypeError(message)
     return path
+
+
+def _hint(path: Path) -> str:
+    """Return the files that may be meant: those of similar names, else those beside it."""
+    import difflib  # Only the mistaken pay for it.
+
+    folder = path if path.is_dir() else path.parent
+    beside = sorted(folder.glob("*.yml"))
+    known = {file.stem: str(file) for file in [*sorted(Path("configs").rglob("*.yml")), *beside]}
+    close = [known[name] for name in difflib.get_close_matches(path.stem, known)]
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; in {folder} there are: {', '.join(file.name for file in beside)}" if beside else ""
 
 
 def positive(text: str) -> int:

@@ -115,7 +115,7 @@ def test_a_project_is_needed(command, config: Path) -> None:
 def test_a_config_that_is_not_there_is_told_with_those_that_are(command, config: Path) -> None:
     shown = command(main, "-c", config.parent / "tarin.yml", "--project", "p")
     assert shown.code == 2
-    assert f"no file {config.parent / 'tarin.yml'}; in {config.parent} there are: train.yml" in shown.err
+    assert f"no file {config.parent / 'tarin.yml'}; did you mean {config}?" in shown.err
 
 
 @pytest.mark.parametrize(
