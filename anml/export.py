@@ -10,6 +10,9 @@ import yaml
 
 from anml.atomic import read_json
 from anml.checkpoint import ModelCard, load_model, save_model
+from anml.config.load import dump_config
+from anml.config.training import TrainConfig
+from anml.config.variation import Variation
 from anml.errors import CheckpointError
 from anml.experiment import Experiment
 from anml.models.meta_model import MetaModel
@@ -17,13 +20,15 @@ from anml.report.milestones import best_by_classes
 from anml.report.tables import read_scores
 
 
-def export_model(experiment: Experiment, step: int, tag: str, target: Path, half: bool) -> None:
+def export_model(
+    experiment: Experiment, config: TrainConfig, step: int, one: Variation, target: Path, half: bool
+) -> None:
     """Write a checkpoint of one of an experiment's trainings to a folder. `half` rounds the weights to float16.
 
     Raises CheckpointError.
     """
-    model, card = load_model(experiment.checkpoint(step, tag))
-    save_model(target, _halved(model) if half else model, card, _about(experiment, card, half))
+    model, card = load_model(experiment.checkpoint(step, one.tag))
+    save_model(target, _halved(model) if half else model, card, _about(experiment, config.alone(one), card, half))
 
 
 def _halved(model: MetaModel) -> MetaModel:
@@ -35,11 +40,11 @@ def _halved(model: MetaModel) -> MetaModel:
     return model
 
 
-def _about(experiment: Experiment, card: ModelCard, half: bool) -> dict[str, Any]:
-    """Return what a user of the model may want to know of its making."""
+def _about(experiment: Experiment, config: TrainConfig, card: ModelCard, half: bool) -> dict[str, Any]:
+    """Return what a user of the model may want to know of its making. config: of this training alone."""
     environment = read_json(experiment.environment_file) or {}
     return {
-        "config": _without(yaml.safe_load(experiment.config_file.read_text(encoding="utf-8")), "data_path"),
+        "config": _without(yaml.safe_load(dump_config(config)), "data_path"),
         "git_commit": environment.get("git_commit"),
         "trained_on": _without(environment.get("training_machine"), "host"),
         "weights": str(torch.float16 if half else torch.float32).removeprefix("torch."),

@@ -7,6 +7,8 @@ from pathlib import Path
 from anml.commands.address import add_address_arguments, find_experiment
 from anml.commands.arguments import EXIT_DONE
 from anml.config.load import load_train_config
+from anml.config.training import TrainConfig
+from anml.config.variation import Variation
 from anml.errors import ConfigError
 
 
@@ -22,14 +24,24 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     experiment = find_experiment(options)
     config = load_train_config(experiment.config_file).config
-    one = config.variation(options.inner_lr, options.seed)
+    one = _choose(config, options.inner_lr, options.seed)
     if (options.target / "model.json").exists():
         message = f"{options.target}: holds a model already; choose another folder, or remove it"
         raise ConfigError(message)
     step = config.checkpoint_steps[-1] if options.step is None else options.step
     from anml.export import export_model  # torch: after --help and config errors.
 
-    export_model(experiment, step, one.tag, options.target, options.half)
+    export_model(experiment, config, step, one, options.target, options.half)
     print(f"Written: {options.target}")
     print(f"Evaluate it: python eval_anml.py -m {options.target}")
     return EXIT_DONE
+
+
+def _choose(config: TrainConfig, inner_lr: float | None, seed: int | None) -> Variation:
+    """Return the training that is asked for. Raises ConfigError, also where there is one but not as asked for."""
+    asked = (("--inner-lr", inner_lr, config.inner_lrs, config.inner_lr), ("--seed", seed, config.seeds, config.seed))
+    for flag, wanted, varied, only in asked:
+        if wanted is not None and not varied and wanted != only:
+            message = f"{flag} {wanted}: this experiment has no such training; all of it is with {only}"
+            raise ConfigError(message)
+    return config.variation(inner_lr, seed)

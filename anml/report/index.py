@@ -28,7 +28,10 @@ MOST_ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """One experiment in an index. best: test accuracy by flavor at the last checkpoint, for the largest setting."""
+    """One experiment in an index.
+
+    best: test accuracy by flavor at the last checkpoint, for the largest setting, of the best of its models.
+    """
 
     project: str
     group: str

@@ -44,11 +44,16 @@ class Summary:
         """The points as a table, a column per field of SweepPoint."""
         return as_frame(self.points)
 
-    def best_accuracies(self) -> dict[str, float]:
-        """Return accuracy and learning rate of every flavor at the last checkpoint, for the largest setting."""
+    def best_accuracies(self) -> dict[str, float | str]:
+        """Return accuracy and learning rate of every flavor at the last checkpoint, for the largest setting.
+
+        Of several models, those of the one that is best at the flavor, and its name.
+        """
         best = last_checkpoint(self.points)
         rates = {f"best_lr/{point.flavor}": point.lr for point in best if point.lr is not None}
-        return {f"test_acc/{point.flavor}": point.test_acc for point in best} | rates
+        has_several = len({point.model for point in self.points}) > 1
+        names = {f"best_model/{point.flavor}": point.model for point in best if has_several}
+        return {f"test_acc/{point.flavor}": point.test_acc for point in best} | rates | names
 
 
 def write_report(experiment: Experiment) -> Summary:

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from anml.atomic import write_text
 from anml.checkpoint import ModelCard, load_model, save_checkpoint
+from anml.commands.export import main
+from anml.config.load import dump_config, load_train_config
+from anml.config.training import TrainConfig
+from anml.config.variation import Variation
 from anml.errors import CheckpointError
 from anml.experiment import Experiment
 from anml.export import export_model
@@ -64,6 +69,22 @@ def test_its_card_tells_origin_and_accuracy(trained, tmp_path, run):
     ]  # fmt: skip
 
 
+def test_a_training_of_several_is_told_by_its_own_rate_and_seed(tmp_path):
+    (tmp_path / "small.yml").write_text(SMALL)
+    config = load_train_config(tmp_path / "small.yml", ["inner_lrs=[0.1, 1e-5]", "seeds=[1, 2]"]).config
+    experiment = Experiment(tmp_path / "p" / "g")
+    write_text(experiment.config_file, dump_config(config))
+    alone = config.alone(config.variation(1e-5, 2))
+    model = build_model("anml", alone.model_args, alone.image_shape, seed=2)
+    card = ModelCard("anml", alone.model_args, (1, 28, 28), alone.display_name, "glyphs", "meta", 2, 2)
+    save_checkpoint(experiment.checkpoint(2, "inner-lr-1e-05-seed-2"), model, card, {})
+    options = ["--experiments-dir", str(tmp_path), "--inner-lr", "0.00001", "--seed", "2"]
+    assert main(["p/g", str(tmp_path / "model"), *options]) == 0
+    about = json.loads((tmp_path / "model" / "model.json").read_text())["about"]["config"]
+    assert (about["inner_lr"], about["seed"], about["model_name"]) == (1e-5, 2, "anml-inner-lr-1e-05")
+    assert not {"inner_lrs", "seeds"} & set(about)
+
+
 def test_half_is_half_the_size_and_evaluates_like_any_checkpoint(trained, tmp_path, run):
     for name, options in (("whole", []), ("half", ["--half"])):
         run("-m", "anml", "export", trained, tmp_path / name, *options)
@@ -81,8 +102,9 @@ def test_half_of_what_float16_cannot_hold_is_refused(tmp_path):
         model.get_parameter("fc.bias")[2] = 1e5
     card = ModelCard("sanml", {"rln_chs": 3, "num_classes": 5}, (1, 28, 28), "sanml", "glyphs", "meta", 2, 1)
     save_checkpoint(experiment.checkpoint(2), model, card, {})
+    config = TrainConfig(dataset="glyphs", model="sanml")
     with pytest.raises(CheckpointError, match=r"fc\.bias has numbers beyond float16's range"):
-        export_model(experiment, 2, "", tmp_path / "half", half=True)
+        export_model(experiment, config, 2, Variation(), tmp_path / "half", half=True)
     assert not (tmp_path / "half").exists()
 
 
@@ -91,6 +113,8 @@ def test_half_of_what_float16_cannot_hold_is_refused(tmp_path):
     [
         (["--step", "7"], "no checkpoint here"),
         (["--seed", "x"], "invalid int value"),
+        (["--inner-lr", "0.3"], "--inner-lr 0.3: this experiment has no such training; all of it is with 0.1"),
+        (["--seed", "2"], "--seed 2: this experiment has no such training; all of it is with 1"),
     ],
 )
 def test_what_is_not_there_is_told_in_words(trained, tmp_path, run, arguments, words):

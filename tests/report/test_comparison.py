@@ -531,3 +531,20 @@ def test_every_inner_rate_of_an_experiment_is_compared(make) -> None:
     several = make("ANML", changes={"inner_lrs": (0.1, 0.05)}).results()
     labels = [contender.label for contender in with_labels(read_contenders(several.experiment))]
     assert labels == ["ANML-inner-lr-0.05", "ANML-inner-lr-0.1"]
+
+
+def test_an_inner_rate_that_lacks_results_leaves_the_others_complete(make) -> None:
+    several = make("ANML", changes={"inner_lrs": (0.1, 0.05)}).results()
+    several.experiment.result("olft", 600, "inner-lr-0.05").unlink()
+    slow, fast = read_contenders(several.experiment)
+    assert slow.missing == ("olft, after 600 episodes, inner_lr 0.05: no results",)
+    assert fast.missing == ()
+
+
+def test_an_inner_rate_without_any_results_is_told_by_the_others(make) -> None:
+    several = make("ANML", changes={"inner_lrs": (0.1, 0.05)}).results()
+    for path in several.experiment.results.glob("*inner-lr-0.05.csv"):
+        path.unlink()
+    [fast] = read_contenders(several.experiment)
+    assert fast.model == "ANML-inner-lr-0.1"
+    assert "olft, after 600 episodes, inner_lr 0.05: no results" in fast.missing

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import socket
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from anml.plan import Job, Plan
 from anml.report.jobs import log_tail, read_jobs
 from anml.report.training_log import read_training
 from anml.report.write import FIGURES, write_report
+from tests.report.conftest import invented_rows
 
 TRACEBACK = "Traceback (most recent call last):\nRuntimeError: <out> of memory"
 
@@ -172,6 +174,20 @@ def test_several_inner_rates_have_a_table_each(build):
     assert "Last of inner_lr 0.05, seed 2" in page
     assert "inner learning rates 0.1 and 0.05, each trained on its own" in page
     assert "no results" not in page
+
+
+def test_the_best_of_several_models_is_named_where_one_number_stands_for_them(build):
+    builder = build(inner_lrs=(0.05, 0.1)).results(["olft"]).jobs()
+    better, last = builder.config.variations[1], builder.config.checkpoint_steps[-1]
+    rows = invented_rows(builder.config.alone(better), "olft", last, seed=1)
+    path = builder.experiment.result("olft", last, better.tag)
+    builder.write(path.stem, [replace(row, test_acc=0.99) for row in rows])
+    accuracies = write_report(builder.experiment).best_accuracies()
+    assert accuracies["test_acc/olft"] == pytest.approx(0.99)
+    assert accuracies["best_model/olft"] == "anml-inner-lr-0.1"
+    index = (builder.experiment.root.parent / "index.html").read_text()
+    assert '<span class="small">anml-inner-lr-0.1</span>' in index
+    assert "anml-inner-lr-0.05" not in index
 
 
 def test_jobs_that_cannot_speak_for_themselves(build):

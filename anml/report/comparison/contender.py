@@ -89,10 +89,17 @@ def read_contenders(experiment: Experiment) -> list[Contender]:
     """Return a contender for each model of an experiment (several with `inner_lrs`), none where it has no results."""
     config, notices = read_config(experiment)
     rows, problems = read_scores(experiment)
-    missing = missing_results(config, rows) if config else []
     notices = (*notices, *problems)
     models = grouped(rows, lambda row: row.model)
-    return [_contender(experiment, config, models[model], missing, notices) for model in sorted(models)]
+    # A model without any results is no contender: the others tell that it is missing.
+    absent = {config.alone(one).display_name for one in config.variations} - set(models) if config else set()
+    return [
+        _contender(
+            experiment, config, models[model],
+            missing_results(config, rows, {model} | absent) if config else [], notices,
+        )
+        for model in sorted(models)
+    ]  # fmt: skip
 
 
 def _contender(
