@@ -36,9 +36,10 @@ def test_a_shipped_model_is_small_intact_and_described(name: str) -> None:
 
 
 @pytest.mark.omniglot
-def test_the_shipped_anml_scores_what_its_card_says_at_10_classes(omniglot_path: str) -> None:
-    [said] = [row for row in about("omniglot-anml")["accuracy"] if (row["flavor"], row["classes"]) == ("olft", 10)]
-    model, card = load_model(FOLDER / "omniglot-anml")
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_model_scores_what_its_card_says_at_10_classes(name: str, omniglot_path: str) -> None:
+    [said] = [row for row in about(name)["accuracy"] if (row["flavor"], row["classes"]) == ("olft", 10)]
+    model, card = load_model(FOLDER / name)
     config = EvalConfig(classes=(10,), lr=(said["lr"],), runs=said["runs"], eval_freq=0)
     data = load_images(DataRequest(card.dataset, "eval", card.image_shape[1], omniglot_path))
     results = list(run_sweep(model, card, config, "olft", data, sweep_points(config)))
