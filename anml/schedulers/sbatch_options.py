@@ -2,6 +2,7 @@
 
 from anml.config.binding import nearest
 from anml.config.profile import ClusterProfile
+from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 
 # Decided by the launcher; a user's value would break dependencies, logs or requeueing.
@@ -13,24 +14,28 @@ _OURS = {
 
 def parse_sbatch_options(arguments: list[str], own_options: list[str]) -> dict[str, str | int | bool]:
     """Return options by name (with dashes) for arguments like `--mem=64G`. Raises ConfigError with every problem."""
-    problems, options = [], {}
-    for argument in arguments:
-        name, sign, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--"):
-            problems.append(f"{argument}: not understood; sbatch options are written --name=value")
-        elif name in _OURS:
-            problems.append(f"--{name}: is set by the launcher or the profile and cannot be chosen")
-        elif name not in sbatch_option_names():
-            known = sorted(sbatch_option_names() | {option.removeprefix("--") for option in own_options})
-            hint = nearest(name, known).replace("'", "")
-            problems.append(
-                f"--{name}: neither an option of this command nor of sbatch{hint.replace('mean ', 'mean --')}"
-            )
-        else:
-            options[name] = value if sign else True
+    problems = [problem for argument in arguments if (problem := _problem(argument, own_options))]
     if problems:
         raise ConfigError(problems)
-    return options
+    parts = [argument.removeprefix("--").partition("=") for argument in arguments]
+    return {name: value if sign else True for name, sign, value in parts}
+
+
+def _problem(argument: str, own_options: list[str]) -> str:
+    """Return what is wrong with an argument, or an empty string."""
+    name, _, value = argument.removeprefix("--").partition("=")
+    key = name.replace("-", "_")
+    if not argument.startswith("--"):
+        return f"{argument}: not understood; sbatch options are written --name=value"
+    if name in _OURS:
+        return f"--{name}: is set by the launcher or the profile and cannot be chosen"
+    if name in sbatch_option_names():
+        return ""
+    if key in TrainConfig.model_fields:
+        return f"--{name}: is a key of the config: --set {key}={value or 'VALUE'}"
+    known = sorted(sbatch_option_names() | {option.removeprefix("--") for option in own_options})
+    hint = nearest(name, known).replace("'", "").replace("mean ", "mean --")
+    return f"--{name}: neither an option of this command nor of sbatch{hint}"
 
 
 def check_profile_options(profile: ClusterProfile) -> None:

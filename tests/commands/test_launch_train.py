@@ -122,6 +122,7 @@ def test_a_config_that_is_not_there_is_told_with_those_that_are(command, config:
     ("arguments", "message"),
     [
         (["--tiem=1"], "--tiem: neither an option of this command nor of sbatch; did you mean --time?"),
+        (["--inner-lr=0.05"], "--inner-lr: is a key of the config: --set inner_lr=0.05"),
         (["--prject=x"], "--prject: neither an option of this command nor of sbatch; did you mean --project?"),
         (["--set", "inner_lrr=1"], "--set: inner_lrr: unknown key; did you mean 'inner_lr'?"),
         (["--seed", "3", "--set", "seeds=[1, 2]"], "--seed 3: this config trains several; use --set seeds=[3]"),
