@@ -19,7 +19,7 @@ MOST_PANELS = 3
 # A group of markers takes one unit of the axis; experiments share this much of it.
 GROUP_WIDTH = 0.8
 PANEL_HEIGHT = 3.4
-ORACLE = "hollow: oracle (same examples, shuffled)"
+ORACLE = "hollow: oracle"
 
 
 def draw_accuracies(titles: Sequence[str], tables: Sequence[Table]) -> Figure | None:
