@@ -17,7 +17,7 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def shell_lines(text: str) -> list[list[str]]:
-    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", text.replace("\\\n", " "), flags=re.DOTALL)
     return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
 
 

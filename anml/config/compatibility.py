@@ -10,8 +10,10 @@ from anml.config.model_args import MODEL_ARGS
 from anml.config.yaml_source import KeyPath, Source
 
 # Older name of a key to ours.
-TRAIN_KEYS = {"val_sample_size": "val_size", "method": "train_method", "seeds_together": "train_together"}
+TRAIN_KEYS = {"val_sample_size": "val_size", "method": "train_method"}
 EVAL_KEYS = {"method": "eval_method"}
+# Names that keys of this project had before.
+EARLIER_KEYS = {"seeds_together": "train_together"}
 _OLD_METHODS = {"seq": "sequential"}
 # Keys that mean nothing here, and what takes their place.
 IGNORED_KEYS = {
@@ -34,7 +36,7 @@ class Adopted(NamedTuple):
 def adopt_train(source: Source) -> Adopted:
     """Rewrite a training config of higherANML into ours, in place. Doing it twice changes nothing more."""
     written = source.data.get("dataset")
-    adopted = _adopt(source, source.data, (), TRAIN_KEYS)
+    adopted = _adopt(source, source.data, (), TRAIN_KEYS | EARLIER_KEYS)
     _adopt_model_name(source.data)
     adopted.notices.extend(_pooling_notice(source) if source.data.get("dataset") != written else ())
     adopted.problems.extend(_flavors_by_name(source))

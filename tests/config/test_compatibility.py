@@ -1,8 +1,10 @@
 """A config of higherANML runs as it is, or is told what to change."""
 
+from pathlib import Path
+
 import pytest
 
-from anml.config.load import load_eval_config
+from anml.config.load import load_eval_config, load_train_config
 from anml.config.model_args import ClassifierArgs, ConvnetArgs
 
 SANML = """
@@ -267,3 +269,9 @@ def test_data_sets_have_their_other_names(load, name: str, dataset: str) -> None
 def test_the_images_per_class_say_which_omniimage_is_meant(load) -> None:
     config = load("dataset: omniimage\nimgs_per_class: 100\nmodel: sanml\n").config
     assert (config.dataset, config.images_per_class) == ("omniimage100", 100)
+
+
+def test_the_earlier_name_of_a_key_is_understood(tmp_path: Path) -> None:
+    path = tmp_path / "train.yml"
+    path.write_text("dataset: glyphs\nmodel: sanml\nseeds: [1, 2]\nseeds_together: true\n")
+    assert load_train_config(path).config.train_together is True
