@@ -100,3 +100,8 @@ def _row_by_row(labels: Sequence[str], columns: int) -> list[str]:
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure; without the program's version in it, the same data give the same bytes."""
     figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def or_zero(width: float) -> float:
+    """Return the width of an error bar: none where one run alone has no spread."""
+    return 0.0 if math.isnan(width) else width

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from anml.report.canvas import GREY, accuracy_axis, colour, legend_below, marker, panel_grid, spread
+from anml.report.canvas import GREY, accuracy_axis, colour, legend_below, marker, or_zero, panel_grid, spread
 from anml.report.curve import learning_curve
 from anml.report.grid import number_of_runs, setting_and_model
 from anml.report.grouping import grouped
@@ -92,24 +92,20 @@ def _rate_line(panel: Axes, points: Sequence[SweepPoint], place: int, aside: flo
     panel.errorbar(
         [(point.lr or 0.0) * aside for point in points],
         [point.test_acc for point in points],
-        [_or_zero(point.test_std) for point in points],
+        [or_zero(point.test_std) for point in points],
         color=colour(place), marker=marker(place), capsize=2, elinewidth=1, label=points[0].flavor,
     )  # fmt: skip
 
 
 def _level(panel: Axes, point: SweepPoint, place: int) -> None:
     """Draw a flavor that learns nothing, so has no learning rate, as a level."""
-    std = _or_zero(point.test_std)
+    std = or_zero(point.test_std)
     panel.axhline(point.test_acc, color=colour(place), linestyle="-.", label=_without_rate(point.flavor))
     panel.axhspan(point.test_acc - std, point.test_acc + std, color=colour(place), alpha=0.12, linewidth=0)
 
 
 def _without_rate(flavor: str) -> str:
     return f"{flavor} (no learning rate)"
-
-
-def _or_zero(spread_: float) -> float:
-    return 0.0 if math.isnan(spread_) else spread_
 
 
 def draw_classes(rows: Sequence[ResultRow], summary: Sequence[SweepPoint], unit: str, noun: str) -> Figure | None:
@@ -155,7 +151,7 @@ def _classes_line(panel: Axes, rows: Sequence[ResultRow], best: Sequence[SweepPo
     curve = learning_curve(rows, best)
     learned = [point.classes_trained for point in curve]
     test = [point.test.mean for point in curve]
-    error = [_or_zero(point.test.half_width) for point in curve]
+    error = [or_zero(point.test.half_width) for point in curve]
     own, shape = colour(place), marker(place)
     panel.plot(learned, test, color=own, marker=shape, label=best[0].flavor)
     if len(curve) == 1:  # A band of no width shows nothing.

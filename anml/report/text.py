@@ -6,6 +6,7 @@ from anml.report.grid import AccuracyGrid, accuracy, accuracy_grids
 from anml.report.tables import SweepPoint
 from anml.report.wording import checkpoint
 
+HEADING = "Test accuracy: mean ± 95% interval of the mean @ the best learning rate"
 WIDTH = 100
 GAP = "  "
 
@@ -15,8 +16,7 @@ def accuracy_table(summary: Sequence[SweepPoint], unit: str = "episodes") -> str
     grids = accuracy_grids(summary)
     if not grids:
         return "No results yet."
-    heading = "Test accuracy: mean ± 95% interval of the mean @ the best learning rate"
-    return "\n".join([heading, *(line for grid in grids for line in ["", *_grid_lines(grid, unit)])])
+    return "\n".join([HEADING, *(line for grid in grids for line in ["", *_grid_lines(grid, unit)])])
 
 
 def _grid_lines(grid: AccuracyGrid, unit: str) -> list[str]:

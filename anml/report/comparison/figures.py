@@ -1,6 +1,5 @@
 """Accuracy of every experiment, sequential beside oracle; and against the number of classes learned."""
 
-import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -8,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from anml.report.canvas import GREY, accuracy_axis, colour, legend_below, marker, panel_grid, spread
+from anml.report.canvas import GREY, accuracy_axis, colour, legend_below, marker, or_zero, panel_grid, spread
 from anml.report.comparison.tables import Column, Curve, Table
 from anml.report.grid import number_of_runs
 from anml.report.milestones import Milestone
@@ -81,7 +80,7 @@ def _dots(panel: Axes, columns: Sequence[Column], place: int, middle: float, roo
     for x, column in zip(where, columns, strict=True):
         point = column.cells[place].point
         panel.errorbar(
-            x, point.test_acc, _or_zero(point.test_ci95), color=colour(place), marker=marker(place), capsize=2.5,
+            x, point.test_acc, or_zero(point.test_ci95), color=colour(place), marker=marker(place), capsize=2.5,
             elinewidth=1.1, markersize=6, markerfacecolor="white" if column.is_oracle else colour(place), linestyle="",
         )  # fmt: skip
 
@@ -109,14 +108,10 @@ def draw_curve(titles: Sequence[str], curve: Curve) -> Figure:
 
 def _line(panel: Axes, line: Sequence[Milestone], place: int, title: str) -> None:
     learned, test = [m.classes for m in line], [m.test_acc for m in line]
-    error = [_or_zero(m.test_ci95) for m in line]
+    error = [or_zero(m.test_ci95) for m in line]
     panel.plot(learned, test, color=colour(place), marker=marker(place), label=title)
     if len(line) == 1:  # A band of no width shows nothing.
         panel.errorbar(learned, test, error, color=colour(place), capsize=3, elinewidth=1.2)
         return
     low, high = ([t + sign * e for t, e in zip(test, error, strict=True)] for sign in (-1, 1))
     panel.fill_between(learned, low, high, color=colour(place), alpha=0.18, linewidth=0)
-
-
-def _or_zero(half_width: float) -> float:
-    return 0.0 if math.isnan(half_width) else half_width

@@ -8,7 +8,7 @@ from anml.report.comparison.gaps import Gap, gaps_of
 from anml.report.comparison.tables import Column, Table
 from anml.report.grid import accuracy, number_of_runs
 from anml.report.interval import Estimate
-from anml.report.text import WIDTH, aligned, blocks_of
+from anml.report.text import HEADING, WIDTH, aligned, blocks_of
 from anml.report.wording import checkpoint, count, images, unit
 
 GAP_HEADING = "What learning in sequence costs: oracle minus sequential, run by run, mean ± 95% interval"
@@ -16,8 +16,7 @@ GAP_HEADING = "What learning in sequence costs: oracle minus sequential, run by 
 
 def comparison_text(contenders: Sequence[Contender], tables: Sequence[Table]) -> str:
     """Return the experiments, and a table per amount: experiments down, evaluations across, at most 100 columns."""
-    heading = "Test accuracy: mean ± 95% interval of the mean @ the best learning rate"
-    parts = [heading, "", *_contender_lines(contenders)]
+    parts = [HEADING, "", *_contender_lines(contenders)]
     return "\n".join([*parts, *(line for table in tables for line in ["", *_table_lines(contenders, table)])])
 
 
