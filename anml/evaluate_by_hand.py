@@ -20,7 +20,7 @@ from anml.config.profile import Device
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
 from anml.evaluate.sweep import run_sweep, sweep_points
-from anml.evaluate.trial import check_least_squares
+from anml.evaluate.trial import check_head
 from anml.evaluate_job import accuracy_lines, load_data
 from anml.import_pth import load_pth
 from anml.job import JobContext
@@ -133,7 +133,7 @@ def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, facts: Datas
     if max(config.classes) > outputs:
         problems.append(f"{max(config.classes)} classes do not fit the {outputs} outputs of this model")
     try:
-        check_least_squares(model, config)
+        check_head(model, config)
     except ConfigError as error:
         problems.append(str(error))
     for key, selectors in (("opt_params", config.opt_params), ("reinit_params", config.reinit_params)):

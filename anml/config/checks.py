@@ -84,10 +84,10 @@ def check_fits_model(
     if facts and facts.channels != config.image_shape[0]:
         message = f"{flavor.dataset} has images of {facts.channels} channels, the model is trained on those of "
         problems.append(problem(source, (*at, "dataset"), message + f"{config.dataset}, of {config.image_shape[0]}"))
-    return problems + _check_least_squares(flavor, config, source, at)
+    return problems + _check_head(flavor, config, source, at)
 
 
-def _check_least_squares(flavor: EvalConfig, config: TrainConfig, source: Source, at: KeyPath) -> list[str]:
+def _check_head(flavor: EvalConfig, config: TrainConfig, source: Source, at: KeyPath) -> list[str]:
     record = config.model_record
     if not (isinstance(record, ClassifierArgs) and record.has_metric_head):
         return []
@@ -98,6 +98,9 @@ def _check_least_squares(flavor: EvalConfig, config: TrainConfig, source: Source
         problems.append(problem(source, (*at, "eval_method"), message))
     if flavor.reinit_method == "lstsq":
         message = f"lstsq (least squares) {reason}; use kaiming"
+        problems.append(problem(source, (*at, "reinit_method"), message))
+    if flavor.reinit_method == "zero":
+        message = "zero would make every row of a metric-classifier like nothing; use kaiming"
         problems.append(problem(source, (*at, "reinit_method"), message))
     return problems
 

@@ -14,6 +14,8 @@ def _is_list(value: Any) -> str:
     return "counts" if isinstance(value, (list, tuple)) else "period"
 
 
+# How much of a running mean each step keeps: 0, nothing of the steps before.
+Decay = Annotated[float, Field(ge=0, lt=1)]
 # A period, or the class counts themselves. Told apart first: an error then speaks of the one that was meant.
 EvalFrequency = Annotated[
     Annotated[NotNegative, Tag("period")] | Annotated[Many[Count], Field(min_length=1), Tag("counts")],
@@ -46,11 +48,13 @@ class EvalConfig(Record):
     lr: OneOrMany[Rate] = (0.001,)
 
     eval_method: EvalMethod = "sequential"
-    reinit_method: Literal["kaiming", "lstsq"] = "kaiming"
+    reinit_method: Literal["kaiming", "zero", "lstsq"] = "kaiming"
     reinit_params: OneOrMany[str] = ("head",)
     # The published table kept the old bias, the later code zeroes it.
     reinit_bias: Literal["zero", "keep"] = "zero"
     opt_params: OneOrMany[str] = ("head",)
+    # Adam's; None, torch's (0.9, 0.999), which the published numbers are from.
+    adam_betas: Annotated[Many[Decay], Field(min_length=2, max_length=2)] | None = None
     init_size: NotNegative = 256
     epochs: Count = 1
     batch_size: Count = 256
@@ -62,6 +66,12 @@ class EvalConfig(Record):
 
     # Checkpoints, for an evaluation by hand: the whole sweep is run on each.
     model: OneOrMany[str] | None = None
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """What Adam keeps, from step to step, of the mean of gradients and of their squares."""
+        first, second = self.adam_betas or (0.9, 0.999)
+        return first, second
 
     def score_points(self, classes: int) -> tuple[int, ...]:
         """Return after how many learned classes a sequential trajectory of `classes` classes is scored."""

@@ -39,7 +39,7 @@ class LaneLearner:
         # One group of parameters a rate: views into the weights, so that one fused kernel updates all its runs.
         self.views = [{name: weight[i] for name, weight in self.weights.items()} for i in range(len(rates))]
         groups = [{"params": list(v.values()), "lr": rate} for v, rate in zip(self.views, rates, strict=True)]
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.optimizer = torch.optim.Adam(groups, betas=trials[0].betas, fused=True)
         over_runs = vmap(grad(self._loss), in_dims=(0, 0, 0, 0))
         self.gradients = vmap(over_runs, in_dims=(0, None, None, None))
 

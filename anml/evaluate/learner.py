@@ -47,8 +47,8 @@ class BatchLearner(Scored, Protocol):
 class OneTrajectory:
     """A copy of one trial's model that learns; everything but its `trained_names` stays as it is."""
 
-    def __init__(self, trial: Trial, learning_rate: float) -> None:
-        self.trial, self.rate, self.model = trial, learning_rate, copy.deepcopy(trial.model)
+    def __init__(self, trial: Trial) -> None:
+        self.trial, self.model = trial, copy.deepcopy(trial.model)
 
     def logits(self) -> Iterator[Logits]:
         """Yield the logits of the only trajectory."""

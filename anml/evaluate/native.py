@@ -17,8 +17,8 @@ from anml.evaluate.trial import Trial
 from anml.native.blocks import use_native_blocks
 from anml.native.build import available, kernels
 
-# torch.optim.Adam's defaults: beta1, beta2, epsilon.
-_ADAM = (0.9, 0.999, 1e-8)
+# torch.optim.Adam's default.
+_EPSILON = 1e-8
 
 
 class NativeHeadLearner(OneTrajectory):
@@ -27,14 +27,14 @@ class NativeHeadLearner(OneTrajectory):
     name = "native"
 
     def __init__(self, trial: Trial, learning_rate: float) -> None:
-        super().__init__(trial, learning_rate)
-        self.steps = 0
+        super().__init__(trial)
+        self.steps, self.adam = 0, (learning_rate, *trial.betas, _EPSILON)
         self.weight, self.bias = (_with_moments(parameter) for parameter in self.model.head.parameters())
 
     def learn_each(self, first: int, last: int) -> None:
         """Take a step on each example."""
         inputs, labels = (part[first:last].contiguous() for part in (self.trial.train_inputs, self.trial.train_labels))
-        kernels("evaluate").learn_head(self.weight, self.bias, inputs, labels, self.steps, self.rate, *_ADAM)
+        kernels("evaluate").learn_head(self.weight, self.bias, inputs, labels, self.steps, *self.adam)
         self.steps += last - first
 
 
@@ -44,13 +44,13 @@ class NativeLearner(OneTrajectory):
     name = "native"
 
     def __init__(self, trial: Trial, learning_rate: float) -> None:
-        super().__init__(trial, learning_rate)
+        super().__init__(trial)
         use_native_blocks(self.model)
-        self.steps = 0
+        self.steps, self.adam = 0, (learning_rate, *trial.betas, _EPSILON)
         layers = _linear_layers(self.model, trial.trained_names)
         others = [name for name in trial.trained_names if name.removesuffix(".weight") not in layers]
         self.others = [self.model.get_parameter(name).requires_grad_(True) for name in others]
-        self.optimizer = torch.optim.Adam(self.others, lr=learning_rate, fused=True) if others else None
+        self.optimizer = torch.optim.Adam(self.others, learning_rate, trial.betas, fused=True) if others else None
         self.linears = [_OuterProductLinear(layer) for layer in layers.values()]
 
     def learn_each(self, first: int, last: int) -> None:
@@ -68,7 +68,7 @@ class NativeLearner(OneTrajectory):
         if self.optimizer is not None:
             self.optimizer.step()
         for linear, delta in zip(self.linears, gradients[len(self.others) :], strict=True):
-            linear.update(delta, self.steps, self.rate)
+            linear.update(delta, self.steps, self.adam)
         self.steps += 1
 
 
@@ -95,10 +95,10 @@ class _OuterProductLinear:
         self.output = output if output.requires_grad or not torch.is_grad_enabled() else output.requires_grad_()
         return self.output
 
-    def update(self, delta: torch.Tensor, steps: int, rate: float) -> None:
-        """Take an Adam step, given the loss's gradient [1, out] at the output."""
+    def update(self, delta: torch.Tensor, steps: int, adam: tuple[float, ...]) -> None:
+        """Take a step of Adam (rate, betas, epsilon), given the loss's gradient [1, out] at the output."""
         row, delta = self.input.detach()[0].contiguous(), delta[0].contiguous()
-        kernels("evaluate").update_outer(self.weight, delta, row, steps, rate, *_ADAM)
+        kernels("evaluate").update_outer(self.weight, delta, row, steps, *adam)
 
 
 def native_learner(trial: Trial, learning_rate: float) -> NativeHeadLearner | NativeLearner:

@@ -16,9 +16,9 @@ class ReferenceLearner(OneTrajectory):
     name = "reference"
 
     def __init__(self, trial: Trial, learning_rate: float) -> None:
-        super().__init__(trial, learning_rate)
+        super().__init__(trial)
         trained = [self.model.get_parameter(name).requires_grad_(True) for name in trial.trained_names]
-        self.optimizer = torch.optim.Adam(trained, lr=learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(trained, lr=learning_rate, betas=trial.betas, fused=True)
 
     def learn_each(self, first: int, last: int) -> None:
         """Take a step on each example."""

@@ -40,7 +40,7 @@ class Trial:
     model: re-initialised, never changed (learners copy it). trained_names: the parameters that learn. redrawn_names:
     those that each run has its own of from the start, drawn or solved by least squares. train_inputs, test_inputs: what
     `stage` receives, images [n, C, H, W] or their features [n, d]; class after class, labels 0, 1, 2, ... in order of
-    learning.
+    learning. betas: of the Adam that learns.
 
     The model is in eval mode throughout (as in higherANML): InstanceNorm knows no difference, a BatchNorm keeps to the
     statistics of its training, or a batch of one example would be normalised to nothing.
@@ -56,6 +56,7 @@ class Trial:
     train_labels: torch.Tensor
     test_inputs: torch.Tensor
     test_labels: torch.Tensor
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 class TrialMaker:
@@ -69,7 +70,7 @@ class TrialMaker:
         self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
         self.learns = config.eval_method != "zero_shot"
         self.solves = needs_least_squares(config)
-        self.redrawn = select_names(model, config.reinit_params)
+        self.redrawn = select_names(model, _redrawn(config))
         self.trained = select_names(model, config.opt_params) if self.learns else []
         self.stage: Stage = latest_stage(model, self.trained)
         # Shared unless a run re-draws what lies before its inputs.
@@ -116,6 +117,7 @@ class TrialMaker:
             labels.repeat_interleave(shape.train_examples),
             self._inputs(model, trajectory.classes, trajectory.test_examples),
             labels.repeat_interleave(shape.test_examples),
+            self.config.betas,
         )  # fmt: skip
 
     def _inputs(self, model: MetaModel, classes: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
@@ -133,6 +135,11 @@ def make_trial(
     return TrialMaker(model, config, data, dtype).make(shape, [run])[0]
 
 
+def _redrawn(config: EvalConfig) -> tuple[str, ...]:
+    """Return the selectors of what starts anew: the output layer, where it is to start at zero, named or not."""
+    return (*config.reinit_params, "head") if config.reinit_method == "zero" else config.reinit_params
+
+
 @torch.no_grad()
 def _redraw(name: str, model: MetaModel, config: EvalConfig, run: int) -> None:
     parameter, layer = model.get_parameter(name), model.get_submodule(name.rpartition(".")[0])
@@ -140,6 +147,8 @@ def _redraw(name: str, model: MetaModel, config: EvalConfig, run: int) -> None:
         layer.reset_running_stats()  # They were of the layers that are being re-drawn.
     if isinstance(layer, MetricHead) and name.endswith("temperature"):
         parameter.fill_(layer.start_temperature)
+    elif name == f"{model.head_layer}.weight" and config.reinit_method == "zero":
+        parameter.zero_()
     elif parameter.dim() > 1:
         generator = torch_generator(config.seed, "reinitialise", run, name)
         parameter.copy_(draw_kaiming(tuple(parameter.shape), generator))
@@ -164,10 +173,13 @@ def needs_least_squares(config: EvalConfig) -> bool:
     return config.reinit_method == "lstsq" or config.eval_method == "zero_shot"
 
 
-def check_least_squares(model: MetaModel, config: EvalConfig) -> None:
-    """Raise ConfigError where least squares are asked for, and the output layer is not linear in its weights."""
+def check_head(model: MetaModel, config: EvalConfig) -> None:
+    """Raise ConfigError where the output layer cannot start as it is asked to: a metric one has no such start."""
     if needs_least_squares(config):
         _linear_head(model)
+    elif config.reinit_method == "zero" and isinstance(model.head, MetricHead):
+        message = f"{model.head_layer} is a metric layer, where zeros are like nothing: use reinit_method: kaiming"
+        raise ConfigError(message)
 
 
 def _linear_head(model: MetaModel) -> nn.Linear:

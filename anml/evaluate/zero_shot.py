@@ -11,6 +11,6 @@ class _Unlearned(OneTrajectory):
 
 def score_without_learning(trial: Trial) -> list[Score]:
     """Score the model as the trial made it."""
-    board = ScoreBoard(_Unlearned(trial, 0.0), trial)
+    board = ScoreBoard(_Unlearned(trial), trial)
     board.score(epoch=0, step=0, classes_trained=trial.shape.classes)
     return board.scores()[0]

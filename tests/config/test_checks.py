@@ -234,9 +234,11 @@ def test_a_wrong_argument_of_any_part_is_refused(problems, override: str, messag
          "output weights; those of a metric-classifier are similarities; use sequential or iid"),
         ("reinit_method: lstsq", "eval.a.reinit_method: lstsq (least squares) needs logits that are linear in the "
          "output weights; those of a metric-classifier are similarities; use kaiming"),
+        ("reinit_method: zero", "eval.a.reinit_method: zero would make every row of a metric-classifier like nothing; "
+         "use kaiming"),
     ],
 )  # fmt: skip
-def test_least_squares_of_a_metric_head_is_refused(problems, setting: str, message: str) -> None:
+def test_a_start_that_a_metric_head_does_not_have_is_refused(problems, setting: str, message: str) -> None:
     assert problems(f"{METRIC}eval:\n  a:\n    {setting}\n") == [f"train.yml:8: {message}"]
 
 

@@ -1,9 +1,11 @@
 """Every evaluation engine against the plain one, in float64: the same weights after as many steps."""
 
+import copy
 from collections.abc import Sequence
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from anml.config.evaluation import EvalConfig
 from anml.errors import ConfigError
@@ -14,6 +16,7 @@ from anml.evaluate.native import NativeBatchLearner, NativeHeadLearner, native_l
 from anml.evaluate.reference import ReferenceLearner
 from anml.evaluate.score import class_scores
 from anml.evaluate.sequential import learn_in_sequence
+from anml.evaluate.stages import classify, predict
 from anml.evaluate.trial import Shape, Trial, TrialMaker
 from anml.models.build import build_model
 from anml.models.meta_model import MetaModel
@@ -75,6 +78,30 @@ def test_native_learning_equals_the_plain_one(data, make_config, kind, params):
     learn(fast, steps)
     learn(plain, steps)
     assert_same(fast.model, plain.model, tolerance)
+
+
+@pytest.mark.parametrize("engine", ["reference", "lanes", pytest.param("native", marks=pytest.mark.native)])
+@pytest.mark.parametrize("params", ["head", "all"])
+def test_every_engine_learns_with_the_betas_of_the_config(data, make_config, engine, params):
+    if engine == "native":
+        needs_kernels()
+    config = make_config(engine=engine, opt_params=params, reinit_method="zero", adam_betas=[0.0, 0.99])
+    name, args = MODELS["anml"]
+    maker = TrialMaker(build_model(name, args, (1, 28, 28), seed=1), config, data, torch.float64)
+    [trial] = maker.make(SHAPE, [0])
+    learner = choose_engine(config, maker, 1, 1).make([trial], [0.001])
+    model = copy.deepcopy(trial.model)
+    learned = [model.get_parameter(name).requires_grad_(True) for name in trial.trained_names]
+    adam = torch.optim.Adam(learned, lr=0.001, betas=(0.0, 0.99))
+    for step in range(60):
+        inputs, labels = trial.train_inputs[step : step + 1], trial.train_labels[step : step + 1]
+        loss = cross_entropy(classify(model, inputs, trial.stage), labels)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    learner.learn_each(0, 60)
+    [(found, _)] = learner.logits()
+    torch.testing.assert_close(found, predict(model, trial.train_inputs, trial.stage), rtol=0, atol=1e-6)
 
 
 @pytest.mark.native

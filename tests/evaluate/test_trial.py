@@ -10,7 +10,7 @@ from torch import nn
 from anml.data.class_images import ClassImages
 from anml.errors import CheckpointError, ConfigError
 from anml.evaluate.least_squares import solve
-from anml.evaluate.trial import Shape, make_trial, set_head, support_examples
+from anml.evaluate.trial import Shape, check_head, make_trial, set_head, support_examples
 from anml.evaluate.zero_shot import score_without_learning
 from anml.models.build import build_model
 from anml.models.meta_model import MetaModel
@@ -34,6 +34,17 @@ def test_the_head_is_drawn_kaiming_normal_and_its_bias_zeroed(data, make_config)
 def test_the_published_table_kept_the_bias(model, data, make_config):
     trial = make_trial(model, make_config(reinit_bias="keep"), data, SHAPE, run=0)
     assert changed(trial.model, model) == {"fc.weight"}
+
+
+def test_a_head_that_starts_at_zero_is_zero_whether_named_or_not(model, data, make_config):
+    trial = make_trial(model, make_config(reinit_method="zero"), data, SHAPE, run=0)
+    assert changed(trial.model, model) == {"fc.weight", "fc.bias"}
+    assert not any(parameter.any() for parameter in trial.model.head.parameters())
+    kept = make_trial(model, make_config(reinit_method="zero", reinit_bias="keep"), data, SHAPE, run=0)
+    assert changed(kept.model, model) == {"fc.weight"}
+    drawn = make_trial(model, make_config(reinit_method="zero", reinit_params="nm"), data, SHAPE, run=0).model
+    assert not drawn.head.weight.any()
+    assert drawn.get_parameter("nm.fc.weight").std() > 0.1
 
 
 def test_norms_are_re_initialised_to_one_and_zero(model, data, make_config):
@@ -162,6 +173,12 @@ def test_least_squares_of_a_metric_head_is_refused(data, make_config, changes):
     model = build_model("classifier", METRIC, (1, 28, 28), seed=1)
     with pytest.raises(ConfigError, match=r"classifier\.metric is a metric layer: least squares"):
         make_trial(model, make_config(**changes), data, SHAPE, run=0)
+
+
+def test_a_metric_head_cannot_start_at_zero(make_config):
+    model = build_model("classifier", METRIC, (1, 28, 28), seed=1)
+    with pytest.raises(ConfigError, match=r"classifier\.metric is a metric layer, where zeros are like nothing"):
+        check_head(model, make_config(reinit_method="zero"))
 
 
 def test_a_metric_head_starts_anew_with_its_first_temperature(data, make_config):

@@ -20,6 +20,7 @@ class Evaluation(NamedTuple):
     reinit_params: tuple[str, ...] = ()
     reinit_method: str = ""
     reinit_bias: str = ""
+    adam_betas: tuple[float, float] | None = None
     init_size: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
@@ -49,6 +50,7 @@ def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
         reinit_params=_selectors(config, own.reinit_params),
         reinit_method=method,
         reinit_bias=own.reinit_bias,
+        adam_betas=own.betas if learns else None,
         init_size=own.init_size if method == "lstsq" else None,
         epochs=own.epochs if shuffled else None,
         batch_size=own.batch_size if shuffled else None,
