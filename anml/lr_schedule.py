@@ -71,8 +71,8 @@ def by_name(module: Any, key: str, name: str, first: Any, arguments: dict[str, A
     """Make an optimizer or a schedule by its name in torch. Raises ConfigError naming what is wrong."""
     kind = getattr(module, name, None)
     if not isinstance(kind, type) or name.startswith("_"):
-        message = f"{key}: torch has no {name!r}; examples: Adam, AdamW, SGD / StepLR, CosineAnnealingLR{nearest(name, dir(module))}"
-        raise ConfigError(message)
+        message = f"{key}: torch has no {name!r}; examples: Adam, AdamW, SGD / StepLR, CosineAnnealingLR"
+        raise ConfigError(message + nearest(name, dir(module)))
     try:
         return kind(first, **arguments)
     except _BAD_ARGUMENTS as error:
