@@ -1,6 +1,7 @@
 """An exponential moving average of a model's weights over its updates (after Polyak and Juditsky 1992)."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 
@@ -30,7 +31,10 @@ class WeightAverage:
         """
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages, weights = zip(*self.averaged, strict=True)
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        torch._foreach_lerp_(*_columns(self.averaged), 1 - decay)
         if self.copied:
-            torch._foreach_copy_(*zip(*self.copied, strict=True))
+            torch._foreach_copy_(*_columns(self.copied))
+
+
+def _columns(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    return [average for average, _ in pairs], [weights for _, weights in pairs]

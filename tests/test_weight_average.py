@@ -106,7 +106,7 @@ def test_a_checkpoint_holds_the_average_over_every_update(tmp_path: Path, method
 @pytest.mark.parametrize("method", ["meta", "iid"])
 def test_averaging_does_not_change_the_training(tmp_path: Path, method: str) -> None:
     averaged = train(tmp_path / "a", **METHODS[method])
-    train(tmp_path / "b", **METHODS[method] | {"ema_decay": None})
+    train(tmp_path / "b", ema_decay=None, **METHODS[method])
     weights = load_training_state(step_folder(tmp_path / "a" / "checkpoints", 6))["weights"]
     for name, value in saved(tmp_path / "b").items():
         assert torch.equal(weights[name], value), name
