@@ -24,6 +24,7 @@ class ModelCard:
 
     step: episodes (or optimizer steps) trained; 0 is a freshly initialised network.
     class_split, imgs_per_class: of images-folder, the names of the classes for training and for evaluation.
+    ema_decay: the model is an exponential moving average of the trained weights.
     """
 
     model: str
@@ -37,6 +38,7 @@ class ModelCard:
     code_version: str = __version__
     class_split: dict[str, list[str]] | None = None
     imgs_per_class: int | None = None
+    ema_decay: float | None = None
 
 
 def save_checkpoint(folder: Path, model: MetaModel, card: ModelCard, training: dict[str, Any]) -> None:

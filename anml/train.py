@@ -66,6 +66,7 @@ class GraphUpdater(EpisodeUpdater):
     def __init__(self, config: TrainConfig, model: MetaModel, data: ClassImages, seed: int) -> None:
         super().__init__(config, model, data, seed)
         self.player = GraphPlayer([self.optimizer])
+        self.meta.keep_rate_on_device()
         self.static = StaticUpdate(config, [self.meta], self._run, data, self.player)
 
     @property

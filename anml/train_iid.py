@@ -1,7 +1,5 @@
 """Ordinary i.i.d. pre-training, the baseline of meta-training: shuffled batches, any torch optimizer by name."""
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -9,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import shuffled_batch
-from anml.errors import ConfigError
+from anml.lr_schedule import by_name, make_schedule
 from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.meta.step import lobotomize
 from anml.models.meta_model import MetaModel
@@ -69,29 +67,4 @@ class IidStep:
 def make_optimizer(config: TrainConfig, model: MetaModel) -> torch.optim.Optimizer:
     """Return the optimizer that a config names. Raises ConfigError."""
     arguments = {"lr": config.lr, **config.optimizer_args}
-    return _by_name(torch.optim, "optimizer", config.optimizer, model.parameters(), arguments)
-
-
-def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """Return the learning-rate schedule that a config names, or a constant one. Raises ConfigError."""
-    if config.lr_scheduler is None:
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    arguments = config.lr_scheduler_args
-    schedule = _by_name(torch.optim.lr_scheduler, "lr_scheduler", config.lr_scheduler, optimizer, arguments)
-    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        message = "lr_scheduler: ReduceLROnPlateau needs a validation loss; use one that depends on the epoch alone"
-        raise ConfigError(message)
-    return schedule
-
-
-def _by_name(module: Any, key: str, name: str, first: Any, arguments: dict[str, Any]) -> Any:
-    """Make an optimizer or a schedule by its name in torch. Raises ConfigError naming what is wrong."""
-    kind = getattr(module, name, None)
-    if not isinstance(kind, type) or name.startswith("_"):
-        message = f"{key}: torch has no {name!r}; examples: Adam, AdamW, SGD / StepLR, CosineAnnealingLR"
-        raise ConfigError(message)
-    try:
-        return kind(first, **arguments)
-    except (TypeError, ValueError) as error:
-        message = f"{key}_args: {name} does not take {arguments}: {error}"
-        raise ConfigError(message) from None
+    return by_name(torch.optim, "optimizer", config.optimizer, model.parameters(), arguments)

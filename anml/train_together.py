@@ -43,6 +43,8 @@ class TrainingTogether:
         self.static = StaticUpdate(config, outers, self.engine.run, data)
         self.player = GraphPlayer([outer.optimizer for outer in outers]) if uses_graph(config, models[0]) else None
         self.static.play = self.player or self.static.play
+        for outer in outers if self.player else ():
+            outer.keep_rate_on_device()
         for run, outer in zip(self.runs, outers, strict=True):
             run.restore(outer.optimizer)
 

@@ -17,9 +17,11 @@ from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_validation
 from anml.data.load import load_images
 from anml.errors import DataError
+from anml.lr_schedule import outer_rates
 from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.models.build import build_model
 from anml.models.meta_model import MetaModel
+from anml.weight_average import WeightAverage
 
 
 class TrainingRun:
@@ -44,13 +46,26 @@ class TrainingRun:
         # Loss and accuracy of the steps since the last line of the log.
         self.recent: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.completed = start
+        self.outer_rates = outer_rates(config)
+        # What is updated; with `ema_decay` the average of it is what is validated and kept.
         self.model = self._initial_model().to(device)
+        self.average: WeightAverage | None = None
+
+    @property
+    def kept_model(self) -> MetaModel:
+        """The model that checkpoints hold."""
+        return self.average.model if self.average else self.model
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Put back what a checkpoint holds beside the model and drop log lines that will be written again."""
         self.optimizer = optimizer
-        if self.completed:
-            state = load_training_state(self._folder(self.completed))
+        state = load_training_state(self._folder(self.completed)) if self.completed else {}
+        if self.config.ema_decay is not None:
+            # The model loaded is the average, if it has one; a checkpoint without is where an average begins.
+            self.average = WeightAverage(self.model, self.config.ema_decay, state.get("averaged_updates", 0))
+        if "weights" in state:
+            self.model.load_state_dict(state["weights"])
+        if state:
             optimizer.load_state_dict(state["optimizer"])
             self.recent = [(loss.to(self.device), right.to(self.device)) for loss, right in state["recent"]]
         elif self.config.eval_untrained:
@@ -62,6 +77,8 @@ class TrainingRun:
         """Note that a step was done."""
         self.recent.append((outcome.loss, outcome.accuracy))
         self.completed += 1
+        if self.average:
+            self.average.update()
 
     def log(self, steps_per_second: float) -> None:
         """Write a line: means since the last one."""
@@ -71,6 +88,8 @@ class TrainingRun:
         line = {"step": self.completed, "loss": loss, "accuracy": right}
         if self.config.val_size:
             line["val_accuracy"] = self._validate()
+        if self.outer_rates:
+            line["outer_lr"] = self.outer_rates[self.completed - 1]
         line["steps_per_second"] = round(steps_per_second, 3)
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -88,13 +107,16 @@ class TrainingRun:
             train_method=config.train_method,
             step=self.completed,
             seed=self.seed,
+            ema_decay=config.ema_decay,
             **_classes_of(config),
         )
         folder = self._folder(self.completed)
         if not is_complete(folder):
             recent = torch.stack([torch.stack(pair) for pair in self.recent]) if self.recent else []
-            training = {"optimizer": self.optimizer.state_dict(), "recent": recent}
-            save_checkpoint(folder, self.model, card, training)
+            training: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "recent": recent}
+            if self.average:
+                training |= {"weights": self.model.state_dict(), "averaged_updates": self.average.updates}
+            save_checkpoint(folder, self.kept_model, card, training)
         earlier = [step for step in steps_saved(self.checkpoints) if 0 < step < self.completed]
         for step in earlier[:-1]:
             if step not in config.checkpoint_steps:
@@ -112,10 +134,11 @@ class TrainingRun:
     def _validate(self) -> float:
         """Return the accuracy on examples of the training classes that training never sees."""
         images, labels = draw_validation(self.validation, self.config.val_size, self.seed, self.completed)
-        self.model.eval()  # A BatchNorm would learn from the validation set.
+        model = self.kept_model
+        model.eval()  # A BatchNorm would learn from the validation set.
         with torch.no_grad():
-            right = accuracy(self.model(images), labels)
-        self.model.train()
+            right = accuracy(model(images), labels)
+        model.train()
         return float(right)
 
 

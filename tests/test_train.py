@@ -72,6 +72,8 @@ def undisturbed(tmp_path: Path) -> Callable[[TrainConfig], Path]:
     return train_in_one_go
 
 
+AVERAGED = {"ema_decay": 0.4}
+SCHEDULED = {"outer_lr_scheduler": "MultiStepLR", "outer_lr_scheduler_args": {"milestones": [2, 6, 9], "gamma": 0.5}}
 KINDS = {
     "meta": META,
     "first-order": META | {"train_method": "meta-first-order"},
@@ -89,8 +91,12 @@ KINDS = {
         },
         "val_size": 20,
     },
+    "averaged, scheduled": META | AVERAGED | SCHEDULED,
+    "averaged, scheduled, fastest engine": META | AVERAGED | SCHEDULED | {"engine": "auto"},
+    "sequential_episodic, averaged, scheduled": META | {"train_method": "sequential_episodic"} | AVERAGED | SCHEDULED,
     "iid, Adam": IID | {"optimizer": "Adam", "optimizer_args": {}, "lr_scheduler": None},
 }
+KINDS["iid, batch norm, averaged"] = KINDS["iid, batch norm"] | AVERAGED
 
 
 @pytest.mark.parametrize("stops", [(7,), (1, 2, 5, 11)], ids=["once", "often"])
@@ -118,9 +124,10 @@ class Killed(BaseException):
     """Ends a training as abruptly as a test can."""
 
 
+@pytest.mark.parametrize("kind", ["meta", "averaged, scheduled"])
 @pytest.mark.parametrize("moment", ["before the checkpoint", "after it"])
-def test_a_training_killed_around_its_checkpoint_resumes_exactly(tmp_path, undisturbed, moment):
-    config = make_config(save_freq=4)  # Step 8 is logged, then saved, then reported as progress.
+def test_a_training_killed_around_its_checkpoint_resumes_exactly(tmp_path, undisturbed, moment, kind):
+    config = make_config(KINDS[kind], save_freq=4)  # Step 8 is logged, then saved, then reported as progress.
     expected = undisturbed(config)
 
     def die(step: int, now: str) -> None:

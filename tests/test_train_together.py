@@ -20,6 +20,10 @@ SMALL = {
     "inner_params": ["rln", "fc"], "epochs": 8, "log_freq": 4, "save_freq": 3, "val_size": 20, "engine": "fast",
     "seeds": [1, 5], "train_together": True,
 }  # fmt: skip
+OPTIONS = {
+    "ema_decay": 0.3, "outer_lr_scheduler": "MultiStepLR",
+    "outer_lr_scheduler_args": {"milestones": [2, 4], "gamma": 0.25}, "outer_lr": 0.004,
+}  # fmt: skip
 CPU = torch.device("cpu")
 
 
@@ -84,6 +88,32 @@ def test_inner_rates_trained_together_are_what_trainings_of_their_own_give(tmp_p
         assert (card.display_name, card.seed) == (f"anml-inner-lr-{each.inner_lr}", each.seed)
         torch.testing.assert_close(model.head.weight, alone.model.head.weight, rtol=1e-3, atol=1e-4)
         assert log(tmp_path / f"{each.tag}.jsonl")[-1] == pytest.approx(log(folder / "log.jsonl")[-1], abs=1e-3)
+
+
+def test_averages_and_scheduled_rates_are_those_of_trainings_of_their_own(tmp_path: Path) -> None:
+    config = make_config(**OPTIONS)
+    assert train(tmp_path, config)
+    for each in config.variations:
+        own, folder = config.alone(each), tmp_path / "alone" / each.tag
+        alone = Training(own, own.seed, folder, folder / "log.jsonl", CPU)
+        alone.run(8, lambda: False, lambda done: None)
+        (found, card), (expected, _) = (load_model(f / "step-000008") for f in (tmp_path / each.tag, folder))
+        assert card.ema_decay == 0.3
+        torch.testing.assert_close(found.head.weight, expected.head.weight, rtol=1e-3, atol=1e-4)
+        assert (expected.head.weight - alone.model.head.weight).abs().max() > 1e-3  # It is the average that is kept.
+        lines = log(tmp_path / f"{each.tag}.jsonl")
+        assert [line["outer_lr"] for line in lines] == [0.001, 0.00025]
+        for line, wanted in zip(lines, log(folder / "log.jsonl"), strict=True):
+            assert line == pytest.approx(wanted, abs=1e-3)
+
+
+def test_stopped_averages_and_schedules_end_in_the_same_bytes(tmp_path: Path) -> None:
+    config = make_config(**OPTIONS)
+    assert train(tmp_path / "in one go", config)
+    for stop in (1, 3, 7):
+        assert not train(tmp_path / "stopped", config, stop_at=stop)
+    assert train(tmp_path / "stopped", config)
+    assert content(tmp_path / "stopped") == content(tmp_path / "in one go")
 
 
 @pytest.mark.parametrize("stops", [(5,), (1, 3, 7)], ids=["once", "often"])

@@ -87,12 +87,14 @@ def _data_problems(config: TrainConfig) -> list[str]:
 
 
 def _optimizer_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
-    if config.train_method != "iid":
-        return []
-    from anml.train_iid import make_optimizer, make_schedule
+    from anml.lr_schedule import make_schedule, outer_rates
+    from anml.train_iid import make_optimizer
 
     try:
-        make_schedule(config, make_optimizer(config, model))
+        if config.train_method == "iid":
+            make_schedule(config, make_optimizer(config, model))
+        else:
+            outer_rates(config)
     except AnmlError as error:
         return [str(error)]
     return []

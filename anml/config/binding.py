@@ -27,6 +27,7 @@ _WANTED = {
     "too_short": "hold at least one value",
     "greater_than": "be greater than {gt:g}",
     "greater_than_equal": "be {ge:g} or more",
+    "less_than": "be less than {lt:g}",
     "less_than_equal": "be {le:g} or less",
 }
 _SHOWN_LENGTH = 80

@@ -27,7 +27,15 @@ def check_train(config: TrainConfig, source: Source) -> list[str]:
     problems += _check_different(config.inner_lrs or (), source, ("inner_lrs",))
     if config.inner_lrs and config.train_method == "iid":
         problems.append(problem(source, ("inner_lrs",), "are for training on episodes, not for train_method: iid"))
-    return problems + _check_engine(config, source) + _check_together(config, source)
+    return problems + _check_schedule(config, source) + _check_engine(config, source) + _check_together(config, source)
+
+
+def without_effect(config: TrainConfig, source: Source) -> list[str]:
+    """Return a notice if a schedule is given that this way of training has never looked at."""
+    if config.train_method == "iid" or config.lr_scheduler is None:
+        return []
+    message = f"has no effect on train_method: {config.train_method}, whose schedule is outer_lr_scheduler (by episode)"
+    return [problem(source, ("lr_scheduler",), message)]
 
 
 def ends_early(config: TrainConfig, source: Source) -> list[str]:
@@ -198,6 +206,15 @@ def _check_together(config: TrainConfig, source: Source) -> list[str]:
     if config.augment:
         problems.append(problem(source, at, "does not go with augment, which crops every image by itself"))
     return problems
+
+
+def _check_schedule(config: TrainConfig, source: Source) -> list[str]:
+    at = ("outer_lr_scheduler",)
+    if config.outer_lr_scheduler is None and config.outer_lr_scheduler_args is not None:
+        return [problem(source, (f"{at[0]}_args",), "is without an outer_lr_scheduler that they are for")]
+    if config.outer_lr_scheduler is not None and config.train_method == "iid":
+        return [problem(source, at, "is for training on episodes; for train_method: iid it is lr_scheduler (by epoch)")]
+    return []
 
 
 def _check_engine(config: TrainConfig, source: Source) -> list[str]:

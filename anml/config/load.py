@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from anml.config.binding import bind, dotted, located, nearest, problem, show
-from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train, ends_early, overlaps
+from anml.config.checks import (
+    check_eval,
+    check_fits_model,
+    check_flavor_name,
+    check_train,
+    ends_early,
+    overlaps,
+    without_effect,
+)
 from anml.config.compatibility import Adopted, adopt_eval, adopt_train
 from anml.config.dataset_facts import DATASETS
 from anml.config.dataset_lists import one_flavor_per_dataset, one_per_dataset
@@ -172,7 +180,7 @@ def _bind_training(source: Source, notices: list[str]) -> tuple[TrainConfig | No
         return None, located(source, error.problems)
     notices += located(source, found)
     problems = check_train(config, source)
-    notices += [] if problems else ends_early(config, source)
+    notices += [] if problems else ends_early(config, source) + without_effect(config, source)
     return config, problems
 
 

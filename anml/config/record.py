@@ -24,5 +24,6 @@ Many = Annotated[tuple[T, ...], Field(strict=False)]
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 # Arguments that another record (or torch) will check; a key without a value stands for none.
 Arguments = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 from anml.config.data_request import DataRequest, eval_request
 from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, DatasetFacts
 from anml.config.evaluation import EvalConfig
 from anml.config.image_folder import ClassSplit, ClassSplitKey, folder_facts
 from anml.config.model_args import MODEL_ARGS, ModelArgs
-from anml.config.record import Arguments, Count, NotNegative, OneOrMany, Rate, Record
+from anml.config.record import Arguments, Count, Fraction, NotNegative, OneOrMany, Rate, Record
 from anml.config.variation import Variation
 from anml.errors import ConfigError
 
@@ -57,7 +57,12 @@ class TrainConfig(Record):
     inner_lr: Rate = 0.1
     inner_lrs: OneOrMany[Rate] | None = None
     outer_lr: Rate = 0.001
+    # A schedule of outer_lr by episode. Unset keys here are not written down, as with train_together.
+    outer_lr_scheduler: str | None = None
+    outer_lr_scheduler_args: dict[str, Any] | None = None
     max_grad_norm: Rate | None = None
+    # Checkpoints hold an exponential moving average of the weights, and evaluations are of it.
+    ema_decay: Fraction | None = None
     epochs: Count = 25000
     max_steps: Count | None = None
     save_freq: Count = 500

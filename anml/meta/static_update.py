@@ -57,9 +57,10 @@ class StaticUpdate:
         return [EpisodeOutcome(ring[0, place], ring[1, place], {}) for ring in self.ring]
 
     def fill(self, index: int) -> None:
-        """Draw episode `index` of every lane into the buffers that `update` reads."""
+        """Draw episode `index` of every lane into the buffers that `update` reads, and set its outer rate."""
         numbers, rows = torch.empty(self.numbers.shape, dtype=torch.int64), torch.empty(self.rows.shape)
         for lane, outer in enumerate(self.outers):
+            outer.set_rate(index)
             draw = draw_examples(self.data, self.config, outer.seed, index)
             # Fewer new classes than rows: the last one again, with the same row.
             classes = [*draw.new_classes, *[draw.new_classes[-1]] * (self.new_rows - len(draw.new_classes))]

@@ -5,6 +5,7 @@ from torch import nn
 
 from anml.config.training import TrainConfig
 from anml.data.episodes import Episode
+from anml.lr_schedule import outer_rates
 from anml.meta.engine import Engine, EpisodeOutcome
 from anml.models.heads import OutputLayer
 from anml.models.meta_model import MetaModel, draw_kaiming
@@ -21,6 +22,25 @@ class OuterStep:
         self.seed = seed
         self.outer = {name: model.get_parameter(name) for name in select_names(model, config.outer_params)}
         self.optimizer = torch.optim.Adam(list(self.outer.values()), lr=config.outer_lr, fused=True)
+        self.rates = outer_rates(config)
+        self.rate_on_device: torch.Tensor | None = None
+
+    def keep_rate_on_device(self) -> None:
+        """Let Adam read a scheduled rate from the device, as an update does that is captured once and replayed."""
+        if self.rates:
+            # float32, as the fused kernel takes it.
+            device = next(iter(self.outer.values())).device
+            self.rate_on_device = torch.zeros((), dtype=torch.float32, device=device)
+
+    def set_rate(self, index: int) -> None:
+        """Set the outer learning rate of episode `index`, whatever a checkpoint has brought along."""
+        if not self.rates:
+            return
+        rate: float | torch.Tensor = self.rates[index]
+        if self.rate_on_device is not None:
+            rate = self.rate_on_device.fill_(rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     def begin(self, new_classes: tuple[int, ...], index: int) -> None:
         """Re-draw the output rows of the classes that episode `index` is about to teach."""
@@ -46,6 +66,7 @@ class MetaStep(OuterStep):
 
     def update(self, episode: Episode, index: int) -> EpisodeOutcome:
         """Run the episode with this index and update the model."""
+        self.set_rate(index)
         self.begin(episode.new_classes, index)
         outcome = self.engine.run(episode)
         self.finish(outcome.gradients)

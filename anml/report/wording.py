@@ -53,7 +53,16 @@ def sentence(config: TrainConfig) -> str:
     who = f"seeds {names}" if len(seeds) > 1 else f"seed {names}"
     who += f", inner learning rates {listed([str(rate) for rate in rates])}" if len(rates) > 1 else ""
     who += ", each trained on its own" if len(config.variations) > 1 else ""
-    return f"{config.display_name} {method} on {data} for {amount}, {who}; {_evaluations(config)}."
+    amount += f"{_options(config)}, {who}"
+    return f"{config.display_name} {method} on {data} for {amount}; {_evaluations(config)}."
+
+
+def _options(config: TrainConfig) -> str:
+    """Return what is not part of the usual protocol."""
+    schedule, args = config.outer_lr_scheduler, config.outer_lr_scheduler_args or {}
+    text = f", outer learning rate by {schedule}" if schedule else ""
+    text += f" ({', '.join(f'{key} {value}' for key, value in args.items())})" if args else ""
+    return text + (f", weights averaged (EMA, decay {config.ema_decay})" if config.ema_decay is not None else "")
 
 
 def _evaluations(config: TrainConfig) -> str:

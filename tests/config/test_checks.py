@@ -2,6 +2,8 @@
 
 import pytest
 
+from anml.config.load import dump_config
+
 BASE = "dataset: glyphs\nmodel: sanml\n"
 FLAVOR = "dataset: glyphs\nmodel: sanml\neval:\n  a: {runs: 1}\n"
 
@@ -28,6 +30,14 @@ FLAVOR = "dataset: glyphs\nmodel: sanml\neval:\n  a: {runs: 1}\n"
             "--set: train_together: needs several trainings: set seeds, for example [1, 2, 3], "
             "or inner_lrs, for example [0.1, 0.05]",
         ),
+        (
+            "outer_lr_scheduler_args.T_max=100",
+            "--set: outer_lr_scheduler_args: is without an outer_lr_scheduler that they are for",
+        ),
+        ("ema_decay=1.0", "--set: ema_decay: must be less than 1, found 1.0"),
+        ("ema_decay=0.0", "--set: ema_decay: must be greater than 0, found 0.0"),
+        ("outer_lr_scheduler_args=5", "--set: outer_lr_scheduler_args: must be a mapping (key: value), found 5"),
+        ("outer_lr_schedule=StepLR", "--set: outer_lr_schedule: unknown key; did you mean 'outer_lr_scheduler'?"),
         (
             "model_args.num_classes=963",
             "--set: model_args: num_classes is 963, but there are 964 training classes",
@@ -120,6 +130,25 @@ def test_a_training_that_ends_before_its_epochs_is_told(load) -> None:
     ]
     for enough in ("[500, 2000]", "[500, 10000]", "null"):
         assert load(f"{text}{enough}\n").notices == []
+
+
+def test_each_way_of_training_has_a_schedule_of_its_own(problems, load) -> None:
+    iid = BASE + "train_method: iid\nepochs: 10\n"
+    assert problems(iid + "outer_lr_scheduler: StepLR\n") == [
+        "train.yml:5: outer_lr_scheduler: is for training on episodes; for train_method: iid it is lr_scheduler "
+        "(by epoch)"
+    ]
+    assert load(BASE + "lr_scheduler: StepLR\n").notices == [
+        "train.yml:3: lr_scheduler: has no effect on train_method: meta, whose schedule is outer_lr_scheduler "
+        "(by episode)"
+    ]
+    assert load(iid + "lr_scheduler: StepLR\n").notices == []
+    assert load(BASE + "outer_lr_scheduler: StepLR\n").notices == []
+
+
+def test_options_that_are_not_used_are_not_written_down(load) -> None:
+    written = dump_config(load(BASE).config)
+    assert [key for key in ("ema_decay", "outer_lr_scheduler") if key in written] == []
 
 
 def test_iid_training_must_say_how_many_epochs(problems) -> None:

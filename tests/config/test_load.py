@@ -278,6 +278,8 @@ TRAININGS = st.fixed_dictionaries(
         "num_batches": st.integers(1, 10),
         "remember_size": st.integers(1, 64),
         "lr_scheduler": st.none() | names,
+        "outer_lr_scheduler": names,
+        "ema_decay": st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
         "lobo_rate": st.integers(0, 5),
         "seed": st.integers(),
         "seeds": st.lists(st.integers(), min_size=1, max_size=3, unique=True),

@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from anml.checkpoint import ModelCard, load_training_state, save_checkpoint
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_episode
@@ -21,6 +23,7 @@ from anml.models.parameters import select_names
 from tests.meta.cases import PUBLISHED_INNER, make_config, make_data, make_model, without_effect
 
 DATA = make_data()
+CARD = ModelCard("oml", {}, (1, 28, 28), "OML", "glyphs", "meta", step=3, seed=1)
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "clipped": {"max_grad_norm": 0.05},
@@ -112,6 +115,68 @@ def test_an_optimizer_of_another_engine_goes_on_counting_on_the_device() -> None
         assert torch.equal(found.model.get_parameter(name), parameter), name
 
 
+# Powers of two: exact in the float32 that a rate on the device has.
+SCHEDULED: dict[str, Any] = {
+    "outer_lr": 2**-8,
+    "outer_lr_scheduler": "MultiStepLR",
+    "outer_lr_scheduler_args": {"milestones": [2, 4], "gamma": 0.25},
+}
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["plain rate", "rate on the device"])
+def test_scheduled_updates_are_the_ordinary_ones_to_the_bit(on_device: bool) -> None:
+    config = config_of("oml", **SCHEDULED)
+    expected, found = ordinary(config, make_model("oml"), 3), OuterStep(config, make_model("oml"), 3)
+    if on_device:
+        found.keep_rate_on_device()
+    update, rates = static(config, [found]), []
+    for index in range(6):
+        follow(config, expected, range(index, index + 1))
+        update.step(index)
+        rates.append(float(found.optimizer.param_groups[0]["lr"]))
+    assert rates == [2**-8] * 2 + [2**-10] * 2 + [2**-12] * 2
+    for name, parameter in expected.model.named_parameters():
+        assert torch.equal(found.model.get_parameter(name), parameter), name
+
+
+def test_a_replayed_update_reads_its_rate_from_where_it_always_was() -> None:
+    config = config_of("oml", **SCHEDULED)
+    outer = OuterStep(config, make_model("oml"), 1)
+    outer.keep_rate_on_device()
+    update, places = static(config, [outer]), set()
+    for index in range(6):
+        update.fill(index)
+        places.add(outer.optimizer.param_groups[0]["lr"].data_ptr())
+    assert len(places) == 1
+
+
+def test_without_a_schedule_the_rate_stays_a_plain_number() -> None:
+    outer = OuterStep(config_of("oml"), make_model("oml"), 1)
+    outer.keep_rate_on_device()
+    outer.set_rate(0)
+    assert outer.optimizer.param_groups[0]["lr"] == 0.001
+
+
+@pytest.mark.parametrize("to_device", [False, True], ids=["to a plain rate", "to one on the device"])
+def test_a_scheduled_training_goes_on_from_a_checkpoint_of_the_other_path(to_device: bool, tmp_path: Path) -> None:
+    config = config_of("oml", **SCHEDULED)
+    expected = ordinary(config, make_model("oml"), 1)
+    before, after = (OuterStep(config, make_model("oml"), 1) for _ in range(2))
+    (after if to_device else before).keep_rate_on_device()
+    for part, outer in ((range(3), before), (range(3, 6), after)):
+        if outer is after:
+            after.model.load_state_dict(before.model.state_dict())
+            save_checkpoint(tmp_path / "c", before.model, CARD, {"optimizer": before.optimizer.state_dict()})
+            after.optimizer.load_state_dict(load_training_state(tmp_path / "c")["optimizer"])
+        update = static(config, [outer])
+        for index in part:
+            update.step(index)
+    follow(config, expected, range(6))
+    assert isinstance(after.optimizer.param_groups[0]["lr"], torch.Tensor) == to_device
+    for name, parameter in expected.model.named_parameters():
+        assert torch.equal(after.model.get_parameter(name), parameter), name
+
+
 def test_a_remember_set_larger_than_the_data_is_all_of_it() -> None:
     config = config_of("oml", remember_size=1000)
     update = static(config, [OuterStep(config, make_model("oml"), 1)])
@@ -137,14 +202,19 @@ def test_auto_makes_no_graph_on_a_cpu() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: graphs are not captured here")
 @pytest.mark.parametrize("seeds", [(1,), (1, 2)], ids=["one", "lanes"])
+@pytest.mark.parametrize("schedule", [{}, SCHEDULED], ids=["one rate", "scheduled"])
 @pytest.mark.parametrize("kind", ["anml", "sanml", "oml"])
-def test_replayed_graphs_train_as_the_ordinary_path_does(kind: str, seeds: tuple[int, ...]) -> None:
-    config, device = config_of(kind, max_grad_norm=0.05), torch.device("cuda")
+def test_replayed_graphs_train_as_the_ordinary_path_does(
+    kind: str, schedule: dict[str, Any], seeds: tuple[int, ...]
+) -> None:
+    config, device = config_of(kind, max_grad_norm=0.05, **schedule), torch.device("cuda")
     data = DATA.to(device)
     alone = [ordinary(config, make_model(kind, seed).to(device), seed) for seed in seeds]
     together = [OuterStep(config, make_model(kind, seed).to(device), seed) for seed in seeds]
     update = static(config, together, data)
     update.play = player = GraphPlayer([outer.optimizer for outer in together])
+    for outer in together:
+        outer.keep_rate_on_device()
     for index in range(10):
         outcomes = update.step(index)
         for step, outcome in zip(alone, outcomes, strict=True):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from anml.atomic import write_json
+from anml.config.load import dump_config
 from anml.job_status import JobStatus
 from anml.plan import Job, Plan
 from anml.report.jobs import log_tail, read_jobs
@@ -244,3 +245,16 @@ def test_metrics_that_are_damaged_are_left_out(build):
     assert [line["step"] for line in log.lines][-2:] == [600, 601]
     assert log.measure("loss").steps[-1] == 600
     assert log.measure("accuracy").steps[-1] == 601
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_training_of_other_than_the_usual_protocol_is_told(build):
+    options = {"outer_lr_scheduler": "CosineAnnealingLR", "outer_lr_scheduler_args": {"T_max": 600}, "ema_decay": 0.999}
+    for builder, told in ((build(), False), (build(group="other"), True)):
+        if told:
+            config = builder.config.model_copy(update=options)
+            builder.experiment.config_file.write_text(dump_config(config), encoding="utf-8")
+        page = words(page_of(builder.results()))
+        expected = "outer learning rate by CosineAnnealingLR (T_max 600), weights averaged (EMA, decay 0.999), seed 1"
+        assert (expected in page) == told
+        assert ("600 episodes, seed 1" in page) != told
