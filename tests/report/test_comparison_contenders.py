@@ -36,10 +36,10 @@ def test_reading_an_experiment_without_results(make):
     assert read_contenders(Experiment(make("ANML").experiment.root)) == []
 
 
-def test_every_inner_rate_of_an_experiment_is_compared(make) -> None:
-    several = make("ANML", changes={"inner_lrs": (0.1, 0.05)}).results()
+def test_every_inner_rate_of_an_experiment_is_compared_in_order_of_their_values(make) -> None:
+    several = make("ANML", changes={"inner_lrs": (0.1, 0.00001, 0.05)}).results()
     labels = [contender.label for contender in with_labels(read_contenders(several.experiment))]
-    assert labels == ["ANML-inner-lr-0.05", "ANML-inner-lr-0.1"]
+    assert labels == ["ANML-inner-lr-1e-05", "ANML-inner-lr-0.05", "ANML-inner-lr-0.1"]
 
 
 def test_an_inner_rate_that_lacks_results_leaves_the_others_complete(make) -> None:
