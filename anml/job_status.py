@@ -12,6 +12,8 @@ from anml.atomic import read_json, write_json
 # interrupted: stopped before its end with its work saved; skipped: a job it needs did not succeed.
 State = Literal["pending", "running", "done", "failed", "interrupted", "requeued", "skipped", "cancelled"]
 ENDED: tuple[State, ...] = ("done", "failed", "interrupted", "skipped", "cancelled")
+# A running job writes its status every second; one silent for so long is not running, whatever it last said.
+SILENCE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class JobStatus:
         return self.busy_seconds + (self.ended or self.updated or self.started) - self.started
 
     @property
+    def silence(self) -> float:
+        """Seconds since its last word."""
+        return time.time() - (self.updated or 0.0)
+
+    @property
     def has_vanished(self) -> bool:
         """Say whether the process that runs a job (or, of a queued local one, will run it) is gone.
 
@@ -57,6 +64,11 @@ class JobStatus:
         except PermissionError:
             return False
         return False
+
+
+def unmet_need(name: str) -> str:
+    """Word why a job is skipped: another one, which it needs, ended without success."""
+    return f"needs {name}, which did not succeed"
 
 
 def read_status(path: Path) -> JobStatus:

@@ -33,6 +33,10 @@ class Job:
         """Numbers of the tasks, or a single None for a job that is no array."""
         return (None,) if self.tasks is None else tuple(range(self.tasks))
 
+    def label(self, task: int | None) -> str:
+        """Return the job's name, with the number of one of its tasks."""
+        return self.name if task is None else f"{self.name}[{task}]"
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -1,17 +1,13 @@
 """What became of an experiment's jobs, put together from the scheduler's word and the jobs' own."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anml.config.profile import ClusterProfile
-from anml.job_status import JobStatus, read_status
+from anml.job_status import SILENCE_SECONDS, JobStatus, read_status, unmet_need
 from anml.launch import Launch, read_plan_file
 from anml.plan import Job
 from anml.schedulers.base import Scheduler, SchedulerState, States
-
-# A running job writes its status every second; one silent for so long is not running, whatever it last said.
-SILENCE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class JobReport:
     @property
     def label(self) -> str:
         """The job's name, with its task."""
-        return self.job.name if self.task is None else f"{self.job.name}[{self.task}]"
+        return self.job.label(self.task)
 
     @property
     def has_failed(self) -> bool:
@@ -58,7 +54,7 @@ def job_reports(launch: Launch, scheduler: Scheduler) -> list[JobReport]:
 def _forgotten(needs: str) -> tuple[str, str]:
     """Word the end of a job that said nothing and that Slurm, some minutes after its end, does not know any more."""
     if needs:
-        return "skipped", f"needs {needs}, which did not succeed"
+        return "skipped", unmet_need(needs)
     return "failed", "ended without a word, and the scheduler has forgotten it: see its log"
 
 
@@ -119,11 +115,11 @@ def _ended(status: JobStatus, known: SchedulerState) -> tuple[str, str]:
 def _unknown(status: JobStatus, submitted: bool) -> tuple[str, str]:
     """Word the state of a job the scheduler does not know."""
     if status.state == "running":
-        silent = time.time() - (status.updated or 0)
         if status.has_vanished:
             return "failed", "its process is gone: killed, or the machine was restarted"
-        if silent > SILENCE_SECONDS:
-            return "lost", f"the scheduler does not know it, and it has been silent for {silent / 60:.0f} minutes"
+        if status.silence > SILENCE_SECONDS:
+            minutes = f"{status.silence / 60:.0f} minutes"
+            return "lost", f"the scheduler does not know it, and it has been silent for {minutes}"
         return "running", ""
     if status.state == "interrupted":
         return "interrupted", status.message

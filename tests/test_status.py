@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from anml.commands.status import _table
+from anml.commands.status import _failures, _table
 from anml.config.profile import ClusterProfile
 from anml.config.training import TrainConfig
 from anml.experiment import Experiment
@@ -85,6 +85,18 @@ def test_names_of_jobs_are_whole_in_a_narrow_table(tmp_path: Path) -> None:
     console.print(_table(reports))
     text = written.getvalue()
     assert all(name in text for name in names)
+
+
+def test_the_log_of_a_failed_job_is_shown_as_a_terminal_would(tmp_path: Path) -> None:
+    """A progress bar writes its line a thousand times over, which would hide the error."""
+    job = Job("a", "train", ())
+    log = Experiment(tmp_path).job("a").log
+    log.parent.mkdir(parents=True)
+    log.write_text("".join(f"\r{number}%" for number in range(101)) + "\n\x1b[31mout of memory\x1b[0m\n")
+    config = TrainConfig(dataset="glyphs", model="anml")
+    launch = Launch(config, Experiment(tmp_path), ClusterProfile(name="x", scheduler="local"), "disabled", Plan((job,)))
+    _, tail = _failures(launch, [JobReport(job, None, "failed", "", JobStatus("failed"))])
+    assert str(tail) == "  100%\n  out of memory"
 
 
 class Forgetful:

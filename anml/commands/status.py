@@ -1,9 +1,9 @@
 """`python -m anml status PROJECT/GROUP`: every job, honestly."""
 
 import argparse
+import textwrap
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,6 +13,7 @@ from rich.text import Text
 from anml.commands.address import add_address_arguments, find_experiment
 from anml.commands.arguments import EXIT_DONE, EXIT_FAILED
 from anml.launch import Launch, load_launch
+from anml.report.jobs import log_tail
 from anml.schedulers.base import Scheduler
 from anml.schedulers.select import make_scheduler
 from anml.status import JobReport, gpu_hours, job_reports
@@ -104,14 +105,5 @@ def _failures(launch: Launch, reports: Sequence[JobReport]) -> list[Text]:
     for report in [r for r in reports if r.state in ("failed", "lost")][:3]:
         log = launch.experiment.job(report.job.name, report.task).log
         texts.append(Text(f"\n{report.label} failed. The end of {log}:", style="red"))
-        texts.append(Text("\n".join(f"  {line}" for line in log_tail(log)) or "  (no log)"))
+        texts.append(Text(textwrap.indent(log_tail(log, LOG_TAIL_LINES), "  ") or "  (no log)"))
     return texts
-
-
-def log_tail(log: Path) -> list[str]:
-    """Return the last lines of a log."""
-    if not log.is_file():
-        return []
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 20_000))
-        return file.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, DatasetFacts
 from anml.config.evaluation import EvalConfig
-from anml.config.image_folder import ClassSplit, count_folder, folder_facts
+from anml.config.image_copies import check_copies
+from anml.config.image_folder import ClassSplit, FolderClasses, count_folder, folder_facts, list_classes
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 
@@ -41,6 +42,7 @@ def fill_in_flavor(
     found = count_folder(data_path, flavor.class_split, examples, at, default_fraction=0)
     if training is not None and _same_folder(flavor, training):
         check_unseen(found.split, training.class_split, at)
+        _check_unseen_images(found, training, at)
     elif training is not None:
         found.notices.extend(_alike(found.split, training.class_split, at))
     return flavor.model_copy(update={"class_split": found.split, "imgs_per_class": found.examples}), found.notices
@@ -61,6 +63,15 @@ def check_unseen(split: ClassSplit, trained: object, at: str = "") -> None:
     if seen:
         message = f"{at}class_split: the model is trained on {len(seen)} of these classes, such as {seen[0]}"
         raise ConfigError(message)
+
+
+def _check_unseen_images(found: FolderClasses, training: TrainConfig, at: str) -> None:
+    """Make sure that no image of an evaluation was trained on under another class's name. Raises ConfigError."""
+    if isinstance(training.class_split, ClassSplit):
+        folder = _resolved(str(training.data_path))
+        classes = list_classes(folder)
+        train = {name: classes.get(name, [])[: training.imgs_per_class] for name in training.class_split.train}
+        check_copies(folder, train, {name: classes[name][: found.examples] for name in found.split.eval}, at)
 
 
 def flavor_facts(flavor: EvalConfig, training: TrainConfig | None) -> DatasetFacts | None:

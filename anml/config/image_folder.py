@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 from pydantic import Discriminator, Field, Tag
 
 from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, DatasetFacts
+from anml.config.image_copies import check_copies
 from anml.config.record import Many, Record
 from anml.errors import ConfigError
 
@@ -77,14 +78,20 @@ def count_folder(
         message = f"{at}data_path: {IMAGES_FOLDER} needs the path of a folder with one folder of images per class"
         raise ConfigError(message)
     folder = Path(data_path).expanduser().resolve()
-    counts = {name: len(files) for name, files in list_classes(folder).items()}
+    classes = list_classes(folder)
+    counts = {name: len(files) for name, files in classes.items()}
     if not counts:
         what = "no class folders here" if folder.is_dir() else "there is no such folder"
         message = f"{at}data_path: {folder}: {what}; expected one folder per class, with its images in it"
         raise ConfigError(message)
     split = _split(counts, class_split, default_fraction, at)
     _check_distinct(split, folder, at)
-    return _with_enough(split, counts, imgs_per_class, at)
+    used = _with_enough(split, counts, imgs_per_class, at)
+    train, evaluation = (
+        {name: classes[name][: used.examples] for name in names} for names in (used.split.train, used.split.eval)
+    )
+    check_copies(folder, train, evaluation, at)
+    return used
 
 
 def list_classes(folder: Path) -> dict[str, list[str]]:

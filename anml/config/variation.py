@@ -1,9 +1,11 @@
 """What tells the trainings of one experiment apart: the inner learning rate, the seed, or both."""
 
+import math
 import re
 from typing import NamedTuple
 
 _TAG = re.compile(r"(?:inner-lr-(?P<inner_lr>[\d.e+-]+?))?-?(?:seed-(?P<seed>-?\d+))?")
+_MODEL = re.compile(r"(?P<name>.*)-inner-lr-(?P<inner_lr>\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 
 
 class Variation(NamedTuple):
@@ -39,3 +41,15 @@ def variation_of(tag: str) -> Variation:
         raise ValueError(message)
     rate, seed = found["inner_lr"], found["seed"]
     return Variation(None if rate is None else float(rate), None if seed is None else int(seed))
+
+
+def variation_order(one: Variation) -> tuple[float, float]:
+    """Return what trainings are sorted by: their inner rates and seeds as numbers; what is not varied comes first."""
+    inner_lr, seed = (-math.inf if value is None else float(value) for value in one)
+    return inner_lr, seed
+
+
+def model_order(name: str) -> tuple[str, float]:
+    """Return what names of models are sorted by: `anml-inner-lr-1e-05` comes before `anml-inner-lr-0.05`."""
+    found = _MODEL.fullmatch(name)
+    return (name, -math.inf) if found is None else (found["name"], float(found["inner_lr"]))

@@ -2,20 +2,17 @@
 
 import os
 import re
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from anml.atomic import read_json
 from anml.experiment import Experiment, JobFolder
-from anml.job_status import JobStatus, State, read_status
+from anml.job_status import SILENCE_SECONDS, JobStatus, State, read_status, unmet_need
 from anml.plan import Job, Plan
 
 GOING: tuple[State, ...] = ("running", "requeued", "pending")
 BAD: tuple[State, ...] = ("failed", "cancelled", "interrupted", "skipped")
-# A running job writes its status every second.
-SILENCE_SECONDS = 300.0
 TAIL_LINES = 20
 TAIL_BYTES = 8192
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -25,8 +22,7 @@ _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 class JobOutcome:
     """State of one job, or of one task of an array."""
 
-    name: str
-    kind: str
+    job: Job
     task: int | None
     state: State
     message: str
@@ -34,9 +30,14 @@ class JobOutcome:
     folder: JobFolder
 
     @property
+    def name(self) -> str:
+        """The job's name."""
+        return self.job.name
+
+    @property
     def label(self) -> str:
         """The job's name, with the task's number."""
-        return self.name if self.task is None else f"{self.name}[{self.task}]"
+        return self.job.label(self.task)
 
     @property
     def log_tail(self) -> str:
@@ -64,13 +65,13 @@ def _outcome(
     folder = experiment.job(job.name, task)
     status = read_status(folder.status)
     state, message = status.state, status.message
-    silent = time.time() - (status.updated or 0.0) > SILENCE_SECONDS
-    if state == "running" and (everything_ended or silent or status.has_vanished):
+    is_silent = status.silence > SILENCE_SECONDS
+    if state == "running" and (everything_ended or is_silent or status.has_vanished):
         state, message = "failed", "ended before it could say why (out of memory, time limit or a lost node?)"
     elif state == "pending" and broken:
         # A scheduler drops such jobs without a word in their status files.
-        state, message = "skipped", f"needs {broken}, which did not succeed"
-    return JobOutcome(job.name, job.kind, task, state, message, status, folder)
+        state, message = "skipped", unmet_need(broken)
+    return JobOutcome(job, task, state, message, status, folder)
 
 
 def _planned(experiment: Experiment) -> list[Job]:
@@ -100,7 +101,7 @@ def count_states(outcomes: Iterable[JobOutcome]) -> str:
     return ", ".join(f"{states.count(state)} {state}" for state in order)
 
 
-def log_tail(path: Path) -> str:
+def log_tail(path: Path, lines: int = TAIL_LINES) -> str:
     """Return the last lines of a log, without the terminal codes and overwritten lines of progress bars."""
     try:
         with path.open("rb") as file:
@@ -108,5 +109,5 @@ def log_tail(path: Path) -> str:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
-    lines = [_TERMINAL_CODES.sub("", line.rstrip("\r")).rpartition("\r")[2].rstrip() for line in text.split("\n")]
-    return "\n".join([line for line in lines if line][-TAIL_LINES:])
+    shown = [_TERMINAL_CODES.sub("", line.rstrip("\r")).rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    return "\n".join([line for line in shown if line][-lines:])

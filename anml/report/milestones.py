@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 import pandas as pd
 
+from anml.config.variation import model_order
 from anml.report.grouping import grouped
 from anml.report.interval import estimate
 from anml.results import ResultRow
@@ -41,7 +42,11 @@ class Milestone:
 def best_by_classes(rows: Iterable[ResultRow]) -> list[Milestone]:
     """Return the best learning rate for every flavor, checkpoint and number of classes that was scored."""
     best = [_best(group) for group in grouped(rows, _kind).values()]
-    return sorted(best, key=lambda m: (m.model, m.checkpoint_step, m.flavor, m.dataset, m.train_examples, m.classes))
+    return sorted(best, key=_order)
+
+
+def _order(m: Milestone) -> tuple:
+    return (*model_order(m.model), m.checkpoint_step, m.flavor, m.dataset, m.train_examples, m.classes)
 
 
 def _kind(row: ResultRow) -> tuple:

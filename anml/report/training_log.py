@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from anml.config.variation import variation_of
+from anml.config.variation import variation_of, variation_order
 from anml.experiment import Experiment
 
 
@@ -32,21 +32,28 @@ class TrainingLog:
 
 def read_training(experiment: Experiment) -> list[TrainingLog]:
     """Return the logs of all trainings that have logged anything."""
-    paths = sorted(experiment.metrics().parent.glob("train*.jsonl"), key=_seed_order)
+    paths = sorted(experiment.metrics().parent.glob("train*.jsonl"), key=_order)
     logs = [TrainingLog(_name(path), _read_lines(path)) for path in paths]
     return [log for log in logs if log.lines]
 
 
+def _tag(path: Path) -> str:
+    return path.stem.removeprefix("train").removeprefix("-")
+
+
 def _name(path: Path) -> str:
-    tag = path.stem.removeprefix("train").removeprefix("-")
     try:
-        return variation_of(tag).words
+        return variation_of(_tag(path)).words
     except ValueError:
-        return tag
+        return _tag(path)
 
 
-def _seed_order(path: Path) -> tuple[int, str]:
-    return (len(path.stem), path.stem)  # seed-10 comes behind seed-9.
+def _order(path: Path) -> tuple:
+    """Put trainings in order of their inner rates and seeds as numbers, and behind them what names none."""
+    try:
+        return (0, *variation_order(variation_of(_tag(path))))
+    except ValueError:
+        return (1, path.stem)
 
 
 def _read_lines(path: Path) -> tuple[dict[str, float], ...]:

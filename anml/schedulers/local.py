@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from anml.config.profile import ClusterProfile
 from anml.experiment import Experiment
-from anml.job_status import ENDED, JobStatus, State, read_status, write_status
+from anml.job_status import ENDED, JobStatus, State, read_status, unmet_need, write_status
 from anml.plan import Job, Plan
 from anml.schedulers.base import TASK_VARIABLE, SchedulerState, States, script_body
 from anml.schedulers.display import JobDisplay
@@ -127,8 +127,7 @@ class LocalScheduler:
                 self.command(job, (), ()), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
                 start_new_session=True,
             )  # fmt: skip
-        label = job.name if task is None else f"{job.name}[{task}]"
-        return Running(job, task, process, JobDisplay(label))
+        return Running(job, task, process, JobDisplay(job.label(task)))
 
     def _has_ended(self, item: Running) -> bool:
         folder = self.experiment.job(item.job.name, item.task)
@@ -152,8 +151,7 @@ class LocalScheduler:
         failed = [n for n in job.after if not job.after_any and self._state(n, plan) in set(ENDED) - {"done"}]
         if failed:
             status_file = self.experiment.job(job.name, task).status
-            status = JobStatus(state="skipped", message=f"needs {failed[0]}, which did not succeed")
-            write_status(status_file, status)
+            write_status(status_file, JobStatus(state="skipped", message=unmet_need(failed[0])))
         return bool(failed)
 
     def _state(self, name: str, plan: Plan) -> State:

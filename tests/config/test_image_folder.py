@@ -176,6 +176,42 @@ def test_a_link_may_stand_for_its_folder(load, folder) -> None:
     assert load(BASE, f"data_path={path}", split).config.class_split.train == ("stork", "kite")
 
 
+@pytest.mark.parametrize("split", ["0.5", "{train: [a, b], eval: [c, d]}"])
+def test_an_image_of_a_training_and_an_evaluation_class_is_refused(problems, folder, split: str) -> None:
+    path = folder({"a": 0, "b": 0, "c": 0, "d": 0})
+    for number, label in enumerate("abcd"):
+        (path / label / "0.jpg").write_bytes(b"as long %d" % number)  # Alike in name and size only.
+        (path / label / "shared.jpg").write_bytes(b"the same")
+    [problem] = problems(BASE, f"class_split={split}")
+    assert problem.startswith("train.yml:2: data_path: ")
+    assert "(2 of them): " in problem
+    assert "/shared.jpg is " in problem
+    assert "0.jpg" not in problem
+
+
+def test_an_image_trained_on_is_refused_in_the_classes_of_a_flavor_of_its_own(problems, folder) -> None:
+    path = folder(dict.fromkeys("abcde", 3))
+    for label in "ae":
+        (path / label / "0.jpg").write_bytes(b"the same")
+    split = "class_split={train: [a, b], eval: [c, d]}"
+    [problem] = problems(FLAVOR, split, "eval.a.class_split={eval: [c, e]}")
+    assert "eval.a.data_path: " in problem
+    assert "(1 of them): e/0.jpg is a/0.jpg; remove" in problem
+
+
+def test_the_same_image_twice_in_training_or_beyond_those_used_is_allowed(load, folder) -> None:
+    path = folder({"a": 0, "b": 0, "c": 0})
+    for label in "abc":
+        (path / label / "0.jpg").write_bytes(b"of " + label.encode())
+    for label in "ab":
+        (path / label / "1.jpg").write_bytes(b"trained on twice")
+        (path / label / "2.jpg").write_bytes(b"not used")
+    (path / "c" / "1.jpg").write_bytes(b"its own")
+    (path / "c" / "2.jpg").write_bytes(b"not used")
+    split = "class_split={train: [a, b], eval: [c]}"
+    assert load(BASE, split, "imgs_per_class=2").config.class_split.train == ("a", "b")
+
+
 def test_a_folder_must_be_named(problems) -> None:
     (found,) = problems(BASE, "data_path=null")
     assert "data_path: images-folder needs the path of a folder" in found

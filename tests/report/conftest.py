@@ -18,6 +18,8 @@ from anml.config.training import TrainConfig
 from anml.experiment import Experiment
 from anml.job_status import JobStatus, write_status
 from anml.plan import Job, make_plan
+from anml.report.comparison.contender import Contender, read_contenders, with_labels
+from anml.report.comparison.write import Comparison, write_comparison
 from anml.results import COLUMNS, ResultRow
 
 LAUNCHED = "2025-03-01T12:00:00+00:00"
@@ -53,6 +55,23 @@ eval:
   - olft: {<<: *all, eval_method: sequential, opt_params: head, lr: [0.001, 0.003, 0.01], eval_freq: 5}
 """
 CONFIGS = {"omniglot": OMNIGLOT, "small": SMALL}
+COMPARED = """
+dataset: glyphs
+model: {model}
+model_name: {name}
+im_size: {pixels}
+epochs: 600
+eval_steps: [200, 600]
+eval:
+  - no-sgd: &all {{classes: 20, train_examples: 15, test_examples: 5, runs: {runs}, eval_method: zero_shot}}
+  - {olft}: &sweep
+      <<: *all
+      eval_method: sequential
+      opt_params: head
+      eval_freq: 5
+      lr: [0.0001, 0.001, 0.01]
+  - {oracle}: {{<<: *sweep, eval_method: iid, batch_size: {batch}}}
+"""
 # Accuracy at the best rate, that rate, and how much is forgotten by the end of 600 classes.
 CHARACTER = {
     "no-sgd": (0.45, 0.0, 0.0),
@@ -216,5 +235,47 @@ def start_experiment(root: Path, config: str, **changes: Any) -> Builder:
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the figures, which take most of a report's time."""
+    """Leave out the figures, which take most of the time of a report or comparison."""
     monkeypatch.setattr("anml.report.write._draw", lambda folder, drawers: {})
+    monkeypatch.setattr("anml.report.comparison.write.comparison_curves", lambda contenders: [])
+    monkeypatch.setattr("anml.report.comparison.write._draw", lambda *_: {})
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Builder]:
+    """Return a function that starts an experiment of a model, of project `demo` if not said."""
+
+    def start(group: str, project: str = "demo", changes: dict | None = None, **values) -> Builder:
+        usual = {"model": "sanml", "name": group, "pixels": 28, "runs": 4, "olft": "olft", "batch": 256}
+        config = COMPARED.format(**usual | {"oracle": "olft-oracle"} | values)
+        return start_experiment(tmp_path / "experiments" / project / group, config, **(changes or {}))
+
+    return start
+
+
+def compare(*builders: Builder, flavors: tuple[str, ...] = ()) -> Comparison:
+    """Write the comparison of these experiments into the folder of the first one's project."""
+    experiments = [builder.experiment for builder in builders]
+    return write_comparison(experiments, experiments[0].root.parent, flavors)
+
+
+def contenders_of(*builders: Builder) -> list[Contender]:
+    """Return what these experiments put into a comparison."""
+    return with_labels([c for builder in builders for c in read_contenders(builder.experiment)])
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    """Return the lines of a CSV file."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def cells(comparison: Comparison, **wanted: str) -> list[dict[str, str]]:
+    """Return the lines of comparison.csv with these values."""
+    found = lines(comparison.page.parent / "comparison.csv")
+    return [line for line in found if all(line[name] == value for name, value in wanted.items())]
+
+
+def evaluations(comparison: Comparison) -> list[str]:
+    """Return the names of what is compared, in the order of comparison.csv."""
+    return list(dict.fromkeys(line["evaluation"] for line in cells(comparison)))

@@ -4,6 +4,7 @@ import re
 import socket
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from anml.atomic import write_json
@@ -175,6 +176,22 @@ def test_several_inner_rates_have_a_table_each(build):
     assert "Last of inner_lr 0.05, seed 2" in page
     assert "inner learning rates 0.1 and 0.05, each trained on its own" in page
     assert "no results" not in page
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_inner_rates_are_listed_by_their_value(build):
+    """As text, 1e-05 would be the largest, and 0.1 shorter and so smaller than 0.05."""
+    builder = build(inner_lrs=(0.1, 0.00001, 0.05), seeds=(1, 2)).results(["olft"]).metrics(20).jobs()
+    write_report(builder.experiment)
+    page = (builder.experiment.report / "index.html").read_text()
+    headings = [line.partition(":")[0] for line in page.splitlines() if line.startswith("<h3>anml-inner-lr-")]
+    in_order = [f"anml-inner-lr-{rate}" for rate in ("1e-05", "0.05", "0.1")]
+    assert headings == [f"<h3>{name}" for name in in_order]
+    for name in ("summary.csv", "by-classes.csv"):
+        table = pd.read_csv(builder.experiment.report / name)
+        assert list(table["model"].unique()) == in_order
+    trainings = [log.name for log in read_training(builder.experiment)]
+    assert trainings == [f"inner_lr {rate}, seed {seed}" for rate in ("1e-05", "0.05", "0.1") for seed in (1, 2)]
 
 
 def test_the_best_of_several_models_is_named_where_one_number_stands_for_them(build):

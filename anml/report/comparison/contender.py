@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from anml.config.training import TrainConfig
+from anml.config.variation import model_order
 from anml.experiment import Experiment
 from anml.report.comparison.evaluation import Evaluation, evaluation_of
 from anml.report.completeness import missing_results
@@ -98,7 +99,7 @@ def read_contenders(experiment: Experiment) -> list[Contender]:
             experiment, config, models[model],
             missing_results(config, rows, {model} | absent) if config else [], notices,
         )
-        for model in sorted(models)
+        for model in sorted(models, key=model_order)
     ]  # fmt: skip
 
 
