@@ -300,7 +300,10 @@ def test_the_evaluation_classes_are_what_is_meant_unless_something_else_is_said(
             "eval.a.train_examples=16",
             "--set: eval.a.train_examples: train_examples + test_examples = 21, but a class of glyphs has 20 examples",
         ),
-        ("eval.a.split=val", '--set: eval.a.split: "val" is not allowed; allowed: eval, validation'),
+        (
+            "eval.a.split=held-out",
+            '--set: eval.a.split: "held-out" is not allowed; allowed: eval, validation',
+        ),
     ],
 )
 def test_a_validation_that_cannot_be_is_refused(problems, override: str, message: str) -> None:

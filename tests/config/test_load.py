@@ -328,5 +328,7 @@ def test_a_validation_is_written_down_and_read_again(load, write) -> None:
 
 
 def test_a_validation_by_hand_is_checked_as_far_as_it_goes_without_the_model(write, eval_problems) -> None:
-    assert load_eval_config(write("fine.yml", "dataset: glyphs\nsplit: validation\nclasses: 700\n")).config.is_validation
+    assert load_eval_config(
+        write("fine.yml", "dataset: glyphs\nsplit: validation\nclasses: 700\n")
+    ).config.is_validation
     assert len(eval_problems("dataset: glyphs\nsplit: validation\nclasses: 965\n")) == 1
