@@ -125,6 +125,7 @@ def draw_classes(rows: Sequence[ResultRow], summary: Sequence[SweepPoint], unit:
         amount = f"{setting.train_examples} + {setting.test_examples} {noun} each"
         what = _of(model, f"accuracy on the {in_lines(setting.noun)} learned")
         line[0].set_ylabel(f"{what}\n{amount}\n{number_of_runs(here)}")
+    axes[0, 0].set_xlim(left=0)  # Shared, and fixed from then on: a later row may have more classes.
     _label(axes, [checkpoint(step, unit) for step in steps], "classes learned")
     legend_below(figure, axes.flat, flavors)
     return figure
@@ -142,7 +143,6 @@ def _classes_panel(panel: Axes, rows: Sequence[ResultRow], best: Sequence[SweepP
         panel.plot([], [], color=GREY, label="test (band: 95%)")
         panel.plot([], [], color=GREY, linestyle="--", linewidth=1.1, label="train")
     accuracy_axis(panel)
-    panel.set_xlim(left=0)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
