@@ -25,6 +25,7 @@ class ModelCard:
     step: episodes (or optimizer steps) trained; 0 is a freshly initialised network.
     class_split, imgs_per_class: of images-folder, the names of the classes for training and for evaluation.
     ema_decay: the model is an exponential moving average of the trained weights.
+    train_classes: how many of the background classes (the first ones) were trained on; None: all, or nobody knows.
     """
 
     model: str
@@ -39,6 +40,7 @@ class ModelCard:
     class_split: dict[str, list[str]] | None = None
     imgs_per_class: int | None = None
     ema_decay: float | None = None
+    train_classes: int | None = None
 
 
 def save_checkpoint(folder: Path, model: MetaModel, card: ModelCard, training: dict[str, Any]) -> None:

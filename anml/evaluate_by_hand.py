@@ -91,7 +91,7 @@ def load_candidates(config: EvalConfig, checkpoints: Sequence[Path], device: tor
     images: dict[DataRequest, ClassImages] = {}  # Checkpoints of one training share theirs: one copy on the device.
     for path, (model, _), card in zip(checkpoints, loaded, cards, strict=True):
         dataset = config.dataset or card.dataset
-        found = _misfits(model, card, config, DATASETS.get(dataset))
+        found = _misfits(model, card, config, DATASETS.get(dataset)) + _validation_problems(card, config, dataset)
         problems += [f"{path}: {text}" for text in found]
         if not found:
             request = _request_by_hand(config, dataset, card)
@@ -144,10 +144,34 @@ def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, facts: Datas
     return problems
 
 
+def _validation_problems(card: ModelCard, config: EvalConfig, dataset: str) -> list[str]:
+    """Return why a model cannot be evaluated on background classes: only its card knows which it has not seen."""
+    if not config.is_validation:
+        return []
+    if dataset != card.dataset:
+        return [f"split: validation takes background classes of the training, of {card.dataset}, found {dataset}"]
+    if card.train_classes is None:
+        return [
+            "split: validation needs background classes that training left out; this model was trained on all, or its "
+            "card does not say (a .pth, an earlier version, allow_incomplete). Train one with train_classes: N; "
+            "without split: validation this one is evaluated on the evaluation classes"
+        ]
+    if config.allow_incomplete and dataset != IMAGES_FOLDER:
+        return ["split: validation finds the classes by their places, in a complete copy; leave allow_incomplete out"]
+    has = len(card.class_split["train"]) if card.class_split else DATASETS[dataset].train_classes
+    left = has - card.train_classes
+    if max(config.classes) > left:
+        return [f"classes: this model has {left} background classes for validation, found {max(config.classes)}"]
+    return []
+
+
 def _request_by_hand(config: EvalConfig, dataset: str, card: ModelCard) -> DataRequest:
     """Return what to load. A folder of the user's own is split as in the model's training, if that had one too."""
     size, data_path = card.image_shape[1], config.data_path or os.environ.get("ANML_DATA")
     trained = ClassSplit.model_validate(card.class_split) if card.class_split else None
+    if config.is_validation and card.train_classes:
+        names, examples = (trained.train, card.imgs_per_class) if trained else ((), None)
+        return DataRequest(dataset, "train", size, data_path, names, examples, first_class=card.train_classes)
     if dataset == IMAGES_FOLDER:
         config = config.model_copy(update={"dataset": dataset})
         if config.class_split is not None or trained is None:

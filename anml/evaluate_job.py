@@ -8,7 +8,7 @@ import torch
 
 from anml.checkpoint import ModelCard, load_model
 from anml.config.data_request import DataRequest
-from anml.config.dataset_facts import DATASETS
+from anml.config.dataset_facts import DATASETS, is_validation
 from anml.config.evaluation import EvalConfig
 from anml.config.profile import Device, WandbMode
 from anml.config.training import TrainConfig
@@ -22,6 +22,7 @@ from anml.experiment import Experiment
 from anml.job import JobContext
 from anml.machine import peak_memory, prepare_device
 from anml.models.meta_model import MetaModel
+from anml.report import wording
 from anml.results import FinishedPoints, ResultRow
 from anml.tracking import Tracker
 
@@ -109,7 +110,9 @@ def accuracy_lines(rows: Sequence[ResultRow]) -> list[str]:
     lines = []
     for key, finals in _finals(rows).items():
         classes, rate = key[0], key[-1]
-        label = f"{classes} classes" + ("" if rate is None else f", lr {rate:g}")
+        label = f"{classes} {wording.classes(is_validation(finals[0].dataset))}" + (
+            "" if rate is None else f", lr {rate:g}"
+        )
         columns = (("train", [r.train_acc for r in finals]), ("test", [r.test_acc for r in finals]))
         parts = [f"{name} {statistics.mean(v):.1%} (std {_std(v):.1%})" for name, v in columns]
         lines.append(f"{label}: {' | '.join(parts)}, {len(finals)} runs")
@@ -140,11 +143,16 @@ def _log_curves(tracker: Tracker, rows: Sequence[ResultRow]) -> None:
     finals = _finals(rows)
     largest = max(key[:-1] for key in finals)
     best = max((ends for key, ends in finals.items() if key[:-1] == largest), key=_mean_test)
-    tracker.summary({"best_test_acc": _mean_test(best), "best_lr": best[0].lr})
+    tracker.summary({f"best_{_tested_on(rows)}_acc": _mean_test(best), "best_lr": best[0].lr})
 
 
 def _mean_test(rows: Sequence[ResultRow]) -> float:
     return statistics.mean(row.test_acc for row in rows)
+
+
+def _tested_on(rows: Sequence[ResultRow]) -> str:
+    """Return what W&B calls test accuracies: those on held-out background classes never share a chart with others."""
+    return "validation" if is_validation(rows[0].dataset) else "test"
 
 
 def mean_curves(rows: Sequence[ResultRow]) -> dict[int, dict[str, float]]:
@@ -155,8 +163,9 @@ def mean_curves(rows: Sequence[ResultRow]) -> dict[int, dict[str, float]]:
         name = "accuracy" if row.lr is None else f"lr {row.lr:g}"
         if not is_alike:
             name = f"{row.classes} classes, {row.train_examples} train, {row.test_examples} test, {name}"
-        curves.setdefault(row.step, {}).setdefault(f"test/{name}", []).append(row.test_acc)
-        curves[row.step].setdefault(f"train/{name}", []).append(row.train_acc)
+        curve = curves.setdefault(row.step, {})
+        curve.setdefault(f"{_tested_on(rows)}/{name}", []).append(row.test_acc)
+        curve.setdefault(f"train/{name}", []).append(row.train_acc)
     return {step: {name: statistics.mean(v) for name, v in curves[step].items()} for step in sorted(curves)}
 
 

@@ -108,6 +108,7 @@ class TrainingRun:
             step=self.completed,
             seed=self.seed,
             ema_decay=config.ema_decay,
+            train_classes=_held_to(config),
             **_classes_of(config),
         )
         folder = self._folder(self.completed)
@@ -178,6 +179,13 @@ def _classes_of(config: TrainConfig) -> dict[str, Any]:
     if not isinstance(config.class_split, ClassSplit):
         return {}
     return {"class_split": config.class_split.model_dump(mode="json"), "imgs_per_class": config.imgs_per_class}
+
+
+def _held_to(config: TrainConfig) -> int | None:
+    """Return what the model card says of held-out classes: the first so many background classes were trained on."""
+    # Which those are follows from a complete copy of the data, or from the names of a folder's classes.
+    is_known = isinstance(config.class_split, ClassSplit) or not config.allow_incomplete
+    return config.num_train_classes if config.num_held_out_classes and is_known else None
 
 
 def _is_of_step(line: str, last: int) -> bool:

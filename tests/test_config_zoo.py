@@ -55,7 +55,7 @@ def check_what_is_left(config: TrainConfig, experiment: Experiment) -> None:
         with experiment.result(flavor, STEPS).open() as file:
             rows = list(csv.DictReader(file))
         assert {(row["protocol"], row["dataset"], row["model"]) for row in rows} == {
-            (evaluation.eval_method, config.dataset, config.display_name)
+            (evaluation.eval_method, config.eval_request(evaluation).name, config.display_name)
         }
         rates = set() if evaluation.eval_method == "zero_shot" else set(evaluation.lr)
         assert {float(row["lr"]) for row in rows if row["lr"]} == rates

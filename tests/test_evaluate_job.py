@@ -1,5 +1,6 @@
 """What an evaluation job keeps when it is stopped, and what it says of its progress and results."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,13 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from anml.checkpoint import ModelCard
+from anml.checkpoint import ModelCard, load_model, read_card
+from anml.commands import evaluate, train
+from anml.config.data_request import DataRequest
 from anml.config.evaluation import EvalConfig
+from anml.config.load import load_train_config
 from anml.data.class_images import ClassImages
-from anml.evaluate.sweep import sweep_points
-from anml.evaluate_job import _sweep, mean_curves
+from anml.data.load import load_images
+from anml.evaluate.sweep import run_sweep, sweep_points
+from anml.evaluate_job import _sweep, accuracy_lines, mean_curves
+from anml.experiment import Experiment
 from anml.models.build import build_model
-from anml.results import FinishedPoints, ResultRow
+from anml.results import FinishedPoints, ResultRow, read_results
 
 
 def row(step: int, test_acc: float, train_examples: int = 10, lr: float | None = 0.01, run: int = 0) -> ResultRow:
@@ -71,3 +77,78 @@ def test_a_sweep_stopped_anywhere_continues_to_the_same_results(engine, tmp_path
         continued = FinishedPoints(path)
         assert sweep(engine, continued)[0]
         assert continued.results == whole.results
+
+
+VALIDATED = """
+dataset: glyphs
+data_path: .
+train_classes: 956
+num_batches: 2
+remember_size: 4
+epochs: 1
+engine: fast
+model: sanml
+model_args: {rln_chs: 3}
+eval:
+  - held-out: &all
+      split: validation
+      classes: 8
+      train_examples: 15
+      test_examples: 5
+      runs: 2
+      lr: 0.01
+      eval_freq: 4
+      allow_incomplete: false
+  - unseen: {<<: *all, split: eval}
+"""
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """An experiment that was trained and evaluated on held-out and on evaluation classes."""
+    root = tmp_path_factory.mktemp("validated")
+    (root / "config.yml").write_text(VALIDATED)
+    assert train.main(["--run-dir", str(root)]) == 0
+    for flavor in ("held-out", "unseen"):
+        assert evaluate.main(["--run-dir", str(root), "--flavor", flavor, "--step", "1"]) == 0
+    return Experiment(root)
+
+
+@pytest.mark.parametrize(("flavor", "name"), [("held-out", "glyphs-validation"), ("unseen", "glyphs")])
+def test_a_validation_is_on_exactly_the_classes_that_training_left_out(
+    validated: Experiment, flavor: str, name: str
+) -> None:
+    split, first = ("train", 956) if flavor == "held-out" else ("eval", 0)
+    images = load_images(DataRequest("glyphs", split, 28)).images[first:]  # type: ignore[arg-type]
+    model, card = load_model(validated.checkpoint(1))
+    config = load_train_config(validated.config_file).config.eval[flavor]
+    directly = run_sweep(model, card, config, flavor, ClassImages(images, name), sweep_points(config))
+    rows = read_results([validated.result(flavor, 1)])
+    assert rows == [row for result in directly for row in result.rows]
+    assert {row.dataset for row in rows} == {name}
+
+
+def test_a_validation_by_hand_is_that_of_the_experiment(validated: Experiment, tmp_path: Path) -> None:
+    config = tmp_path / "eval.yml"
+    config.write_text("split: validation\nclasses: 8\nruns: 2\nlr: 0.01\neval_freq: 4\n")
+    checkpoint, output = str(validated.checkpoint(1)), tmp_path / "a.csv"
+    assert evaluate.main(["-c", str(config), "-m", checkpoint, "-o", str(output)]) == 0
+    [planned] = [read_results([validated.result("held-out", 1)])]
+    assert [replace(row, flavor="held-out") for row in read_results([output])] == planned
+
+
+def test_the_card_says_how_many_classes_were_trained_on(validated: Experiment) -> None:
+    assert read_card(validated.checkpoint(1)).train_classes == 956
+
+
+def test_the_log_of_a_validation_says_what_it_is(validated: Experiment) -> None:
+    (held_out,) = accuracy_lines(read_results([validated.result("held-out", 1)]))
+    (unseen,) = accuracy_lines(read_results([validated.result("unseen", 1)]))
+    assert held_out.startswith("8 held-out background classes, lr 0.01: ")
+    assert unseen.startswith("8 classes, lr 0.01: ")
+
+
+def test_curves_of_a_validation_are_no_test_curves() -> None:
+    assert set(mean_curves([replace(row(10, 0.5), dataset="omniglot-validation")])[10]) == {
+        "validation/lr 0.01", "train/lr 0.01",
+    }  # fmt: skip

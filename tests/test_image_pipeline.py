@@ -129,6 +129,24 @@ def test_a_model_of_ones_own_folder_is_evaluated_on_the_classes_it_has_not_seen(
     assert (code, "the model is trained on 1 of these classes" in shown) == (2, True), shown
 
 
+def test_a_model_of_ones_own_folder_is_validated_on_the_classes_held_out(by_hand, write, own, tmp_path) -> None:
+    split, flavors = (
+        {"class_split": 0.7, "train_size": 4, "imgs_per_class": None},
+        {"a": SMALL | {"split": "validation"}},
+    )
+    config = write(TRAIN, dataset="images-folder", data_path=str(own), **split, train_classes=2, eval=flavors)
+    run = tmp_path / "run"
+    code, shown = by_hand(train.main, "-c", config, "--run-dir", run)
+    assert code == 0, shown
+    assert read_card(run / "checkpoints" / "step-000002").train_classes == 2
+    given = ("-m", run / "checkpoints" / "step-000002", "--data-path", own, "-o", tmp_path / "a.csv")
+    code, shown = by_hand(evaluate.main, "-c", write(SMALL, split="validation"), *given)
+    assert (code, "2 held-out background classes, lr 0.01" in shown) == (0, True), shown
+    assert "images-folder-validation" in (tmp_path / "a.csv").read_text()
+    code, shown = by_hand(evaluate.main, "-c", write(SMALL, split="validation", classes=3), *given)
+    assert (code, "has 2 background classes for validation, found 3" in shown) == (2, True), shown
+
+
 def test_a_model_of_characters_is_not_evaluated_on_photographs(by_hand, write, mini, tmp_path) -> None:
     config = write(TRAIN, dataset="glyphs", augment=None, imgs_per_class=None)
     assert by_hand(train.main, "-c", config, "--run-dir", tmp_path / "run")[0] == 0

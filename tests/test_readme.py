@@ -63,9 +63,19 @@ def test_every_key_is_documented() -> None:
     assert sorted(key for key in keys if f"`{key}`" not in text) == []
 
 
+def test_the_validation_of_the_documents_loads(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs" / "configs.md").read_text(encoding="utf-8")
+    _, example = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    path = tmp_path / "validation.yml"
+    path.write_text(example.replace("!include ", f"!include {REPOSITORY / 'configs'}/"))
+    config = load_train_config(path).config
+    assert (list(config.eval), config.num_held_out_classes) == (["olft-validation"], 300)
+    assert config.eval["olft-validation"].is_validation
+
+
 def test_the_variation_of_the_documents_loads(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs" / "configs.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    example, _ = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
     path = tmp_path / "variation.yml"
     path.write_text(example.replace("!include ", f"!include {REPOSITORY / 'configs'}/"))
     config = load_train_config(path).config

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from anml.config.binding import nearest, problem, show
 from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, OF_IMAGENET, DatasetFacts
 from anml.config.evaluation import EvalConfig
+from anml.config.folders import same_data_path
 from anml.config.model_args import ClassifierArgs
 from anml.config.training import TrainConfig
 from anml.config.yaml_source import KeyPath, Source
@@ -92,7 +93,21 @@ def check_fits_model(
     if facts and facts.channels != config.image_shape[0]:
         message = f"{flavor.dataset} has images of {facts.channels} channels, the model is trained on those of "
         problems.append(problem(source, (*at, "dataset"), message + f"{config.dataset}, of {config.image_shape[0]}"))
-    return problems + _check_head(flavor, config, source, at)
+    return problems + _check_validation(flavor, config, source, at) + _check_head(flavor, config, source, at)
+
+
+def _check_validation(flavor: EvalConfig, config: TrainConfig, source: Source, at: KeyPath) -> list[str]:
+    """Refuse `split: validation` of anything but the training's own images: only of those is known which were seen."""
+    if not flavor.is_validation:
+        return []
+    what, problems = "split: validation takes background classes of the training, ", []
+    if flavor.dataset not in (None, config.dataset):
+        message = f"{what}of {config.dataset}; leave dataset out"
+        problems.append(problem(source, (*at, "dataset"), message))
+    if not same_data_path(flavor, config):
+        message = f"{what}from its data_path; leave this one out"
+        problems.append(problem(source, (*at, "data_path"), message))
+    return problems
 
 
 def _check_head(flavor: EvalConfig, config: TrainConfig, source: Source, at: KeyPath) -> list[str]:
@@ -123,10 +138,7 @@ def overlaps(flavor: EvalConfig, config: TrainConfig, source: Source, at: KeyPat
 
 
 def _check_amounts(config: EvalConfig, name: str, facts: DatasetFacts, source: Source, at: KeyPath) -> list[str]:
-    problems = []
-    if max(config.classes) > facts.eval_classes:
-        message = f"{name} has {facts.eval_classes} evaluation classes, found {max(config.classes)}"
-        problems.append(problem(source, (*at, "classes"), message))
+    problems = _check_classes(config, name, facts, source, at)
     has = facts.examples_per_class
     if (config.imgs_per_class or 0) > has:
         message = f"a class of {name} has {has} examples, found {config.imgs_per_class}"
@@ -139,8 +151,29 @@ def _check_amounts(config: EvalConfig, name: str, facts: DatasetFacts, source: S
     return problems
 
 
+def _check_classes(config: EvalConfig, name: str, facts: DatasetFacts, source: Source, at: KeyPath) -> list[str]:
+    has, wanted = facts.eval_classes, max(config.classes)
+    if wanted <= has:
+        return []
+    if not config.is_validation:
+        return [problem(source, (*at, "classes"), f"{name} has {has} evaluation classes, found {wanted}")]
+    if has == 0:
+        message = (
+            "validation takes the background classes that training leaves out, but it uses all "
+            f"{facts.train_classes}; set train_classes to fewer"
+        )
+        return [problem(source, (*at, "split"), message)]
+    message = f"{name} has {has} background classes for validation (train_classes leaves so many), found {wanted}"
+    return [problem(source, (*at, "classes"), message)]
+
+
 def _check_split(config: TrainConfig | EvalConfig, source: Source, at: KeyPath) -> list[str]:
-    if config.class_split is None or config.dataset == IMAGES_FOLDER:
+    if config.class_split is None:
+        return []
+    if isinstance(config, EvalConfig) and config.is_validation:
+        message = "is for evaluation classes; split: validation takes those that train_classes leaves out; remove it"
+        return [problem(source, (*at, "class_split"), message)]
+    if config.dataset == IMAGES_FOLDER:
         return []
     message = f"{config.dataset} has a split of its own; class_split is for {IMAGES_FOLDER}"
     return [problem(source, (*at, "class_split"), message)]

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from anml.config.dataset_facts import IMAGES_FOLDER, Split
+from anml.config.dataset_facts import IMAGES_FOLDER, Split, validation_name
 from anml.config.evaluation import EvalConfig
 from anml.config.image_folder import ClassSplit
 
@@ -12,6 +12,7 @@ class DataRequest(NamedTuple):
 
     classes, examples: of images-folder, the names of the classes and how many images of each.
     allow_incomplete: accept a copy with fewer (or other) classes and images than the data set has.
+    first_class: of the train split, how many classes a training used and an evaluation of the others leaves out.
     """
 
     dataset: str
@@ -21,6 +22,12 @@ class DataRequest(NamedTuple):
     classes: tuple[str, ...] = ()
     examples: int | None = None
     allow_incomplete: bool = False
+    first_class: int = 0
+
+    @property
+    def name(self) -> str:
+        """What results call these images."""
+        return validation_name(self.dataset) if self.first_class else self.dataset
 
 
 def eval_request(

@@ -35,6 +35,9 @@ DATASETS = {
     IMAGES_FOLDER: DatasetFacts(0, 0, 0, channels=3, default_size=84, can_augment=True),
 }
 
+# Ends a data set's name where its held-out background classes are meant: such results are not to be taken for others.
+_VALIDATION = "-validation"
+
 # Made of the same pictures: a model of one has seen classes that another evaluates.
 OF_IMAGENET = ("mini-imagenet", "omniimage20", "omniimage100")
 
@@ -48,6 +51,21 @@ DATASET_ALIASES = {
 }
 # Of these names the images per class say which data set is meant.
 _WITHOUT_COUNT = ("omniimage", "omnimage", "oimg")
+
+
+def validation_name(dataset: str) -> str:
+    """Return what results call the background classes of a data set that training left out."""
+    return dataset + _VALIDATION
+
+
+def is_validation(name: str) -> bool:
+    """Say whether a name that results have is one of held-out background classes."""
+    return name.endswith(_VALIDATION)
+
+
+def without_validation(name: str) -> str:
+    """Return the data set that a name in results is of."""
+    return name.removesuffix(_VALIDATION)
 
 
 def canonical_dataset(name: str, imgs_per_class: object = None) -> str:

@@ -37,6 +37,9 @@ class EvalConfig(Record):
     im_size: Count | None = None
     augment: bool = False
     imgs_per_class: Count | None = None
+    # Which classes: those for evaluation, or the background classes that train_classes leaves out, to choose rates and
+    # options on. None rather than eval: config.yml files of earlier versions stay the same text.
+    split: Literal["eval", "validation"] | None = None
     # Of images-folder. Absent: that of the training, if it is the same folder.
     class_split: ClassSplitKey | None = None
     # None rather than false: config.yml files of earlier versions stay the same text.
@@ -72,6 +75,11 @@ class EvalConfig(Record):
         """What Adam keeps, from step to step, of the mean of gradients and of their squares."""
         first, second = self.adam_betas or (0.9, 0.999)
         return first, second
+
+    @property
+    def is_validation(self) -> bool:
+        """Whether the classes are background classes that training left out."""
+        return self.split == "validation"
 
     def score_points(self, classes: int) -> tuple[int, ...]:
         """Return after how many learned classes a sequential trajectory of `classes` classes is scored."""

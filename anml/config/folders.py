@@ -29,7 +29,7 @@ def fill_in_flavor(
     unseen: the model has seen no class of another folder, so that all of them are for evaluation where nothing says
     otherwise. Raises ConfigError.
     """
-    if flavor.dataset != IMAGES_FOLDER or _is_filled_in(flavor):
+    if flavor.dataset != IMAGES_FOLDER or flavor.is_validation or _is_filled_in(flavor):
         return flavor, []
     if training is not None and _same_folder(flavor, training):
         if flavor.class_split is None:
@@ -75,12 +75,33 @@ def _check_unseen_images(found: FolderClasses, training: TrainConfig, at: str) -
 
 
 def flavor_facts(flavor: EvalConfig, training: TrainConfig | None) -> DatasetFacts | None:
-    """Return the facts of an evaluation's data set, or None where they are not known."""
+    """Return the facts of an evaluation's data set, or None where they are not known.
+
+    With `split: validation`, the classes to evaluate on are those that training leaves out (by hand: at most all).
+    """
+    if flavor.is_validation:
+        return _validation_facts(flavor, training)
     if flavor.dataset != IMAGES_FOLDER:
         return DATASETS.get(str(flavor.dataset))
     if isinstance(flavor.class_split, ClassSplit) and flavor.imgs_per_class:
         return folder_facts(flavor.class_split, flavor.imgs_per_class)
     return training.facts if training is not None and _same_folder(flavor, training) else None
+
+
+def _validation_facts(flavor: EvalConfig, training: TrainConfig | None) -> DatasetFacts | None:
+    if training is None:
+        facts = DATASETS.get(str(flavor.dataset)) if flavor.dataset != IMAGES_FOLDER else None
+        return facts._replace(eval_classes=facts.train_classes) if facts else None
+    if flavor.dataset != training.dataset:
+        return None
+    return training.facts._replace(eval_classes=training.num_held_out_classes)
+
+
+def same_data_path(flavor: EvalConfig, training: TrainConfig) -> bool:
+    """Say whether an evaluation takes its images from where the training does."""
+    if flavor.data_path is None:
+        return True
+    return training.data_path is not None and _resolved(flavor.data_path) == _resolved(training.data_path)
 
 
 def _is_filled_in(config: TrainConfig | EvalConfig) -> bool:
@@ -90,7 +111,7 @@ def _is_filled_in(config: TrainConfig | EvalConfig) -> bool:
 def _same_folder(flavor: EvalConfig, training: TrainConfig) -> bool:
     if training.dataset != IMAGES_FOLDER or training.data_path is None:
         return False
-    return flavor.data_path is None or _resolved(flavor.data_path) == _resolved(training.data_path)
+    return same_data_path(flavor, training)
 
 
 def _resolved(path: str) -> Path:

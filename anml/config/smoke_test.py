@@ -21,7 +21,7 @@ def smoke_test(config: TrainConfig) -> TrainConfig:
             "log_freq": 1,
             # Data as small as a hand-made sample: an incomplete copy is enough to see that every job runs.
             "allow_incomplete": True,
-            "train_classes": min(config.num_train_classes, 4),
+            "train_classes": min(config.num_train_classes, _most_classes(config)),
             "imgs_per_class": min(config.images_per_class, 8),
             "train_size": min(config.examples_per_class, 6),
             "batch_size": min(config.batch_size, 2),
@@ -34,11 +34,16 @@ def smoke_test(config: TrainConfig) -> TrainConfig:
     )
 
 
+def _most_classes(config: TrainConfig) -> int:
+    """Return how many classes train: of a sample of four, two where classes are held out for validation."""
+    return 2 if any(flavor.is_validation for flavor in config.eval.values()) else 4
+
+
 def _small_evaluation(config: EvalConfig) -> EvalConfig:
     return config.model_copy(
         update={
             "allow_incomplete": True,
-            "classes": (2,),
+            "classes": (min(2, *config.classes),),
             "train_examples": (min(2, *config.train_examples),),
             "test_examples": (1,),
             "lr": config.lr[:2],

@@ -125,6 +125,9 @@ class TrainConfig(Record):
 
     def eval_request(self, flavor: EvalConfig) -> DataRequest:
         """Return what to load for one of the evaluations."""
+        if flavor.is_validation:
+            incomplete = bool(flavor.allow_incomplete)
+            return self.train_request._replace(allow_incomplete=incomplete, first_class=self.num_train_classes)
         split = self.class_split if isinstance(self.class_split, ClassSplit) else None
         size, dataset = self.image_shape[1], flavor.dataset or self.dataset
         return eval_request(flavor, dataset, size, flavor.data_path, split, self.imgs_per_class)
@@ -183,6 +186,11 @@ class TrainConfig(Record):
     def num_train_classes(self) -> int:
         """Background classes that training uses."""
         return self.train_classes or self.facts.train_classes
+
+    @property
+    def num_held_out_classes(self) -> int:
+        """Background classes that training does not use: those of `split: validation`."""
+        return max(0, self.facts.train_classes - self.num_train_classes)
 
     @property
     def inner_steps(self) -> int:

@@ -59,6 +59,10 @@ class ClassImages:
         """Return the images of the first `count` classes."""
         return replace(self, images=self.images[:count])
 
+    def other_classes(self, count: int) -> "ClassImages":
+        """Return the images of all classes but the first `count`; their labels count from 0 again."""
+        return replace(self, images=self.images[count:])
+
     def batch(
         self,
         classes: torch.Tensor,

@@ -28,16 +28,19 @@ _COPIED_BYTES = 150_000_000
 
 
 def load_images(request: DataRequest) -> ClassImages:
-    """Return the images of the background ("train") or the evaluation classes ("eval"). Raises DataError."""
-    file, dataset = array_file(request), request.dataset
+    """Return the images of the background ("train") or the evaluation classes ("eval"), from `first_class` on.
+
+    Raises DataError.
+    """
+    file, name = array_file(request), request.name
     # Normalised as is usual for photographs; characters are left as the published ANML saw them.
-    normalise = DATASETS[dataset].channels == 3
+    normalise = DATASETS[request.dataset].channels == 3
     array = np.load(file, mmap_mode="r")
     if array.nbytes <= _COPIED_BYTES:
         # Out of the file: a training of days then survives a cleaned cache.
-        return ClassImages(torch.from_numpy(np.array(array)), dataset, normalise)
+        return ClassImages(torch.from_numpy(np.array(array[request.first_class :])), name, normalise)
     stored = StoredArray(file)
-    return ClassImages(stored.tensor, dataset, normalise, stored)
+    return ClassImages(stored.tensor, name, normalise, stored).other_classes(request.first_class)
 
 
 def array_file(request: DataRequest) -> Path:

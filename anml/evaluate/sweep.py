@@ -60,7 +60,7 @@ def run_sweep(
     if engine.name == "native" and maker.shared is not None:
         maker.shared.use_native_blocks()
     for point, own in _learn(points, maker, engine, progress, say):
-        rows = [_row(score, point, card, config, flavor) for score in own]
+        rows = [_row(score, point, card, config, flavor, data.name) for score in own]
         yield PointResult(rows, [row for score in own for row in _class_rows(score, point)])
 
 
@@ -127,13 +127,13 @@ def _scores(
     return learn_in_sequence(learner, trials[0], config, progress)
 
 
-def _row(score: Score, point: Point, card: ModelCard, config: EvalConfig, flavor: str) -> ResultRow:
+def _row(score: Score, point: Point, card: ModelCard, config: EvalConfig, flavor: str, dataset: str) -> ResultRow:
     learned = slice(0, score.classes_trained)
     return ResultRow(
         flavor=flavor,
         protocol=config.eval_method,
         model=card.display_name,
-        dataset=config.dataset or card.dataset,
+        dataset=dataset,
         checkpoint_step=card.step,
         classes=point.shape.classes,
         train_examples=point.shape.train_examples,

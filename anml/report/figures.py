@@ -10,10 +10,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from anml.report.canvas import GREY, accuracy_axis, colour, legend_below, marker, or_zero, panel_grid, spread
 from anml.report.curve import learning_curve
-from anml.report.grid import number_of_runs, setting_and_model
+from anml.report.grid import number_of_runs, setting_and_model, setting_of
 from anml.report.grouping import grouped
 from anml.report.tables import SweepPoint, main_points
-from anml.report.wording import checkpoint
+from anml.report.wording import checkpoint, in_lines
 from anml.results import ResultRow
 
 # More panels than this are too small to read.
@@ -46,7 +46,7 @@ def draw_rates(points: Sequence[SweepPoint], unit: str, noun: str) -> Figure | N
             _rate_panel(panel, [point for point in here if point.checkpoint_step == step], flavors)
             panel.axhline(1 / setting.classes, color=GREY, linestyle=":", label="chance")
         amount = f"{setting.train_examples} + {setting.test_examples} {noun} each"
-        what = _of(model, f"test accuracy, {setting.classes} classes")
+        what = _of(model, f"test accuracy, {setting.classes} {in_lines(setting.noun)}")
         row[0].set_ylabel(f"{what}\n{amount}\n{number_of_runs(here)}")
     _label(axes, [checkpoint(step, unit) for step in steps], "learning rate")
     legend_below(figure, axes.flat, [name for flavor in flavors for name in (flavor, _without_rate(flavor))])
@@ -115,16 +115,17 @@ def draw_classes(rows: Sequence[ResultRow], summary: Sequence[SweepPoint], unit:
         return None
     steps, flavors = shown_checkpoints(best), _flavors(best)
     name = setting_and_model(best)
-    amounts = grouped(best, lambda point: (name(point)[1], point.train_examples, point.test_examples))
+    amounts = grouped(best, lambda point: (setting_of(point)._replace(classes=0), name(point)[1]))
     shown = spread(list(amounts), MOST_ROWS)
     figure, axes = panel_grid(len(shown), len(steps))
-    for line, (model, train_examples, test_examples) in zip(axes, shown, strict=True):
-        here = amounts[model, train_examples, test_examples]
+    for line, (setting, model) in zip(axes, shown, strict=True):
+        here = amounts[setting, model]
         for panel, step in zip(line, steps, strict=True):
             _classes_panel(panel, rows, [point for point in here if point.checkpoint_step == step], flavors)
-        amount = f"{train_examples} + {test_examples} {noun} each"
-        what = _of(model, "accuracy on the classes learned")
+        amount = f"{setting.train_examples} + {setting.test_examples} {noun} each"
+        what = _of(model, f"accuracy on the {in_lines(setting.noun)} learned")
         line[0].set_ylabel(f"{what}\n{amount}\n{number_of_runs(here)}")
+    axes[0, 0].set_xlim(left=0)  # Shared, and fixed from then on: a later row may have more classes.
     _label(axes, [checkpoint(step, unit) for step in steps], "classes learned")
     legend_below(figure, axes.flat, flavors)
     return figure
@@ -142,7 +143,6 @@ def _classes_panel(panel: Axes, rows: Sequence[ResultRow], best: Sequence[SweepP
         panel.plot([], [], color=GREY, label="test (band: 95%)")
         panel.plot([], [], color=GREY, linestyle="--", linewidth=1.1, label="train")
     accuracy_axis(panel)
-    panel.set_xlim(left=0)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 

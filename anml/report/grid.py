@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from anml.config.dataset_facts import is_validation
+from anml.report import wording
 from anml.report.grouping import grouped
 from anml.report.interval import Estimate
 from anml.report.milestones import Milestone
@@ -11,11 +13,21 @@ from anml.report.tables import SweepPoint, main_points
 
 
 class Setting(NamedTuple):
-    """How much is learned and tested: classes, and examples of each class."""
+    """How much is learned and tested: classes, and examples of each class.
+
+    is_validation: the classes are background classes that training left out. Kept apart from all that is measured on
+    evaluation classes: rates and options were chosen on them.
+    """
 
     classes: int
     train_examples: int
     test_examples: int
+    is_validation: bool = False
+
+    @property
+    def noun(self) -> str:
+        """What the classes are called."""
+        return wording.classes(self.is_validation)
 
 
 class AccuracyGrid(NamedTuple):
@@ -42,7 +54,7 @@ class AccuracyGrid(NamedTuple):
 
 def setting_of(point: SweepPoint) -> Setting:
     """Return the setting of a point."""
-    return Setting(point.classes, point.train_examples, point.test_examples)
+    return Setting(point.classes, point.train_examples, point.test_examples, is_validation(point.dataset))
 
 
 def accuracy_grids(summary: Sequence[SweepPoint]) -> list[AccuracyGrid]:
@@ -63,7 +75,10 @@ def setting_and_model(points: Sequence[SweepPoint]) -> Callable[[SweepPoint], tu
 
 
 def last_checkpoint(summary: Sequence[SweepPoint]) -> list[SweepPoint]:
-    """Return a point per flavor: at the last checkpoint, for the setting with the most classes, of the best model."""
+    """Return a point per flavor: at the last checkpoint, for the setting with the most classes, of the best model.
+
+    Held-out background classes count only where nothing was evaluated on others.
+    """
     points = main_points(summary)
     points = [point for point in points if setting_of(point) == setting_of(points[0])]
     last = max((point.checkpoint_step for point in points), default=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anml.atomic import read_json, write_text
+from anml.config.dataset_facts import is_validation
 from anml.config.yaml_source import read_yaml
 from anml.errors import ConfigError
 from anml.experiment import Experiment
@@ -19,6 +20,7 @@ from anml.report.grid import accuracy, last_checkpoint
 from anml.report.jobs import overall_state, read_jobs
 from anml.report.page import templates
 from anml.report.tables import SweepPoint, read_summary
+from anml.report.wording import classes
 
 PAGE = "index.html"
 COMPARISON = "comparison.html"
@@ -87,6 +89,8 @@ def _render(projects: list[Path], depth: int) -> str:
         "title": projects[0].name if depth else "Experiments",
         "is_project": depth == 1,
         "accuracy": accuracy,
+        "classes": classes,
+        "is_validation": is_validation,
         "comparison": COMPARISON,
         "quote": shlex.quote,
         "tables": tables,

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from anml.atomic import read_json
+from anml.config.dataset_facts import is_validation
 from anml.config.training import TrainConfig
 from anml.experiment import Experiment
 from anml.report import wording
@@ -81,6 +82,7 @@ def render_page(findings: Findings) -> str:
         "checkpoint": wording.checkpoint,
         "count": wording.count,
         "accuracy": accuracy,
+        "is_validation": is_validation,
         "grids": grids,
         "interval_note": interval_note(main_points(summary)),
         "has_models": len({point.model for point in summary}) > 1,

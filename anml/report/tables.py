@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from anml.config.dataset_facts import is_validation
 from anml.config.variation import model_order
 from anml.errors import DataError
 from anml.experiment import Experiment
@@ -135,8 +136,12 @@ def _point(train_seed: str, ends: list[ResultRow]) -> SweepPoint:
 
 
 def _order(point: SweepPoint, rank: dict[str, int]) -> tuple:
-    """Most classes first, model by model; of one flavor and checkpoint the pooled points first, then seed by seed."""
-    setting = (-point.classes, point.train_examples, point.test_examples, *model_order(point.model))
+    """Most classes first, model by model; of one flavor and checkpoint the pooled points first, then seed by seed.
+
+    Held-out background classes come last.
+    """
+    sizes = (-point.classes, point.train_examples, point.test_examples)
+    setting = (is_validation(point.dataset), *sizes, *model_order(point.model))
     flavor = (rank.get(point.flavor, len(rank)), point.flavor, point.protocol, point.dataset)
     seed = -1 if point.train_seed == POOLED else int(point.train_seed)
     return (*setting, *flavor, point.checkpoint_step, seed, point.lr or 0.0)

@@ -21,8 +21,9 @@ def accuracy_table(summary: Sequence[SweepPoint], unit: str = "episodes") -> str
 
 def _grid_lines(grid: AccuracyGrid, unit: str) -> list[str]:
     """Return a caption and as many blocks of columns as it takes to stay within the width."""
-    classes, train_examples, test_examples = grid.setting
-    caption = f"{classes} classes, {train_examples} examples of each to learn, {test_examples} to test; {grid.runs}"
+    setting = grid.setting
+    caption = f"{setting.classes} {setting.noun}, {setting.train_examples} examples of each to learn, "
+    caption += f"{setting.test_examples} to test; {grid.runs}"
     caption = f"{grid.model}: {caption}" if grid.model else caption
     names = ["flavor", *grid.cells]
     columns = [_column(grid, step, unit) for step in grid.steps]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from anml.config.dataset_facts import is_validation, without_validation
 from anml.config.training import TrainConfig
 
 _METHODS = {
@@ -19,6 +20,7 @@ _DATA_SETS = {
     "images-folder": "a folder of images",
 }
 _IMAGES = {"omniglot": "drawings", "glyphs": "drawings"}
+HELD_OUT = "held-out background classes"
 
 
 def unit(config: TrainConfig | None) -> str:
@@ -28,7 +30,22 @@ def unit(config: TrainConfig | None) -> str:
 
 def images(dataset: str) -> str:
     """Return what the examples of a data set are called."""
-    return _IMAGES.get(dataset, "images")
+    return _IMAGES.get(without_validation(dataset), "images")
+
+
+def classes(is_validation: bool) -> str:
+    """Return what the classes of an evaluation are called: those for evaluation are just `classes`."""
+    return HELD_OUT if is_validation else "classes"
+
+
+def classes_of(dataset: str) -> str:
+    """Return `classes of omniglot`, or which others: of `omniglot-validation`, `held-out background classes of ...`."""
+    return f"{classes(is_validation(dataset))} of {without_validation(dataset)}"
+
+
+def in_lines(classes_of: str) -> str:
+    """Return `classes of omniglot` in lines that fit beside a panel."""
+    return classes_of.replace("held-out ", "held-out\n").replace(" of ", "\nof ")
 
 
 def checkpoint(step: int, unit: str) -> str:
@@ -69,10 +86,13 @@ def _evaluations(config: TrainConfig) -> str:
     if not config.eval:
         return "nothing was to be evaluated"
     flavors = count(len(config.eval), "flavors")
-    classes = max(max(flavor.classes) for flavor in config.eval.values())
+    most = max(max(flavor.classes) for flavor in config.eval.values())
+    held_out = [name for name, flavor in config.eval.items() if flavor.is_validation]
+    what = HELD_OUT if len(held_out) == len(config.eval) else "classes never seen in training"
+    what += f" ({listed(held_out)}: {HELD_OUT})" if 0 < len(held_out) < len(config.eval) else ""
     runs = sorted({flavor.runs for flavor in config.eval.values()})
     each = f"{listed([str(number) for number in runs], 'or')} run{'s' if runs[-1] > 1 else ''} each"
-    return f"evaluated by {flavors} on up to {classes:,} classes never seen in training, {each}"
+    return f"evaluated by {flavors} on up to {most:,} {what}, {each}"
 
 
 def listed(words: Sequence[str], joint: str = "and") -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from anml.config.dataset_facts import is_validation
 from anml.config.load import load_train_config
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
@@ -47,13 +48,17 @@ class Summary:
     def best_accuracies(self) -> dict[str, float | str]:
         """Return accuracy and learning rate of every flavor at the last checkpoint, for the largest setting.
 
+        On held-out background classes (only where nothing else was evaluated) it is called validation_acc.
+
         Of several models, those of the one that is best at the flavor, and its name.
         """
         best = last_checkpoint(self.points)
         rates = {f"best_lr/{point.flavor}": point.lr for point in best if point.lr is not None}
         has_several = len({point.model for point in self.points}) > 1
         names = {f"best_model/{point.flavor}": point.model for point in best if has_several}
-        return {f"test_acc/{point.flavor}": point.test_acc for point in best} | rates | names
+        kind = {True: "validation_acc", False: "test_acc"}
+        accuracies = {f"{kind[is_validation(point.dataset)]}/{point.flavor}": point.test_acc for point in best}
+        return accuracies | rates | names
 
 
 def write_report(experiment: Experiment) -> Summary:

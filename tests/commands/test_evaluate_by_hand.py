@@ -13,7 +13,9 @@ import torch
 
 from anml.checkpoint import ModelCard, save_checkpoint
 from anml.commands import evaluate
+from anml.config.data_request import DataRequest
 from anml.config.evaluation import EvalConfig
+from anml.data.load import load_images
 from anml.evaluate_by_hand import load_candidates
 from anml.models.build import build_model
 
@@ -28,11 +30,14 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def save(folder: Path, seed: int = 1, step: int = 20, name: str = "anml", **changes: bool) -> Path:
+def save(
+    folder: Path, seed: int = 1, step: int = 20, name: str = "anml", train_classes: int | None = None, **changes: bool
+) -> Path:
     """Save an ANML as a checkpoint of ours, and as a state_dict beside it; returns the folder."""
     args = ARGS | changes
     model = build_model("anml", args, (1, 28, 28), seed)
-    save_checkpoint(folder, model, ModelCard("anml", args, (1, 28, 28), name, "glyphs", "meta", step, 1), {})
+    card = ModelCard("anml", args, (1, 28, 28), name, "glyphs", "meta", step, 1, train_classes=train_classes)
+    save_checkpoint(folder, model, card, {})
     torch.save(model.state_dict(), folder.with_name(f"{folder.name}-{step}.pth"))
     return folder
 
@@ -204,3 +209,57 @@ def test_a_data_set_of_a_list_that_is_none_is_refused_before_any_is_evaluated(co
     shown = command(evaluate.main, "-m", save(tmp_path / "ours"), "--set", "dataset=[glyphs, glifs]", *SMALL)
     assert (shown.code, shown.out) == (2, "")
     assert '"glifs" is not a data set' in shown.err
+
+
+VALIDATION = [*SMALL, "--set", "split=validation"]
+
+
+def test_a_validation_says_what_its_numbers_are_of(command, config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "a.csv"
+    shown = command(
+        evaluate.main, "-c", config, "-m", save(tmp_path / "a", train_classes=961), *VALIDATION, "-o", output
+    )
+    assert shown.code == 0, shown.err
+    assert shown.out.startswith("3 held-out background classes, lr 0.01: train ")
+    assert {row["dataset"] for row in rows(output)} == {"glyphs-validation"}
+
+
+def test_each_model_is_validated_on_what_it_has_not_seen(tmp_path: Path) -> None:
+    places = [save(tmp_path / str(count), train_classes=count) for count in (900, 950)]
+    values: dict[str, Any] = {"classes": 3, "train_examples": 2, "test_examples": 2, "split": "validation"}
+    found = load_candidates(EvalConfig(**values), places, torch.device("cpu"))
+    background = load_images(DataRequest("glyphs", "train", 28)).images
+    assert [candidate.data.num_classes for candidate in found] == [64, 14]
+    assert all(torch.equal(candidate.data.images, background[-candidate.data.num_classes :]) for candidate in found)
+
+
+@pytest.mark.parametrize("model", ["a", "a-20.pth"])
+def test_a_model_of_which_nobody_knows_what_it_has_not_seen_is_not_validated(
+    command, config: Path, tmp_path: Path, model: str
+) -> None:
+    save(tmp_path / "a")
+    shown = command(evaluate.main, "-c", config, "-m", tmp_path / model, *VALIDATION)
+    assert (shown.code, shown.out) == (2, "")
+    assert (
+        "split: validation needs background classes that training left out; this model was trained on all" in shown.err
+    )
+    assert "Train one with train_classes: N" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["dataset=omniglot"], "takes background classes of the training, of glyphs, found omniglot"),
+        (["classes=5"], "classes: this model has 4 background classes for validation, found 5"),
+        (["allow_incomplete=true"], "in a complete copy; leave allow_incomplete out"),
+    ],
+)
+def test_a_validation_that_cannot_be_is_refused_in_words(
+    command, config: Path, tmp_path: Path, changes: list[str], words: str
+) -> None:
+    options = [part for change in changes for part in ("--set", change)]
+    given = [option for option in VALIDATION if option not in ("--classes", "3")]
+    place = save(tmp_path / "a", train_classes=960)
+    shown = command(evaluate.main, "-c", config, "-m", place, *given, "--set", "classes=3", *options)
+    assert (shown.code, shown.out) == (2, "")
+    assert words in shown.err

@@ -53,6 +53,7 @@ def test_an_exported_model_is_the_checkpoint_without_its_training_state(trained,
     shared, card = load_model(tmp_path / "model")
     original, expected = load_model(trained / "checkpoints" / "step-000002")
     assert card == expected
+    assert card.train_classes == 20  # Whoever gets the model can tell what it has not seen.
     assert all(torch.equal(value, original.state_dict()[name]) for name, value in shared.state_dict().items())
 
 

@@ -287,3 +287,30 @@ def test_a_smoke_test_of_a_folder_is_a_config_like_any_other(load, folder, write
     folder(dict.fromkeys(LETTERS, 30))
     small = smoke_test(load(FLAVOR, "train_size=25", "val_size=9", "augment=true").config)
     assert load_train_config(write("small.yml", dump_config(small))).config == small
+
+
+HELD_OUT = FLAVOR.replace("{classes: 2", "{split: validation, classes: 2").replace("model:", "train_classes: 3\nmodel:")
+
+
+def test_training_classes_of_a_folder_may_be_held_out(load, folder) -> None:
+    folder(dict.fromkeys(LETTERS, 3))
+    config = load(HELD_OUT, "class_split=[a, b, c, d, e]").config
+    request = config.eval_request(config.eval["a"])
+    assert (request.split, request.classes, request.first_class) == ("train", tuple("abcde"), 3)
+    assert request._replace(first_class=0) == config.train_request
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eval.a.classes=3", "--set: eval.a.classes: images-folder has 2 background classes for validation "
+         "(train_classes leaves so many), found 3"),
+        ("eval.a.data_path=others", "--set: eval.a.data_path: split: validation takes background classes of the "
+         "training, from its data_path; leave this one out"),
+        ("eval.a.class_split=[a]", "--set: eval.a.class_split: is for evaluation classes; split: validation takes "
+         "those that train_classes leaves out; remove it"),
+    ],
+)  # fmt: skip
+def test_no_other_classes_of_a_folder_are_held_out(problems, folder, override: str, message: str) -> None:
+    folder(dict.fromkeys(LETTERS, 3))
+    assert problems(HELD_OUT, "class_split=[a, b, c, d, e]", override) == [message]

@@ -317,3 +317,20 @@ def test_whatever_stands_in_a_config_is_bound_or_answered_in_words(
     for load_config in (load_train_config, load_eval_config):
         with contextlib.suppress(ConfigError):
             load_config(path, ["=".join(override)])
+
+
+def test_a_config_that_does_not_name_a_split_is_written_as_ever(load) -> None:
+    assert "\n    split:" not in dump_config(load("dataset: glyphs\nmodel: sanml\neval: {a: {runs: 1}}\n").config)
+
+
+def test_a_validation_is_written_down_and_read_again(load, write) -> None:
+    text = "dataset: glyphs\nmodel: sanml\ntrain_classes: 664\neval: {a: {split: validation, classes: 300}}\n"
+    config = load(text, "data_path=here").config
+    assert load_train_config(write("again.yml", dump_config(config))).config == config
+
+
+def test_a_validation_by_hand_is_checked_as_far_as_it_goes_without_the_model(write, eval_problems) -> None:
+    assert load_eval_config(
+        write("fine.yml", "dataset: glyphs\nsplit: validation\nclasses: 700\n")
+    ).config.is_validation
+    assert len(eval_problems("dataset: glyphs\nsplit: validation\nclasses: 965\n")) == 1

@@ -61,3 +61,11 @@ def test_it_is_a_config_like_any_other(load, write, method: str, model: str) -> 
         load(f"dataset: glyphs\nmodel: {model}\ntrain_method: {method}\nepochs: 3\neval: {{a: {{runs: 3}}}}\n").config
     )
     assert load_train_config(write("small.yml", dump_config(small))).config == small
+
+
+@pytest.mark.parametrize("held_out", ["train_classes: 664", "train_classes: 962", "train_classes: 3"])
+def test_a_validation_keeps_classes_to_validate_on(load, write, held_out: str) -> None:
+    text = f"dataset: glyphs\nmodel: sanml\n{held_out}\neval: {{a: {{split: validation, classes: 2}}}}\n"
+    small = smoke_test(load(text).config)
+    assert (small.num_train_classes, small.num_held_out_classes) == (2, 962)
+    assert load_train_config(write("small.yml", dump_config(small))).config == small

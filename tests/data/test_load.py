@@ -121,3 +121,16 @@ def test_an_address_that_does_not_answer_names_the_ways_out(tmp_path, monkeypatc
     monkeypatch.setenv("ANML_MIRROR", "http://127.0.0.1:9")
     with pytest.raises(DataError, match="--data-path"):
         fetch("data.zip", "https://official.invalid", "0" * 32, tmp_path)
+
+
+@pytest.mark.parametrize("copied", [2**40, 0], ids=["in memory", "in its file"])
+def test_held_out_classes_are_cut_off_the_array_of_the_training(copied: int, monkeypatch) -> None:
+    monkeypatch.setattr("anml.data.load._COPIED_BYTES", copied)
+    training = DataRequest("glyphs", "train", 28)
+    held_out = training._replace(first_class=961)
+    assert array_file(held_out) == array_file(training)
+    found, whole = load_images(held_out), load_images(training)
+    assert (found.name, found.num_classes) == ("glyphs-validation", 3)
+    every = torch.arange(3).repeat_interleave(20), torch.arange(20).repeat(3)
+    assert torch.equal(found.batch(*every)[0], whole.batch(every[0] + 961, every[1])[0])
+    assert torch.equal(found.first_examples(1, 4).images, whole.images[961:, 1:4])

@@ -54,7 +54,10 @@ eval:
   - no-sgd: &all {classes: 20, train_examples: 15, test_examples: 5, runs: 4, eval_method: zero_shot}
   - olft: {<<: *all, eval_method: sequential, opt_params: head, lr: [0.001, 0.003, 0.01], eval_freq: 5}
 """
-CONFIGS = {"omniglot": OMNIGLOT, "small": SMALL}
+VALIDATED = SMALL.replace("model: anml", "model: anml\ntrain_classes: 900") + (
+    "  - held-out: {<<: *all, split: validation, classes: 30, eval_method: sequential, lr: [0.001, 0.01], eval_freq: 5}"
+)
+CONFIGS = {"omniglot": OMNIGLOT, "small": SMALL, "validated": VALIDATED}
 COMPARED = """
 dataset: glyphs
 model: {model}
@@ -167,8 +170,9 @@ def _trajectory(
         kept = best + forgotten * (1 - learned / classes)
         test = min(1.0, max(0.0, kept * trained * rate + offset + noise.gauss(0, 0.3 / (5 * learned) ** 0.5)))
         row = ResultRow(
-            flavor=flavor, protocol=evaluation.eval_method, model=config.display_name, dataset=config.dataset,
-            checkpoint_step=step, classes=classes, train_examples=15, test_examples=5, lr=lr, train_seed=seed, run=run,
+            flavor=flavor, protocol=evaluation.eval_method, model=config.display_name,
+            dataset=config.eval_request(evaluation).name, checkpoint_step=step, classes=classes,
+            train_examples=15, test_examples=5, lr=lr, train_seed=seed, run=run,
             epoch=0 if lr is None else 1, step=0 if lr is None else learned * 15, classes_trained=learned,
             train_acc=min(1.0, test * 1.15 + 0.03), test_acc=test, train_top5=min(1.0, test * 1.3),
             test_top5=min(1.0, test * 1.2),

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from anml.config.load import load_train_config
+from anml.atomic import write_text
+from anml.config.load import dump_config, load_train_config
 from anml.errors import ConfigError
 from anml.report.comparison.evaluation import align, evaluation_of
 from anml.report.write import write_report
@@ -125,3 +126,21 @@ def test_an_unknown_flavor_is_an_error_that_names_those_there_are(make):
     ):
         compare(one, two, flavors=("oltf",))
     assert not list(one.experiment.root.parent.glob("comparison*"))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_held_out_background_classes_are_no_evaluation_classes(make):
+    changes = {"train_classes": 900}
+    builders = [make("a"), make("b", changes=changes), make("c", changes={"train_classes": 901})]
+    for builder in builders[1:]:
+        held_out = {
+            name: flavor.model_copy(update={"split": "validation"}) for name, flavor in builder.config.eval.items()
+        }
+        builder.config = builder.config.model_copy(update={"eval": held_out})
+        write_text(builder.experiment.config_file, dump_config(builder.config))
+    text = compare(*(builder.results() for builder in builders)).text
+    unseen, held_out = text.split("20 held-out background classes of glyphs, 15 drawings of each to learn, 5 to test")
+    assert "20 classes of glyphs, 15 drawings of each to learn, 5 to test" in unseen
+    # What other numbers of training classes leave are other classes.
+    for count in (900, 901):
+        assert f"olft (held out: all after the first {count} classes)" in held_out

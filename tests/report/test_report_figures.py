@@ -140,3 +140,15 @@ def test_choice_of_panels_keeps_first_and_last(row):
     assert spread([1, 2], 3) == [1, 2]
     points = sweep_points([row(checkpoint_step=step) for step in range(0, 7000, 1000)])
     assert shown_checkpoints(points) == [0, 1000, 3000, 6000]
+
+
+def test_a_row_of_more_classes_is_shown_to_its_end(row):
+    rows = [
+        row(flavor=flavor, dataset=dataset, classes=classes, classes_trained=learned, step=15 * learned)
+        for flavor, dataset, classes in (("olft", "glyphs", 20), ("held-out", "glyphs-validation", 30))
+        for learned in (10, classes)
+    ]
+    figure = draw_classes(rows, best_rates(sweep_points(rows)), "episodes", "drawings")
+    assert figure is not None
+    assert [panel.get_xlim()[1] >= 30 for panel in figure.axes] == [True, True]
+    assert "held-out\nbackground classes" in figure.axes[1].get_ylabel()

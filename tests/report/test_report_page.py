@@ -275,3 +275,40 @@ def test_a_training_of_other_than_the_usual_protocol_is_told(build):
         expected = "outer learning rate by CosineAnnealingLR (T_max 600), weights averaged (EMA, decay 0.999), seed 1"
         assert (expected in page) == told
         assert ("600 episodes, seed 1" in page) != told
+
+
+def test_held_out_background_classes_are_called_so_and_kept_apart(build):
+    builder = build("validated").results().jobs()
+    summary = write_report(builder.experiment)
+    page = words(summary.page.read_text(encoding="utf-8"))
+    assert "on up to 30 classes never seen in training (held-out: held-out background classes), 4 runs each" in page
+    assert page.index("20 classes learned from 15 drawings") < page.index(
+        "30 held-out background classes learned from 15"
+    )
+    assert "for choosing rates and options, not for comparing with others" in page
+    assert "What is missing" not in page
+    text = (builder.experiment.report / "accuracy.txt").read_text()
+    unseen, held_out = text.split("30 held-out background classes, 15 examples of each to learn")
+    assert ("olft" in unseen, "\nheld-out " in unseen, "\nheld-out " in held_out) == (True, False, True)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_summary_in_short_is_of_evaluation_classes_where_there_are_any(build):
+    builder = build("validated").results()
+    short = write_report(builder.experiment).best_accuracies()
+    assert {name for name in short if "acc" in name} == {"test_acc/no-sgd", "test_acc/olft"}
+    assert "20 classes" in (builder.experiment.root.parent / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_summary_in_short_of_held_out_classes_alone_says_so(build):
+    builder = build("validated").results(["held-out"])
+    short = write_report(builder.experiment).best_accuracies()
+    assert {name for name in short if "acc" in name} == {"validation_acc/held-out"}
+    assert "30 held-out background classes" in (builder.experiment.root.parent / "index.html").read_text()
+    assert "on up to 30 held-out background classes" not in words(page_of(builder))  # Its config has others as well.
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_without_held_out_classes_a_report_does_not_speak_of_any(whole):
+    assert "background" not in words(page_of(whole))

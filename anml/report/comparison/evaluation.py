@@ -11,6 +11,7 @@ class Evaluation(NamedTuple):
     """All keys of a flavor's config that change what its accuracy means; None or empty where one plays no part.
 
     Not here, since a comparison allows for them: sizes and rates of the sweep, the number of runs, when to score.
+    held_out_from: of background classes, how many come before those that were held out (each number leaves others).
     unknown: PROJECT/GROUP/FLAVOR where no config tells more; it equals no other.
     """
 
@@ -27,6 +28,7 @@ class Evaluation(NamedTuple):
     imgs_per_class: int | None = None
     allow_incomplete: bool = False
     class_names: tuple[str, ...] = ()
+    held_out_from: int = 0
     unknown: str = ""
 
     @property
@@ -45,7 +47,7 @@ def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
     method = own.reinit_method if learns else "lstsq"
     return Evaluation(
         own.eval_method,
-        request.dataset,
+        request.name,
         opt_params=_selectors(config, own.opt_params) if learns else (),
         reinit_params=_selectors(config, own.reinit_params),
         reinit_method=method,
@@ -56,7 +58,8 @@ def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
         batch_size=own.batch_size if shuffled else None,
         imgs_per_class=request.examples,
         allow_incomplete=request.allow_incomplete,
-        class_names=request.classes,
+        class_names=request.classes[request.first_class :],
+        held_out_from=request.first_class,
     )
 
 
@@ -129,5 +132,7 @@ def _tell_apart(matches: Sequence[Alignment]) -> None:
 def _worded(key: str, value: Any) -> str:
     if key == "class_names":
         return f"{len(value)} classes from {value[0]} on" if value else "all classes"
+    if key == "held_out_from":
+        return f"held out: all after the first {value} classes"
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return f"{key}: {text}" if text and value is not None else f"no {key}"

@@ -11,7 +11,7 @@ from anml.report.canvas import GREY, accuracy_axis, colour, legend_below, marker
 from anml.report.comparison.tables import Column, Curve, Table
 from anml.report.grid import number_of_runs
 from anml.report.milestones import Milestone
-from anml.report.wording import images
+from anml.report.wording import classes_of, images, in_lines
 
 # More panels than this are too small to read.
 MOST_PANELS = 3
@@ -54,7 +54,7 @@ def _accuracy_panel(panel: Axes, titles: Sequence[str], table: Table) -> None:
     amount = table.amount
     panel.axhline(1 / amount.classes, color=GREY, linestyle=":", label="chance")
     each = f"{amount.train_examples} + {amount.test_examples} {images(amount.dataset)} each"
-    what = f"test accuracy, {amount.classes} classes\nof {amount.dataset}, {each}"
+    what = f"test accuracy, {amount.classes} {in_lines(classes_of(amount.dataset))}, {each}"
     panel.set_ylabel(f"{what}\n{number_of_runs(table.points)}")
     panel.set_xticks(
         range(len(table.pairs)), ["\n".join(_breakable(column.name) for column in columns) for columns in table.pairs]

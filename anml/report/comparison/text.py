@@ -9,7 +9,7 @@ from anml.report.comparison.tables import Column, Table
 from anml.report.grid import accuracy, number_of_runs
 from anml.report.interval import Estimate
 from anml.report.text import HEADING, WIDTH, aligned, blocks_of
-from anml.report.wording import checkpoint, count, images, unit
+from anml.report.wording import checkpoint, classes_of, count, images, unit
 
 GAP_HEADING = "What learning in sequence costs: oracle minus sequential, run by run, mean ± 95% interval"
 
@@ -39,7 +39,7 @@ def trained(contender: Contender) -> str:
 
 def _table_lines(contenders: Sequence[Contender], table: Table) -> list[str]:
     noun, amount = images(table.amount.dataset), table.amount
-    what = f"{amount.classes} classes of {amount.dataset}, {count(amount.train_examples, noun)} of each to learn"
+    what = f"{amount.classes} {classes_of(amount.dataset)}, {count(amount.train_examples, noun)} of each to learn"
     caption = f"{what}, {amount.test_examples} to test; {number_of_runs(table.points)}"
     names = ["experiment", *(contenders[place].title for place in table.places), "chance"]
     columns = [_column(column, table.places, f"{1 / amount.classes:.4f}") for column in table.columns]

@@ -149,6 +149,7 @@ def _render(
         "difference": difference,
         "count": wording.count,
         "images": wording.images,
+        "classes_of": wording.classes_of,
         "number_of_runs": number_of_runs,
         "interval_note": interval_note(points),
         "figures": list(figures.items())[:1],
