@@ -132,16 +132,20 @@ def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, facts: Datas
         problems.append(f"this model takes images of {channels} channels, those of the data set have {facts.channels}")
     if max(config.classes) > outputs:
         problems.append(f"{max(config.classes)} classes do not fit the {outputs} outputs of this model")
-    try:
-        check_head(model, config)
-    except ConfigError as error:
-        problems.append(str(error))
     for key, selectors in (("opt_params", config.opt_params), ("reinit_params", config.reinit_params)):
         try:
             select_names(model, selectors)
         except ConfigError as error:
             problems.append(f"{key}: {error}")
-    return problems
+    return problems or _head_problems(model, config)
+
+
+def _head_problems(model: MetaModel, config: EvalConfig) -> list[str]:
+    try:
+        check_head(model, config)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _validation_problems(card: ModelCard, config: EvalConfig, dataset: str) -> list[str]:

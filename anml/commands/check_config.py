@@ -32,8 +32,21 @@ def find_problems(config: TrainConfig) -> list[str]:
         model = build_model(config.model, config.model_args, config.image_shape, config.seed)
     except AnmlError as error:
         return [str(error)]
-    problems = name_problems(config, model) + _data_problems(config) + _optimizer_problems(config, model)
+    problems = name_problems(config, model) or _head_problems(config, model)
+    problems += _data_problems(config) + _optimizer_problems(config, model)
     return problems + _lane_problems(config, model)
+
+
+def _head_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
+    from anml.evaluate.trial import check_head
+
+    problems = []
+    for name, flavor in config.eval.items():
+        try:
+            check_head(model, flavor)
+        except AnmlError as error:
+            problems.append(f"eval.{name}: {error}")
+    return problems
 
 
 def _lane_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
