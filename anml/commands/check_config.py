@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from anml.config.folders import check_held_out
 from anml.config.load import load_train_config
 from anml.config.training import TrainConfig
 from anml.errors import AnmlError
@@ -89,6 +90,10 @@ def _data_problems(config: TrainConfig) -> list[str]:
         training_data(config, torch.device("cpu"))
     except AnmlError as error:
         problems[f"data_path: {error}"] = None
+    try:
+        check_held_out(config)
+    except AnmlError as error:
+        problems[str(error)] = None
     for name, flavor in config.eval.items():
         at = "" if flavor.data_path == config.data_path else f"eval.{name}."
         try:
