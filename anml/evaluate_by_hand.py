@@ -39,6 +39,8 @@ def evaluate_by_hand(
     """
     compute_on = prepare_device("auto", device)
     candidates = [c for config in configs for c in load_candidates(config, checkpoints, compute_on)]
+    if note := _different_classes(candidates):
+        print(note, file=sys.stderr)
     rows: list[ResultRow] = []
     class_rows: list[ClassRow] = []
     origins: list[Origin] = []
@@ -101,6 +103,15 @@ def load_candidates(config: EvalConfig, checkpoints: Sequence[Path], device: tor
     if problems:
         raise ConfigError(problems)
     return candidates
+
+
+def _different_classes(candidates: Sequence[Candidate]) -> str:
+    """Return a note where models are validated on different classes, each on what its own training left out."""
+    counts = sorted({card.train_classes or 0 for _, card, _, config in candidates if config.is_validation})
+    if len(counts) < 2:
+        return ""
+    first = ", ".join(map(str, counts))
+    return f"note: these models left out different classes (all after the first {first}): do not compare their accuracy"
 
 
 def _load_checkpoint(path: Path, config: EvalConfig, device: torch.device) -> tuple[MetaModel, ModelCard]:
