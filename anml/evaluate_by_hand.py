@@ -39,6 +39,8 @@ def evaluate_by_hand(
     """
     compute_on = prepare_device("auto", device)
     candidates = [c for config in configs for c in load_candidates(config, checkpoints, compute_on)]
+    if note := _different_classes(candidates):
+        print(note, file=sys.stderr)
     rows: list[ResultRow] = []
     class_rows: list[ClassRow] = []
     origins: list[Origin] = []
@@ -103,6 +105,15 @@ def load_candidates(config: EvalConfig, checkpoints: Sequence[Path], device: tor
     return candidates
 
 
+def _different_classes(candidates: Sequence[Candidate]) -> str:
+    """Return a note where models are validated on different classes, each on what its own training left out."""
+    counts = sorted({card.train_classes or 0 for _, card, _, config in candidates if config.is_validation})
+    if len(counts) < 2:
+        return ""
+    first = ", ".join(map(str, counts))
+    return f"note: these models left out different classes (all after the first {first}): do not compare their accuracy"
+
+
 def _load_checkpoint(path: Path, config: EvalConfig, device: torch.device) -> tuple[MetaModel, ModelCard]:
     if path.is_file():
         return load_pth(path, config.dataset, config.im_size, device)
@@ -132,16 +143,20 @@ def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, facts: Datas
         problems.append(f"this model takes images of {channels} channels, those of the data set have {facts.channels}")
     if max(config.classes) > outputs:
         problems.append(f"{max(config.classes)} classes do not fit the {outputs} outputs of this model")
-    try:
-        check_head(model, config)
-    except ConfigError as error:
-        problems.append(str(error))
     for key, selectors in (("opt_params", config.opt_params), ("reinit_params", config.reinit_params)):
         try:
             select_names(model, selectors)
         except ConfigError as error:
             problems.append(f"{key}: {error}")
-    return problems
+    return problems or _head_problems(model, config)
+
+
+def _head_problems(model: MetaModel, config: EvalConfig) -> list[str]:
+    try:
+        check_head(model, config)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _validation_problems(card: ModelCard, config: EvalConfig, dataset: str) -> list[str]:

@@ -60,21 +60,25 @@ def _rate(dummy: torch.optim.Adam, what: str, episode: int) -> float:
 def _schedule(
     key: str, name: str, arguments: dict[str, Any], optimizer: torch.optim.Optimizer, unit: str
 ) -> LRScheduler:
-    schedule = by_name(torch.optim.lr_scheduler, key, name, optimizer, arguments)
+    schedule = by_name(torch.optim.lr_scheduler, LRScheduler, key, name, optimizer, arguments)
     if isinstance(schedule, ReduceLROnPlateau):
         message = f"{key}: ReduceLROnPlateau needs a validation loss; use one that depends on the {unit} alone"
         raise ConfigError(message)
     return schedule
 
 
-def by_name(module: Any, key: str, name: str, first: Any, arguments: dict[str, Any]) -> Any:
+def by_name(module: Any, base: type, key: str, name: str, first: Any, arguments: dict[str, Any]) -> Any:
     """Make an optimizer or a schedule by its name in torch. Raises ConfigError naming what is wrong."""
-    kind = getattr(module, name, None)
-    if not isinstance(kind, type) or name.startswith("_"):
-        message = f"{key}: torch has no {name!r}; examples: Adam, AdamW, SGD / StepLR, CosineAnnealingLR"
-        raise ConfigError(message + nearest(name, dir(module)))
+    kinds = {
+        own: kind
+        for own, kind in vars(module).items()
+        if isinstance(kind, type) and issubclass(kind, base) and kind is not base and not own.startswith("_")
+    }
+    if name not in kinds:
+        message = f"{key}: torch has no {name!r}{nearest(name, kinds) or '; it has: ' + ', '.join(sorted(kinds))}"
+        raise ConfigError(message)
     try:
-        return kind(first, **arguments)
+        return kinds[name](first, **arguments)
     except _BAD_ARGUMENTS as error:
         message = f"{key}_args: {name} does not take {arguments}: {error}"
         raise ConfigError(message) from None

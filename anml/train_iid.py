@@ -67,4 +67,4 @@ class IidStep:
 def make_optimizer(config: TrainConfig, model: MetaModel) -> torch.optim.Optimizer:
     """Return the optimizer that a config names. Raises ConfigError."""
     arguments = {"lr": config.lr, **config.optimizer_args}
-    return by_name(torch.optim, "optimizer", config.optimizer, model.parameters(), arguments)
+    return by_name(torch.optim, torch.optim.Optimizer, "optimizer", config.optimizer, model.parameters(), arguments)

@@ -89,7 +89,7 @@ def test_the_log_tells_the_rate_only_where_there_is_a_schedule(tmp_path: Path) -
 
 
 WRONG = [
-    ("MultiStep", {}, "outer_lr_scheduler: torch has no 'MultiStep'; .*did you mean 'MultiStepLR'"),
+    ("MultiStep", {}, "outer_lr_scheduler: torch has no 'MultiStep'; did you mean 'MultiStepLR'"),
     ("MultiStepLR", {}, "outer_lr_scheduler_args: MultiStepLR does not take"),
     ("MultiStepLR", {"milestone": [3]}, "outer_lr_scheduler_args: MultiStepLR does not take"),
     ("MultiStepLR", {"milestones": 3}, "outer_lr_scheduler_args: MultiStepLR does not take"),
@@ -103,8 +103,10 @@ WRONG = [
     ("LambdaLR", {"lr_lambda": "lambda e: 1"}, "outer_lr_scheduler_args: LambdaLR does not take"),
     ("SequentialLR", {"schedulers": ["StepLR"], "milestones": []}, "outer_lr_scheduler_args: SequentialLR does not"),
     ("ChainedScheduler", {}, "outer_lr_scheduler_args: ChainedScheduler"),
-    ("LRScheduler", {}, "outer_lr_scheduler_args: LRScheduler"),
-    ("Counter", {}, "outer_lr_scheduler"),
+    ("LRScheduler", {}, "outer_lr_scheduler: torch has no 'LRScheduler'"),
+    ("Counter", {}, "outer_lr_scheduler: torch has no 'Counter'"),
+    ("Cosine", {}, "torch has no 'Cosine'; it has: ChainedScheduler, .*CosineAnnealingLR"),
+    ("warmup", {}, "torch has no 'warmup'; it has: ChainedScheduler, .*CosineAnnealingLR"),
 ]
 
 

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from anml.config.folders import check_held_out
 from anml.config.load import load_train_config
 from anml.config.training import TrainConfig
 from anml.errors import AnmlError
@@ -32,8 +33,21 @@ def find_problems(config: TrainConfig) -> list[str]:
         model = build_model(config.model, config.model_args, config.image_shape, config.seed)
     except AnmlError as error:
         return [str(error)]
-    problems = name_problems(config, model) + _data_problems(config) + _optimizer_problems(config, model)
+    problems = name_problems(config, model) or _head_problems(config, model)
+    problems += _data_problems(config) + _optimizer_problems(config, model)
     return problems + _lane_problems(config, model)
+
+
+def _head_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
+    from anml.evaluate.trial import check_head
+
+    problems = []
+    for name, flavor in config.eval.items():
+        try:
+            check_head(model, flavor)
+        except AnmlError as error:
+            problems.append(f"eval.{name}: {error}")
+    return problems
 
 
 def _lane_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
@@ -76,6 +90,10 @@ def _data_problems(config: TrainConfig) -> list[str]:
         training_data(config, torch.device("cpu"))
     except AnmlError as error:
         problems[f"data_path: {error}"] = None
+    try:
+        check_held_out(config)
+    except AnmlError as error:
+        problems[str(error)] = None
     for name, flavor in config.eval.items():
         at = "" if flavor.data_path == config.data_path else f"eval.{name}."
         try:

@@ -24,7 +24,9 @@ _WANTED = {
     "mapping_type": "be a mapping (key: value)",
     "model_type": "be a mapping (key: value)",
     "model_attributes_type": "be a mapping (key: value)",
-    "too_short": "hold at least one value",
+    "empty": "hold at least one value",
+    "too_short": "hold {min_length} values",
+    "too_long": "hold {max_length} values",
     "greater_than": "be greater than {gt:g}",
     "greater_than_equal": "be {ge:g} or more",
     "less_than": "be less than {lt:g}",
@@ -40,7 +42,8 @@ def bind(record: type[R], source: Source, at: KeyPath = ()) -> tuple[R | None, l
     try:
         return record.model_validate(data), []
     except ValidationError as error:
-        problems = [problem(source, (*at, *_real_path(e["loc"], data)), _wording(e, record)) for e in error.errors()]
+        mistakes = [e for e in error.errors() if not _is_echo(e)]
+        problems = [problem(source, (*at, *_real_path(e["loc"], data)), _wording(e, record)) for e in mistakes]
         return None, list(dict.fromkeys(problems))
 
 
@@ -55,10 +58,13 @@ def value_at(data: Any, key_path: KeyPath) -> Any:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return "; did you mean X?" for a likely typo, else an empty string."""
+    """Return "; did you mean X?" for a likely typo, or the beginning of one word alone; else an empty string."""
     import difflib  # Only the mistaken pay for it.
 
-    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    words = list(allowed)
+    # `val` is meant for validation, though it has more in common with eval.
+    begun = [other for other in words if len(word) > 2 and other.startswith(word)]
+    close = begun if len(begun) == 1 else difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -93,10 +99,21 @@ def _wording(error: ErrorDetails, record: type[Record]) -> str:
     if error["type"] == "literal_error":
         allowed = str(details.get("expected", "")).replace(" or ", ", ").replace("'", "")
         return f"{show(found)} is not allowed; allowed: {allowed}{nearest(str(found), allowed.split(', '))}"
-    if wanted := _WANTED.get(error["type"]):
+    if wanted := _WANTED.get(_kind_of(error)):
         is_unquoted = error["type"] == "string_type" and isinstance(found, (int, float))
         return f"must {wanted.format(**details)}, found {show(found)}{'; put it in quotes' if is_unquoted else ''}"
     return f"{error['msg'].removeprefix('Value error, ')}, found {show(found)}"
+
+
+def _is_echo(error: ErrorDetails) -> bool:
+    """Say whether a list is called too short only since values of it are wrong, each of which is a mistake itself."""
+    return error["type"] == "too_short" and len(error["input"]) >= error.get("ctx", {})["min_length"]
+
+
+def _kind_of(error: ErrorDetails) -> str:
+    """Return pydantic's name of a mistake; a list that may be of any length but 0 is told from one of fixed length."""
+    is_empty = error["type"] == "too_short" and error.get("ctx", {}).get("min_length") == 1
+    return "empty" if is_empty else error["type"]
 
 
 def _unknown_key(key: str, allowed: list[str]) -> str:

@@ -74,6 +74,20 @@ def _check_unseen_images(found: FolderClasses, training: TrainConfig, at: str) -
         check_copies(folder, train, {name: classes[name][: found.examples] for name in found.split.eval}, at)
 
 
+def check_held_out(config: TrainConfig) -> None:
+    """Make sure that no image of a background class held out for validation was trained on. Raises ConfigError.
+
+    Reads the folder, which has many classes: once at a launch, not in every job.
+    """
+    if not isinstance(config.class_split, ClassSplit) or not any(f.is_validation for f in config.eval.values()):
+        return
+    folder, names = _resolved(str(config.data_path)), config.class_split.train
+    classes = list_classes(folder)
+    used = {name: classes.get(name, [])[: config.imgs_per_class] for name in names}
+    train, held_out = names[: config.num_train_classes], names[config.num_train_classes :]
+    check_copies(folder, {name: used[name] for name in train}, {name: used[name] for name in held_out}, "")
+
+
 def flavor_facts(flavor: EvalConfig, training: TrainConfig | None) -> DatasetFacts | None:
     """Return the facts of an evaluation's data set, or None where they are not known.
 

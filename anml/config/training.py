@@ -126,8 +126,8 @@ class TrainConfig(Record):
     def eval_request(self, flavor: EvalConfig) -> DataRequest:
         """Return what to load for one of the evaluations."""
         if flavor.is_validation:
-            incomplete = bool(flavor.allow_incomplete)
-            return self.train_request._replace(allow_incomplete=incomplete, first_class=self.num_train_classes)
+            # As complete as for training: in a copy that lacks some, other classes would be the first ones.
+            return self.train_request._replace(first_class=self.num_train_classes)
         split = self.class_split if isinstance(self.class_split, ClassSplit) else None
         size, dataset = self.image_shape[1], flavor.dataset or self.dataset
         return eval_request(flavor, dataset, size, flavor.data_path, split, self.imgs_per_class)

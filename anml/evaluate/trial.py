@@ -174,11 +174,22 @@ def needs_least_squares(config: EvalConfig) -> bool:
 
 
 def check_head(model: MetaModel, config: EvalConfig) -> None:
-    """Raise ConfigError where the output layer cannot start as it is asked to: a metric one has no such start."""
+    """Raise ConfigError where the output layer cannot start as it is asked to, or nothing could be learned from it."""
     if needs_least_squares(config):
         _linear_head(model)
-    elif config.reinit_method == "zero" and isinstance(model.head, MetricHead):
+    elif config.reinit_method == "zero":
+        _check_zero(model, config)
+
+
+def _check_zero(model: MetaModel, config: EvalConfig) -> None:
+    if isinstance(model.head, MetricHead):
         message = f"{model.head_layer} is a metric layer, where zeros are like nothing: use reinit_method: kaiming"
+        raise ConfigError(message)
+    if f"{model.head_layer}.weight" not in select_names(model, config.opt_params):
+        message = (
+            "opt_params: an output layer of zeros (reinit_method: zero) that does not learn gives the layers before it "
+            "no gradient: nothing would be learned; add head"
+        )
         raise ConfigError(message)
 
 

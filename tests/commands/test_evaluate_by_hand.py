@@ -233,6 +233,13 @@ def test_each_model_is_validated_on_what_it_has_not_seen(tmp_path: Path) -> None
     assert all(torch.equal(candidate.data.images, background[-candidate.data.num_classes :]) for candidate in found)
 
 
+def test_models_validated_on_different_classes_are_said_not_to_compare(command, config: Path, tmp_path: Path) -> None:
+    places = [save(tmp_path / str(count), train_classes=count) for count in (900, 950)]
+    note = "left out different classes (all after the first 900, 950): do not compare"
+    assert note in command(evaluate.main, "-c", config, "-m", *places, *VALIDATION).err
+    assert note not in command(evaluate.main, "-c", config, "-m", *places, *SMALL).err
+
+
 @pytest.mark.parametrize("model", ["a", "a-20.pth"])
 def test_a_model_of_which_nobody_knows_what_it_has_not_seen_is_not_validated(
     command, config: Path, tmp_path: Path, model: str

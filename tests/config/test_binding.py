@@ -1,12 +1,13 @@
 """The wording of mistakes: what, where, what is allowed."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
+from pydantic import Field
 
 from anml.config.binding import bind, located, nearest, show
-from anml.config.record import Arguments, Count, NotNegative, OneOrMany, Rate, Record
+from anml.config.record import Arguments, Count, Many, NotNegative, OneOrMany, Rate, Record
 from anml.config.yaml_source import Source, read_yaml
 
 
@@ -23,6 +24,7 @@ class Whole(Record):
     name: str = ""
     flag: bool = False
     sizes: OneOrMany[Count] = (1,)
+    pair: Annotated[Many[Count], Field(min_length=2, max_length=2)] = (1, 1)
     more: Arguments = {}
 
 
@@ -49,6 +51,9 @@ def said(write, text: str) -> list[str]:
         ("flag: 1", "flag: must be true or false, found 1"),
         ("sizes: []", "sizes: must hold at least one value, found []"),
         ("sizes: [1, 0]", "sizes[1]: must be 1 or more, found 0"),
+        ("pair: [1, 2, 3]", "pair: must hold 2 values, found [1, 2, 3]"),
+        ("pair: [1]", "pair: must hold 2 values, found [1]"),
+        ("pair: [1, x]", 'pair[1]: must be a whole number, found "x"'),
         ("sizes: 0", "sizes: must be 1 or more, found 0"),
         ("more: [1]", "more: must be a mapping (key: value), found [1]"),
         ("part: 3", "part: must be a mapping (key: value), found 3"),
@@ -98,6 +103,11 @@ def test_a_long_value_is_cut() -> None:
 
 def test_nothing_is_suggested_for_nonsense() -> None:
     assert nearest("zzzz", ["rate", "count"]) == ""
+
+
+def test_the_beginning_of_one_word_is_taken_for_it() -> None:
+    assert nearest("val", ["eval", "validation"]) == "; did you mean 'validation'?"
+    assert nearest("val", ["vale", "valid"]) == "; did you mean 'vale'?"
 
 
 def test_later_problems_get_file_and_line(write) -> None:

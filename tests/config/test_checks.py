@@ -348,5 +348,10 @@ def test_a_validation_needs_train_classes(problems) -> None:
     ]
 
 
+def test_validation_takes_the_copy_that_training_takes(load) -> None:
+    config = load(HELD_OUT, "eval.a.allow_incomplete=true").config
+    assert config.eval_request(config.eval["a"])._replace(first_class=0) == config.train_request
+
+
 def test_validation_uses_all_examples_of_a_class(load) -> None:
     assert load(HELD_OUT, "train_size=10", "imgs_per_class=12").config.eval["a"].train_examples == (15,)

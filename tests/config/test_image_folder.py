@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from anml.config.folders import check_held_out
 from anml.config.image_folder import ClassSplit, is_image, list_classes, split_by_fraction
 from anml.config.load import dump_config, load_train_config
 from anml.config.smoke_test import smoke_test
+from anml.errors import ConfigError
 
 BASE = "dataset: images-folder\ndata_path: images\nmodel: sanml\nnum_batches: 2\n"
 FLAVOR = BASE + "eval:\n  a: {classes: 2, train_examples: 2, test_examples: 1}\n"
@@ -298,6 +300,17 @@ def test_training_classes_of_a_folder_may_be_held_out(load, folder) -> None:
     request = config.eval_request(config.eval["a"])
     assert (request.split, request.classes, request.first_class) == ("train", tuple("abcde"), 3)
     assert request._replace(first_class=0) == config.train_request
+
+
+def test_an_image_of_a_trained_class_is_not_held_out_too(load, folder) -> None:
+    path = folder(dict.fromkeys(LETTERS, 3))
+    check = ["class_split=[a, b, c, d, e]"]
+    check_held_out(load(HELD_OUT, *check).config)
+    for label in "be":
+        (path / label / "1.jpg").write_bytes(b"the same")
+    with pytest.raises(ConfigError, match=r"e/1\.jpg is b/1\.jpg"):
+        check_held_out(load(HELD_OUT, *check).config)
+    check_held_out(load(HELD_OUT, *check, "eval={}").config)
 
 
 @pytest.mark.parametrize(

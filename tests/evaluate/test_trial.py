@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from anml.commands.check_config import find_problems
+from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.errors import CheckpointError, ConfigError
 from anml.evaluate.least_squares import solve
@@ -179,6 +181,20 @@ def test_a_metric_head_cannot_start_at_zero(make_config):
     model = build_model("classifier", METRIC, (1, 28, 28), seed=1)
     with pytest.raises(ConfigError, match=r"classifier\.metric is a metric layer, where zeros are like nothing"):
         check_head(model, make_config(reinit_method="zero"))
+
+
+def test_a_head_that_stays_at_zero_is_refused(model, make_config):
+    check_head(model, make_config(reinit_method="zero", opt_params=["rln", "fc"]))
+    with pytest.raises(ConfigError, match=r"opt_params: an output layer of zeros .* add head"):
+        check_head(model, make_config(reinit_method="zero", opt_params=["rln"]))
+
+
+def test_a_head_that_stays_at_zero_is_found_before_anything_is_submitted(make_config):
+    model = {"model": "sanml", "model_args": {"rln_chs": 3, "num_classes": 12}}
+    flavor = make_config(reinit_method="zero", opt_params=["rln"], classes=3, dataset="glyphs")
+    config = TrainConfig(dataset="glyphs", train_classes=10, eval={"olft": flavor}, **model)  # type: ignore[arg-type]
+    [message] = find_problems(config)
+    assert message.startswith("eval.olft: opt_params: an output layer of zeros")
 
 
 def test_a_metric_head_starts_anew_with_its_first_temperature(data, make_config):

@@ -129,6 +129,29 @@ def test_an_unknown_flavor_is_an_error_that_names_those_there_are(make):
 
 
 @pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    ("option", "plain", "other"),
+    [
+        ({"adam_betas": (0.0, 0.999)}, "adam_betas: 0.9, 0.999", "adam_betas: 0.0, 0.999"),
+        ({"reinit_method": "zero"}, "reinit_method: kaiming", "reinit_method: zero"),
+    ],
+    ids=str,
+)
+def test_what_is_learned_by_other_options_is_another_evaluation(make, option, plain: str, other: str):
+    one, two = make("a"), make("b")
+    changed = {name: flavor.model_copy(update=option) for name, flavor in two.config.eval.items()}
+    two.config = two.config.model_copy(update={"eval": changed})
+    write_text(two.experiment.config_file, dump_config(two.config))
+    text = compare(one.results(), two.results()).text
+    missing = [
+        f"{flavor} ({words})" for flavor in ("olft", "olft-oracle") for words in (plain, other)
+        if f"{flavor} ({words})" not in text
+    ]  # fmt: skip
+    assert missing == []
+    assert "no-sgd (" not in text
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_held_out_background_classes_are_no_evaluation_classes(make):
     changes = {"train_classes": 900}
     builders = [make("a"), make("b", changes=changes), make("c", changes={"train_classes": 901})]
