@@ -1,7 +1,8 @@
 """Binds YAML data to a record and words every mistake: file, line, key, value found, what is allowed."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -35,15 +36,22 @@ _WANTED = {
 _SHOWN_LENGTH = 80
 
 
-def bind(record: type[R], source: Source, at: KeyPath = ()) -> tuple[R | None, list[str]]:
-    """Return the record made of the data at a key path (absent: all defaults), or None and every problem found."""
+def bind(
+    record: type[R], source: Source, at: KeyPath = (), elsewhere: Mapping[str, str] = MappingProxyType({})
+) -> tuple[R | None, list[str]]:
+    """Return the record made of the data at a key path (absent: all defaults), or None and every problem found.
+
+    elsewhere: what to say of keys that have their place, but not in this record.
+    """
     data = value_at(source.data, at)
     data = {} if data is None else data
     try:
         return record.model_validate(data), []
     except ValidationError as error:
         mistakes = [e for e in error.errors() if not _is_echo(e)]
-        problems = [problem(source, (*at, *_real_path(e["loc"], data)), _wording(e, record)) for e in mistakes]
+        problems = [
+            problem(source, (*at, *_real_path(e["loc"], data)), _wording(e, record, elsewhere)) for e in mistakes
+        ]
         return None, list(dict.fromkeys(problems))
 
 
@@ -90,9 +98,10 @@ def show(value: Any) -> str:
     return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]} ..."
 
 
-def _wording(error: ErrorDetails, record: type[Record]) -> str:
+def _wording(error: ErrorDetails, record: type[Record], elsewhere: Mapping[str, str]) -> str:
     if error["type"] == "extra_forbidden":
-        return _unknown_key(str(error["loc"][-1]), _fields_at(record, error["loc"][:-1]))
+        key, inside = str(error["loc"][-1]), error["loc"][:-1]
+        return elsewhere[key] if key in elsewhere and not inside else _unknown_key(key, _fields_at(record, inside))
     if error["type"] == "missing":
         return "is required but missing"
     found, details = error["input"], error.get("ctx", {})

@@ -170,7 +170,8 @@ def _set(source: Source, key_path: KeyPath, value: Any, origin: str) -> None:
 def _bind_training(source: Source, notices: list[str]) -> tuple[TrainConfig | None, list[str]]:
     """Bind and check everything but the flavors. What makes sense is asked only of what is well-formed."""
     without_eval = {key: value for key, value in source.data.items() if key != "eval"}
-    config, problems = bind(TrainConfig, Source(without_eval, source.locations))
+    elsewhere = _keys_of(EvalConfig, TrainConfig, "belongs to an evaluation; write it below a flavor of eval")
+    config, problems = bind(TrainConfig, Source(without_eval, source.locations), elsewhere=elsewhere)
     problems += _check_model_args(source)
     if config is None or problems:
         return None, problems
@@ -182,6 +183,11 @@ def _bind_training(source: Source, notices: list[str]) -> tuple[TrainConfig | No
     problems = check_train(config, source)
     notices += [] if problems else ends_early(config, source) + without_effect(config, source)
     return config, problems
+
+
+def _keys_of(record: type[Record], other: type[Record], message: str) -> dict[str, str]:
+    """Return what to say of the keys of one record that another does not have."""
+    return dict.fromkeys(set(record.model_fields) - set(other.model_fields), message)
 
 
 def _check_model_args(source: Source) -> list[str]:
@@ -208,7 +214,8 @@ def _bind_flavors(
         if settings is None:
             problems.append(problem(source, at, "has no settings; write them below it, further to the right"))
             continue
-        flavor, found = bind(EvalConfig, source, at)
+        elsewhere = _keys_of(TrainConfig, EvalConfig, "belongs to the training; write it at the top level")
+        flavor, found = bind(EvalConfig, source, at, elsewhere)
         problems += check_flavor_name(name, source) + found
         if flavor:
             dataset = flavor.dataset or str(source.data.get("dataset"))

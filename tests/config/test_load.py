@@ -28,6 +28,8 @@ def test_two_lines_make_a_config(load) -> None:
     ("text", "override", "message"),
     [
         (BASE + "inner_lrr: 1\n", "seed=1", "train.yml:3: inner_lrr: unknown key; did you mean 'inner_lr'?"),
+        (BASE, "split=validation", "--set: split: belongs to an evaluation; write it below a flavor of eval"),
+        (OLFT, "eval.olft.inner_lr=3", "--set: eval.olft.inner_lr: belongs to the training; write it at the top level"),
         (OLFT, "eval.olft.runz=3", "--set: eval.olft.runz: unknown key; did you mean 'runs'?"),
         (BASE + "eval: {clases: 3}\n", "seed=1", "train.yml:3: eval.eval.clases: unknown key; did you mean 'classes'?"),
         (BASE, "model_args.rln=3", "--set: model_args.rln: unknown key; did you mean 'rln_chs'?"),
