@@ -97,8 +97,17 @@ class TrainingRun:
 
     def save(self) -> None:
         """Keep a checkpoint; of those before it the evaluated ones, and one to fall back on."""
+        folder = self._folder(self.completed)
+        if not is_complete(folder):
+            save_checkpoint(folder, self.kept_model, self._card(), self._training_state())
+        earlier = [step for step in steps_saved(self.checkpoints) if 0 < step < self.completed]
+        for step in earlier[:-1]:
+            if step not in self.config.checkpoint_steps:
+                shutil.rmtree(self._folder(step))
+
+    def _card(self) -> ModelCard:
         config = self.config
-        card = ModelCard(
+        return ModelCard(
             model=config.model,
             model_args=complete_args(config.model_record),
             image_shape=config.image_shape,
@@ -108,20 +117,17 @@ class TrainingRun:
             step=self.completed,
             seed=self.seed,
             ema_decay=config.ema_decay,
-            train_classes=_held_to(config),
+            train_classes=_known_train_classes(config),
             **_classes_of(config),
         )
-        folder = self._folder(self.completed)
-        if not is_complete(folder):
-            recent = torch.stack([torch.stack(pair) for pair in self.recent]) if self.recent else []
-            training: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "recent": recent}
-            if self.average:
-                training |= {"weights": self.model.state_dict(), "averaged_updates": self.average.updates}
-            save_checkpoint(folder, self.kept_model, card, training)
-        earlier = [step for step in steps_saved(self.checkpoints) if 0 < step < self.completed]
-        for step in earlier[:-1]:
-            if step not in config.checkpoint_steps:
-                shutil.rmtree(self._folder(step))
+
+    def _training_state(self) -> dict[str, Any]:
+        """Return what a training goes on from, beside the model that is kept."""
+        recent = torch.stack([torch.stack(pair) for pair in self.recent]) if self.recent else []
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "recent": recent}
+        if self.average:
+            state |= {"weights": self.model.state_dict(), "averaged_updates": self.average.updates}
+        return state
 
     def _folder(self, step: int) -> Path:
         return step_folder(self.checkpoints, step)
@@ -181,7 +187,7 @@ def _classes_of(config: TrainConfig) -> dict[str, Any]:
     return {"class_split": config.class_split.model_dump(mode="json"), "imgs_per_class": config.imgs_per_class}
 
 
-def _held_to(config: TrainConfig) -> int | None:
+def _known_train_classes(config: TrainConfig) -> int | None:
     """Return what the model card says of held-out classes: the first so many background classes were trained on."""
     # Which those are follows from a complete copy of the data, or from the names of a folder's classes.
     is_known = isinstance(config.class_split, ClassSplit) or not config.allow_incomplete
