@@ -81,7 +81,8 @@ def test_every_training_is_planned_to_its_end(path: Path, capsys, tmp_path: Path
     jobs = [job.name for job in make_plan(config).jobs]
     shown = capsys.readouterr().out
     assert [name for name in jobs if f"\n  {name}" not in shown] == []
-    assert f"train-step-{config.total_steps:06d}" in jobs
+    for one in config.variations:
+        assert "-".join(filter(None, (f"train-step-{config.total_steps:06d}", one.tag))) in jobs
     assert not list(tmp_path.iterdir())
 
 
