@@ -63,22 +63,24 @@ def test_every_key_is_documented() -> None:
     assert sorted(key for key in keys if f"`{key}`" not in text) == []
 
 
-def test_the_validation_of_the_documents_loads(tmp_path: Path) -> None:
+def load_example(place: int, folder: Path) -> TrainConfig:
+    """Load one of the two configs that docs/configs.md shows."""
     text = (REPOSITORY / "docs" / "configs.md").read_text(encoding="utf-8")
-    _, example = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
-    path = tmp_path / "validation.yml"
-    path.write_text(example.replace("!include ", f"!include {REPOSITORY / 'configs'}/"))
-    config = load_train_config(path).config
+    examples = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    assert len(examples) == 2
+    path = folder / "example.yml"
+    path.write_text(examples[place].replace("!include ", f"!include {REPOSITORY / 'configs'}/"))
+    return load_train_config(path).config
+
+
+def test_the_validation_of_the_documents_loads(tmp_path: Path) -> None:
+    config = load_example(1, tmp_path)
     assert (list(config.eval), config.num_held_out_classes) == (["olft-validation"], 300)
     assert config.eval["olft-validation"].is_validation
 
 
 def test_the_variation_of_the_documents_loads(tmp_path: Path) -> None:
-    text = (REPOSITORY / "docs" / "configs.md").read_text(encoding="utf-8")
-    example, _ = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
-    path = tmp_path / "variation.yml"
-    path.write_text(example.replace("!include ", f"!include {REPOSITORY / 'configs'}/"))
-    config = load_train_config(path).config
+    config = load_example(0, tmp_path)
     base = load_train_config(REPOSITORY / "configs" / "train-omni-anml.yml").config
     assert list(config.eval) == [*base.eval, "olft-100"]
     assert config.eval["olft"] == base.eval["olft"].model_copy(update={"runs": 3})
