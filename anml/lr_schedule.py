@@ -6,12 +6,9 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, ReduceLROnPlateau
 
-from anml.config.binding import nearest
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
-
-# What torch's schedules raise when they are made, or first stepped, with arguments that make no sense.
-_BAD_ARGUMENTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+from anml.torch_by_name import BAD_ARGUMENTS, make_by_name
 
 
 def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:
@@ -37,7 +34,7 @@ def outer_rates(config: TrainConfig) -> list[float]:
         try:
             if episode:
                 schedule.step()
-        except _BAD_ARGUMENTS as error:
+        except BAD_ARGUMENTS as error:
             message = f"outer_lr_scheduler_args: {name} with {arguments} fails at episode {episode}: {error}"
             raise ConfigError(message) from None
         rates.append(_rate(dummy, f"{name} with {arguments}", episode))
@@ -60,25 +57,8 @@ def _rate(dummy: torch.optim.Adam, what: str, episode: int) -> float:
 def _schedule(
     key: str, name: str, arguments: dict[str, Any], optimizer: torch.optim.Optimizer, unit: str
 ) -> LRScheduler:
-    schedule = by_name(torch.optim.lr_scheduler, LRScheduler, key, name, optimizer, arguments)
+    schedule = make_by_name(torch.optim.lr_scheduler, LRScheduler, key, name, optimizer, arguments)
     if isinstance(schedule, ReduceLROnPlateau):
         message = f"{key}: ReduceLROnPlateau needs a validation loss; use one that depends on the {unit} alone"
         raise ConfigError(message)
     return schedule
-
-
-def by_name(module: Any, base: type, key: str, name: str, first: Any, arguments: dict[str, Any]) -> Any:
-    """Make an optimizer or a schedule by its name in torch. Raises ConfigError naming what is wrong."""
-    kinds = {
-        own: kind
-        for own, kind in vars(module).items()
-        if isinstance(kind, type) and issubclass(kind, base) and kind is not base and not own.startswith("_")
-    }
-    if name not in kinds:
-        message = f"{key}: torch has no {name!r}{nearest(name, kinds) or '; it has: ' + ', '.join(sorted(kinds))}"
-        raise ConfigError(message)
-    try:
-        return kinds[name](first, **arguments)
-    except _BAD_ARGUMENTS as error:
-        message = f"{key}_args: {name} does not take {arguments}: {error}"
-        raise ConfigError(message) from None

@@ -7,11 +7,12 @@ from torch.nn.functional import cross_entropy
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import shuffled_batch
-from anml.lr_schedule import by_name, make_schedule
+from anml.lr_schedule import make_schedule
 from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.meta.step import lobotomize
 from anml.models.meta_model import MetaModel
 from anml.rng import torch_generator
+from anml.torch_by_name import make_by_name
 
 
 class IidStep:
@@ -66,5 +67,5 @@ class IidStep:
 
 def make_optimizer(config: TrainConfig, model: MetaModel) -> torch.optim.Optimizer:
     """Return the optimizer that a config names. Raises ConfigError."""
-    arguments = {"lr": config.lr, **config.optimizer_args}
-    return by_name(torch.optim, torch.optim.Optimizer, "optimizer", config.optimizer, model.parameters(), arguments)
+    arguments, kind = {"lr": config.lr, **config.optimizer_args}, torch.optim.Optimizer
+    return make_by_name(torch.optim, kind, "optimizer", config.optimizer, model.parameters(), arguments)

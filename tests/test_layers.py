@@ -18,6 +18,7 @@ LAYERS = [
     "native",
     "checkpoint",
     "import_pth",
+    "torch_by_name",
     "lr_schedule",
     "meta",
     "train_iid",
@@ -116,6 +117,7 @@ def test_upper_half_imports_no_torch(path: Path) -> None:
     heavy = {
         "data",
         "models",
+        "torch_by_name",
         "lr_schedule",
         "meta",
         "weight_average",

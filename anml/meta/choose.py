@@ -41,7 +41,8 @@ def make_engine(config: TrainConfig, model: MetaModel, inner_names: list[str]) -
     """Return an engine, for `graph` the one that the graph is made of, and why. Raises ConfigError."""
     if config.train_method in ("meta-first-order", "sequential_episodic"):
         keep = config.train_method == "sequential_episodic"
-        return FirstOrderEngine(model, inner_names, config.inner_lr, keep_fast_weights=keep), config.train_method
+        native = config.engine in ("auto", "native")
+        return FirstOrderEngine(model, inner_names, config.inner_lr, keep, native), config.train_method
     name, why = choose(config, model, inner_names)
     if name == "graph":
         name = _first_possible(_IN_A_GRAPH, config, model, inner_names)[0]

@@ -6,21 +6,26 @@ updated on the meta loss: ordinary sequential learning, nothing is differentiate
 """
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from anml.data.episodes import Episode
 from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.models.meta_model import MetaModel
+from anml.native.blocks import with_native_blocks
+from anml.native.build import available
 
 
 class FirstOrderEngine:
-    """Plain SGD in the inner loop, plain gradient after it."""
+    """Plain SGD in the inner loop, plain gradient after it; `native`: with blocks in C++ where the model has such."""
 
     name = "first-order"
-    note = ""
 
-    def __init__(self, model: MetaModel, inner_names: list[str], inner_lr: float, keep_fast_weights: bool) -> None:
+    def __init__(
+        self, model: MetaModel, inner_names: list[str], inner_lr: float, keep_fast_weights: bool, native: bool = False
+    ) -> None:
         self.model = model
+        self.classify, self.note = _native(model) if native else (model, "")
         self.inner = [model.get_parameter(name) for name in inner_names]
         self.inner_lr = inner_lr
         self.keep_fast_weights = keep_fast_weights
@@ -29,19 +34,30 @@ class FirstOrderEngine:
         """Return loss, accuracy and gradients; unless fast weights are kept, the weights are put back."""
         before = [] if self.keep_fast_weights else [p.detach().clone() for p in self.inner]
         for index in episode.support_index:
-            self._sgd_step(cross_entropy(self.model(episode.images[index]), episode.labels[index]))
+            self._sgd_step(cross_entropy(self.classify(episode.images[index]), episode.labels[index]))
         query = slice(episode.query_start, None)
-        logits, labels = self.model(episode.images[query]), episode.labels[query]
+        logits, labels = self.classify(episode.images[query]), episode.labels[query]
         loss = cross_entropy(logits, labels)
         parameters = dict(self.model.named_parameters())
-        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
         with torch.no_grad():
             for parameter, value in zip(self.inner, before, strict=not self.keep_fast_weights):
                 parameter.copy_(value)
         return EpisodeOutcome(loss.detach(), accuracy(logits, labels), dict(zip(parameters, gradients, strict=True)))
 
     def _sgd_step(self, loss: torch.Tensor) -> None:
-        gradients = torch.autograd.grad(loss, self.inner)
+        # Native blocks give no gradient for a bias that their norm removes: its true one is zero.
+        gradients = torch.autograd.grad(loss, self.inner, materialize_grads=True)
         with torch.no_grad():
             for parameter, gradient in zip(self.inner, gradients, strict=True):
-                parameter -= self.inner_lr * gradient
+                parameter.add_(gradient, alpha=-self.inner_lr)
+
+
+def _native(model: MetaModel) -> tuple[nn.Module, str]:
+    """Return what classifies a model's images fastest, and a note of it."""
+    native = with_native_blocks(model)
+    if native is None:
+        return model, ""
+    # In this order: the kernels are only built for a model that can use them.
+    found = available("train")
+    return (native, "native blocks") if found else (model, f"without native blocks: {found.reason}")

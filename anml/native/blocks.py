@@ -1,5 +1,6 @@
 """Convolution blocks in C++ (blocks.h): for training's sweep, and as a drop-in for a model's own stack of blocks."""
 
+import copy
 from typing import Any
 
 import torch
@@ -120,6 +121,14 @@ def use_native_blocks(model: nn.Module) -> None:
         if isinstance(module, nn.Sequential) and _leading_blocks(module) and not unsupported_layers(module):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, NativeStack(module))
+
+
+def with_native_blocks(model: nn.Module) -> nn.Module | None:
+    """Return a copy with native stacks that shares the model's parameters and buffers; None if it would have none."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    native = copy.deepcopy(model, shared)
+    use_native_blocks(native)
+    return native if any(isinstance(module, NativeStack) for module in native.modules()) else None
 
 
 def unsupported_layers(model: nn.Module) -> str:

@@ -33,9 +33,9 @@ def images(dataset: str) -> str:
     return _IMAGES.get(without_validation(dataset), "images")
 
 
-def classes(is_validation: bool) -> str:
+def classes(held_out: bool) -> str:
     """Return what the classes of an evaluation are called: those for evaluation are just `classes`."""
-    return HELD_OUT if is_validation else "classes"
+    return HELD_OUT if held_out else "classes"
 
 
 def classes_of(dataset: str) -> str:
@@ -43,9 +43,9 @@ def classes_of(dataset: str) -> str:
     return f"{classes(is_validation(dataset))} of {without_validation(dataset)}"
 
 
-def in_lines(classes_of: str) -> str:
+def in_lines(noun: str) -> str:
     """Return `classes of omniglot` in lines that fit beside a panel."""
-    return classes_of.replace("held-out ", "held-out\n").replace(" of ", "\nof ")
+    return noun.replace("held-out ", "held-out\n").replace(" of ", "\nof ")
 
 
 def checkpoint(step: int, unit: str) -> str:

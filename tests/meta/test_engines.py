@@ -18,6 +18,7 @@ from anml.meta.program import EpisodeProgram, run_one
 from anml.meta.reference import ReferenceEngine
 from anml.models.meta_model import MetaModel
 from anml.models.parameters import select_names
+from anml.native.build import available
 from tests.meta.cases import (
     INNER_LR,
     MODELS,
@@ -229,6 +230,31 @@ def test_sequential_episodic_keeps_the_fast_weights(data):
     FirstOrderEngine(model, inner, INNER_LR, keep_fast_weights=True).run(episode)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, expected.get_parameter(name), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("keep", [False, True], ids=["first-order", "sequential_episodic"])
+@pytest.mark.parametrize("kind", ["anml", "sanml", "convnet, linear", "anml-encoder, mlp"])
+def test_first_order_with_native_blocks_does_what_it_does_without(data, kind, keep):
+    if not available("train"):
+        pytest.skip(available("train").reason)
+    plain, episodes = make_model(kind), [make_episode(data, index) for index in range(2)]
+    native = copy.deepcopy(plain)
+    inner = select_names(plain, PUBLISHED_INNER.get(kind, ("all",)))
+    engines = [FirstOrderEngine(m, inner, INNER_LR, keep, native=m is native) for m in (plain, native)]
+    assert engines[1].note == "native blocks"
+    for episode in episodes:
+        expected, found = (engine.run(episode) for engine in engines)
+        assert_agree(found, expected, plain)
+    for name, parameter in native.named_parameters():
+        torch.testing.assert_close(parameter, plain.get_parameter(name), rtol=1e-10, atol=1e-12)
+
+
+def test_first_order_runs_what_the_kernels_cannot_without_them(data):
+    model = make_model("resnet12, linear")
+    engine = FirstOrderEngine(model, select_names(model, ["all"]), INNER_LR, keep_fast_weights=True, native=True)
+    assert engine.classify is model
+    assert not engine.note
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch import nn
 
 from anml.models.build import build_model
 from anml.models.meta_model import MetaModel
-from anml.native.blocks import NativeStack, use_native_blocks
+from anml.native.blocks import NativeStack, use_native_blocks, with_native_blocks
 from anml.native.build import available
 
 pytestmark = pytest.mark.native
@@ -65,9 +65,18 @@ def test_parameters_keep_their_names_and_memory():
     assert not torch.equal(native(image), before)
 
 
+def test_a_native_copy_shares_the_parameters():
+    plain, _ = pair("anml")
+    native = with_native_blocks(plain)
+    assert native is not None
+    assert not any(isinstance(module, NativeStack) for module in plain.modules())
+    assert all(native.get_parameter(name) is parameter for name, parameter in plain.named_parameters())
+
+
 def test_what_the_kernels_cannot_run_stays_as_it_is():
     args = {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": 5, "kernel_size": 5}}
     for name, arguments in (("classifier", args), ("oml", {"num_filters": 4, "strides": [2, 1, 2], "hidden": 9})):
         model = build_model(name, arguments, (1, 28, 28), seed=1)
         use_native_blocks(model)
         assert not any(isinstance(module, NativeStack) for module in model.modules())
+        assert with_native_blocks(model) is None
