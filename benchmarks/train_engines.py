@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from anml.meta.compiled import CompiledEngine
 from anml.meta.conv_sweep import SweepEngine, unsupported
 from anml.meta.engine import Engine
 from anml.meta.fast import FastEngine
+from anml.meta.first_order import FirstOrderEngine
 from anml.meta.native import NativeEngine
 from anml.meta.reference import ReferenceEngine
 from anml.models.build import build_model
@@ -36,6 +38,11 @@ ENGINES = {
     "compiled": CompiledEngine,
     "sweep": SweepEngine,
     "native": NativeEngine,
+}
+# Of another training method: their gradients are not those of the reference, so they are only timed when asked for.
+FIRST_ORDER = {
+    "first-order": partial(FirstOrderEngine, keep_fast_weights=False),
+    "first-order-native": partial(FirstOrderEngine, keep_fast_weights=False, native=True),
 }
 
 
@@ -57,7 +64,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["anml", "sanml", "oml"], choices=["anml", "sanml", "oml"])
-    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=[*ENGINES, *FIRST_ORDER])
     parser.add_argument("--rounds", type=int, default=5, help="how often every engine has its turn")
     parser.add_argument("--threads", type=int, help="default: as many as PyTorch chooses")
     parser.add_argument("--rln-chs", type=int, default=256)
@@ -128,7 +135,7 @@ def make_engines(model: MetaModel, inner: list[str], wanted: list[str]) -> Itera
         if reason:
             print(f"{type(model).__name__}, {name}: left out: {reason}")
         else:
-            yield name, ENGINES[name](model, inner, 0.1)
+            yield name, (ENGINES | FIRST_ORDER)[name](model, inner, 0.1)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
