@@ -34,9 +34,10 @@ def photographs(tmp_path_factory: pytest.TempPathFactory, make_images: Callable[
 
 
 def train_and_evaluate(name: str, data: str | Path, root: Path) -> tuple[TrainConfig, Experiment]:
-    """Do what the jobs of a smoke test do, one after the other, in this process."""
+    """Do what the jobs of a smoke test do, one after the other, in this process; of several trainings the first."""
     loaded = load_train_config(CONFIGS / f"{name}.yml", options={"data_path": str(data)})
     config, experiment = smoke_test(loaded.config), Experiment(root)
+    config = config.alone(config.variations[0])
     experiment.config_file.write_text(dump_config(config), encoding="utf-8")
     assert train.main(["--run-dir", str(root)]) == 0
     for flavor in config.eval:
