@@ -39,7 +39,7 @@ class FirstOrderEngine:
         logits, labels = self.classify(episode.images[query]), episode.labels[query]
         loss = cross_entropy(logits, labels)
         parameters = dict(self.model.named_parameters())
-        # Native blocks give no gradient for a bias that their norm removes: its true one is zero, here and in `_sgd_step`.
+        # Native blocks give no gradient, here and in a step, for a bias that their norm removes: its true one is zero.
         gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
         with torch.no_grad():
             for parameter, value in zip(self.inner, before, strict=not self.keep_fast_weights):
