@@ -67,5 +67,6 @@ class IidStep:
 
 def make_optimizer(config: TrainConfig, model: MetaModel) -> torch.optim.Optimizer:
     """Return the optimizer that a config names. Raises ConfigError."""
-    arguments, kind = {"lr": config.lr, **config.optimizer_args}, torch.optim.Optimizer
+    arguments = {"lr": config.lr, **config.optimizer_args}
+    kind = torch.optim.Optimizer
     return make_by_name(torch.optim, kind, "optimizer", config.optimizer, model.parameters(), arguments)

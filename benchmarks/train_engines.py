@@ -140,10 +140,10 @@ def make_engines(model: MetaModel, inner: list[str], wanted: list[str]) -> Itera
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print one line for each model and engine."""
-    print(f"{'model':8}{'engine':12}{'ms/episode':>12}{'times the reference':>22}")
+    print(f"{'model':8}{'engine':20}{'ms/episode':>12}{'times the reference':>22}")
     for row in rows:
         ratio = f"{row['ratio']:.2f}" if row["ratio"] else "-"
-        print(f"{row['model']:8}{row['engine']:12}{row['median_s'] * 1e3:12.1f}{ratio:>22}")
+        print(f"{row['model']:8}{row['engine']:20}{row['median_s'] * 1e3:12.1f}{ratio:>22}")
 
 
 if __name__ == "__main__":

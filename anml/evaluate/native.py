@@ -62,9 +62,9 @@ class NativeLearner(OneTrajectory):
         logits = classify(self.model, self.trial.train_inputs[example], self.trial.stage)
         loss = cross_entropy(logits, self.trial.train_labels[example])
         wanted = [*self.others, *(linear.output for linear in self.linears)]
-        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+        gradients = torch.autograd.grad(loss, wanted)
         for parameter, gradient in zip(self.others, gradients, strict=False):
-            parameter.grad = gradient  # None for a bias that a norm removes: Adam passes over it.
+            parameter.grad = gradient
         if self.optimizer is not None:
             self.optimizer.step()
         for linear, delta in zip(self.linears, gradients[len(self.others) :], strict=True):

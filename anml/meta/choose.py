@@ -40,9 +40,7 @@ def choose(config: TrainConfig, model: MetaModel, inner_names: list[str]) -> tup
 def make_engine(config: TrainConfig, model: MetaModel, inner_names: list[str]) -> tuple[Engine, str]:
     """Return an engine, for `graph` the one that the graph is made of, and why. Raises ConfigError."""
     if config.train_method in ("meta-first-order", "sequential_episodic"):
-        keep = config.train_method == "sequential_episodic"
-        native = config.engine in ("auto", "native")
-        return FirstOrderEngine(model, inner_names, config.inner_lr, keep, native), config.train_method
+        return _first_order(config, model, inner_names), config.train_method
     name, why = choose(config, model, inner_names)
     if name == "graph":
         name = _first_possible(_IN_A_GRAPH, config, model, inner_names)[0]
@@ -83,6 +81,16 @@ def _first_possible(
             return name, "; ".join(obstacles) or "the fastest"
         obstacles.append(f"not {name}: {obstacle}")
     raise AssertionError(obstacles)  # The fast engine trains every model.
+
+
+def _first_order(config: TrainConfig, model: MetaModel, inner_names: list[str]) -> FirstOrderEngine:
+    keep, native = config.train_method == "sequential_episodic", config.engine in ("auto", "native")
+    engine = FirstOrderEngine(model, inner_names, config.inner_lr, keep, native)
+    if config.engine == "native" and not engine.is_native:
+        reason = engine.note or "it has no convolution blocks on a CPU that the kernels can run"
+        message = f"engine: native cannot train this: {reason}. Use engine: auto."
+        raise ConfigError(message)
+    return engine
 
 
 def _make(name: str, model: MetaModel, inner_names: list[str], rate: float) -> Engine:

@@ -30,6 +30,11 @@ class FirstOrderEngine:
         self.inner_lr = inner_lr
         self.keep_fast_weights = keep_fast_weights
 
+    @property
+    def is_native(self) -> bool:
+        """Whether blocks run in C++."""
+        return self.classify is not self.model
+
     def run(self, episode: Episode) -> EpisodeOutcome:
         """Return loss, accuracy and gradients; unless fast weights are kept, the weights are put back."""
         before = [] if self.keep_fast_weights else [p.detach().clone() for p in self.inner]
@@ -39,15 +44,14 @@ class FirstOrderEngine:
         logits, labels = self.classify(episode.images[query]), episode.labels[query]
         loss = cross_entropy(logits, labels)
         parameters = dict(self.model.named_parameters())
-        # Native blocks give no gradient, here and in a step, for a bias that their norm removes: its true one is zero.
-        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
         with torch.no_grad():
             for parameter, value in zip(self.inner, before, strict=not self.keep_fast_weights):
                 parameter.copy_(value)
         return EpisodeOutcome(loss.detach(), accuracy(logits, labels), dict(zip(parameters, gradients, strict=True)))
 
     def _sgd_step(self, loss: torch.Tensor) -> None:
-        gradients = torch.autograd.grad(loss, self.inner, materialize_grads=True)
+        gradients = torch.autograd.grad(loss, self.inner)
         with torch.no_grad():
             for parameter, gradient in zip(self.inner, gradients, strict=True):
                 parameter.add_(gradient, alpha=-self.inner_lr)

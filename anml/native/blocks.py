@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from anml.models.blocks import Block, BlockWeights, find_blocks
 from anml.native.build import kernels
@@ -18,10 +19,12 @@ class NativeBlocks:
         self.stack: Any = None
         self.made_for: tuple[Any, ...] = ()
         self.steps: int | None = 0
+        self.episodes = 0
 
     def start(self, steps: int) -> None:
         """Begin an episode; the first images tell for which size."""
         self.steps = steps
+        self.episodes += 1
 
     def encode(self, step: int, images: torch.Tensor) -> torch.Tensor:
         """Run the blocks, keeping what the sweep needs."""
@@ -79,8 +82,7 @@ class NativeBlocks:
 class NativeStack(nn.Sequential):
     """A stack of blocks and what follows it, in the place of the Sequential it was made of, parameters included.
 
-    One backward pass after each forward pass, before the next. A convolution's bias, which its norm removes, gets no
-    gradient (its true one is zero).
+    One backward pass after each forward pass, before the next; no second derivatives. RuntimeError otherwise.
     """
 
     def __init__(self, original: nn.Sequential) -> None:
@@ -92,8 +94,10 @@ class NativeStack(nn.Sequential):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Images [n, C, H, W] to what the original returns."""
-        weights = [part for block in self.native.blocks for part in (block.conv.weight, *block.norm.parameters())]
-        features = _RunBlocks.apply(input, self.native, *weights)
+        blocks = self.native.blocks
+        weights = [part for block in blocks for part in (block.conv.weight, *block.norm.parameters())]
+        biases = [block.conv.bias for block in blocks if block.conv.bias is not None]
+        features = _RunBlocks.apply(input, self.native, *weights, *biases)
         for module in self.rest:
             features = module(features)
         assert isinstance(features, torch.Tensor)
@@ -104,15 +108,22 @@ class _RunBlocks(torch.autograd.Function):
     """The blocks as one operation. A single image is shared by all threads, several are dealt out to them."""
 
     @staticmethod
-    def forward(ctx: Any, images: torch.Tensor, native: NativeBlocks, *weights: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, images: torch.Tensor, native: NativeBlocks, *parameters: torch.Tensor) -> torch.Tensor:
         ctx.native, ctx.alone = native, len(images) == 1
         native.start(1 if ctx.alone else 0)
+        ctx.episode, ctx.biases = native.episodes, parameters[3 * len(native.blocks) :]
         return native.encode(0, images) if ctx.alone else native.encode_query(images)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.episode != ctx.native.episodes:
+            message = "native blocks remember their last forward pass only: differentiate it before the next"
+            raise RuntimeError(message)
         (ctx.native.pull_step if ctx.alone else ctx.native.pull_query)(cotangents[0])
-        return (None, None, *(part for block in ctx.native.gradients() for part in block))
+        weights = [part for block in ctx.native.gradients() for part in block]
+        # The norm removes what a convolution's bias adds.
+        return (None, None, *weights, *(torch.zeros_like(bias) for bias in ctx.biases))
 
 
 def use_native_blocks(model: nn.Module) -> None:
@@ -157,7 +168,8 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
-    return (conv.kernel_size, conv.stride, conv.dilation, conv.groups) == ((3, 3), (1, 1), (1, 1), 1)
+    shape = (conv.kernel_size, conv.stride, conv.dilation, conv.groups, conv.padding_mode)
+    return shape == ((3, 3), (1, 1), (1, 1), 1, "zeros")
 
 
 def _padding(block: Block) -> int:

@@ -253,8 +253,25 @@ def test_first_order_with_native_blocks_does_what_it_does_without(data, kind, ke
 def test_first_order_runs_what_the_kernels_cannot_without_them(data):
     model = make_model("resnet12, linear")
     engine = FirstOrderEngine(model, select_names(model, ["all"]), INNER_LR, keep_fast_weights=True, native=True)
-    assert engine.classify is model
+    assert not engine.is_native
     assert not engine.note
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(("engine", "is_native"), [("auto", True), ("native", True), ("fast", False)])
+def test_without_second_derivatives_blocks_are_native_unless_another_engine_is_asked_for(engine, is_native):
+    if not available("train"):
+        pytest.skip(available("train").reason)
+    config = make_config(train_method="sequential_episodic", engine=engine)
+    found, _ = make_engine(config, make_model("sanml"), ["fc.weight"])
+    assert isinstance(found, FirstOrderEngine)
+    assert found.is_native == is_native
+
+
+def test_native_blocks_asked_for_and_not_to_be_had_are_an_error():
+    config, model = make_config(train_method="meta-first-order", engine="native"), make_model("resnet12, linear")
+    with pytest.raises(ConfigError, match="engine: native cannot train this: it has no convolution blocks on a CPU"):
+        make_engine(config, model, select_names(model, ["head"]))
 
 
 @pytest.mark.parametrize(
