@@ -47,7 +47,7 @@ def evaluate_by_hand(
     for number, (model, card, data, config) in enumerate(candidates):
         first, points = len(rows), sweep_points(config)
         before, total = number * len(points), len(candidates) * len(points)
-        heading = _heading(card, data, len(checkpoints) > 1, len(configs) > 1)
+        heading = f"{card.display_name}, step {card.step}: " if len(checkpoints) > 1 else ""
         progress = functools.partial(_progress, context, before, total)
         say = functools.partial(print, heading, sep="", file=sys.stderr)
         for done, result in enumerate(run_sweep(model, card, config, "eval", data, points, progress, say), 1):
@@ -62,13 +62,6 @@ def evaluate_by_hand(
     if output:
         write_results(Path(output), rows, class_rows, origins if len(candidates) > 1 else ())
     return True
-
-
-def _heading(card: ModelCard, data: ClassImages, several_models: bool, several_datasets: bool) -> str:
-    """Return what a line begins with, as far as there is more than one of it."""
-    parts = [f"{card.display_name}, step {card.step}"] if several_models else []
-    parts += [data.name] if several_datasets else []
-    return ", ".join(parts) + ": " if parts else ""
 
 
 def _progress(context: JobContext, before: int, total: int, part: float) -> None:

@@ -110,12 +110,10 @@ def accuracy_lines(rows: Sequence[ResultRow]) -> list[str]:
     lines = []
     for key, finals in _finals(rows).items():
         classes, rate = key[0], key[-1]
-        label = f"{classes} {wording.classes(is_validation(finals[0].dataset))}" + (
-            "" if rate is None else f", lr {rate:g}"
-        )
+        label = f"{classes} {wording.classes_of(finals[0].dataset)}" + ("" if rate is None else f", lr {rate:g}")
         columns = (("train", [r.train_acc for r in finals]), ("test", [r.test_acc for r in finals]))
-        parts = [f"{name} {statistics.mean(v):.1%} (std {_std(v):.1%})" for name, v in columns]
-        lines.append(f"{label}: {' | '.join(parts)}, {len(finals)} runs")
+        parts = [f"{name} {_mean_and_std(accuracies)}" for name, accuracies in columns]
+        lines.append(f"{label}: {' | '.join(parts)}, {wording.count(len(finals), 'runs')}")
     return lines
 
 
@@ -130,8 +128,9 @@ def _finals(rows: Sequence[ResultRow]) -> dict[tuple, list[ResultRow]]:
     return grouped
 
 
-def _std(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _mean_and_std(values: list[float]) -> str:
+    spread = f" (std {statistics.stdev(values):.1%})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1%}{spread}"
 
 
 def _log_curves(tracker: Tracker, rows: Sequence[ResultRow]) -> None:

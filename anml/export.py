@@ -1,6 +1,5 @@
 """A checkpoint to share: the model without its training state, and a card of its origin and accuracy."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,22 @@ from anml.config.variation import Variation
 from anml.errors import CheckpointError
 from anml.experiment import Experiment
 from anml.models.meta_model import MetaModel
+from anml.report.completeness import missing_results
 from anml.report.milestones import best_by_classes
 from anml.report.tables import read_scores
 
 
 def export_model(
     experiment: Experiment, config: TrainConfig, step: int, one: Variation, target: Path, half: bool
-) -> None:
+) -> list[str]:
     """Write a checkpoint of one of an experiment's trainings to a folder. `half` rounds the weights to float16.
 
-    Raises CheckpointError.
+    Returns a sentence for each of its sweeps that is not complete; the card has them too. Raises CheckpointError.
     """
     model, card = load_model(experiment.checkpoint(step, one.tag))
-    save_model(target, _halved(model) if half else model, card, _about(experiment, config.alone(one), card, half))
+    about = _about(experiment, config.alone(one), card, half)
+    save_model(target, _halved(model) if half else model, card, about)
+    return about["missing"]
 
 
 def _halved(model: MetaModel) -> MetaModel:
@@ -41,14 +43,21 @@ def _halved(model: MetaModel) -> MetaModel:
 
 
 def _about(experiment: Experiment, config: TrainConfig, card: ModelCard, half: bool) -> dict[str, Any]:
-    """Return what a user of the model may want to know of its making. config: of this training alone."""
+    """Return what a user of the model may want to know of its making. config: of this training alone.
+
+    accuracy: on test examples at the best learning rate, for every flavor and number of classes learned.
+    """
     environment = read_json(experiment.environment_file) or {}
+    of_this = (card.display_name, card.step, card.seed)
+    rows = [r for r in read_scores(experiment).rows if (r.model, r.checkpoint_step, r.train_seed) == of_this]
+    this_step = config.model_copy(update={"eval_steps": (card.step,), "eval_untrained": False})
     return {
         "config": _without(yaml.safe_load(dump_config(config)), "data_path"),
         "git_commit": environment.get("git_commit"),
         "trained_on": _without(environment.get("training_machine"), "host"),
         "weights": str(torch.float16 if half else torch.float32).removeprefix("torch."),
-        "accuracy": _accuracies(experiment, card),
+        "accuracy": [asdict(milestone) for milestone in best_by_classes(rows)],
+        "missing": missing_results(this_step, rows),
     }
 
 
@@ -57,10 +66,3 @@ def _without(data: Any, private: str) -> Any:
     if not isinstance(data, dict):
         return data
     return {key: _without(value, private) for key, value in data.items() if key != private}
-
-
-def _accuracies(experiment: Experiment, card: ModelCard) -> Sequence[dict[str, Any]]:
-    """Return the test accuracy at the best learning rate, for every flavor and number of classes learned."""
-    of_this = (card.display_name, card.step, card.seed)
-    rows = [r for r in read_scores(experiment).rows if (r.model, r.checkpoint_step, r.train_seed) == of_this]
-    return [asdict(milestone) for milestone in best_by_classes(rows)]

@@ -144,8 +144,12 @@ def test_the_card_says_how_many_classes_were_trained_on(validated: Experiment) -
 def test_the_log_of_a_validation_says_what_it_is(validated: Experiment) -> None:
     (held_out,) = accuracy_lines(read_results([validated.result("held-out", 1)]))
     (unseen,) = accuracy_lines(read_results([validated.result("unseen", 1)]))
-    assert held_out.startswith("8 held-out background classes, lr 0.01: ")
-    assert unseen.startswith("8 classes, lr 0.01: ")
+    assert held_out.startswith("8 held-out background classes of glyphs, lr 0.01: ")
+    assert unseen.startswith("8 classes of glyphs, lr 0.01: ")
+
+
+def test_a_line_of_one_run_gives_no_deviation() -> None:
+    assert accuracy_lines([row(10, 0.5)]) == ["20 classes of omniglot, lr 0.01: train 100.0% | test 50.0%, 1 run"]
 
 
 def test_curves_of_a_validation_are_no_test_curves() -> None:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anml.commands.address import add_address_arguments, find_experiment
-from anml.commands.arguments import EXIT_DONE
+from anml.commands.arguments import EXIT_DONE, print_notices
 from anml.config.load import load_train_config
 from anml.config.training import TrainConfig
 from anml.config.variation import Variation
 from anml.errors import ConfigError
+from anml.experiment import Experiment
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,13 +29,27 @@ def main(arguments: Sequence[str]) -> int:
     if (options.target / "model.json").exists():
         message = f"{options.target}: holds a model already; choose another folder, or remove it"
         raise ConfigError(message)
-    step = config.checkpoint_steps[-1] if options.step is None else options.step
+    step = _step(experiment, config, one, options.step)
     from anml.export import export_model  # torch: after --help and config errors.
 
-    export_model(experiment, config, step, one, options.target, options.half)
+    missing = export_model(experiment, config, step, one, options.target, options.half)
+    print_notices([f"the card says that results are missing: {sentence}" for sentence in missing])
     print(f"Written: {options.target}")
-    print(f"Evaluate it: python eval_anml.py -m {options.target}")
+    sizes = [max(flavor.classes) for flavor in config.eval.values()]
+    print(f"Evaluate it: python eval_anml.py -m {options.target}" + (f" --classes {max(sizes)}" if sizes else ""))
     return EXIT_DONE
+
+
+def _step(experiment: Experiment, config: TrainConfig, one: Variation, wanted: int | None) -> int:
+    """Return the checkpoint asked for, or the last to be evaluated. Raises ConfigError naming those there are."""
+    step = config.checkpoint_steps[-1] if wanted is None else wanted
+    folder = experiment.checkpoint(step, one.tag)
+    if (folder / "model.json").is_file():
+        return step
+    found = sorted(int(card.parent.name.removeprefix("step-")) for card in folder.parent.glob("step-*/model.json"))
+    hint = f"give --step, one of {', '.join(map(str, found))}" if found else "training has not come to any"
+    message = f"{folder}: no checkpoint here; {hint}"
+    raise ConfigError(message)
 
 
 def _choose(config: TrainConfig, inner_lr: float | None, seed: int | None) -> Variation:

@@ -3,6 +3,7 @@
 import shlex
 
 from anml.commands.arguments import EXIT_DONE, EXIT_FAILED
+from anml.job_status import read_status
 from anml.launch import Launch, experiments_dir
 from anml.submission import is_done, run_launch
 
@@ -16,6 +17,10 @@ def run_and_tell(launch: Launch) -> int:
         run_launch(launch)
     except KeyboardInterrupt:
         print(f"\nStopped. To continue: python -m anml retry {_address(launch)}")
+        # This launcher's own jobs have ended; those of one that was killed it only waited for.
+        if others := _running(launch):
+            print(f"Not stopped, another launcher started it: {', '.join(others)}. "
+                  f"To end it: python -m anml cancel {_address(launch)}")  # fmt: skip
         raise
     _print_report(launch)
     tasks = [(job, task) for job in launch.plan.jobs if job.kind != "report" for task in job.task_numbers]
@@ -23,6 +28,12 @@ def run_and_tell(launch: Launch) -> int:
     if undone:
         print(f"Not done: {', '.join(undone)}. See: python -m anml status {_address(launch)}")
     return EXIT_FAILED if undone else EXIT_DONE
+
+
+def _running(launch: Launch) -> list[str]:
+    tasks = [(job, task) for job in launch.plan.jobs for task in job.task_numbers]
+    states = {job.label(task): read_status(launch.experiment.job(job.name, task).status) for job, task in tasks}
+    return [name for name, status in states.items() if status.state == "running" and not status.has_vanished]
 
 
 def _announce(launch: Launch, ids: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 from anml.config.variation import model_order
 from anml.report.grouping import grouped
 from anml.report.interval import estimate
+from anml.report.tables import run_most
 from anml.results import ResultRow
 
 
@@ -58,9 +59,7 @@ def _best(rows: list[ResultRow]) -> Milestone:
     # Of several scorings of a trajectory (epochs of an i.i.d. one) the last; of several trajectory lengths the longest.
     last = {(row.lr, row.train_seed, row.run): row for row in sorted(rows, key=lambda r: (r.classes, r.step))}
     rates = grouped(last.values(), lambda row: row.lr).values()
-    # A rate that was not run as often as others (part of an array is missing) may only have been lucky.
-    most = max(len(group) for group in rates)
-    return max((_milestone(group) for group in rates if len(group) == most), key=lambda m: (m.test_acc, -(m.lr or 0.0)))
+    return max(map(_milestone, run_most(rates, len)), key=lambda m: (m.test_acc, -(m.lr or 0.0)))
 
 
 def _milestone(rows: list[ResultRow]) -> Milestone:

@@ -1,10 +1,10 @@
 """Results as tables: every point of the sweeps, and the best learning rate of each sweep (the summary)."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pandas as pd
 
@@ -16,6 +16,7 @@ from anml.report.grouping import grouped
 from anml.report.interval import estimate
 from anml.results import ResultRow, read_results
 
+T = TypeVar("T")
 # The train_seed of points that pool several trainings.
 POOLED = "all"
 
@@ -153,7 +154,15 @@ def best_rates(points: Iterable[SweepPoint]) -> list[SweepPoint]:
     Of equal ones the one whose mean is known better, then the smaller. The choice is made on the test accuracy that
     is reported, as in the published tables.
     """
-    return [min(sweep, key=_badness) for sweep in grouped(points, lambda p: (p.train_seed, p.sweep)).values()]
+    sweeps = grouped(points, lambda point: (point.train_seed, point.sweep)).values()
+    return [min(run_most(sweep, lambda point: point.runs), key=_badness) for sweep in sweeps]
+
+
+def run_most(rates: Iterable[T], runs: Callable[[T], int]) -> list[T]:
+    """Return the rates to choose from: one with fewer runs (part of an array is missing) may only have been lucky."""
+    rates = list(rates)
+    most = max(map(runs, rates))
+    return [rate for rate in rates if runs(rate) == most]
 
 
 def _badness(point: SweepPoint) -> tuple[float, float, float]:

@@ -53,7 +53,7 @@ def test_a_state_dict_gives_the_results_of_the_checkpoint(command, config: Path,
     for model, output in ((ours, "a.csv"), (tmp_path / "ours-20.pth", "b.csv")):
         shown = command(evaluate.main, "-c", config, "-m", model, *SMALL, "-o", tmp_path / output)
         assert (shown.code, shown.err) == (0, "engine reference, a small sweep\n")
-        assert shown.out.startswith("3 classes, lr 0.01: train ")
+        assert shown.out.startswith("3 classes of glyphs, lr 0.01: train ")
     first, second = rows(tmp_path / "a.csv", "model", "train_seed"), rows(tmp_path / "b.csv", "model", "train_seed")
     assert first == second
     assert {row["checkpoint_step"] for row in second} == {"20"}
@@ -220,7 +220,7 @@ def test_a_validation_says_what_its_numbers_are_of(command, config: Path, tmp_pa
         evaluate.main, "-c", config, "-m", save(tmp_path / "a", train_classes=961), *VALIDATION, "-o", output
     )
     assert shown.code == 0, shown.err
-    assert shown.out.startswith("3 held-out background classes, lr 0.01: train ")
+    assert shown.out.startswith("3 held-out background classes of glyphs, lr 0.01: train ")
     assert {row["dataset"] for row in rows(output)} == {"glyphs-validation"}
 
 

@@ -1,6 +1,7 @@
 """A checkpoint to share: small, complete, evaluated without the experiment it came from."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def trained(tmp_path_factory) -> Path:
 def test_an_exported_model_is_the_checkpoint_without_its_training_state(trained, tmp_path, run):
     result = run("-m", "anml", "export", trained, tmp_path / "model")
     assert result.returncode == 0, result.stderr
+    assert f"Evaluate it: python eval_anml.py -m {tmp_path / 'model'} --classes 4" in result.stdout
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
     shared, card = load_model(tmp_path / "model")
     original, expected = load_model(trained / "checkpoints" / "step-000002")
@@ -68,6 +70,17 @@ def test_its_card_tells_origin_and_accuracy(trained, tmp_path, run):
     assert [(m["flavor"], m["classes"], m["runs"]) for m in about["accuracy"]] == [
         ("olft", 1, 2), ("olft", 2, 2), ("olft", 4, 2),
     ]  # fmt: skip
+
+
+def test_a_card_says_which_results_are_missing(trained, tmp_path, run):
+    shutil.copytree(trained, tmp_path / "p" / "g")
+    (results,) = (tmp_path / "p" / "g" / "results").glob("olft-step-000002.csv")
+    lines = results.read_text().splitlines(keepends=True)
+    results.write_text("".join(line for line in lines if ",0.01,1,1," not in line))
+    result = run("-m", "anml", "export", tmp_path / "p" / "g", tmp_path / "model")
+    sentence = "olft, after 2 episodes: 3 of 4 trajectories"
+    assert f"results are missing: {sentence}" in result.stderr
+    assert json.loads((tmp_path / "model" / "model.json").read_text())["about"]["missing"] == [sentence]
 
 
 def test_a_training_of_several_is_told_by_its_own_rate_and_seed(tmp_path):
@@ -93,7 +106,7 @@ def test_half_is_half_the_size_and_evaluates_like_any_checkpoint(trained, tmp_pa
     assert sizes[1] < 0.7 * sizes[0]
     result = run("eval_anml.py", "-m", tmp_path / "half", "--classes", "4", "--runs", "1")
     assert result.returncode == 0, result.stderr
-    assert "4 classes" in result.stdout
+    assert "4 classes of glyphs" in result.stdout
 
 
 def test_half_of_what_float16_cannot_hold_is_refused(tmp_path):
@@ -112,7 +125,7 @@ def test_half_of_what_float16_cannot_hold_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--step", "7"], "no checkpoint here"),
+        (["--step", "7"], "step-000007: no checkpoint here; give --step, one of 2"),
         (["--seed", "x"], "invalid int value"),
         (["--inner-lr", "0.3"], "--inner-lr 0.3: this experiment has no such training; all of it is with 0.1"),
         (["--seed", "2"], "--seed 2: this experiment has no such training; all of it is with 1"),
@@ -120,7 +133,7 @@ def test_half_of_what_float16_cannot_hold_is_refused(tmp_path):
 )
 def test_what_is_not_there_is_told_in_words(trained, tmp_path, run, arguments, words):
     result = run("-m", "anml", "export", trained, tmp_path / "model", *arguments)
-    assert result.returncode != 0
+    assert result.returncode == 2
     assert words in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "model").exists()

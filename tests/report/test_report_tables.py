@@ -34,6 +34,12 @@ def test_of_equal_rates_the_steadier_one_wins_then_the_smaller(row):
     assert best.lr == 0.003
 
 
+def test_a_rate_with_fewer_runs_than_others_is_not_the_best(row):
+    rows = [row(lr=0.01, test_acc=0.9), *(row(lr=0.001, run=run, test_acc=0.5) for run in range(2))]
+    (best,) = best_rates(sweep_points(rows))
+    assert (best.lr, best.runs) == (0.001, 2)
+
+
 def test_the_end_of_a_trajectory_counts(row):
     early = row(lr=0.01, step=15, classes_trained=1, test_acc=1.0)
     rows = [early, row(lr=0.01, step=300, test_acc=0.2), row(lr=0.001, test_acc=0.5)]
