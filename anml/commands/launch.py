@@ -12,8 +12,8 @@ from anml.config.binding import located
 from anml.config.load import LoadedTrain, load_train_config
 from anml.config.profile import ClusterProfile, load_profile
 from anml.config.smoke_test import smoke_test
+from anml.config.source import Source
 from anml.config.training import TrainConfig
-from anml.config.yaml_source import Source
 from anml.dry_run import describe
 from anml.errors import ConfigError
 from anml.experiment import Experiment

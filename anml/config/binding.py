@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from anml.config.record import Record
-from anml.config.yaml_source import KeyPath, Source
+from anml.config.source import KeyPath, Source
 
 R = TypeVar("R", bound=Record)
 

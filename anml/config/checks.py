@@ -8,8 +8,8 @@ from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, OF_IMAGENET, Data
 from anml.config.evaluation import EvalConfig
 from anml.config.folders import same_data_path
 from anml.config.model_args import ClassifierArgs
+from anml.config.source import KeyPath, Source
 from anml.config.training import TrainConfig
-from anml.config.yaml_source import KeyPath, Source
 
 # Flavors name files and jobs; the training jobs are called train-step-NNNNNN.
 _FLAVOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -29,14 +29,6 @@ def check_train(config: TrainConfig, source: Source) -> list[str]:
     if config.inner_lrs and config.train_method == "iid":
         problems.append(problem(source, ("inner_lrs",), "are for training on episodes, not for train_method: iid"))
     return problems + _check_schedule(config, source) + _check_engine(config, source) + _check_together(config, source)
-
-
-def without_effect(config: TrainConfig, source: Source) -> list[str]:
-    """Return a notice if a schedule is given that this way of training has never looked at."""
-    if config.train_method == "iid" or config.lr_scheduler is None:
-        return []
-    message = f"has no effect on train_method: {config.train_method}, whose schedule is outer_lr_scheduler (by episode)"
-    return [problem(source, ("lr_scheduler",), message)]
 
 
 def ends_early(config: TrainConfig, source: Source) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from anml.config.binding import problem
 from anml.config.dataset_facts import canonical_dataset
-from anml.config.yaml_source import Source
+from anml.config.source import Source
 
 
 def one_flavor_per_dataset(source: Source) -> list[str]:

@@ -81,6 +81,11 @@ class EvalConfig(Record):
         """Whether the classes are background classes that training left out."""
         return self.split == "validation"
 
+    @property
+    def needs_least_squares(self) -> bool:
+        """Whether the output layer is set by least squares."""
+        return self.reinit_method == "lstsq" or self.eval_method == "zero_shot"
+
     def score_points(self, classes: int) -> tuple[int, ...]:
         """Return after how many learned classes a sequential trajectory of `classes` classes is scored."""
         if isinstance(self.eval_freq, tuple):

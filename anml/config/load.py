@@ -14,7 +14,6 @@ from anml.config.checks import (
     check_train,
     ends_early,
     overlaps,
-    without_effect,
 )
 from anml.config.compatibility import Adopted, adopt_eval, adopt_train
 from anml.config.dataset_facts import DATASETS
@@ -23,8 +22,10 @@ from anml.config.evaluation import EvalConfig
 from anml.config.folders import fill_in_flavor, fill_in_training, flavor_facts
 from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS
 from anml.config.record import Record
+from anml.config.source import KeyPath, Location, Source
 from anml.config.training import TrainConfig
-from anml.config.yaml_source import KeyPath, Location, Source, dump_yaml, read_value, read_yaml
+from anml.config.unread_keys import unread_in_evaluation, unread_in_training
+from anml.config.yaml_source import dump_yaml, read_value, read_yaml
 from anml.errors import ConfigError
 
 
@@ -85,6 +86,7 @@ def load_eval_configs(
         if config:
             config, found = _count_flavor(config, None, part, (), notices)
             problems += found + check_eval(config, part, (), flavor_facts(config, None))
+            notices += unread_in_evaluation(config, part, ())
             configs.append(config.model_copy(update={"data_path": _absolute(config.data_path)}))
     if problems:
         raise ConfigError(tuple(dict.fromkeys(problems)))
@@ -181,7 +183,7 @@ def _bind_training(source: Source, notices: list[str]) -> tuple[TrainConfig | No
         return None, located(source, error.problems)
     notices += located(source, found)
     problems = check_train(config, source)
-    notices += [] if problems else ends_early(config, source) + without_effect(config, source)
+    notices += [] if problems else ends_early(config, source) + unread_in_training(config, source)
     return config, problems
 
 
@@ -224,6 +226,7 @@ def _bind_flavors(
             flavor, found = _count_flavor(flavor, training, source, at, notices)
             facts = flavor_facts(flavor, training)
             problems += found + check_eval(flavor, source, at, facts)
+            notices += unread_in_evaluation(flavor, source, at)
             if training:
                 problems += check_fits_model(flavor, training, facts, source, at)
                 notices += overlaps(flavor, training, source, at)

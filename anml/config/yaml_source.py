@@ -8,46 +8,14 @@ key such as `eval.olft.runs` overrides one deep inside.
 
 import contextlib
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import yaml
 
 from anml.config.inner_key import holder
+from anml.config.source import KeyPath, Location, Source
 from anml.errors import ConfigError
-
-KeyPath: TypeAlias = tuple[str | int, ...]
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where a value was written: a file and a line (from 1), or the command line."""
-
-    file: str
-    line: int | None = None
-
-    def __str__(self) -> str:
-        return self.file if self.line is None else f"{self.file}:{self.line}"
-
-
-@dataclass
-class Source:
-    """The data of a YAML file and the location of each of its keys."""
-
-    data: Any
-    locations: dict[KeyPath, Location] = field(default_factory=dict)
-
-    def locate(self, key_path: KeyPath) -> Location:
-        """Return the location of a key, or of the nearest enclosing one (a missing key has none of its own)."""
-        while key_path and key_path not in self.locations:
-            key_path = key_path[:-1]
-        return self.locations.get(key_path, Location("config"))
-
-    def forget(self, key_path: KeyPath) -> None:
-        """Drop the locations of a key and of everything inside it."""
-        for inside in [known for known in self.locations if known[: len(key_path)] == key_path]:
-            del self.locations[inside]
 
 
 class _Loader(yaml.SafeLoader):
@@ -118,6 +86,7 @@ class _Reader:
         self.nodes: dict[Path, yaml.Node | None] = {}  # By file: many flavors include the same one.
         self.files: list[Path] = []  # The file being read, after those that include it.
         self.open: list[yaml.Node] = []  # The nodes being read, outermost first.
+        self.bases = 0  # How many of them are the value of a <<.
         self.scalars = _Loader("")
 
     def finish(self) -> Source:
@@ -244,7 +213,9 @@ class _Reader:
         data: dict[str, Any] = {}
         for child in reversed(node.value) if is_list else [node]:
             count = len(self.problems)
+            self.bases += 1
             base = self._build(child, key_path)
+            self.bases -= 1
             if isinstance(base, dict):
                 data |= base
             elif len(self.problems) == count:
@@ -252,7 +223,8 @@ class _Reader:
         return data
 
     def _location(self, node: yaml.Node) -> Location:
-        return Location(str(self.files[-1]), node.start_mark.line + 1)
+        inherited = self.bases > 0 or len(self.files) > 1
+        return Location(str(self.files[-1]), node.start_mark.line + 1, inherited)
 
     def _problem(self, location: Location, message: str) -> None:
         self.problems.append(f"{location}: {message}")

@@ -69,7 +69,7 @@ class TrialMaker:
         self.config, self.data, self.dtype = config, data, dtype
         self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
         self.learns = config.eval_method != "zero_shot"
-        self.solves = needs_least_squares(config)
+        self.solves = config.needs_least_squares
         self.redrawn = select_names(model, _redrawn(config))
         self.trained = select_names(model, config.opt_params) if self.learns else []
         self.stage: Stage = latest_stage(model, self.trained)
@@ -168,14 +168,9 @@ def support_examples(labels: torch.Tensor, count: int, seed: int, run: int) -> t
     return order[:count].to(labels.device)
 
 
-def needs_least_squares(config: EvalConfig) -> bool:
-    """Say whether an evaluation sets the output layer by least squares."""
-    return config.reinit_method == "lstsq" or config.eval_method == "zero_shot"
-
-
 def check_head(model: MetaModel, config: EvalConfig) -> None:
     """Raise ConfigError where the output layer cannot start as it is asked to, or nothing could be learned from it."""
-    if needs_least_squares(config):
+    if config.needs_least_squares:
         _linear_head(model)
     elif config.reinit_method == "zero":
         _check_zero(model, config)

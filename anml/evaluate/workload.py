@@ -24,7 +24,8 @@ def seconds_saved(maker: TrialMaker, config: EvalConfig, runs: int, trajectories
     examples = classes * (train + test)
     if maker.stage == "images":
         scorings = len(config.score_points(classes)) if config.eval_method == "sequential" else config.epochs
-        images = trajectories * (3 * classes * train * config.epochs + scorings * examples)
+        passes = config.epochs if config.eval_method == "iid" else 1
+        images = trajectories * (3 * classes * train * passes + scorings * examples)
     else:
         images = runs * examples
     weights = sum(maker.model.get_parameter(name).numel() for name in maker.trained)

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from anml.config.binding import bind, located, nearest, show
 from anml.config.record import Arguments, Count, Many, NotNegative, OneOrMany, Rate, Record
-from anml.config.yaml_source import Source, read_yaml
+from anml.config.source import Source
+from anml.config.yaml_source import read_yaml
 
 
 class Part(Record):

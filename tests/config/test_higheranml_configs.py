@@ -115,7 +115,7 @@ def test_a_training_config_with_every_key_runs(load, name: str) -> None:
     text = dump_yaml(data | {"eval": evaluations(data["im_size"], data["output_layer"])})
     loaded = load(text)
     config: TrainConfig = loaded.config
-    assert [notice.split(": ")[1] for notice in loaded.notices] == ["full_test", "download"]
+    assert [notice.split(": ")[1] for notice in loaded.notices] == ["full_test", "download", "eval.no-sgd.batch_size"]
     assert (config.dataset, config.train_method) == ("omniglot", data["train_method"])
     assert [flavor.eval_method for flavor in config.eval.values()] == ["zero_shot", "sequential", "iid"]
     assert len(make_plan(config).jobs) == len(config.checkpoint_steps) * 4 + 1
@@ -127,11 +127,16 @@ def test_a_training_config_with_every_key_runs(load, name: str) -> None:
         assert select_names(model, selectors)
 
 
-@pytest.mark.parametrize("data", [SEQUENTIAL, IID, ZERO_SHOT], ids=["sequential", "iid", "zero_shot"])
-def test_an_evaluation_config_with_every_key_loads(write, data: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("data", "noticed"),
+    [(SEQUENTIAL, []), (IID, []), (ZERO_SHOT, ["batch_size"])],
+    ids=["sequential", "iid", "zero_shot"],
+)
+def test_an_evaluation_config_with_every_key_loads(write, data: dict[str, Any], noticed: list[str]) -> None:
     text = dump_yaml(data | {"model": ["a.pth", "b.pth"]})
     loaded = load_eval_config(write("eval.yml", text))
-    assert (loaded.notices, loaded.config.dataset, loaded.config.model) == ([], "omniglot", ("a.pth", "b.pth"))
+    assert [notice.split(": ")[1] for notice in loaded.notices] == noticed
+    assert (loaded.config.dataset, loaded.config.model) == ("omniglot", ("a.pth", "b.pth"))
 
 
 def test_no_key_is_left_out() -> None:

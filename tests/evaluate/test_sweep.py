@@ -104,6 +104,12 @@ def test_a_part_is_run_by_the_engine_of_the_whole(model, data, config, monkeypat
     assert "small" not in told[0]
 
 
+def test_epochs_are_no_work_where_nothing_is_revisited(model, data, make_config):
+    configs = [make_config(eval_method="sequential", opt_params="all", epochs=epochs) for epochs in (1, 100)]
+    once, often = (seconds_saved(TrialMaker(model, config, data), config, 1, 1) for config in configs)
+    assert once == often
+
+
 def test_a_sweep_repeats_itself_whatever_the_global_generators_say(run, config):
     torch.manual_seed(1)
     first = run(config)
