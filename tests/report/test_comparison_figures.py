@@ -1,13 +1,20 @@
 """The figures of a comparison show what its tables say."""
 
+from itertools import pairwise
+
 import numpy as np
+import pytest
 from matplotlib.container import ErrorbarContainer
 
 from anml.atomic import write_text
+from anml.config.load import dump_config
 from anml.report.canvas import figure_style
+from anml.report.comparison.contender import Cell
+from anml.report.comparison.evaluation import Evaluation
 from anml.report.comparison.figures import draw_accuracies, draw_curve
-from anml.report.comparison.tables import comparison_curves, comparison_tables
-from tests.report.conftest import compare, contenders_of
+from anml.report.comparison.tables import Amount, Column, Table, comparison_curves, comparison_tables
+from anml.report.tables import main_points, sweep_points
+from tests.report.conftest import compare, contenders_of, make_row
 
 
 def test_the_figure_shows_oracles_hollow_to_the_right_of_their_sequential_flavor(make):
@@ -58,3 +65,43 @@ def test_a_figure_without_a_successor_is_removed_and_nothing_else(make):
     compare(one, two, flavors=("no-sgd",))
     assert {path.name for path in folder.glob("*.png")} == {"comparison-accuracy.png", "comparison-of-mine.png"}
     assert not list(folder.glob(".comparison*"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_names_of_evaluations_never_overlap(count: int):
+    """Each pair of columns has a long name of its own."""
+    cell = Cell(main_points(sweep_points([make_row(run=0), make_row(run=1)]))[0], (0.001,), {}, None)
+    columns = [
+        Column(
+            f"{name}-without-momentum (held out: all after the first {number + 50} classes)",
+            Evaluation(protocol, "glyphs", held_out_from=number),
+            {0: cell},
+        )
+        for number in range(count)
+        for name, protocol in (("olft", "sequential"), ("olft-oracle", "iid"))
+    ]  # fmt: skip
+    with figure_style():
+        figure = draw_accuracies(["ANML"], [Table(Amount("glyphs-validation", 20, 15, 5), tuple(columns), ())])
+        assert figure is not None
+        figure.draw_without_rendering()
+        labels = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert len(labels) == count
+    assert all(left.x1 < right.x0 for left, right in pairwise(labels))
+    assert labels[-1].x1 < figure.bbox.x1
+    assert figure.axes[0].get_window_extent().height > figure.dpi * 2.5
+
+
+def test_what_tells_two_names_from_their_doubles_stands_once_below_both(make):
+    changes = [{"train_classes": 900}, {"train_classes": 901}]
+    builders = [make(group, changes=own) for group, own in zip("ab", changes, strict=True)]
+    for builder in builders:
+        held_out = {n: flavor.model_copy(update={"split": "validation"}) for n, flavor in builder.config.eval.items()}
+        builder.config = builder.config.model_copy(update={"eval": held_out})
+        write_text(builder.experiment.config_file, dump_config(builder.config))
+    contenders = contenders_of(*(builder.results() for builder in builders))
+    with figure_style():
+        figure = draw_accuracies([c.title for c in contenders], comparison_tables(contenders))
+    assert figure is not None
+    labels = [label.get_text().split("\n") for label in figure.axes[0].get_xticklabels()]
+    assert labels[1][:2] == ["olft", "olft-oracle"]
+    assert " ".join(labels[1][2:]) == "(held out: all after the first 900 classes)"

@@ -1,13 +1,14 @@
 """One of the experiments that are compared: its results at its last checkpoint, and what is missing."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from anml.config.training import TrainConfig
 from anml.config.variation import model_order
 from anml.experiment import Experiment
+from anml.report.comparison.choices import choices
 from anml.report.comparison.evaluation import Evaluation, evaluation_of
 from anml.report.completeness import missing_results
 from anml.report.grid import last_checkpoint
@@ -45,7 +46,8 @@ class Contender:
 
     label: its name there. step: the last checkpoint with results for the most classes; only that one is compared.
     cells: one per sweep at that checkpoint, pooled over trainings where there are several. milestones: at that
-    checkpoint. missing: what its config asks for and its results do not hold.
+    checkpoint. missing: what its config asks for and its results do not hold. choices: what of its config tells its
+    training from those of the others.
     """
 
     experiment: Experiment
@@ -58,6 +60,7 @@ class Contender:
     state: str
     missing: tuple[str, ...]
     notices: tuple[str, ...]
+    choices: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
@@ -73,6 +76,17 @@ class Contender:
     def title(self) -> str:
         """Its name, marked when results are missing."""
         return f"{self.label} (incomplete)" if self.missing else self.label
+
+    @property
+    def differs_in(self) -> list[str]:
+        """The choices in words, as `outer_lr 0.003`."""
+        return [f"{key} {value}" for key, value in self.choices.items()]
+
+    @property
+    def own_config(self) -> TrainConfig | None:
+        """The config of its model alone, where the experiment's has several inner learning rates."""
+        alone = [self.config.alone(one) for one in self.config.variations] if self.config else []
+        return next((config for config in alone if config.display_name == self.model), self.config)
 
     def evaluation(self, flavor: str, protocol: str, dataset: str) -> Evaluation:
         """Return what a flavor does, as far as that is known."""
@@ -148,3 +162,9 @@ def with_labels(contenders: Sequence[Contender]) -> list[Contender]:
         counts = Counter(labels)
         labels = [label if counts[label] == 1 else more(c) for label, c in zip(labels, contenders, strict=True)]
     return [replace(contender, label=label) for contender, label in zip(contenders, labels, strict=True)]
+
+
+def with_choices(contenders: Sequence[Contender]) -> list[Contender]:
+    """Return contenders with what tells the training of each from those of the others here."""
+    found = choices([contender.own_config for contender in contenders])
+    return [replace(contender, choices=own) for contender, own in zip(contenders, found, strict=True)]

@@ -48,8 +48,8 @@ def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
     return Evaluation(
         own.eval_method,
         request.name,
-        opt_params=_selectors(config, own.opt_params) if learns else (),
-        reinit_params=_selectors(config, own.reinit_params),
+        opt_params=selectors(config, own.opt_params) if learns else (),
+        reinit_params=selectors(config, own.reinit_params),
         reinit_method=method,
         reinit_bias=own.reinit_bias,
         adam_betas=own.betas if learns else None,
@@ -63,8 +63,8 @@ def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
     )
 
 
-def _selectors(config: TrainConfig, names: Sequence[str]) -> tuple[str, ...]:
-    """Call the output layer `head` whatever the model calls it, so that one evaluation is the same for every model."""
+def selectors(config: TrainConfig, names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of layers with the output layer called `head`, as it is for every model, in one order."""
     return tuple(sorted("head" if name == config.output_layer else name for name in names))
 
 

@@ -10,6 +10,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from anml.report.canvas import GREY, accuracy_axis, colour, legend_below, marker, or_zero, panel_grid, spread
 from anml.report.comparison.tables import Column, Curve, Table
 from anml.report.grid import number_of_runs
+from anml.report.grouping import grouped
+from anml.report.line_breaks import LINE_HEIGHT, broken
 from anml.report.milestones import Milestone
 from anml.report.wording import classes_of, images, in_lines
 
@@ -18,6 +20,8 @@ MOST_PANELS = 3
 # A group of markers takes one unit of the axis; experiments share this much of it.
 GROUP_WIDTH = 0.8
 PANEL_HEIGHT = 3.4
+# Inches: what stands left of a panel and between the names below it, and how many lines of names it has room for.
+LEFT_OF_PANEL, NAME_GAP, NAME_LINES = 1.4, 0.15, 2
 ORACLE = "hollow: oracle"
 
 
@@ -31,13 +35,32 @@ def draw_accuracies(titles: Sequence[str], tables: Sequence[Table]) -> Figure | 
         return None
     groups = max(len(table.pairs) for table in shown)
     width = min(14.0, max(6.6, 1.2 + groups * max(1.7, 0.42 * len(titles))))
-    figure = Figure(figsize=(width, PANEL_HEIGHT * len(shown) + 0.5), layout="constrained")
+    names = [_names(table, (width - LEFT_OF_PANEL) / len(table.pairs) - NAME_GAP) for table in shown]
+    heights = [PANEL_HEIGHT + LINE_HEIGHT * max(0, _most_lines(own) - NAME_LINES) for own in names]
+    figure = Figure(figsize=(width, sum(heights) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(shown), 1, sharey=True, squeeze=False)[:, 0]
-    for panel, table in zip(panels, shown, strict=True):
+    panels = figure.subplots(len(shown), 1, sharey=True, squeeze=False, height_ratios=heights)[:, 0]
+    for panel, table, own in zip(panels, shown, names, strict=True):
         _accuracy_panel(panel, titles, table)
+        panel.set_xticks(range(len(own)), own)
     legend_below(figure, panels, titles)
     return figure
+
+
+def _names(table: Table, width: float) -> list[str]:
+    """Return what stands below each group: its names in lines of at most so many inches."""
+    return [broken(_group_name(columns), width) for columns in table.pairs]
+
+
+def _group_name(columns: Sequence[Column]) -> str:
+    """Return the names of a group's columns; what tells several from their doubles stands once, below them."""
+    found = grouped(columns, lambda column: column.name.partition(" (")[1:])
+    lines = [[*(column.name.partition(" (")[0] for column in own), "".join(end).strip()] for end, own in found.items()]
+    return "\n".join(line for own in lines for line in own if line)
+
+
+def _most_lines(names: Sequence[str]) -> int:
+    return max(name.count("\n") + 1 for name in names)
 
 
 def _accuracy_panel(panel: Axes, titles: Sequence[str], table: Table) -> None:
@@ -56,19 +79,11 @@ def _accuracy_panel(panel: Axes, titles: Sequence[str], table: Table) -> None:
     each = f"{amount.train_examples} + {amount.test_examples} {images(amount.dataset)} each"
     what = f"test accuracy, {amount.classes} {in_lines(classes_of(amount.dataset))}, {each}"
     panel.set_ylabel(f"{what}\n{number_of_runs(table.points)}")
-    panel.set_xticks(
-        range(len(table.pairs)), ["\n".join(_breakable(column.name) for column in columns) for columns in table.pairs]
-    )
     panel.set_xlim(-0.5, len(table.pairs) - 0.5)
     panel.grid(False, axis="x")
     for boundary in range(1, len(table.pairs)):
         panel.axvline(boundary - 0.5, color="#e4e4e4", linewidth=0.8, zorder=0)
     accuracy_axis(panel)
-
-
-def _breakable(name: str) -> str:
-    """Put what tells a name from its double on lines of its own."""
-    return name.replace(" (", "\n(").replace("; ", ";\n")
 
 
 def _dots(panel: Axes, columns: Sequence[Column], place: int, middle: float, room: float) -> None:
@@ -95,7 +110,7 @@ def draw_curve(titles: Sequence[str], curve: Curve) -> Figure:
     panel.plot(range(1, most + 1), [1 / n for n in range(1, most + 1)], color=GREY, linestyle=":", label="chance")
     each = f"{curve.train_examples} + {curve.test_examples} {images(curve.dataset)} of each"
     runs = number_of_runs([milestone for line in curve.lines.values() for milestone in line])
-    panel.set_title(f"{curve.name}, {curve.dataset}: {each}, {runs}")
+    panel.set_title(broken(f"{curve.name}, {curve.dataset}: {each}, {runs}", figure.get_figwidth() - LEFT_OF_PANEL))
     panel.set_ylabel("test accuracy on the classes learned")
     panel.set_xlabel("classes learned")
     accuracy_axis(panel)

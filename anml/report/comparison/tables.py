@@ -162,6 +162,7 @@ WHO: dict[str, Callable[[Contender], object]] = {
     "project": lambda contender: contender.experiment.project,
     "group": lambda contender: contender.experiment.group,
     "pixels": lambda contender: contender.config.image_shape[1] if contender.config else None,
+    "differs_in": lambda contender: ", ".join(contender.differs_in),
     "is_incomplete": lambda contender: bool(contender.missing),
 }
 

@@ -12,11 +12,12 @@ from anml.report.text import HEADING, WIDTH, aligned, blocks_of
 from anml.report.wording import checkpoint, classes_of, count, images, unit
 
 GAP_HEADING = "What learning in sequence costs: oracle minus sequential, run by run, mean ± 95% interval"
+CHOICE_HEADING = "What the trainings differ in"
 
 
 def comparison_text(contenders: Sequence[Contender], tables: Sequence[Table]) -> str:
     """Return the experiments, and a table per amount: experiments down, evaluations across, at most 100 columns."""
-    parts = [HEADING, "", *_contender_lines(contenders)]
+    parts = [HEADING, "", *_contender_lines(contenders), *_choice_lines(contenders)]
     return "\n".join([*parts, *(line for table in tables for line in ["", *_table_lines(contenders, table)])])
 
 
@@ -31,6 +32,16 @@ def _contender_lines(contenders: Sequence[Contender]) -> list[str]:
     return [*aligned(columns), *(["", "Incomplete:", *missing] if missing else [])]
 
 
+def _choice_lines(contenders: Sequence[Contender]) -> list[str]:
+    """Return a table of what the trainings differ in, `-` where a key plays no part."""
+    keys = dict.fromkeys(key for contender in contenders for key in contender.choices)
+    if not keys:
+        return []
+    names = ["experiment", *(contender.title for contender in contenders)]
+    columns = [[key, *(contender.choices.get(key, "-") for contender in contenders)] for key in keys]
+    return ["", CHOICE_HEADING, *_in_blocks(names, columns)]
+
+
 def trained(contender: Contender) -> str:
     """Return which checkpoint is compared, of how many trainings."""
     seeds = max((cell.point.seeds for cell in contender.cells), default=1)
@@ -43,9 +54,12 @@ def _table_lines(contenders: Sequence[Contender], table: Table) -> list[str]:
     caption = f"{what}, {amount.test_examples} to test; {number_of_runs(table.points)}"
     names = ["experiment", *(contenders[place].title for place in table.places), "chance"]
     columns = [_column(column, table.places, f"{1 / amount.classes:.4f}") for column in table.columns]
-    blocks = blocks_of(columns, WIDTH - max(map(len, names)))
-    lines = [line for block in blocks for line in [*aligned([names, *block]), ""]][:-1]
-    return [caption, *lines, *_gap_lines(contenders, table), *(f"note: {note}" for note in table.notes)]
+    return [
+        caption,
+        *_in_blocks(names, columns),
+        *_gap_lines(contenders, table),
+        *(f"note: {note}" for note in table.notes),
+    ]
 
 
 def _gap_lines(contenders: Sequence[Contender], table: Table) -> list[str]:
@@ -54,8 +68,13 @@ def _gap_lines(contenders: Sequence[Contender], table: Table) -> list[str]:
         return []
     names = ["experiment", *(contenders[place].title for place in table.places)]
     columns = [[gap.name, *(_gap(gap, place) for place in table.places)] for gap in gaps]
+    return ["", GAP_HEADING, *_in_blocks(names, columns)]
+
+
+def _in_blocks(names: list[str], columns: list[list[str]]) -> list[str]:
+    """Return the lines of a table, in blocks one below the other where it is too wide."""
     blocks = blocks_of(columns, WIDTH - max(map(len, names)))
-    return ["", GAP_HEADING, *[line for block in blocks for line in [*aligned([names, *block]), ""]][:-1]]
+    return [line for block in blocks for line in [*aligned([names, *block]), ""]][:-1]
 
 
 def _gap(gap: Gap, place: int) -> str:

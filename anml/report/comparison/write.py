@@ -13,7 +13,7 @@ from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.report import wording
 from anml.report.canvas import figure_style, save_png
-from anml.report.comparison.contender import Contender, read_contenders, with_labels
+from anml.report.comparison.contender import Contender, read_contenders, with_choices, with_labels
 from anml.report.comparison.figures import MOST_PANELS, draw_accuracies, draw_curve
 from anml.report.comparison.gaps import gaps_frame, gaps_of
 from anml.report.comparison.tables import (
@@ -31,6 +31,8 @@ from anml.report.index import COMPARISON
 from anml.report.page import interval_note, templates
 from anml.report.write import PIXELS_PER_INCH
 
+# Lines under a name, beside its accuracies: with more, rows would be too tall to compare.
+MOST_CHOICES = 5
 _OWN_FIGURE = re.compile(r"comparison-(accuracy|classes-.+)\.png")
 
 
@@ -52,7 +54,7 @@ def write_comparison(
     """
     output = output.absolute()
     contenders, empty = _read(experiments)
-    contenders = _only(contenders, flavors)
+    contenders = with_choices(_only(contenders, flavors))
     tables, curves = comparison_tables(contenders), comparison_curves(contenders)
     text = comparison_text(contenders, tables)
     output.mkdir(parents=True, exist_ok=True)
@@ -142,6 +144,7 @@ def _render(
         "report_of": lambda contender: _address(contender.experiment, output),
         "sentence": lambda contender: wording.sentence(contender.config) if contender.config else "",
         "trained": trained,
+        "most_choices": MOST_CHOICES,
         "tables": tables,
         "accuracy": accuracy,
         "effort": effort,

@@ -1,0 +1,105 @@
+"""Which choices tell trainings apart: the keys of their configs that make a difference and are not the same in all.
+
+A key counts only where it plays a part: `outer_lr` is no choice of `iid` training, `nm_chs` none of a SANML. Left out
+is what a comparison says elsewhere: seeds and amounts beside the checkpoint; sizes of images and of output layers, and
+what is evaluated, in notes and columns.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from anml.config.model_args import complete_args
+from anml.config.training import TrainConfig
+from anml.report.comparison.evaluation import selectors
+
+# In the order in which they are told.
+_OF_ALL = ("train_method", "model", "dataset", "train_classes", "train_size", "imgs_per_class", "augment")
+_OF_EPISODES = (
+    "inner_lr", "outer_lr", "outer_lr_scheduler", "remember_size", "remember_only", "lobotomize", "sample_method",
+    "batch_size", "num_batches", "train_cycles",
+)  # fmt: skip
+_OF_IID = ("lr", "optimizer", "lr_scheduler", "batch_size", "lobo_rate", "lobo_size")
+_OF_UPDATES = ("ema_decay", "max_grad_norm")
+# They name the parameters of one kind of model; of another they are different by nature.
+_OF_ONE_MODEL = ("inner_params", "outer_params")
+# Where nobody has set these, they follow from another key, which is told.
+_FOLLOWING = ("train_classes", "train_size", "imgs_per_class", "num_batches")
+# Values that are more than what stands behind the key.
+_RESOLVED: Mapping[str, Callable[[TrainConfig], Any]] = {
+    "train_classes": lambda config: config.num_train_classes,
+    "train_size": lambda config: config.examples_per_class,
+    "imgs_per_class": lambda config: config.images_per_class,
+    "num_batches": lambda config: config.inner_steps,
+    "outer_lr_scheduler": lambda config: _called(config.outer_lr_scheduler, config.outer_lr_scheduler_args or {}),
+    "lr_scheduler": lambda config: _called(config.lr_scheduler, config.lr_scheduler_args),
+    "optimizer": lambda config: _called(config.optimizer, config.optimizer_args),
+    "lobo_rate": lambda config: config.lobo_rate or None,
+    "inner_params": lambda config: selectors(config, config.inner_params),
+    "outer_params": lambda config: selectors(config, config.outer_params),
+}
+
+
+class _Key(NamedTuple):
+    """A key of a config, dotted where it is nested. scope: values are compared with those of the same scope alone."""
+
+    name: str
+    scope: str = ""
+
+
+def choices(configs: Sequence[TrainConfig | None]) -> list[dict[str, str]]:
+    """Return for each config the keys that tell it from others, with its values as they are written in YAML."""
+    settings = [_settings(config) if config else {} for config in configs]
+    known = [config for config in configs if config]
+    keys = dict.fromkeys(key for own in settings for key in own)
+    varied = [key for key in keys if _is_choice(key, {own[key] for own in settings if key in own}, known)]
+    return [{key.name: own[key] for key in varied if key in own} for own in settings]
+
+
+def _is_choice(key: _Key, values: set[str], configs: Sequence[TrainConfig]) -> bool:
+    if key.name in _FOLLOWING and all(getattr(config, key.name) is None for config in configs):
+        return False
+    if key.name == "model" and all(config.model in config.display_name.lower() for config in configs):
+        return False  # Their names say it.
+    return len(values) > 1
+
+
+def _settings(config: TrainConfig) -> dict[_Key, str]:
+    """Return everything that makes a difference to a training."""
+    kind, own = ("iid", _OF_IID) if config.train_method == "iid" else ("episodes", _OF_EPISODES)
+    keys = [*map(_Key, _OF_ALL), *(_Key(name, kind) for name in own), *map(_Key, _OF_UPDATES)]
+    keys += [_Key(name, config.model) for name in _OF_ONE_MODEL] if kind == "episodes" else []
+    found = {key: _written(_value(config, key.name)) for key in keys}
+    arguments = _flat("model_args", complete_args(config.model_record))
+    return found | {_Key(name): _written(value) for name, value in arguments}
+
+
+def _value(config: TrainConfig, name: str) -> Any:
+    return _RESOLVED[name](config) if name in _RESOLVED else getattr(config, name)
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the values inside a mapping by their dotted keys."""
+    if not isinstance(value, Mapping):
+        yield name, value
+        return
+    for key, inner in value.items():
+        if key != "num_classes":  # A note has the numbers of outputs.
+            yield from _flat(f"{name}.{key}", inner)
+
+
+def _written(value: Any) -> str:
+    """Return a value as in YAML: `0.003`, `true`, `null`, `[rln, head]`; a list of one as that one."""
+    if isinstance(value, (list, tuple)):
+        words = [_written(item) for item in value]
+        return words[0] if len(words) == 1 else f"[{', '.join(words)}]"
+    if isinstance(value, float):
+        return str(value).removesuffix(".0")
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _called(name: str | None, arguments: Mapping[str, Any]) -> str | None:
+    """Return what torch knows by a name, with its arguments: `SGD (momentum 0.9)`."""
+    if name is None or not arguments:
+        return name
+    return f"{name} ({', '.join(f'{key} {_written(value)}' for key, value in arguments.items())})"
