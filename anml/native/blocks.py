@@ -115,8 +115,10 @@ class _RunBlocks(torch.autograd.Function):
         return native.encode(0, images) if ctx.alone else native.encode_query(images)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    @once_differentiable  # Its type forgets the parameter's name.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *cotangents: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         if ctx.episode != ctx.native.episodes:
             message = "native blocks remember their last forward pass only: differentiate it before the next"
             raise RuntimeError(message)
