@@ -119,7 +119,7 @@ def test_a_model_of_ones_own_folder_is_evaluated_on_the_classes_it_has_not_seen(
     assert card.class_split is not None
     assert (len(card.class_split["train"]), len(card.class_split["eval"]), card.imgs_per_class) == (4, 2, 6)
     code, shown = by_hand(evaluate.main, "-c", write(SMALL), "-m", checkpoint, "--data-path", own)
-    assert (code, "2 classes, lr 0.01" in shown) == (0, True), shown
+    assert (code, "2 classes of images-folder, lr 0.01" in shown) == (0, True), shown
     # One class more than it has not seen, and one that it has.
     code, shown = by_hand(evaluate.main, "-c", write(SMALL, classes=3), "-m", checkpoint, "--data-path", own)
     assert "images-folder has 2 evaluation classes of 6 examples" in shown
@@ -141,7 +141,7 @@ def test_a_model_of_ones_own_folder_is_validated_on_the_classes_held_out(by_hand
     assert read_card(run / "checkpoints" / "step-000002").train_classes == 2
     given = ("-m", run / "checkpoints" / "step-000002", "--data-path", own, "-o", tmp_path / "a.csv")
     code, shown = by_hand(evaluate.main, "-c", write(SMALL, split="validation"), *given)
-    assert (code, "2 held-out background classes, lr 0.01" in shown) == (0, True), shown
+    assert (code, "2 held-out background classes of images-folder, lr 0.01" in shown) == (0, True), shown
     assert "images-folder-validation" in (tmp_path / "a.csv").read_text()
     code, shown = by_hand(evaluate.main, "-c", write(SMALL, split="validation", classes=3), *given)
     assert (code, "has 2 background classes for validation, found 3" in shown) == (2, True), shown

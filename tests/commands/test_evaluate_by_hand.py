@@ -200,7 +200,7 @@ def test_several_data_sets_are_each_swept(command, tmp_path: Path, omniglot_path
     given = ("--set", "dataset=[glyphs, omniglot]", "--data-path", omniglot_path, *SMALL)
     shown = command(evaluate.main, "-m", model, *given, "-o", tmp_path / "a.csv")
     assert shown.code == 0, shown.err
-    assert [line.split(":")[0] for line in shown.out.splitlines()] == ["glyphs", "omniglot"]
+    assert [line.split(",")[0] for line in shown.out.splitlines()] == ["3 classes of glyphs", "3 classes of omniglot"]
     assert list(dict.fromkeys(row["dataset"] for row in rows(tmp_path / "a.csv"))) == ["glyphs", "omniglot"]
     assert set(pq.read_table(tmp_path / "a.parquet")["dataset"].to_pylist()) == {"glyphs", "omniglot"}
 
