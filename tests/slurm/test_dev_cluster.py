@@ -150,7 +150,8 @@ def test_a_lost_node_requeues_its_job(jobs: Jobs) -> None:
     jobs.cluster.stop_node("bd1")
     jobs.cluster.start_node("bd1")
     until(lambda: jobs.field(job, "Restarts") == "1", seconds=60)
-    assert jobs.log(job) == ["started"], "a power cut sends no signal"
+    # The shell may live just long enough to tell of its child's death.
+    assert not {"warned", "asked to end"} & set(jobs.log(job)), "a power cut sends no signal"
     jobs.slurm("scancel", job)
 
 
