@@ -5,6 +5,7 @@ import shlex
 from anml.commands.arguments import EXIT_DONE, EXIT_FAILED
 from anml.job_status import read_status
 from anml.launch import Launch, experiments_dir
+from anml.plan import Job
 from anml.submission import is_done, run_launch
 
 
@@ -23,16 +24,20 @@ def run_and_tell(launch: Launch) -> int:
                   f"To end it: python -m anml cancel {_address(launch)}")  # fmt: skip
         raise
     _print_report(launch)
-    tasks = [(job, task) for job in launch.plan.jobs if job.kind != "report" for task in job.task_numbers]
+    tasks = [(job, task) for job, task in _tasks(launch) if job.kind != "report"]
     undone = list(dict.fromkeys(job.name for job, task in tasks if not is_done(launch.experiment, job, task)))
     if undone:
         print(f"Not done: {', '.join(undone)}. See: python -m anml status {_address(launch)}")
     return EXIT_FAILED if undone else EXIT_DONE
 
 
+def _tasks(launch: Launch) -> list[tuple[Job, int | None]]:
+    return [(job, task) for job in launch.plan.jobs for task in job.task_numbers]
+
+
 def _running(launch: Launch) -> list[str]:
-    tasks = [(job, task) for job in launch.plan.jobs for task in job.task_numbers]
-    states = {job.label(task): read_status(launch.experiment.job(job.name, task).status) for job, task in tasks}
+    folder = launch.experiment.job
+    states = {job.label(task): read_status(folder(job.name, task).status) for job, task in _tasks(launch)}
     return [name for name, status in states.items() if status.state == "running" and not status.has_vanished]
 
 
