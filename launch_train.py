@@ -2,8 +2,7 @@
 
 import sys
 
-from anml.commands.arguments import run_command
-from anml.commands.launch_train import main
+from anml.__main__ import start
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(start("anml.commands.launch_train"))

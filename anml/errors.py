@@ -1,6 +1,9 @@
 """The errors a user can cause or meet. Each message says what is wrong, where, and what to do."""
 
+import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class AnmlError(Exception):
@@ -33,3 +36,20 @@ class SubmissionError(AnmlError):
 
 class JobError(AnmlError):
     """A job cannot run on this machine, or ended without finishing its work."""
+
+
+def missing_package(error: Exception) -> str:
+    """Return one line about a package that this code imports and this Python lacks; "" for any other error.
+
+    What a user's code or another package imports is not ours to judge: there a traceback says more.
+    """
+    if not isinstance(error, ModuleNotFoundError):
+        return ""
+    package = (error.name or "anml").partition(".")[0]
+    importer = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    if package == "anml" or not importer.is_relative_to(Path(__file__).parent):
+        return ""
+    return (
+        f"the package {package} is not installed for {sys.executable}: activate the environment that has it "
+        "(`source .venv/bin/activate` after `make setup`), or install requirements.txt (docs/install.md)"
+    )

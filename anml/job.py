@@ -11,7 +11,7 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from anml.errors import AnmlError
+from anml.errors import AnmlError, missing_package
 from anml.experiment import Experiment
 from anml.job_status import StatusFile
 from anml.schedulers.base import TASK_VARIABLE
@@ -79,6 +79,8 @@ def run_job(
     except KeyboardInterrupt:
         return _end(status, "interrupted", "stopped by Ctrl-C", EXIT_INTERRUPTED)
     except Exception as error:
+        if message := missing_package(error):
+            return _end(status, "failed", message, 1)
         traceback.print_exc()
         return _end(status, "failed", f"{type(error).__name__}: {error}", 1)
     finally:

@@ -55,7 +55,7 @@ def check_with_model(config: TrainConfig) -> list[str]:
     try:
         answer = json.loads(result.stdout.splitlines()[-1])
     except (ValueError, IndexError):
-        message = f"the check of the config could not run:\n{result.stderr.strip()[-2000:]}"
+        message = f"the check of the config could not run: {result.stderr.strip()[-2000:]}"
         raise JobError(message) from None
     if answer["problems"]:
         raise ConfigError(answer["problems"])

@@ -73,3 +73,14 @@ def run() -> Run:
         )  # fmt: skip
 
     return run_script
+
+
+@pytest.fixture
+def without(tmp_path: Path) -> Callable[[str], str]:
+    """Return a PYTHONPATH under which a package is missing, also for the processes that a command starts."""
+
+    def block(package: str) -> str:
+        (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
+        return str(tmp_path)
+
+    return block

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from anml.errors import AnmlError, ConfigError
+from anml.errors import AnmlError, ConfigError, missing_package
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -25,6 +25,11 @@ def run_command(main: Callable[[Sequence[str]], int]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
+        return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        if not (message := missing_package(error)):
+            raise
+        print(f"error: {message}", file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:
         return EXIT_FAILED
