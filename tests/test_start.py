@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from anml import __version__
 from anml.commands.arguments import run_command
 from anml.errors import missing_package
 
@@ -76,3 +77,9 @@ def test_what_a_plug_in_lacks_keeps_its_traceback(tmp_path: Path, monkeypatch: p
     with pytest.raises(ModuleNotFoundError) as caught:
         import_module("plug_in_without_its_package")
     assert missing_package(caught.value) == ""
+
+
+@pytest.mark.parametrize("command", [["-m", "anml"], *([script] for script in SCRIPTS)], ids=" ".join)
+def test_every_command_has_a_version(run: Callable, command: list[str]) -> None:
+    done = run(*command, "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"anml {__version__}\n", "")

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from anml import __version__
 from anml.errors import AnmlError, ConfigError, missing_package
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+VERSION = f"anml {__version__}"
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> int:
@@ -78,8 +80,9 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_set_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --set key=value."""
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --version, and --set key=value."""
+    parser.add_argument("--version", action="version", version=VERSION)
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
         help="override a key of the config, e.g. --set inner_lr=0.05 --set eval.olft.runs=3 (repeatable)",

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from anml.commands.arguments import add_job_arguments, add_set_argument, collecting, config_file, print_notices
+from anml.commands.arguments import add_common_arguments, add_job_arguments, collecting, config_file, print_notices
 from anml.config.evaluation import EvalConfig
 from anml.config.load import load_eval_configs, load_train_config
 from anml.errors import ConfigError
@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--wandb", choices=["online", "offline", "disabled"], default="disabled", help=argparse.SUPPRESS
     )
-    add_set_argument(parser)
+    add_common_arguments(parser)
     add_job_arguments(parser)
     for name in ("--run-dir", "--flavor"):
         parser.add_argument(name, help=argparse.SUPPRESS)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from anml.commands.arguments import add_set_argument, config_file
+from anml.commands.arguments import add_common_arguments, config_file
 
 PROFILES = Path(__file__).resolve().parents[2] / "slurm"
 
@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--st", "--smoke-test", action="store_true", dest="smoke_test", help="everything, but tiny")
     parser.add_argument("--seed", type=int, help="training seed")
     parser.add_argument("--wandb", choices=["online", "offline", "disabled"], help="W&B mode (default: see docs)")
-    add_set_argument(parser)
+    add_common_arguments(parser)
     return parser
 
 

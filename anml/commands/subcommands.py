@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from anml.commands.arguments import EXIT_DONE, EXIT_USAGE
+from anml.commands.arguments import EXIT_DONE, EXIT_USAGE, VERSION
 
 # Command: module of anml.commands that has a `main`, and one line for the list below.
 COMMANDS = {
@@ -26,6 +26,9 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return EXIT_DONE if arguments else EXIT_USAGE
+    if arguments[0] == "--version":
+        print(VERSION)
+        return EXIT_DONE
     name, rest = arguments[0], arguments[1:]
     module = INTERNAL.get(name) or (COMMANDS[name][0] if name in COMMANDS else None)
     if module is None:
@@ -39,4 +42,5 @@ def main(arguments: Sequence[str]) -> int:
 
 def _usage() -> str:
     lines = [f"  {name:10} {line}" for name, (_, line) in COMMANDS.items()]
-    return "usage: python -m anml COMMAND ...\n\n" + "\n".join(lines) + "\n\nEach has its own --help."
+    last = "Each has its own --help; --version prints the version."
+    return "\n".join(["usage: python -m anml COMMAND ...", "", *lines, "", last])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anml.atomic import write_text
-from anml.commands.arguments import add_job_arguments, add_set_argument, config_file, positive, print_notices
+from anml.commands.arguments import add_common_arguments, add_job_arguments, config_file, positive, print_notices
 from anml.commands.check_config import find_problems
 from anml.config.binding import located
 from anml.config.load import dump_config, load_train_config
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--until-step", metavar="N", type=positive, help="stop after this step (default: train to the end)"
     )
     parser.add_argument("--wandb", choices=["online", "offline", "disabled"], default="disabled", help="W&B mode")
-    add_set_argument(parser)
+    add_common_arguments(parser)
     add_job_arguments(parser)
     return parser
 
