@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from anml.checkpoint import ModelCard, load_model
-from anml.config.data_request import DataRequest, eval_request
+from anml.config.data_request import DataRequest, data_path_or_default, eval_request
 from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, DatasetFacts
 from anml.config.evaluation import EvalConfig
 from anml.config.folders import check_unseen, fill_in_flavor
@@ -175,7 +175,7 @@ def _validation_problems(card: ModelCard, config: EvalConfig, dataset: str) -> l
 
 def _request_by_hand(config: EvalConfig, dataset: str, card: ModelCard) -> DataRequest:
     """Return what to load. A folder of the user's own is split as in the model's training, if that had one too."""
-    size, data_path = card.image_shape[1], config.data_path or os.environ.get("ANML_DATA")
+    size, data_path = card.image_shape[1], data_path_or_default(config.data_path)
     trained = ClassSplit.model_validate(card.class_split) if card.class_split else None
     if config.is_validation and card.train_classes:
         names, examples = (trained.train, card.imgs_per_class) if trained else ((), None)

@@ -195,3 +195,16 @@ def test_download_converts_a_local_copy_or_says_where_to_get_one(by_hand, mini, 
     assert (code, "expected 64 train classes" in shown) == (1, True)
     code, shown = by_hand(download.main, "images-folder", "--data-path", tmp_path)
     assert (code, "converted when an experiment is launched" in shown) == (2, True)
+
+
+def test_download_converts_the_copy_that_the_environment_names(by_hand, mini, monkeypatch) -> None:
+    monkeypatch.setenv("ANML_DATA", str(mini))
+    code, shown = by_hand(download.main, "mini-imagenet")
+    assert (code, str(mini) in shown.splitlines()[0], "expected 64 train classes" in shown) == (1, True, True)
+
+
+def test_download_says_where_the_arrays_are(by_hand) -> None:
+    code, shown = by_hand(download.main, "glyphs")
+    files = dict(line.split() for line in shown.splitlines())
+    assert (code, list(files)) == (0, ["train", "eval"])
+    assert all(Path(file).is_file() for file in files.values())

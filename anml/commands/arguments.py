@@ -80,6 +80,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_data_path_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --data-path, whose default is that of `data_path_or_default`."""
+    parser.add_argument("--data-path", metavar="DIR", help="where the data set is (default: ANML_DATA, or download)")
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --version, and --set key=value."""
     parser.add_argument("--version", action="version", version=VERSION)

@@ -1,13 +1,13 @@
 """`python -m anml download DATASET`: fetches and converts a data set ahead of time, for nodes without a connection.
 
-ImageNet's relatives cannot be fetched by a program; with --data-path they are converted. See docs/data.md.
+ImageNet's relatives cannot be fetched by a program: copies of them are converted. See docs/data.md.
 """
 
 import argparse
 from collections.abc import Sequence
 
-from anml.commands.arguments import EXIT_DONE, positive
-from anml.config.data_request import DataRequest
+from anml.commands.arguments import EXIT_DONE, add_data_path_argument, positive, print_notices
+from anml.config.data_request import DataRequest, data_path_or_default
 from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, canonical_dataset
 from anml.errors import ConfigError
 
@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> int:
     """Make the array files that jobs will load."""
     parser = argparse.ArgumentParser(prog="python -m anml download", description=__doc__, allow_abbrev=False)
     parser.add_argument("dataset", choices=sorted(DATASETS), type=canonical_dataset)
-    parser.add_argument("--data-path", metavar="DIR", help="a local copy to convert instead of downloading")
+    add_data_path_argument(parser)
     parser.add_argument(
         "--im-size", metavar="PIXELS", type=positive, help="height and width in pixels (default: the data set's usual)"
     )
@@ -30,6 +30,9 @@ def main(arguments: Sequence[str]) -> int:
     from anml.data.load import array_file
 
     size = options.im_size or DATASETS[options.dataset].default_size
+    data_path = data_path_or_default(options.data_path)
+    if data_path:
+        print_notices([f"data path (--data-path or ANML_DATA): {data_path}"])
     for split in ("train", "eval"):
-        print(array_file(DataRequest(options.dataset, split, size, options.data_path)))
+        print(f"{split:5} {array_file(DataRequest(options.dataset, split, size, data_path))}")
     return EXIT_DONE

@@ -7,7 +7,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from anml.commands.arguments import add_common_arguments, add_job_arguments, collecting, config_file, print_notices
+from anml.commands.arguments import (
+    add_common_arguments,
+    add_data_path_argument,
+    add_job_arguments,
+    collecting,
+    config_file,
+    print_notices,
+)
 from anml.config.evaluation import EvalConfig
 from anml.config.load import load_eval_configs, load_train_config
 from anml.errors import ConfigError
@@ -29,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
         "-m", "--model", metavar="CHECKPOINT", nargs="+", action="extend",
         help="folder of a checkpoint (step-NNNNNN), or a state_dict of higherANML (.pth); one or several",
     )  # fmt: skip
-    parser.add_argument("--data-path", metavar="DIR", help="where the data set is (default: ANML_DATA, or download)")
+    add_data_path_argument(parser)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
     for names, kind, what in (
         (("--classes",), int, "how many classes to learn"),

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from anml.commands.arguments import add_common_arguments, config_file
+from anml.commands.arguments import add_common_arguments, add_data_path_argument, config_file
 
 PROFILES = Path(__file__).resolve().parents[2] / "slurm"
 
@@ -23,7 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--entity", help="W&B entity (team or user)")
     parser.add_argument("--group", help="name of the experiment (default: a new one); an existing one is completed")
     parser.add_argument("--cluster", metavar="NAME", help=f"cluster profile: {clusters}, or the path of one")
-    parser.add_argument("--data-path", metavar="DIR", help="where the data set is (default: ANML_DATA, or download)")
+    add_data_path_argument(parser)
     parser.add_argument("--experiments-dir", metavar="DIR", help="where experiments go (default: ANML_EXPERIMENTS)")
     parser.add_argument("-n", "--dry-run", action="store_true", help="show jobs and scripts, create nothing")
     parser.add_argument("--check", action="store_true", help="with --dry-run: check the model and the data as well")

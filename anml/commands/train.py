@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anml.atomic import write_text
-from anml.commands.arguments import add_common_arguments, add_job_arguments, config_file, positive, print_notices
+from anml.commands.arguments import (
+    add_common_arguments,
+    add_data_path_argument,
+    add_job_arguments,
+    config_file,
+    positive,
+    print_notices,
+)
 from anml.commands.check_config import find_problems
 from anml.config.binding import located
 from anml.config.load import dump_config, load_train_config
@@ -26,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-c", "--config", metavar="PATH", type=config_file, help="training config")
     parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: experiments/by-hand/<model>)")
-    parser.add_argument("--data-path", metavar="DIR", help="where the data set is (default: ANML_DATA, or download)")
+    add_data_path_argument(parser)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="where to compute")
     parser.add_argument("--inner-lr", type=float, help="which inner learning rate to train with")
     parser.add_argument("--seed", type=int, help="which seed to train")

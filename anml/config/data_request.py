@@ -1,5 +1,7 @@
 """Which images a job needs: what a config says of them, enough to find or to make their array file."""
 
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 from anml.config.dataset_facts import IMAGES_FOLDER, Split, validation_name
@@ -28,6 +30,16 @@ class DataRequest(NamedTuple):
     def name(self) -> str:
         """What results call these images."""
         return validation_name(self.dataset) if self.first_class else self.dataset
+
+
+def absolute_path(path: str | None) -> str | None:
+    """Return a path that no change of folder changes."""
+    return str(Path(path).expanduser().resolve()) if path else None
+
+
+def data_path_or_default(path: str | None) -> str | None:
+    """Return where the copies of data sets are, absolute: the path given, else ANML_DATA, else None (downloaded)."""
+    return absolute_path(path or os.environ.get("ANML_DATA"))
 
 
 def eval_request(

@@ -1,6 +1,5 @@
 """From a YAML file and command-line overrides to a checked config: the one way in."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from anml.config.checks import (
     overlaps,
 )
 from anml.config.compatibility import Adopted, adopt_eval, adopt_train
+from anml.config.data_request import absolute_path, data_path_or_default
 from anml.config.dataset_facts import DATASETS
 from anml.config.dataset_lists import one_flavor_per_dataset, one_per_dataset
 from anml.config.evaluation import EvalConfig
@@ -87,7 +87,7 @@ def load_eval_configs(
             config, found = _count_flavor(config, None, part, (), notices)
             problems += found + check_eval(config, part, (), flavor_facts(config, None))
             notices += unread_in_evaluation(config, part, ())
-            configs.append(config.model_copy(update={"data_path": _absolute(config.data_path)}))
+            configs.append(config.model_copy(update={"data_path": absolute_path(config.data_path)}))
     if problems:
         raise ConfigError(tuple(dict.fromkeys(problems)))
     return [LoadedEval(config, list(dict.fromkeys(notices))) for config in configs]
@@ -250,20 +250,16 @@ def _count_flavor(
 
 def _fill_in(config: TrainConfig, flavors: Mapping[str, EvalConfig]) -> TrainConfig:
     """Resolve what depends on the machine or on other keys, so that config.yml reproduces the run elsewhere."""
-    data_path = _absolute(config.data_path or os.environ.get("ANML_DATA"))
+    data_path = data_path_or_default(config.data_path)
     size = config.image_shape[1]
     filled = {
         name: flavor.model_copy(
             update={
                 "im_size": flavor.im_size or size,
-                "data_path": _absolute(flavor.data_path) or data_path,
+                "data_path": absolute_path(flavor.data_path) or data_path,
                 "allow_incomplete": flavor.allow_incomplete or config.allow_incomplete,
             }
         )
         for name, flavor in flavors.items()
     }
     return config.model_copy(update={"data_path": data_path, "im_size": size, "eval": filled})
-
-
-def _absolute(path: str | None) -> str | None:
-    return str(Path(path).expanduser().resolve()) if path else None
