@@ -3,7 +3,8 @@
 from anml.config.binding import nearest
 from anml.config.profile import ClusterProfile
 from anml.config.training import TrainConfig
-from anml.errors import ConfigError
+from anml.errors import ConfigError, SubmissionError
+from anml.schedulers.slurm import known_options
 
 # Decided by the launcher; a user's value would break dependencies, logs or requeueing.
 _OURS = {
@@ -29,32 +30,29 @@ def _problem(argument: str, own_options: list[str]) -> str:
         return f"{argument}: not understood; sbatch options are written --name=value"
     if name in _OURS:
         return f"--{name}: is set by the launcher or the profile and cannot be chosen"
-    if name in sbatch_option_names():
+    try:
+        of_sbatch, doubt = known_options(), ""
+    except SubmissionError as error:  # The machine at hand needs none of them.
+        of_sbatch, doubt = set(), f" ({error})"
+    if name in of_sbatch:
         return ""
     if key in TrainConfig.model_fields:
         return f"--{name}: is a key of the config: --set {key}={value or 'VALUE'}"
-    known = sorted(sbatch_option_names() | {option.removeprefix("--") for option in own_options})
+    known = sorted(of_sbatch | {option.removeprefix("--") for option in own_options})
     hint = nearest(name, known).replace("'", "").replace("mean ", "mean --")
-    return f"--{name}: neither an option of this command nor of sbatch{hint}"
+    return f"--{name}: neither an option of this command nor of sbatch{hint}{doubt}"
 
 
 def check_profile_options(profile: ClusterProfile) -> None:
     """Raise ConfigError for options of a profile that sbatch does not have, or that the launcher decides."""
-    problems = []
+    problems, of_sbatch = [], known_options()
     for name in dict.fromkeys(
         name for kind in ("train", "evaluate", "report") for name in profile.sbatch.for_kind(kind)
     ):
         if name in _OURS:
             problems.append(f"profile {profile.name}: sbatch: {name}: is set by the launcher and cannot be chosen")
-        elif name not in sbatch_option_names():
-            hint = nearest(name, sbatch_option_names())
+        elif name not in of_sbatch:
+            hint = nearest(name, of_sbatch)
             problems.append(f"profile {profile.name}: sbatch: {name}: sbatch has no such option{hint}")
     if problems:
         raise ConfigError(problems)
-
-
-def sbatch_option_names() -> set[str]:
-    """Return the long names of all sbatch options, as simple_slurm knows them."""
-    from anml.schedulers.slurm import known_options
-
-    return known_options()

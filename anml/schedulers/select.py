@@ -6,14 +6,13 @@ from anml.config.profile import ClusterProfile
 from anml.experiment import Experiment
 from anml.schedulers.base import Scheduler
 from anml.schedulers.local import LocalScheduler
+from anml.schedulers.slurm import SlurmScheduler
 
 
 def make_scheduler(experiment: Experiment, profile: ClusterProfile, wandb_mode: str) -> Scheduler:
     """Return the scheduler that a profile names."""
     if profile.scheduler == "local":
         return LocalScheduler(experiment, profile, wandb_mode)
-    from anml.schedulers.slurm import SlurmScheduler  # Only here: newcomers need no simple_slurm.
-
     return SlurmScheduler(experiment, profile, wandb_mode)
 
 
@@ -33,7 +32,8 @@ def with_sbatch_overrides(profile: ClusterProfile, arguments: list[str], own_opt
         return profile
     from anml.schedulers.sbatch_options import check_profile_options, parse_sbatch_options
 
-    check_profile_options(profile)
+    if profile.scheduler == "slurm":
+        check_profile_options(profile)
     overrides = parse_sbatch_options(arguments, own_options)
     by_kind = {kind: {**getattr(profile.sbatch, kind), **overrides} for kind in ("train", "evaluate", "report")}
     return profile.model_copy(update={"sbatch": profile.sbatch.model_copy(update=by_kind)})

@@ -12,8 +12,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from simple_slurm import Slurm
-
 from anml.config.profile import ClusterProfile
 from anml.errors import SubmissionError
 from anml.experiment import Experiment
@@ -21,6 +19,7 @@ from anml.plan import Job, Plan
 from anml.schedulers.base import SchedulerState, States, script_body
 
 if TYPE_CHECKING:
+    from simple_slurm import Slurm
     from tenacity import RetryCallState
 
 # What Slurm's commands say when the controller is away or busy: worth waiting for.
@@ -50,12 +49,10 @@ class SlurmScheduler:
 
     def render(self, job: Job) -> str:
         """Return the job's script: #SBATCH lines, then the body."""
-        slurm = Slurm()
+        slurm = _new_script()
         slurm.set_shell("/bin/bash")
-        for name, value in self._options(job).items():
-            if value is not False:
-                # Set directly: simple_slurm's parser takes a value that starts with a dash for an option.
-                setattr(slurm.namespace, name.replace("-", "_"), "" if value is True else shlex.quote(str(value)))
+        options = {name: value for name, value in self._options(job).items() if value is not False}
+        slurm.add_arguments(**{name.replace("-", "_"): _quoted(value) for name, value in options.items()})
         # Without CPU binding every job would otherwise take all cores of its node.
         slurm.add_cmd('export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"')
         slurm.add_cmd(script_body(job, self.experiment, self.profile, self.wandb_mode))
@@ -166,9 +163,25 @@ class SlurmScheduler:
 
 
 def known_options() -> set[str]:
-    """Return the long names of all options that sbatch has."""
-    actions = Slurm().parser._actions
-    return {flag.removeprefix("--").replace("_", "-") for a in actions for flag in a.option_strings if flag[:2] == "--"}
+    """Return the long names of all options that sbatch has. Raises SubmissionError without simple_slurm."""
+    setters = {name for name in dir(_new_script()) if name.startswith("set_")} - {"set_shell"}
+    return {name.removeprefix("set_").replace("_", "-") for name in setters}
+
+
+def _new_script() -> "Slurm":
+    """Return an empty script. Raises SubmissionError without simple_slurm, which nothing but Slurm needs."""
+    try:
+        from simple_slurm import Slurm
+    except ModuleNotFoundError:
+        message = "Slurm needs the package simple-slurm (docs/install.md): install it, or use --cluster local"
+        raise SubmissionError(message) from None
+    return Slurm()
+
+
+def _quoted(value: str | int | bool) -> str:
+    """Return a value as bash quotes it; simple_slurm would take one that starts with a dash for an option."""
+    text = "" if value is True else shlex.quote(str(value))
+    return f"'{text}'" if text.startswith("-") else text
 
 
 def _patiently(ask: Callable[[], T]) -> T:

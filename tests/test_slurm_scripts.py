@@ -1,0 +1,70 @@
+"""Scripts for Slurm, and what works without the package that writes them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from anml.config.profile import ClusterProfile, JobOptions
+from anml.experiment import Experiment
+from anml.plan import Job
+from anml.schedulers.slurm import SlurmScheduler, known_options
+
+IMPORT_ALL = """
+import importlib, pkgutil, anml
+for module in pkgutil.walk_packages(anml.__path__, "anml."):
+    importlib.import_module(module.name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [("64G", "64G"), (-5, "'-5'"), ("-x y", "'-x y'"), ("a b", "'a b'"), (True, "")],
+    ids=str,
+)
+def test_an_option_is_written_as_sbatch_reads_it(tmp_path: Path, value: str | int | bool, written: str) -> None:
+    profile = ClusterProfile(name="c", scheduler="slurm", sbatch=JobOptions(all={"comment": value}))
+    script = SlurmScheduler(Experiment(tmp_path / "p/g"), profile, "offline").render(Job("j", "train", ("x.py",)))
+    [line] = [line for line in script.splitlines() if line.startswith("#SBATCH --comment")]
+    assert line.removeprefix("#SBATCH --comment").strip() == written
+
+
+def test_an_option_that_is_false_is_not_written(tmp_path: Path) -> None:
+    profile = ClusterProfile(name="c", scheduler="slurm", sbatch=JobOptions(all={"exclusive": False}))
+    script = SlurmScheduler(Experiment(tmp_path / "p/g"), profile, "offline").render(Job("j", "train", ("x.py",)))
+    assert "exclusive" not in script
+
+
+def test_the_options_of_sbatch_are_known_by_their_long_names() -> None:
+    names = known_options()
+    assert names >= {"mem", "time", "gres", "cpus-per-task", "kill-on-invalid-dep", "job-name"}
+    assert not {"shell", "a", "J"} & names
+
+
+def test_every_module_is_imported_without_simple_slurm(run: Callable, without: Callable) -> None:
+    done = run("-c", IMPORT_ALL, PYTHONPATH=without("simple_slurm"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_local_launch_needs_no_simple_slurm(run: Callable, without: Callable, experiments: Path) -> None:
+    arguments = ["-c", "configs/quickstart.yml", "--project", "p", "--cluster", "local", "--dry-run"]
+    done = run("launch_train.py", *arguments, PYTHONPATH=without("simple_slurm"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_slurm_cluster_without_simple_slurm_is_an_error_that_names_it(
+    run: Callable, without: Callable, experiments: Path
+) -> None:
+    arguments = ["-c", "configs/quickstart.yml", "--project", "p", "--cluster", "dggpu"]
+    for dry in ([], ["--dry-run"]):
+        done = run("launch_train.py", *arguments, *dry, PYTHONPATH=without("simple_slurm"))
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert all(text in done.stderr for text in ("simple-slurm", "docs/install.md", "--cluster local"))
+    assert not experiments.exists()
+
+
+def test_a_misspelt_option_is_explained_without_simple_slurm(run: Callable, without: Callable) -> None:
+    arguments = ["-c", "configs/quickstart.yml", "--project", "p", "--cluster", "local", "--smoketest"]
+    done = run("launch_train.py", *arguments, "--dry-run", PYTHONPATH=without("simple_slurm"))
+    assert done.returncode == 2
+    assert all(text in done.stderr for text in ("--smoketest", "--smoke-test?", "simple-slurm"))
