@@ -3,6 +3,7 @@
 import os
 import platform
 import resource
+import time
 
 import torch
 
@@ -48,6 +49,16 @@ def keep_float32() -> None:
     """Compute in float32 what is float32: by default a GPU's convolutions round their inputs to TF32 (10 bits)."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def clock(device: torch.device) -> float:
+    """Wait until the device has done all that it was given, then return the time of a clock in seconds.
+
+    A GPU works while the host goes on: read at once, the clock would tell how long it took to hand over the work.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def describe_machine(device: torch.device) -> dict[str, str | None]:

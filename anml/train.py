@@ -1,6 +1,5 @@
 """The training loop: draw, step, log, checkpoint. Resumes exactly from any checkpoint."""
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ import torch
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
+from anml.machine import clock
 from anml.meta.choose import make_engine, uses_graph
 from anml.meta.engine import EpisodeOutcome
 from anml.meta.static_update import GraphPlayer, StaticUpdate
@@ -134,7 +134,7 @@ def train_until(
 ) -> bool:
     """Train one run, or several that keep step with each other. Returns False when stopped before (work is saved)."""
     first = runs[0]
-    started, since = time.perf_counter(), first.completed
+    started, since = clock(first.device), first.completed
     while first.completed < until:
         if stop():
             for run in runs:
@@ -143,9 +143,10 @@ def train_until(
         for run, outcome in zip(runs, step(first.completed), strict=True):
             run.took(outcome)
         if first.completed % first.config.log_freq == 0 or first.completed == until:
+            speed = (first.completed - since) / (clock(first.device) - started)
             for run in runs:
-                run.log((first.completed - since) / (time.perf_counter() - started))
-            started, since = time.perf_counter(), first.completed
+                run.log(speed)
+            started, since = clock(first.device), first.completed
         if first.completed % first.config.save_freq == 0 or first.completed == until:
             for run in runs:
                 run.save()

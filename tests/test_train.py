@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,8 @@ import anml.training_run
 from anml.checkpoint import is_complete, load_model, read_card, steps_saved
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError, DataError
-from anml.train import Training
+from anml.meta.engine import EpisodeOutcome
+from anml.train import Training, train_until
 from anml.train_iid import make_optimizer, make_schedule
 
 META = {
@@ -271,6 +273,39 @@ def test_every_logged_line_is_passed_on(tmp_path):
     training.run(12, lambda: False, done.append)
     assert [line["step"] for line in lines] == [4, 8, 12]
     assert done == list(range(1, 13))
+
+
+class RunOnGpu:
+    """What `train_until` sees of a run on a GPU, which needs 10 ms for a step and is not waited for."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config, self.device, self.completed = config, torch.device("cuda"), 0
+        self.speeds: list[float] = []
+        self.done_at = 0.0
+
+    def step(self, index: int) -> list[EpisodeOutcome]:
+        self.done_at = max(self.done_at, time.perf_counter()) + 0.01
+        return [EpisodeOutcome(torch.zeros(()), torch.zeros(()), {})]
+
+    def synchronize(self, device: torch.device) -> None:
+        time.sleep(max(0.0, self.done_at - time.perf_counter()))
+
+    def took(self, outcome: EpisodeOutcome) -> None:
+        self.completed += 1
+
+    def log(self, steps_per_second: float) -> None:
+        self.speeds.append(steps_per_second)
+
+    def save(self) -> None:
+        pass
+
+
+def test_the_logged_speed_is_that_of_the_device(monkeypatch):
+    run = RunOnGpu(make_config())
+    monkeypatch.setattr(torch.cuda, "synchronize", run.synchronize)
+    assert train_until([run], run.step, 12, lambda: False, lambda done: None)  # type: ignore[list-item]
+    assert len(run.speeds) == 3
+    assert max(run.speeds) < 101
 
 
 def test_seeds_train_different_models(tmp_path):
