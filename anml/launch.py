@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anml.atomic import read_json, write_json, write_text
-from anml.config.load import dump_config, load_train_config
+from anml.config.load import dump_config, load_experiment_config
 from anml.config.profile import ClusterProfile, WandbMode
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError, JobError
@@ -105,7 +105,7 @@ def load_launch(experiment: Experiment) -> Launch:
     if not data:
         message = f"{experiment.root}: nothing was submitted here (there is no {experiment.plan_file.name})"
         raise ConfigError(message)
-    config = load_train_config(experiment.config_file).config
+    config = load_experiment_config(experiment.config_file).config
     profile = ClusterProfile(**data["cluster"])
     return Launch(config, experiment, profile, data["wandb"], Plan.from_json(data["jobs"]))
 

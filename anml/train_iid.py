@@ -16,7 +16,10 @@ from anml.torch_by_name import make_by_name
 
 
 class IidStep:
-    """One step is one batch. With `lobo_rate`, `lobo_size` output rows are re-drawn every `lobo_rate` epochs."""
+    """One step is one batch. With `lobo_rate`, `lobo_size` output rows are re-drawn every `lobo_rate` epochs.
+
+    `lobo_scale` says how large the new weights are: see `lobotomize`.
+    """
 
     note = "i.i.d. batches"
 
@@ -62,7 +65,7 @@ class IidStep:
         if rate and size and epoch and epoch % rate == 0:
             generator = torch_generator(self.seed, "zap", epoch)
             rows = torch.randperm(self.model.head.out_features, generator=generator)[:size]
-            lobotomize(self.model.head, tuple(rows.tolist()), generator)
+            lobotomize(self.model.head, tuple(rows.tolist()), generator, self.config.lobo_scale or "all_rows")
 
 
 def make_optimizer(config: TrainConfig, model: MetaModel) -> torch.optim.Optimizer:

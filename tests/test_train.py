@@ -380,6 +380,18 @@ def test_zapping_re_draws_output_rows_at_the_start_of_epochs(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("scale", "expected"),
+    [(None, (2 / (12 * 36)) ** 0.5), ("all_rows", (2 / (12 * 36)) ** 0.5), ("each_row", (2 / 36) ** 0.5)],
+)
+def test_zapped_rows_have_the_scale_of_the_config(tmp_path, scale, expected):
+    config = make_config(IID, lr=1e-12, optimizer_args={}, lobo_size=12, lobo_scale=scale, epochs=2)
+    train(tmp_path, config)
+    weight = load_model(step_folder(tmp_path, 10))[0].head.weight
+    assert weight.shape == (12, 36)
+    assert weight.std().item() == pytest.approx(expected, rel=0.12)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"optimizer": "Adamm"}, "optimizer: torch has no 'Adamm'"),

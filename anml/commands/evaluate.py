@@ -16,7 +16,7 @@ from anml.commands.arguments import (
     print_notices,
 )
 from anml.config.evaluation import EvalConfig
-from anml.config.load import load_eval_configs, load_train_config
+from anml.config.load import load_eval_configs, load_experiment_config
 from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.job import JobContext, array_task, run_job
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _planned(options: argparse.Namespace) -> int:
     experiment = Experiment(Path(options.run_dir))
-    config = load_train_config(experiment.config_file).config
+    config = load_experiment_config(experiment.config_file).config
     if options.flavor not in config.eval or options.step is None:
         flavors = ", ".join(config.eval)
         message = f"--run-dir takes --flavor and --step; flavors of this experiment: {flavors}; found {options.flavor}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from anml.commands.address import add_address_arguments, find_experiment
 from anml.commands.arguments import EXIT_DONE, print_notices
-from anml.config.load import load_train_config
+from anml.config.load import load_experiment_config
 from anml.config.training import TrainConfig
 from anml.config.variation import Variation
 from anml.errors import ConfigError
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--half", action="store_true", help="round the weights to float16: half the size")
     options = parser.parse_args(arguments)
     experiment = find_experiment(options)
-    config = load_train_config(experiment.config_file).config
+    config = load_experiment_config(experiment.config_file).config
     one = _choose(config, options.inner_lr, options.seed)
     if (options.target / "model.json").exists():
         message = f"{options.target}: holds a model already; choose another folder, or remove it"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anml.commands.arguments import add_job_arguments
-from anml.config.load import load_train_config
+from anml.config.load import load_experiment_config
 from anml.disk import check_folder
 from anml.experiment import Experiment
 from anml.job import JobContext, run_job
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         check_folder(experiment.root, options.min_free_gb)
         context.progress(0, 1, "reports")
         summary = write_report(experiment)
-        config = load_train_config(experiment.config_file).config
+        config = load_experiment_config(experiment.config_file).config
         tracker = Tracker(experiment, config, "report", "report", options.wandb)
         tracker.summary(summary.best_accuracies())
         tracker.finish()

@@ -15,7 +15,7 @@ from anml.commands.arguments import (
 )
 from anml.commands.check_config import find_problems
 from anml.config.binding import located
-from anml.config.load import dump_config, load_train_config
+from anml.config.load import dump_config, load_experiment_config, load_train_config
 from anml.config.training import TrainConfig
 from anml.config.variation import Variation
 from anml.errors import ConfigError
@@ -73,7 +73,8 @@ def _config_and_folder(options: argparse.Namespace) -> tuple[TrainConfig, Experi
     run_dir = Path(options.run_dir).expanduser().resolve() if options.run_dir else None
     path = options.config or run_dir / "config.yml"  # type: ignore[operator]
     flags = {"device": options.device, "data_path": options.data_path}
-    config, notices, source = load_train_config(path, options.overrides, flags)
+    load = load_train_config if options.config else load_experiment_config
+    config, notices, source = load(path, options.overrides, flags)
     _check_choice(config, Variation(options.inner_lr, options.seed))
     if options.seed is not None and not config.seeds:
         config = config.model_copy(update={"seed": options.seed})

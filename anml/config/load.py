@@ -63,6 +63,20 @@ def load_train_config(
     return LoadedTrain(_fill_in(config, flavors), notices, source)
 
 
+def load_experiment_config(
+    path: Path, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> LoadedTrain:
+    """Read the config.yml of an experiment, which says how it was trained: one without `lobo_scale` by `each_row`.
+
+    Raises ConfigError.
+    """
+    loaded = load_train_config(path, overrides, options)
+    if loaded.config.is_zapped and loaded.source.data.get("lobo_scale") is None:
+        # Of the time before this key, when rows were always drawn so.
+        return loaded._replace(config=loaded.config.model_copy(update={"lobo_scale": "each_row"}))
+    return loaded
+
+
 def load_eval_config(
     path: Path | None, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
 ) -> LoadedEval:
@@ -262,4 +276,5 @@ def _fill_in(config: TrainConfig, flavors: Mapping[str, EvalConfig]) -> TrainCon
         )
         for name, flavor in flavors.items()
     }
-    return config.model_copy(update={"data_path": data_path, "im_size": size, "eval": filled})
+    scale = (config.lobo_scale or "all_rows") if config.is_zapped else config.lobo_scale
+    return config.model_copy(update={"data_path": data_path, "im_size": size, "lobo_scale": scale, "eval": filled})

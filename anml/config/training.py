@@ -16,6 +16,7 @@ from anml.errors import ConfigError
 DatasetName = Literal["omniglot", "glyphs", "mini-imagenet", "omniimage20", "omniimage100", "images-folder"]
 ModelName = Literal["anml", "nonml", "sanml", "oml", "classifier"]
 TrainMethod = Literal["meta", "meta-first-order", "sequential_episodic", "iid"]
+LoboScale = Literal["all_rows", "each_row"]
 EngineName = Literal["auto", "graph", "compiled", "native", "sweep", "fast", "reference"]
 
 
@@ -90,6 +91,9 @@ class TrainConfig(Record):
     # 0, as in higherANML, is never.
     lobo_rate: NotNegative | None = None
     lobo_size: NotNegative | None = None
+    # What kaiming_normal takes for its matrix: all re-drawn rows, or each by itself. Loading fills it in where rows are
+    # re-drawn, and nowhere else: other config.yml files stay the same text.
+    lobo_scale: LoboScale | None = None
 
     eval_steps: OneOrMany[Count] | None = None
     # Also evaluates the network before any training: what the meta-training added can then be read off the report.
@@ -191,6 +195,11 @@ class TrainConfig(Record):
     def num_held_out_classes(self) -> int:
         """Background classes that training does not use: those of `split: validation`."""
         return max(0, self.facts.train_classes - self.num_train_classes)
+
+    @property
+    def is_zapped(self) -> bool:
+        """Whether i.i.d. training re-draws output rows ("zapping")."""
+        return self.train_method == "iid" and bool(self.lobo_rate and self.lobo_size)
 
     @property
     def inner_steps(self) -> int:

@@ -50,6 +50,7 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
             "lr_scheduler_args": ", whose schedule has outer_lr_scheduler_args (in episodes)",
             "lobo_rate": "; did you mean lobotomize?",
             "lobo_size": "; did you mean lobotomize?",
+            "lobo_scale": "; a lobotomy draws each_row",
         },
         {"optimizer": "Adam", "optimizer_args": {}, "lr_scheduler_args": {}, "lobo_rate": 0, "lobo_size": 0},
     ),
@@ -89,14 +90,20 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
         "lobo_rate",
         lambda config: config.train_method == "iid" and not config.lobo_rate,
         "without lobo_rate",
-        {"lobo_size": "; it says every how many epochs rows are re-drawn"},
+        {
+            "lobo_size": "; it says every how many epochs rows are re-drawn",
+            "lobo_scale": "; it says every how many epochs rows are re-drawn",
+        },
         {"lobo_size": 0},
     ),
     Unread(
         "lobo_size",
         lambda config: config.train_method == "iid" and not config.lobo_size,
         "without lobo_size",
-        {"lobo_rate": "; it says how many rows are re-drawn"},
+        {
+            "lobo_rate": "; it says how many rows are re-drawn",
+            "lobo_scale": "; it says how many rows are re-drawn",
+        },
         {"lobo_rate": 0},
     ),
     Unread(

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from anml.config.training import TrainConfig
+from anml.config.training import LoboScale, TrainConfig
 from anml.data.episodes import Episode
 from anml.lr_schedule import outer_rates
 from anml.meta.engine import Engine, EpisodeOutcome
@@ -73,17 +73,23 @@ class MetaStep(OuterStep):
         return outcome
 
 
-def lobotomize(head: OutputLayer, classes: tuple[int, ...], generator: torch.Generator) -> None:
-    """Re-draw the weight rows of classes about to be learned, so that nothing of them can be remembered.
+def lobotomize(
+    head: OutputLayer, classes: tuple[int, ...], generator: torch.Generator, scale: LoboScale = "each_row"
+) -> None:
+    """Re-draw the weight rows of classes, so that nothing of them can be remembered.
 
-    Each row is drawn as kaiming_normal of a 1 x n matrix; biases stay (ANML's reference implementation).
-    So does the temperature of a metric head: it belongs to no class.
+    Of k rows with n weights, `each_row` is drawn as kaiming_normal of a 1 x n matrix, with a standard deviation of
+    sqrt(2 / n); `all_rows` as that of one 1 x k x n tensor, with sqrt(2 / (k n)), as ANML's reference implementation
+    draws several. Biases stay. So does the temperature of a metric head: it belongs to no class.
     """
-    rows = draw_rows(head, classes, generator)
+    rows = draw_rows(head, classes, generator, scale)
     with torch.no_grad():
         head.weight[list(classes)] = rows.to(head.weight)
 
 
-def draw_rows(head: OutputLayer, classes: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def draw_rows(
+    head: OutputLayer, classes: tuple[int, ...], generator: torch.Generator, scale: LoboScale = "each_row"
+) -> torch.Tensor:
     """Draw the new weight rows of a lobotomy, float32 [classes, in], on the CPU."""
-    return draw_kaiming((len(classes), head.in_features), generator)
+    shape = (len(classes), head.in_features)
+    return draw_kaiming((1, *shape), generator)[0] if scale == "all_rows" else draw_kaiming(shape, generator)

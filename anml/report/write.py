@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from anml.config.dataset_facts import is_validation
-from anml.config.load import load_train_config
+from anml.config.load import load_experiment_config
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 from anml.experiment import Experiment
@@ -101,7 +101,7 @@ def write_report(experiment: Experiment) -> Summary:
 def read_config(experiment: Experiment) -> tuple[TrainConfig | None, list[str]]:
     """Return an experiment's config, or None and a sentence that says why there is none."""
     try:
-        return load_train_config(experiment.config_file).config, []
+        return load_experiment_config(experiment.config_file).config, []
     except ConfigError as error:
         return None, [f"config.yml could not be read: {error}"]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anml.config.evaluation import EvalConfig
-from anml.config.load import dump_config, load_eval_config, load_train_config
+from anml.config.load import dump_config, load_eval_config, load_experiment_config, load_train_config
 from anml.config.training import TrainConfig
 from anml.config.yaml_source import dump_yaml
 from anml.errors import ConfigError
@@ -338,3 +338,26 @@ def test_a_validation_by_hand_is_checked_as_far_as_it_goes_without_the_model(wri
         write("fine.yml", "dataset: glyphs\nsplit: validation\nclasses: 700\n")
     ).config.is_validation
     assert len(eval_problems("dataset: glyphs\nsplit: validation\nclasses: 965\n")) == 1
+
+
+ZAPPED = BASE + "train_method: iid\nepochs: 10\nlobo_rate: 1\nlobo_size: 9\n"
+
+
+def test_the_scale_of_zapping_is_written_where_rows_are_re_drawn(load) -> None:
+    assert "\nlobo_scale: all_rows\n" in dump_config(load(ZAPPED).config)
+    assert "\nlobo_scale: each_row\n" in dump_config(load(ZAPPED, "lobo_scale=each_row").config)
+    assert "lobo_scale" not in dump_config(load(ZAPPED, "lobo_size=0").config)
+    assert "lobo_scale" not in dump_config(load(BASE).config)
+
+
+def test_a_scale_of_zapping_that_nobody_knows_is_refused(problems) -> None:
+    assert problems(ZAPPED + "lobo_scale: original\n") == [
+        'train.yml:7: lobo_scale: "original" is not allowed; allowed: all_rows, each_row'
+    ]
+
+
+def test_an_experiment_from_before_the_scale_of_zapping_drew_each_row(load, write) -> None:
+    new = dump_config(load(ZAPPED).config)
+    old = new.replace("lobo_scale: all_rows\n", "")
+    scales = [load_experiment_config(write("config.yml", text)).config.lobo_scale for text in (old, new)]
+    assert scales == ["each_row", "all_rows"]

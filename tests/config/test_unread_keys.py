@@ -30,7 +30,7 @@ def test_a_rate_that_no_training_on_episodes_has_is_told_what_may_be_meant(load,
     "setting",
     [
         "lr=0.1", "optimizer=SGD", "optimizer_args={momentum: 0.9}", "lr_scheduler=StepLR",
-        "lr_scheduler_args={gamma: 0.1}", "lobo_rate=1", "lobo_size=10",
+        "lr_scheduler_args={gamma: 0.1}", "lobo_rate=1", "lobo_size=10", "lobo_scale=each_row",
     ],
 )  # fmt: skip
 def test_keys_of_iid_training_are_told_on_episodes(load, setting: str) -> None:
@@ -59,7 +59,17 @@ def test_a_key_that_needs_another_is_told_without_it(load, setting: str, missing
     assert notice.startswith(f"--set: {setting.partition('=')[0]}: has no effect without {missing}")
 
 
-@pytest.mark.parametrize("setting", ["lr=0.1", "lobo_rate=1\nlobo_size=10", "max_grad_norm=1.0", "ema_decay=0.9"])
+@pytest.mark.parametrize(("given", "missing"), [("lobo_rate", "lobo_size"), ("lobo_size", "lobo_rate")])
+def test_the_scale_of_zapping_is_told_where_nothing_is_zapped(load, given: str, missing: str) -> None:
+    notices = load(IID, f"{given}=1", "lobo_scale=all_rows").notices
+    assert [notice.partition(";")[0] for notice in notices] == [
+        f"--set: {key}: has no effect without {missing}" for key in (given, "lobo_scale")
+    ]
+
+
+@pytest.mark.parametrize(
+    "setting", ["lr=0.1", "lobo_rate=1\nlobo_size=10\nlobo_scale=each_row", "max_grad_norm=1.0", "ema_decay=0.9"]
+)
 def test_keys_of_the_method_are_not_told(load, setting: str) -> None:
     assert load(IID, *setting.splitlines()).notices == []
 

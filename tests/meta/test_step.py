@@ -1,14 +1,14 @@
 """One meta-update: lobotomy of the model itself, the episode's gradient, clipping, Adam."""
 
 import copy
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
 from anml.config.model_args import MetricHeadArgs
-from anml.config.training import TrainConfig
+from anml.config.training import LoboScale, TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
 from anml.meta.choose import make_engine
@@ -142,6 +142,24 @@ def test_lobotomy_draws_kaiming_normal_of_one_row():
     assert (rows.abs() < expected).double().mean().item() == pytest.approx(
         0.683, abs=0.005
     )  # A normal's, not a uniform's.
+
+
+@pytest.mark.parametrize(("scale", "fan_in"), [("each_row", 2304), ("all_rows", 1000 * 2304)])
+def test_the_scale_of_several_rows_is_kaiming_normal_of_each_or_of_all(scale: LoboScale, fan_in: int):
+    head = nn.Linear(2304, 1000)
+    lobotomize(head, tuple(range(1000)), torch_generator(1, "zap", 1), scale)
+    expected = nn.init.kaiming_normal_(torch.empty(1, fan_in // 2304, 2304)).std().item()
+    assert head.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.002)
+    assert head.weight.std().item() == pytest.approx(expected, rel=0.05)
+
+
+def test_one_row_is_drawn_alike_at_either_scale():
+    weights = []
+    for scale in get_args(LoboScale):
+        head = nn.Linear(50, 9)
+        lobotomize(head, (4,), torch_generator(1, "lobotomy", 0), scale)
+        weights.append(head.weight[4])
+    assert torch.equal(*weights)
 
 
 def test_lobotomies_differ_from_episode_to_episode(data):

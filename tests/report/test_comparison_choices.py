@@ -75,6 +75,14 @@ def test_a_key_is_compared_where_it_plays_a_part():
     ]
 
 
+def test_the_scale_of_zapping_is_compared_among_trainings_that_zap():
+    zapped = {"train_method": "iid", "batch_size": 256, "lobo_rate": 1, "lobo_size": 9}
+    scales = [config(**zapped, lobo_scale=scale) for scale in ("each_row", "all_rows")]
+    assert choices(scales) == [{"lobo_scale": "each_row"}, {"lobo_scale": "all_rows"}]
+    found = choices([config(train_method="iid", batch_size=256), config(**zapped, lobo_scale="all_rows")])
+    assert [list(told) for told in found] == [["lobo_rate", "lobo_size"]] * 2
+
+
 def test_an_unreadable_config_differs_in_nothing():
     assert choices([config(), None, config(outer_lr=0.003)]) == [{"outer_lr": "0.001"}, {}, {"outer_lr": "0.003"}]
 
@@ -87,8 +95,8 @@ def test_the_experiments_of_the_results_differ_in_few_words():
 
 def test_every_training_key_is_told_or_left_out_for_a_reason():
     told = {
-        *module._OF_ALL, *module._OF_EPISODES, *module._OF_IID, *module._OF_UPDATES, *module._OF_ONE_MODEL,
-        "outer_lr_scheduler_args", "lr_scheduler_args", "optimizer_args", "model_args",
+        *module._OF_ALL, *module._OF_EPISODES, *module._OF_IID, *module._OF_ZAPPING, *module._OF_UPDATES,
+        *module._OF_ONE_MODEL, "outer_lr_scheduler_args", "lr_scheduler_args", "optimizer_args", "model_args",
     }  # fmt: skip
     machine = {"project", "entity", "group", "cluster", "data_path", "device", "engine", "train_together"}
     record = {"val_size", "save_freq", "log_freq", "model_name", "output_layer"}

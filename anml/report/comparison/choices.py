@@ -20,6 +20,7 @@ _OF_EPISODES = (
     "batch_size", "num_batches", "train_cycles",
 )  # fmt: skip
 _OF_IID = ("lr", "optimizer", "lr_scheduler", "batch_size", "lobo_rate", "lobo_size")
+_OF_ZAPPING = ("lobo_scale",)
 _OF_UPDATES = ("ema_decay", "max_grad_norm")
 # They name the parameters of one kind of model; of another they are different by nature.
 _OF_ONE_MODEL = ("inner_params", "outer_params")
@@ -68,6 +69,7 @@ def _settings(config: TrainConfig) -> dict[_Key, str]:
     """Return everything that makes a difference to a training."""
     kind, own = ("iid", _OF_IID) if config.train_method == "iid" else ("episodes", _OF_EPISODES)
     keys = [*map(_Key, _OF_ALL), *(_Key(name, kind) for name in own), *map(_Key, _OF_UPDATES)]
+    keys += [_Key(name, "zapping") for name in _OF_ZAPPING] if config.is_zapped else []
     keys += [_Key(name, config.model) for name in _OF_ONE_MODEL] if kind == "episodes" else []
     found = {key: _written(_value(config, key.name)) for key in keys}
     arguments = _flat("model_args", complete_args(config.model_record))
