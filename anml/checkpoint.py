@@ -16,6 +16,7 @@ from anml.atomic import new_folder, read_json
 from anml.errors import CheckpointError, ConfigError
 from anml.models.build import MODELS, build_model
 from anml.models.meta_model import MetaModel
+from anml.models.parameters import find_not_finite
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _write_model(folder: Path, model: MetaModel, card: ModelCard, more: dict[str
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> tuple[MetaModel, ModelCard]:
-    """Return the model of a checkpoint and its card. Raises CheckpointError when damaged or incomplete."""
+    """Return the model of a checkpoint and its card. Raises CheckpointError when damaged, incomplete or not finite."""
     card = read_card(folder)
     state = _load_tensors(folder / "model.safetensors", _read(folder / "model.json").get("sha256"))
     try:
@@ -75,7 +76,15 @@ def load_model(folder: Path, device: torch.device | None = None) -> tuple[MetaMo
     except (RuntimeError, TypeError, ValueError, ConfigError) as error:
         message = f"{folder}: the tensors do not fit the model its card describes: {error}"
         raise CheckpointError(message) from None
+    check_finite(folder, model)
     return model.to(device or torch.device("cpu")), card
+
+
+def check_finite(path: Path, model: MetaModel) -> None:
+    """Raise CheckpointError where the model that was read from `path` holds a NaN or an infinity."""
+    if name := find_not_finite(model.state_dict()):
+        message = f"{path}: {name} holds numbers that are not finite: training diverged. Take an earlier checkpoint."
+        raise CheckpointError(message)
 
 
 def _args_of_its_time(args: Any) -> Any:

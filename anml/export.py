@@ -15,6 +15,7 @@ from anml.config.variation import Variation
 from anml.errors import CheckpointError
 from anml.experiment import Experiment
 from anml.models.meta_model import MetaModel
+from anml.models.parameters import find_not_finite
 from anml.report.completeness import missing_results
 from anml.report.milestones import best_by_classes
 from anml.report.tables import read_scores
@@ -34,11 +35,10 @@ def export_model(
 
 
 def _halved(model: MetaModel) -> MetaModel:
-    was_finite = {name: value.isfinite() for name, value in model.state_dict().items()}
-    for name, value in model.half().state_dict().items():
-        if not value.isfinite().equal(was_finite[name]):
-            message = f"{name} has numbers beyond float16's range (65504): export it without --half"
-            raise CheckpointError(message)
+    model.half()
+    if name := find_not_finite(model.state_dict()):
+        message = f"{name} has numbers beyond float16's range (65504): export it without --half"
+        raise CheckpointError(message)
     return model
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from anml.checkpoint import ModelCard
+from anml.checkpoint import ModelCard, check_finite
 from anml.config.dataset_facts import DATASETS
 from anml.config.model_args import MODEL_ARGS, OmlArgs
 from anml.errors import CheckpointError, ConfigError
@@ -49,6 +49,7 @@ def load_pth(
     network = recognise(file, state, dataset, im_size)
     model = build_model(network.model, network.model_args, network.image_shape, seed=0)
     model.load_state_dict(state)
+    check_finite(file, model)
     name, step = re.fullmatch(r"(.+?)(?:-(\d+))?", file.stem).groups()  # type: ignore[union-attr]
     trained_on = dataset or "omniglot"
     card = ModelCard(

@@ -186,6 +186,25 @@ def test_damaged_tensors_are_never_loaded(folder, damage):
         load_training_state(folder)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_is_not_finite_is_never_loaded(tmp_path, model, value):
+    with torch.no_grad():
+        model.get_parameter("fc.bias")[2] = value
+    save_checkpoint(tmp_path / "step-000020", model, CARD, {})
+    with pytest.raises(CheckpointError, match=r"step-000020: fc\.bias .* not finite"):
+        load_model(tmp_path / "step-000020")
+
+
+def test_running_statistics_that_are_not_finite_count_too(tmp_path):
+    args = {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": [3], "norm_type": "bn"}}
+    model = build_model("classifier", args, (1, 28, 28), seed=1)
+    model.get_buffer("encoder.block2.norm.running_var")[1] = torch.inf
+    card = ModelCard("classifier", args, (1, 28, 28), "c", "omniglot", "iid", 1, 1)
+    save_checkpoint(tmp_path / "c", model, card, {})
+    with pytest.raises(CheckpointError, match=r"encoder\.block2\.norm\.running_var .* not finite"):
+        load_model(tmp_path / "c")
+
+
 def test_missing_tensors_are_told(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors: missing; the checkpoint is incomplete"):

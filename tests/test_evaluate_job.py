@@ -1,5 +1,6 @@
 """What an evaluation job keeps when it is stopped, and what it says of its progress and results."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from anml.checkpoint import ModelCard, load_model, read_card
+from anml.checkpoint import ModelCard, load_model, read_card, save_checkpoint
 from anml.commands import evaluate, train
 from anml.config.data_request import DataRequest
 from anml.config.evaluation import EvalConfig
@@ -112,6 +113,21 @@ def validated(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     for flavor in ("held-out", "unseen"):
         assert evaluate.main(["--run-dir", str(root), "--flavor", flavor, "--step", "1"]) == 0
     return Experiment(root)
+
+
+def test_a_job_refuses_a_model_that_is_not_finite(
+    validated: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    diverged = Experiment(tmp_path / "run")
+    shutil.copy(validated.config_file, diverged.config_file)
+    model, card = load_model(validated.checkpoint(1))
+    with torch.no_grad():
+        model.head.weight[0, 0] = torch.inf
+    save_checkpoint(diverged.checkpoint(1), model, card, {})
+    assert evaluate.main(["--run-dir", str(diverged.root), "--flavor", "unseen", "--step", "1"]) == 1
+    assert f"{diverged.checkpoint(1)}: fc.weight holds numbers that are not finite" in capsys.readouterr().err
+    assert not diverged.result("unseen", 1).exists()
 
 
 @pytest.mark.parametrize(("flavor", "name"), [("held-out", "glyphs-validation"), ("unseen", "glyphs")])

@@ -118,6 +118,14 @@ def test_images_of_other_channels_need_their_data_set_named(tmp_path: Path) -> N
         load_pth(tmp_path / "sanml-1.pth")
 
 
+def test_a_model_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    state = build_model("anml", ANML, (1, 28, 28), seed=1).state_dict()
+    state["nm.convBlock2.norm.bias"][1] = torch.nan
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth: nm\.convBlock2\.norm\.bias .* not finite"):
+        load_pth(tmp_path / "a.pth")
+
+
 def test_a_missing_tensor_is_told(tmp_path: Path) -> None:
     state = build_model("anml", ANML, (1, 28, 28), seed=1).state_dict()
     del state["nm.convBlock2.norm.bias"]

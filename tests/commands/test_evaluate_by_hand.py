@@ -175,6 +175,21 @@ def test_a_damaged_state_dict_is_explained(command, config: Path, tmp_path: Path
     assert (shown.code, "cannot be read as a state_dict" in shown.err, "Traceback" in shown.err) == (1, True, False)
 
 
+@pytest.mark.parametrize("bad", ["bad", "bad-20.pth"])
+def test_a_model_that_is_not_finite_is_refused_before_another_is_evaluated(
+    command, config: Path, tmp_path: Path, bad: str
+) -> None:
+    model = build_model("anml", ARGS, (1, 28, 28), seed=1)
+    with torch.no_grad():
+        model.get_parameter("fc.bias")[0] = torch.nan
+    card = ModelCard("anml", ARGS, (1, 28, 28), "anml", "glyphs", "meta", 20, 1)
+    save_checkpoint(tmp_path / "bad", model, card, {})
+    torch.save(model.state_dict(), tmp_path / "bad-20.pth")
+    shown = command(evaluate.main, "-c", config, "-m", save(tmp_path / "good"), tmp_path / bad, *SMALL)
+    assert (shown.code, shown.out) == (1, "")
+    assert f"{tmp_path / bad}: fc.bias holds numbers that are not finite" in shown.err
+
+
 def test_source_code_in_a_checkpoint_is_refused_and_its_tensors_can_be_had(
     command, config: Path, tmp_path: Path
 ) -> None:

@@ -122,6 +122,19 @@ def test_half_of_what_float16_cannot_hold_is_refused(tmp_path):
     assert not (tmp_path / "half").exists()
 
 
+def test_a_model_that_is_not_finite_is_not_exported(tmp_path):
+    experiment = Experiment(tmp_path / "experiment")
+    model = build_model("sanml", {"rln_chs": 3, "num_classes": 5}, (1, 28, 28), seed=1)
+    with torch.no_grad():
+        model.get_parameter("fc.bias")[2] = torch.nan
+    card = ModelCard("sanml", {"rln_chs": 3, "num_classes": 5}, (1, 28, 28), "sanml", "glyphs", "meta", 2, 1)
+    save_checkpoint(experiment.checkpoint(2), model, card, {})
+    config = TrainConfig(dataset="glyphs", model="sanml")
+    with pytest.raises(CheckpointError, match=r"step-000002: fc\.bias .* not finite"):
+        export_model(experiment, config, 2, Variation(), tmp_path / "out", half=False)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,11 +1,12 @@
 """Configs name parameters by `all`, `head`, or a prefix."""
 
 import pytest
+import torch
 
 from anml.errors import ConfigError
 from anml.models.build import build_model
 from anml.models.meta_model import MetaModel
-from anml.models.parameters import belongs_to, check_output_layer, select_names
+from anml.models.parameters import belongs_to, check_output_layer, find_not_finite, select_names
 
 
 def make_classifier() -> MetaModel:
@@ -63,3 +64,13 @@ def test_belonging_is_not_a_matter_of_letters():
     assert belongs_to("fc.weight", "fc")
     assert not belongs_to("fc2.weight", "fc")
     assert not belongs_to("fc.weight", None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_not_finite_is_found_wherever_it_is(value, dtype):
+    for size, at in ((1, 0), (100, 0), (100, 63), (70_001, 70_000)):
+        tensors = {"counter": torch.tensor(3), "good": torch.ones(2, dtype=dtype), "bad": torch.ones(size, dtype=dtype)}
+        assert find_not_finite(tensors) == ""
+        tensors["bad"][at] = value
+        assert find_not_finite(tensors) == "bad"
