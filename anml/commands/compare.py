@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anml.commands.address import experiment_at, unknown_experiment
-from anml.commands.arguments import EXIT_DONE
+from anml.commands.arguments import EXIT_DONE, check_output
 from anml.config.binding import nearest
 from anml.errors import ConfigError
 from anml.experiment import Experiment
@@ -29,6 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     experiments = _experiments(experiments_dir(options.experiments_dir), options.names)
     output = _output(options.output, experiments)
+    check_output("--output", *_earlier(output), output / "comparison.html")
     from anml.report.comparison.write import write_comparison
     from anml.report.index import write_indexes
 
@@ -69,6 +70,11 @@ def _unknown(root: Path, name: str) -> str:
     if "/" in name or not projects:
         return unknown_experiment(root, name)
     return f"no project {name} in {root}{nearest(name, projects) or '; there are: ' + ', '.join(projects)}"
+
+
+def _earlier(output: Path) -> list[Path]:
+    """Return what a comparison may replace in a folder."""
+    return [path for ending in ("html", "csv", "txt", "png") for path in sorted(output.glob(f"comparison*.{ending}"))]
 
 
 def _output(chosen: Path | None, experiments: Sequence[Experiment]) -> Path:

@@ -54,6 +54,24 @@ def test_experiments_of_several_projects_need_a_place_to_write_to(filled, tmp_pa
     assert not (filled / "demo" / "index.html").exists()
 
 
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(filled, tmp_path, command):
+    (tmp_path / "file").touch()
+    (tmp_path / "taken" / "comparison.csv").mkdir(parents=True)
+    for output, named in (("file", "file"), ("taken", "taken/comparison.csv")):
+        shown = command(main, "demo", "--output", tmp_path / output)
+        assert (shown.code, f"--output {tmp_path / named}" in shown.err) == (2, True)
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["comparison.csv"]
+
+
+def test_of_a_folder_only_figures_of_the_earlier_page_are_removed(filled, tmp_path):
+    ours, users = tmp_path / "comparison-classes-old.png", tmp_path / "comparison-classes-by-hand.png"
+    for path in (ours, users):
+        path.touch()
+    (tmp_path / "comparison.html").write_text('<img src="comparison-classes-old.png" width="9">')
+    assert main(["demo", "--output", str(tmp_path)]) == 0
+    assert [path.exists() for path in (ours, users)] == [False, True]
+
+
 def test_unknown_names_are_told_together(filled):
     with pytest.raises(ConfigError) as caught:
         main(["demos", "demo/x", "nothing"])
