@@ -105,6 +105,15 @@ def test_a_folder_without_a_run_is_told(command, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_a_training_does_not_begin_among_the_checkpoints_of_something_else(
+    command, config: Path, run_dir: Path
+) -> None:
+    (run_dir / "config.yml").unlink()
+    shown = command(train.main, "-c", config, "--run-dir", run_dir)
+    assert (shown.code, shown.err.startswith(f"{run_dir / 'checkpoints'}: ")) == (2, True)
+    assert not (run_dir / "config.yml").exists()
+
+
 def test_none_of_the_seeds_trained_together_can_be_chosen(command, config: Path, experiments: Path) -> None:
     overrides = ["--set", "seeds=[1, 2]", "--set", "train_together=true", "--seed", "1"]
     code, _, errors = command(train.main, "-c", config, *overrides)
