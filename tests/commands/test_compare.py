@@ -1,5 +1,6 @@
 """`python -m anml compare`: which experiments are meant, and what is wrong with a command."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,14 @@ def test_of_a_folder_only_figures_of_the_earlier_page_are_removed(filled, tmp_pa
     (tmp_path / "comparison.html").write_text('<img src="comparison-classes-old.png" width="9">')
     assert main(["demo", "--output", str(tmp_path)]) == 0
     assert [path.exists() for path in (ours, users)] == [False, True]
+
+
+def test_experiments_outside_the_folder_of_experiments_need_a_place_to_write_to(filled, tmp_path):
+    shutil.copytree(filled / "demo", tmp_path / "copies")
+    with pytest.raises(ConfigError, match="--output DIR"):
+        main([str(tmp_path / "copies")])
+    assert not list(tmp_path.glob("copies/*.html"))
+    assert main([str(tmp_path / "copies"), "--output", str(tmp_path / "here")]) == 0
 
 
 def test_unknown_names_are_told_together(filled):
