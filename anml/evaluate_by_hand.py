@@ -31,7 +31,7 @@ from anml.results import ClassRow, Origin, ResultRow, write_results
 
 
 def evaluate_by_hand(
-    context: JobContext, configs: Sequence[EvalConfig], checkpoints: Sequence[Path], device: Device, output: str | None
+    context: JobContext, configs: Sequence[EvalConfig], checkpoints: Sequence[Path], device: Device, output: Path | None
 ) -> bool:
     """Evaluate any checkpoints and print their accuracy; write the results only where they are asked for.
 
@@ -59,8 +59,8 @@ def evaluate_by_hand(
                 return False
         for line in accuracy_lines(rows[first:]):
             print(f"{heading}{line}")
-    if output:
-        write_results(Path(output), rows, class_rows, origins if len(candidates) > 1 else ())
+    if output is not None:
+        write_results(output, rows, class_rows, origins if len(candidates) > 1 else ())
     return True
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from anml.atomic import read_json
+
 
 @dataclass(frozen=True)
 class JobFolder:
@@ -114,6 +116,17 @@ class Experiment:
     def result(self, flavor: str, step: int, tag: str = "", task: int | None = None) -> Path:
         """Return the results file of one evaluation job (or of one task of it)."""
         return self.results / f"{result_name(flavor, step, tag, task)}.csv"
+
+
+def experiments_folder(experiment: Experiment, in_force: Path | None = None) -> Path | None:
+    """Return the folder of experiments that an experiment lies in: the one in force, or the one it was launched into.
+
+    None where it lies in neither, as a copy does: the folders above it are then not ours to write to.
+    """
+    root = experiment.root.resolve()
+    launched_into = (read_json(experiment.environment_file) or {}).get("experiments_dir")
+    folders = [Path(folder) for folder in (in_force, launched_into) if folder]
+    return next((folder for folder in folders if (folder / root.parent.name / root.name).resolve() == root), None)
 
 
 def result_name(flavor: str, step: int, tag: str = "", task: int | None = None) -> str:

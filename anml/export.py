@@ -12,7 +12,7 @@ from anml.checkpoint import ModelCard, load_model, save_model
 from anml.config.load import dump_config
 from anml.config.training import TrainConfig
 from anml.config.variation import Variation
-from anml.errors import CheckpointError
+from anml.errors import CheckpointError, ConfigError
 from anml.experiment import Experiment
 from anml.models.meta_model import MetaModel
 from anml.models.parameters import find_not_finite
@@ -26,12 +26,27 @@ def export_model(
 ) -> list[str]:
     """Write a checkpoint of one of an experiment's trainings to a folder. `half` rounds the weights to float16.
 
-    Returns a sentence for each of its sweeps that is not complete; the card has them too. Raises CheckpointError.
+    target: a new folder, an empty one, or an earlier export, which is replaced. Returns a sentence for each of its
+    sweeps that is not complete; the card has them too. Raises CheckpointError, and ConfigError on another target.
     """
+    _check_target(target)
     model, card = load_model(experiment.checkpoint(step, one.tag))
     about = _about(experiment, config.alone(one), card, half)
     save_model(target, _halved(model) if half else model, card, about)
     return about["missing"]
+
+
+def _check_target(target: Path) -> None:
+    """Raise ConfigError where writing an export would remove anything but an earlier export."""
+    if not target.exists():
+        return
+    names = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
+    card = read_json(target / "model.json")
+    # A checkpoint that training can continue from has more files, and its card no `about`.
+    is_export = names == {"model.json", "model.safetensors"} and isinstance(card, dict) and "about" in card
+    if names and not is_export:
+        message = f"{target}: exists and is not an earlier export, so it is left alone; name a new folder"
+        raise ConfigError(message)
 
 
 def _halved(model: MetaModel) -> MetaModel:

@@ -62,8 +62,11 @@ def check_with_model(config: TrainConfig) -> list[str]:
     return answer["notices"]
 
 
-def create_experiment(launch: Launch) -> None:
-    """Make the experiment folder, or accept an existing one whose config is the same. Raises ConfigError."""
+def create_experiment(launch: Launch, experiments: Path) -> None:
+    """Make the experiment folder, or accept an existing one whose config is the same. Raises ConfigError.
+
+    experiments: the folder of experiments; the report job writes its index pages.
+    """
     experiment = launch.experiment
     config_text = dump_config(launch.config)
     if experiment.config_file.exists():
@@ -75,7 +78,8 @@ def create_experiment(launch: Launch) -> None:
     with tempfile.TemporaryDirectory(dir=experiment.root.parent, prefix=".new-") as name:
         new = Experiment(Path(name) / experiment.group)
         copy_code(new.code)
-        write_json(new.environment_file, describe_environment(launch.command_line))
+        environment = describe_environment(launch.command_line)
+        write_json(new.environment_file, environment | {"experiments_dir": str(experiments)})
         write_text(new.config_file, config_text)
         try:
             new.root.rename(experiment.root)

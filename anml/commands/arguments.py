@@ -1,7 +1,10 @@
 """What the command lines share: errors as words, exit codes, and arguments that several of them take."""
 
 import argparse
+import os
+import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +73,26 @@ def _hint(path: Path) -> str:
     if close:
         return f"; did you mean {' or '.join(close)}?"
     return f"; in {folder} there are: {', '.join(file.name for file in beside)}" if beside else ""
+
+
+def check_output(option: str, *files: Path) -> None:
+    """Find out now, not after hours of work, whether files can be written: new ones, or regular ones to be replaced.
+
+    Folders, devices and links are not replaced: a link may lead to any of them. Raises ConfigError.
+    """
+    for file in files:
+        if os.path.lexists(file) and not stat.S_ISREG(os.lstat(file).st_mode):
+            message = f"{option} {file}: is a folder, a device or a link, and only files are replaced; name another"
+            raise ConfigError(message)
+        try:
+            folder = next(parent for parent in file.absolute().parents if parent.exists())
+            # Named as `write_text` names its temporary files: they must fit, too.
+            tempfile.NamedTemporaryFile(dir=folder, prefix=f".{file.name}.").close()
+        except OSError as error:
+            message = (
+                f"{option} {file}: cannot be written ({error.strerror}); name one in a folder that you may write to"
+            )
+            raise ConfigError(message) from None
 
 
 def positive(text: str) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anml.commands.address import experiment_at, unknown_experiment
-from anml.commands.arguments import EXIT_DONE
+from anml.commands.arguments import EXIT_DONE, check_output, print_notices
 from anml.config.binding import nearest
 from anml.errors import ConfigError
-from anml.experiment import Experiment
+from anml.experiment import Experiment, experiments_folder
 from anml.launch import experiments_dir
 
 
@@ -27,15 +27,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="DIR", type=Path, help="where to write (default: the project's folder)")
     parser.add_argument("--experiments-dir", metavar="DIR", help="where experiments are (default: ANML_EXPERIMENTS)")
     options = parser.parse_args(arguments)
-    experiments = _experiments(experiments_dir(options.experiments_dir), options.names)
-    output = _output(options.output, experiments)
+    root = experiments_dir(options.experiments_dir)
+    experiments = _experiments(root, options.names)
+    output = _output(options.output, experiments, root)
+    check_output("--output", *_earlier(output), output / "comparison.html")
     from anml.report.comparison.write import write_comparison
     from anml.report.index import write_indexes
 
     command = shlex.join(["python", "-m", "anml", "compare", *arguments])
     comparison = write_comparison(experiments, output, options.flavor, command)
     if output == experiments[0].root.parent:
-        write_indexes(experiments[0])  # They link to it.
+        print_notices(write_indexes(experiments[0], root))  # They link to it.
     print(comparison.text)
     print(f"\nComparison: {comparison.page}")
     return EXIT_DONE
@@ -71,7 +73,12 @@ def _unknown(root: Path, name: str) -> str:
     return f"no project {name} in {root}{nearest(name, projects) or '; there are: ' + ', '.join(projects)}"
 
 
-def _output(chosen: Path | None, experiments: Sequence[Experiment]) -> Path:
+def _earlier(output: Path) -> list[Path]:
+    """Return what a comparison may replace in a folder."""
+    return [path for ending in ("html", "csv", "txt", "png") for path in sorted(output.glob(f"comparison*.{ending}"))]
+
+
+def _output(chosen: Path | None, experiments: Sequence[Experiment], root: Path) -> Path:
     """Return the folder to write to. Raises ConfigError where there is no obvious one."""
     if chosen is not None:
         return chosen.expanduser().resolve()
@@ -79,5 +86,11 @@ def _output(chosen: Path | None, experiments: Sequence[Experiment]) -> Path:
     if len(projects) > 1:
         names = ", ".join(sorted(project.name for project in projects))
         message = f"these experiments are of several projects ({names}): say where to write, with --output DIR"
+        raise ConfigError(message)
+    if experiments_folder(experiments[0], root) is None:
+        message = (
+            f"{experiments[0].root}: does not lie in the folder of experiments {root}: name that with "
+            "--experiments-dir, or say where to write, with --output DIR"
+        )
         raise ConfigError(message)
     return projects.pop()

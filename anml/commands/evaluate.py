@@ -1,7 +1,6 @@
 """`eval_anml.py`: one evaluation, planned or by hand."""
 
 import argparse
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from anml.commands.arguments import (
     add_common_arguments,
     add_data_path_argument,
     add_job_arguments,
+    check_output,
     collecting,
     config_file,
     print_notices,
@@ -102,13 +102,13 @@ def _by_hand(options: argparse.Namespace) -> int:
         message = "give the checkpoint to evaluate: -m experiments/<project>/<group>/checkpoints/step-NNNNNN"
         raise ConfigError(message)
     checkpoints = _checkpoints(config.model)
-    _check_output(options.output)
+    output = None if options.output is None else _output(options.output)
     print_notices([*notices, *_assumptions(options.config, config, checkpoints)])
 
     def work(context: JobContext) -> bool:
         from anml.evaluate_by_hand import evaluate_by_hand  # torch: after --help and config errors.
 
-        return evaluate_by_hand(context, configs, checkpoints, options.device, options.output)
+        return evaluate_by_hand(context, configs, checkpoints, options.device, output)
 
     return run_job(None, None, None, work)
 
@@ -174,12 +174,14 @@ def _refusal(path: Path) -> str:
     )
 
 
-def _check_output(output: str | None) -> None:
-    """Find out now, not after hours of work, whether the results can be written. Raises ConfigError."""
-    if output is None:
-        return
-    path = Path(output).resolve()
-    folder = next(parent for parent in path.parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        message = f"--output {output}: cannot write a file here; name one in a folder that you may write to"
+def _output(name: str) -> Path:
+    """Return the path of the results. Raises ConfigError where they, or the values of classes, cannot be written."""
+    path = Path(name).expanduser()
+    if path.suffix == ".parquet":
+        message = (
+            f"--output {path}: the results are CSV; name a .csv, the values of each class go into a .parquet beside"
+        )
         raise ConfigError(message)
+    check_output("--output", path)
+    check_output("--output", path.with_suffix(".parquet"))
+    return path

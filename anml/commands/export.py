@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     """Export one checkpoint."""
     parser = argparse.ArgumentParser(prog="python -m anml export", description=__doc__, allow_abbrev=False)
     add_address_arguments(parser)
-    parser.add_argument("target", metavar="DIR", type=Path, help="folder to write")
+    parser.add_argument("target", metavar="DIR", type=Path, help="new folder to write, or an earlier export to replace")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the last that is evaluated)")
     parser.add_argument("--inner-lr", type=float, help="which training, where there are several inner learning rates")
     parser.add_argument("--seed", type=int, help="which training, where there are several seeds")
@@ -26,13 +26,11 @@ def main(arguments: Sequence[str]) -> int:
     experiment = find_experiment(options)
     config = load_experiment_config(experiment.config_file).config
     one = _choose(config, options.inner_lr, options.seed)
-    if (options.target / "model.json").exists():
-        message = f"{options.target}: holds a model already; choose another folder, or remove it"
-        raise ConfigError(message)
     step = _step(experiment, config, one, options.step)
     from anml.export import export_model  # torch: after --help and config errors.
 
-    missing = export_model(experiment, config, step, one, options.target, options.half)
+    # Through a link: the folder it leads to is written, and the link stays.
+    missing = export_model(experiment, config, step, one, options.target.expanduser().resolve(), options.half)
     print_notices([f"the card says that results are missing: {sentence}" for sentence in missing])
     print(f"Written: {options.target}")
     sizes = [max(flavor.classes) for flavor in config.eval.values()]

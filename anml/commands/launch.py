@@ -39,7 +39,7 @@ def launch(options: argparse.Namespace, rest: list[str], own_options: list[str],
     if options.dry_run:
         print(describe(decided))
         return EXIT_DONE
-    create_experiment(decided)
+    create_experiment(decided, experiments_dir(options.experiments_dir))
     where = f"Experiment  {decided.experiment.root}"
     print(f"{where}\nW&B group   {decided.experiment.group} ({decided.wandb_mode})", flush=True)
     return run_and_tell(decided)

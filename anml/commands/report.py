@@ -4,17 +4,21 @@ import argparse
 from collections.abc import Sequence
 
 from anml.commands.address import add_address_arguments, find_experiment
-from anml.commands.arguments import EXIT_DONE
+from anml.commands.arguments import EXIT_DONE, print_notices
+from anml.launch import experiments_dir
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write the report and print the accuracy table."""
     parser = argparse.ArgumentParser(prog="python -m anml report", description=__doc__, allow_abbrev=False)
     add_address_arguments(parser)
-    experiment = find_experiment(parser.parse_args(arguments))
+    options = parser.parse_args(arguments)
+    experiment = find_experiment(options)
+    from anml.report.index import write_indexes
     from anml.report.write import write_report
 
     summary = write_report(experiment)
+    print_notices(write_indexes(experiment, experiments_dir(options.experiments_dir)))
     print((experiment.report / "accuracy.txt").read_text(encoding="utf-8"))
     print(f"Report: {summary.page}")
     return EXIT_DONE

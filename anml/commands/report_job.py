@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from anml.commands.arguments import add_job_arguments
+from anml.commands.arguments import add_job_arguments, print_notices
 from anml.config.load import load_experiment_config
 from anml.disk import check_folder
 from anml.experiment import Experiment
@@ -22,11 +22,13 @@ def main(arguments: Sequence[str]) -> int:
     experiment = Experiment(Path(options.run_dir))
 
     def work(context: JobContext) -> bool:
+        from anml.report.index import write_indexes
         from anml.report.write import write_report
 
         check_folder(experiment.root, options.min_free_gb)
         context.progress(0, 1, "reports")
         summary = write_report(experiment)
+        print_notices(write_indexes(experiment))
         config = load_experiment_config(experiment.config_file).config
         tracker = Tracker(experiment, config, "report", "report", options.wandb)
         tracker.summary(summary.best_accuracies())

@@ -105,7 +105,15 @@ def _check_choice(config: TrainConfig, given: Variation) -> None:
 def _claim(experiment: Experiment, config: TrainConfig) -> None:
     """Write the config of a run by hand, or make sure that the folder holds the same run. Raises ConfigError."""
     text = dump_config(config)
-    if experiment.config_file.is_file() and experiment.config_file.read_text(encoding="utf-8") != text:
+    if not experiment.config_file.is_file():
+        # A training clears old checkpoints away and cuts its log: here these would be somebody else's.
+        taken = [folder for folder in (experiment.checkpoints(), experiment.metrics().parent) if folder.exists()]
+        if taken:
+            message = (
+                f"{taken[0]}: belongs to something else (there is no config.yml); choose another with --run-dir DIR"
+            )
+            raise ConfigError(message)
+    elif experiment.config_file.read_text(encoding="utf-8") != text:
         message = f"{experiment.root}: holds a run with another config; choose another with --run-dir DIR"
         raise ConfigError(message)
     write_text(experiment.config_file, text)

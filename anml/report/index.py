@@ -15,7 +15,7 @@ from anml.atomic import read_json, write_text
 from anml.config.dataset_facts import is_validation
 from anml.config.yaml_source import read_yaml
 from anml.errors import ConfigError
-from anml.experiment import Experiment
+from anml.experiment import Experiment, experiments_folder
 from anml.report.grid import accuracy, last_checkpoint
 from anml.report.jobs import overall_state, read_jobs
 from anml.report.page import templates
@@ -23,6 +23,8 @@ from anml.report.tables import SweepPoint, read_summary
 from anml.report.wording import classes
 
 PAGE = "index.html"
+# Every index of ours has it, also those of earlier versions.
+_OURS = '<body class="index">'
 COMPARISON = "comparison.html"
 # Somebody is always writing on a busy cluster; their own last look will find what this one missed.
 MOST_ATTEMPTS = 10
@@ -60,21 +62,35 @@ class ProjectTable:
     is_stale: bool
 
 
-def write_indexes(experiment: Experiment) -> None:
-    """Write the index of an experiment's project and the index of all projects."""
-    project = experiment.root.parent
-    _write_until_settled(project / PAGE, lambda: _render([project], depth=1))
-    _write_until_settled(project.parent / PAGE, lambda: _render(_projects(project.parent), depth=0))
+def write_indexes(experiment: Experiment, in_force: Path | None = None) -> list[str]:
+    """Write the index of an experiment's project and the index of all projects, in the folder of experiments.
+
+    in_force: the folder of experiments that a command was given. Returns a sentence for each page that is not written:
+    above a copy of an experiment, or in place of a page that is not ours.
+    """
+    experiments = experiments_folder(experiment, in_force)
+    if experiments is None:
+        return [f"{experiment.root}: does not lie in the folder of experiments, so the pages above it are not written"
+                "; --experiments-dir names another folder"]  # fmt: skip
+    project = experiments / experiment.project
+    return [
+        *_write_until_settled(project / PAGE, lambda: _render([project], depth=1)),
+        *_write_until_settled(experiments / PAGE, lambda: _render(_projects(experiments), depth=0)),
+    ]
 
 
-def _write_until_settled(path: Path, render: Callable[[], str]) -> None:
+def _write_until_settled(path: Path, render: Callable[[], str]) -> list[str]:
+    """Write a page, unless something else has its name. Returns a sentence then."""
+    if path.exists() and not (path.is_file() and _OURS in path.read_text(encoding="utf-8", errors="replace")):
+        return [f"{path}: is not a page of ours, so it is left alone; rename it to get an index of experiments"]
     page = render()
     for _ in range(MOST_ATTEMPTS):
         write_text(path, page)
         again = render()
         if again == page:
-            return
+            break
         page = again
+    return []
 
 
 def _projects(experiments: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Writes an experiment's report: table, figures, page, and the indexes that list it."""
+"""Writes an experiment's report: table, figures, page."""
 
 import os
 import tempfile
@@ -19,7 +19,6 @@ from anml.report.canvas import figure_style, save_png
 from anml.report.completeness import missing_results
 from anml.report.figures import draw_classes, draw_rates
 from anml.report.grid import last_checkpoint
-from anml.report.index import write_indexes
 from anml.report.jobs import read_jobs
 from anml.report.milestones import as_table, best_by_classes
 from anml.report.page import Findings, render_page
@@ -62,7 +61,7 @@ class Summary:
 
 
 def write_report(experiment: Experiment) -> Summary:
-    """Write `report/` of an experiment as far as its results go, and the indexes above it.
+    """Write `report/` of an experiment as far as its results go.
 
     Each file is replaced as a whole, the page last, so that a reader never meets half a report.
     """
@@ -94,7 +93,6 @@ def write_report(experiment: Experiment) -> Summary:
         )
         (folder / "index.html").write_text(render_page(findings), encoding="utf-8")
         _publish(folder, experiment.report)
-    write_indexes(experiment)
     return Summary(tuple(summary), experiment.report / "index.html")
 
 

@@ -1,5 +1,6 @@
 """`python -m anml compare`: which experiments are meant, and what is wrong with a command."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,32 @@ def test_experiments_of_several_projects_need_a_place_to_write_to(filled, tmp_pa
     assert (tmp_path / "here" / "comparison.csv").is_file()
     assert not (filled / "demo" / "comparison.html").exists()
     assert not (filled / "demo" / "index.html").exists()
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(filled, tmp_path, command):
+    (tmp_path / "file").touch()
+    (tmp_path / "taken" / "comparison.csv").mkdir(parents=True)
+    for output, named in (("file", "file"), ("taken", "taken/comparison.csv")):
+        shown = command(main, "demo", "--output", tmp_path / output)
+        assert (shown.code, f"--output {tmp_path / named}" in shown.err) == (2, True)
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["comparison.csv"]
+
+
+def test_of_a_folder_only_figures_of_the_earlier_page_are_removed(filled, tmp_path):
+    ours, users = tmp_path / "comparison-classes-old.png", tmp_path / "comparison-classes-by-hand.png"
+    for path in (ours, users):
+        path.touch()
+    (tmp_path / "comparison.html").write_text('<img src="comparison-classes-old.png" width="9">')
+    assert main(["demo", "--output", str(tmp_path)]) == 0
+    assert [path.exists() for path in (ours, users)] == [False, True]
+
+
+def test_experiments_outside_the_folder_of_experiments_need_a_place_to_write_to(filled, tmp_path):
+    shutil.copytree(filled / "demo", tmp_path / "copies")
+    with pytest.raises(ConfigError, match="--output DIR"):
+        main([str(tmp_path / "copies")])
+    assert not list(tmp_path.glob("copies/*.html"))
+    assert main([str(tmp_path / "copies"), "--output", str(tmp_path / "here")]) == 0
 
 
 def test_unknown_names_are_told_together(filled):

@@ -70,11 +70,21 @@ def test_options_of_an_evaluation_are_checked_like_its_config(command) -> None:
     )  # fmt: skip
 
 
-def test_results_that_cannot_be_written_are_found_before_the_work(command, run_dir: Path) -> None:
-    checkpoint = run_dir / "checkpoints" / "step-000002"
-    assert command(evaluate.main, "-c", EVAL, "-m", checkpoint, "-o", run_dir) == (
-        2, "", f"--output {run_dir}: cannot write a file here; name one in a folder that you may write to\n",
-    )  # fmt: skip
+@pytest.mark.parametrize("what", ["folder", "link", "device", "folder beside", "parquet", "long name", "file above"])
+def test_results_that_cannot_be_written_are_found_before_the_work(command, run_dir: Path, tmp_path, what: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "file")
+    (tmp_path / "taken.parquet").mkdir()
+    (tmp_path / "out.parquet").touch()
+    output = {
+        "folder": run_dir, "link": tmp_path / "link.csv", "device": Path("/dev/null"),
+        "folder beside": tmp_path / "taken.csv", "parquet": tmp_path / "out.parquet",
+        "long name": tmp_path / f"{'x' * 250}.csv", "file above": tmp_path / "file" / "a.csv",
+    }[what]  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    shown = command(evaluate.main, "-c", EVAL, "-m", run_dir / "checkpoints" / "step-000002", "-o", output)
+    assert (shown.code, f"--output {output.with_suffix('')}" in shown.err) == (2, True)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_unknown_flavor_is_answered_with_those_there_are(command, run_dir: Path) -> None:
@@ -93,6 +103,15 @@ def test_a_folder_without_a_run_is_told(command, tmp_path: Path) -> None:
     assert command(train.main, "--run-dir", tmp_path) == (
         2, "", f"{tmp_path}/config.yml: cannot read this file: No such file or directory\n",
     )  # fmt: skip
+
+
+def test_a_training_does_not_begin_among_the_checkpoints_of_something_else(
+    command, config: Path, run_dir: Path
+) -> None:
+    (run_dir / "config.yml").unlink()
+    shown = command(train.main, "-c", config, "--run-dir", run_dir)
+    assert (shown.code, shown.err.startswith(f"{run_dir / 'checkpoints'}: ")) == (2, True)
+    assert not (run_dir / "config.yml").exists()
 
 
 def test_none_of_the_seeds_trained_together_can_be_chosen(command, config: Path, experiments: Path) -> None:

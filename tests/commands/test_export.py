@@ -152,8 +152,23 @@ def test_what_is_not_there_is_told_in_words(trained, tmp_path, run, arguments, w
     assert not (tmp_path / "model").exists()
 
 
-def test_a_model_is_never_overwritten(trained, tmp_path, run):
-    for code in (0, 2):
-        result = run("-m", "anml", "export", trained, tmp_path / "model")
-        assert result.returncode == code
-    assert "holds a model already" in result.stderr
+def test_an_export_replaces_an_earlier_one_and_fills_an_empty_folder(trained, tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    assert main([str(trained), str(target)]) == 0
+    assert main([str(trained), str(target), "--half"]) == 0
+    assert json.loads((target / "model.json").read_text())["about"]["weights"] == "float16"
+
+
+def test_any_other_target_is_left_as_it_is(trained, tmp_path, command):
+    precious, file, link = tmp_path / "thesis", tmp_path / "file", tmp_path / "link"
+    write_text(precious / "chapter.tex", "years of work")
+    write_text(file, "no folder")
+    link.symlink_to(precious)
+    checkpoint = tmp_path / "step-000002"
+    shutil.copytree(trained / "checkpoints" / "step-000002", checkpoint)
+    before = sorted(tmp_path.rglob("*"))
+    for target in (precious, file, link, checkpoint):
+        code, _, error = command(main, trained, target)
+        assert (code, str(target.resolve()) in error) == (2, True)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -20,6 +20,8 @@ from anml.job_status import JobStatus, write_status
 from anml.plan import Job, make_plan
 from anml.report.comparison.contender import Contender, read_contenders, with_labels
 from anml.report.comparison.write import Comparison, write_comparison
+from anml.report.index import write_indexes
+from anml.report.write import Summary, write_report
 from anml.results import COLUMNS, ResultRow
 
 LAUNCHED = "2025-03-01T12:00:00+00:00"
@@ -226,6 +228,7 @@ def start_experiment(root: Path, config: str, **changes: Any) -> Builder:
     write_text(experiment.config_file, dump_config(resolved))
     environment = {
         "launched": LAUNCHED,
+        "experiments_dir": str(root.parent.parent),
         "command_line": ["launch_train.py", "-c", "configs/train-omni-anml.yml", "--project", "it's"],
         "git_commit": "0123456789abcdef0123456789abcdef01234567",
         "git_diff": "",
@@ -255,6 +258,13 @@ def make(tmp_path: Path) -> Callable[..., Builder]:
         return start_experiment(tmp_path / "experiments" / project / group, config, **(changes or {}))
 
     return start
+
+
+def report(builder: Builder) -> Summary:
+    """Write an experiment's report and the indexes above it, as its report job does."""
+    summary = write_report(builder.experiment)
+    assert write_indexes(builder.experiment) == []
+    return summary
 
 
 def compare(*builders: Builder, flavors: tuple[str, ...] = ()) -> Comparison:

@@ -8,8 +8,7 @@ import pytest
 
 from anml.report.comparison.write import write_comparison
 from anml.report.index import write_indexes
-from anml.report.write import write_report
-from tests.report.conftest import compare
+from tests.report.conftest import compare, report
 
 OWN_FILES = {
     "comparison.html",
@@ -62,7 +61,7 @@ def test_written_twice_it_is_the_same_to_the_byte(make):
 def test_the_page_is_well_formed_and_its_links_lead_somewhere(make, tmp_path):
     builders = [make("ANML").results().jobs(), make("SANML").results().jobs()]
     for builder in builders:
-        write_report(builder.experiment)
+        report(builder)
     inside = compare(*builders).page
     write_indexes(builders[0].experiment)
     outside = write_comparison([builder.experiment for builder in builders], tmp_path / "elsewhere").page
@@ -85,7 +84,7 @@ def test_names_are_escaped(make):
 def test_the_index_links_to_the_comparison_and_says_when_it_is_old(make):
     builders = [make(group, project="it's").results().jobs() for group in ("ANML", "SANML")]
     for builder in builders:
-        write_report(builder.experiment)
+        report(builder)
     index = builders[0].experiment.root.parent / "index.html"
     above = index.parent.parent / "index.html"
     assert "comparison.html" not in index.read_text()
@@ -103,5 +102,5 @@ def test_the_index_links_to_the_comparison_and_says_when_it_is_old(make):
 @pytest.mark.usefixtures("no_figures")
 def test_one_experiment_is_nothing_to_compare_in_an_index(make):
     builder = make("ANML").results().jobs()
-    write_report(builder.experiment)
+    report(builder)
     assert "anml compare" not in (builder.experiment.root.parent / "index.html").read_text()

@@ -14,7 +14,7 @@ from anml.plan import Job, Plan
 from anml.report.jobs import log_tail, read_jobs
 from anml.report.training_log import read_training
 from anml.report.write import FIGURES, write_report
-from tests.report.conftest import invented_rows
+from tests.report.conftest import invented_rows, report
 
 TRACEBACK = "Traceback (most recent call last):\nRuntimeError: <out> of memory"
 
@@ -116,7 +116,7 @@ def test_incomplete_sweep_is_named(whole):
 @pytest.mark.usefixtures("no_figures")
 def test_names_are_escaped(build):
     builder = build(project="a&b", group='<img src=x onerror="alert(1)">').results().metrics(20).jobs()
-    page = page_of(builder)
+    page = report(builder).page.read_text(encoding="utf-8")
     experiments = builder.experiment.root.parent.parent
     indexes = [path.read_text() for path in (experiments / "index.html", experiments / "a&b" / "index.html")]
     for text in (page, *indexes):
@@ -200,7 +200,7 @@ def test_the_best_of_several_models_is_named_where_one_number_stands_for_them(bu
     rows = invented_rows(builder.config.alone(better), "olft", last, seed=1)
     path = builder.experiment.result("olft", last, better.tag)
     builder.write(path.stem, [replace(row, test_acc=0.99) for row in rows])
-    accuracies = write_report(builder.experiment).best_accuracies()
+    accuracies = report(builder).best_accuracies()
     assert accuracies["test_acc/olft"] == pytest.approx(0.99)
     assert accuracies["best_model/olft"] == "anml-inner-lr-0.1"
     index = (builder.experiment.root.parent / "index.html").read_text()
@@ -295,7 +295,7 @@ def test_held_out_background_classes_are_called_so_and_kept_apart(build):
 @pytest.mark.usefixtures("no_figures")
 def test_a_summary_in_short_is_of_evaluation_classes_where_there_are_any(build):
     builder = build("validated").results()
-    short = write_report(builder.experiment).best_accuracies()
+    short = report(builder).best_accuracies()
     assert {name for name in short if "acc" in name} == {"test_acc/no-sgd", "test_acc/olft"}
     assert "20 classes" in (builder.experiment.root.parent / "index.html").read_text()
 
@@ -303,7 +303,7 @@ def test_a_summary_in_short_is_of_evaluation_classes_where_there_are_any(build):
 @pytest.mark.usefixtures("no_figures")
 def test_a_summary_in_short_of_held_out_classes_alone_says_so(build):
     builder = build("validated").results(["held-out"])
-    short = write_report(builder.experiment).best_accuracies()
+    short = report(builder).best_accuracies()
     assert {name for name in short if "acc" in name} == {"validation_acc/held-out"}
     assert "30 held-out background classes" in (builder.experiment.root.parent / "index.html").read_text()
     assert "on up to 30 held-out background classes" not in words(page_of(builder))  # Its config has others as well.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from anml.config.binding import nearest
 from anml.errors import ConfigError
@@ -33,7 +34,7 @@ from anml.report.write import PIXELS_PER_INCH
 
 # Lines under a name, beside its accuracies: with more, rows would be too tall to compare.
 MOST_CHOICES = 5
-_OWN_FIGURE = re.compile(r"comparison-(accuracy|classes-.+)\.png")
+_SHOWN_FIGURE = re.compile(r'<img src="(comparison-(?:accuracy|classes-)[^"/]*\.png)"')
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,11 @@ def _address(experiment: Experiment, output: Path) -> str:
 
 
 def _publish(folder: Path, output: Path) -> None:
-    """Move new files into place, the page last; remove figures of an earlier comparison that have no successor."""
+    """Move new files into place, the page last; remove figures of the earlier page that have no successor."""
+    page = output / COMPARISON
+    earlier = set(_SHOWN_FIGURE.findall(page.read_text(encoding="utf-8"))) if page.is_file() else set()
     new = sorted(folder.iterdir(), key=lambda path: path.name == COMPARISON)
     for path in new:
         os.replace(path, output / path.name)
-    names = {path.name for path in new}
-    for path in output.iterdir():
-        if path.is_file() and _OWN_FIGURE.fullmatch(path.name) and path.name not in names:
-            path.unlink()
+    for address in earlier - {quote(path.name) for path in new}:
+        (output / unquote(address)).unlink(missing_ok=True)
