@@ -18,10 +18,10 @@ def start(module: str) -> int:
         return 1
     from importlib import import_module
 
-    from anml.commands.arguments import run_command
+    from anml.cli.arguments import run_command
 
     return run_command(lambda arguments: import_module(module).main(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(start("anml.commands.subcommands"))
+    sys.exit(start("anml.cli.subcommands"))

@@ -58,27 +58,27 @@ class ClassRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PointResult:
+class TrajectoryResult:
     """All rows of one trajectory."""
 
     rows: list[ResultRow]
     class_rows: list[ClassRow]
 
 
-class FinishedPoints:
+class FinishedTrajectories:
     """The trajectories that an evaluation has finished so far, on disk: a job that is stopped continues after them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.results: dict[int, PointResult] = {}
+        self.results: dict[int, TrajectoryResult] = {}
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             try:
                 index, rows, class_rows = json.loads(line)
             except ValueError:
                 continue  # The line that was being written when the job was killed.
-            self.results[index] = PointResult([ResultRow(*r) for r in rows], [ClassRow(*r) for r in class_rows])
+            self.results[index] = TrajectoryResult([ResultRow(*r) for r in rows], [ClassRow(*r) for r in class_rows])
 
-    def add(self, index: int, result: PointResult) -> None:
+    def add(self, index: int, result: TrajectoryResult) -> None:
         """Keep the result of the point with this index."""
         self.results[index] = result
         self.path.parent.mkdir(parents=True, exist_ok=True)

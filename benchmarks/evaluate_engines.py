@@ -23,10 +23,10 @@ from torch.nn.functional import cross_entropy
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
 from anml.evaluate.native import native_learner
-from anml.evaluate.score import class_scores
+from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape
+from anml.evaluate.protocols import class_scores
 from anml.evaluate.stages import advance, predict
-from anml.evaluate.trial import Shape, Trial, TrialMaker
-from anml.models.build import build_model
+from anml.models import build_model
 from anml.models.meta_model import MetaModel
 from benchmarks.machine import machine
 
@@ -62,7 +62,7 @@ def parse() -> argparse.Namespace:
 
 def measure_head(model: MetaModel, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare a sweep of the output layer alone."""
-    whole, cached = (make_trial(model, params) for params in ("all", "head"))
+    whole, cached = (prepare_run(model, params) for params in ("all", "head"))
     plain, fast = PlainLearner(whole, "head"), native_learner(cached, 0.001)
     images = whole.train_inputs[: arguments.images]
     medians = alternate(
@@ -85,9 +85,9 @@ def measure_head(model: MetaModel, arguments: argparse.Namespace) -> dict[str, A
 
 def measure_unfrozen(model: MetaModel, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare a sweep of all layers."""
-    trial = make_trial(model, "all")
-    plain, fast = PlainLearner(trial, "all"), native_learner(trial, 0.001)
-    images = trial.train_inputs[: arguments.images]
+    prepared = prepare_run(model, "all")
+    plain, fast = PlainLearner(prepared, "all"), native_learner(prepared, 0.001)
+    images = prepared.train_inputs[: arguments.images]
     medians = alternate(
         {
             "plain step": per(arguments.steps, lambda: plain.learn(arguments.steps)),
@@ -108,8 +108,8 @@ def measure_unfrozen(model: MetaModel, arguments: argparse.Namespace) -> dict[st
 class PlainLearner:
     """One example at a time through the whole network."""
 
-    def __init__(self, trial: Trial, params: str) -> None:
-        self.trial, self.model = trial, copy.deepcopy(trial.model)
+    def __init__(self, prepared: PreparedRun, params: str) -> None:
+        self.prepared, self.model = prepared, copy.deepcopy(prepared.model)
         prefix = self.model.head_layer if params == "head" else ""
         trained = [p for name, p in self.model.named_parameters() if name.startswith(prefix)]
         self.optimizer = torch.optim.Adam([p.requires_grad_(True) for p in trained], lr=0.001)
@@ -117,9 +117,9 @@ class PlainLearner:
     def learn(self, steps: int) -> None:
         """Learn the first examples."""
         for i in range(steps):
-            logits = self.model(self.trial.train_inputs[i : i + 1])
+            logits = self.model(self.prepared.train_inputs[i : i + 1])
             self.optimizer.zero_grad()
-            cross_entropy(logits, self.trial.train_labels[i : i + 1]).backward()
+            cross_entropy(logits, self.prepared.train_labels[i : i + 1]).backward()
             self.optimizer.step()
 
     def score(self, images: torch.Tensor) -> None:
@@ -129,25 +129,25 @@ class PlainLearner:
                 self.model(part).topk(5, dim=1)
 
 
-def score(learner: Any, trial: Trial) -> None:
+def score(learner: Any, prepared: PreparedRun) -> None:
     """Score a trajectory as the protocols do."""
     for train, test in learner.logits():
-        class_scores(train, trial.train_labels, CLASSES)
-        class_scores(test, trial.test_labels, CLASSES)
+        class_scores(train, prepared.train_labels, CLASSES)
+        class_scores(test, prepared.test_labels, CLASSES)
 
 
-def make_trial(model: MetaModel, params: str) -> Trial:
+def prepare_run(model: MetaModel, params: str) -> PreparedRun:
     """Return a run of real size on random images (features: on few of them, repeated)."""
     config = EvalConfig(dataset="omniglot", opt_params=(params,))
     images = torch.randint(256, (CLASSES, TRAIN + TEST, 1, 28, 28), dtype=torch.uint8,
                            generator=torch.Generator().manual_seed(0))  # fmt: skip
     data = ClassImages(images, "random")
     if params == "all":
-        return TrialMaker(model, config, data).make(Shape(CLASSES, TRAIN, TEST), [0])[0]
-    small = TrialMaker(model, config, ClassImages(images[:10], "random")).make(Shape(10, TRAIN, TEST), [0])[0]
-    large = TrialMaker(model, config.model_copy(update={"opt_params": ("all",)}), data)
+        return RunPreparer(model, config, data).make(Shape(CLASSES, TRAIN, TEST), [0])[0]
+    small = RunPreparer(model, config, ClassImages(images[:10], "random")).make(Shape(10, TRAIN, TEST), [0])[0]
+    large = RunPreparer(model, config.model_copy(update={"opt_params": ("all",)}), data)
     labels = large.make(Shape(CLASSES, TRAIN, TEST), [0])[0]
-    return Trial(
+    return PreparedRun(
         labels.shape, 0, small.model, small.trained_names, small.redrawn_names, "head",
         small.train_inputs.repeat(CLASSES // 10, 1), labels.train_labels,
         small.test_inputs.repeat(CLASSES // 10, 1), labels.test_labels,

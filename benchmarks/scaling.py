@@ -18,14 +18,14 @@ from typing import Any
 import matplotlib as mpl
 import torch
 
-from anml.checkpoint import ModelCard
+from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode
-from anml.evaluate.sweep import run_sweep, sweep_points
+from anml.evaluate.sweep import run_sweep, sweep_trajectories
 from anml.meta.native import NativeEngine
-from anml.models.build import build_model
-from anml.models.parameters import belongs_to
+from anml.models import build_model
+from anml.models.meta_model import belongs_to
 from benchmarks.evaluate_engines import alternate
 from benchmarks.machine import machine
 
@@ -98,7 +98,7 @@ def sweep(sizes: dict[str, int]) -> Callable[[], Any]:
     )
     card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
     data = ClassImages(images, "random")
-    return lambda: list(run_sweep(model, card, config, "olft", data, sweep_points(config)))
+    return lambda: list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config)))
 
 
 def slope(sizes: list[int], seconds: list[float]) -> float:

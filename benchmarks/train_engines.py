@@ -18,17 +18,14 @@ from typing import Any
 import torch
 
 from anml.data.episodes import Episode
-from anml.meta.compiled import CompiledEngine
-from anml.meta.conv_sweep import SweepEngine, unsupported
-from anml.meta.engine import Engine
+from anml.meta.adjoint import AdjointEngine, unsupported
+from anml.meta.engine import Engine, FirstOrderEngine, ReferenceEngine
 from anml.meta.fast import FastEngine
-from anml.meta.first_order import FirstOrderEngine
+from anml.meta.functional_episode import CompiledEngine
 from anml.meta.native import NativeEngine
-from anml.meta.reference import ReferenceEngine
-from anml.models.build import build_model
-from anml.models.meta_model import MetaModel
-from anml.models.parameters import belongs_to
-from anml.native.build import available
+from anml.models import build_model
+from anml.models.meta_model import MetaModel, belongs_to
+from anml.native import available
 from benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -36,7 +33,7 @@ ENGINES = {
     "reference": ReferenceEngine,
     "fast": FastEngine,
     "compiled": CompiledEngine,
-    "sweep": SweepEngine,
+    "sweep": AdjointEngine,
     "native": NativeEngine,
 }
 # Of another training method: their gradients are not those of the reference, so they are only timed when asked for.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from anml.checkpoint import (
+from anml.checkpoints import (
     ModelCard,
     is_complete,
     load_model,
@@ -19,7 +19,7 @@ from anml.checkpoint import (
 )
 from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS, complete_args
 from anml.errors import CheckpointError
-from anml.models.build import build_model
+from anml.models import build_model
 from anml.models.meta_model import MetaModel
 
 ARGS = {"rln_chs": 3, "num_classes": 5}

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from anml.checkpoint import read_card
-from anml.commands import evaluate, train
+from anml.checkpoints import read_card
+from anml.cli import evaluate, train
 from anml.config.image_folder import ClassSplit
-from anml.config.load import dump_config, load_train_config
-from anml.config.smoke_test import smoke_test
+from anml.config.load import dump_config, load_train_config, smoke_test
 from anml.config.training import TrainConfig
 from anml.experiment import Experiment
 
@@ -37,7 +36,7 @@ def train_and_evaluate(name: str, data: str | Path, root: Path) -> tuple[TrainCo
     """Do what the jobs of a smoke test do, one after the other, in this process; of several trainings the first."""
     loaded = load_train_config(CONFIGS / f"{name}.yml", options={"data_path": str(data)})
     config, experiment = smoke_test(loaded.config), Experiment(root)
-    config = config.alone(config.variations[0])
+    config = config.for_training(config.trainings[0])
     experiment.config_file.write_text(dump_config(config), encoding="utf-8")
     assert train.main(["--run-dir", str(root)]) == 0
     for flavor in config.eval:

@@ -9,18 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from anml.checkpoint import ModelCard, load_model, read_card, save_checkpoint
-from anml.commands import evaluate, train
-from anml.config.data_request import DataRequest
-from anml.config.evaluation import EvalConfig
+from anml.checkpoints import ModelCard, load_model, read_card, save_checkpoint
+from anml.cli import evaluate, train
+from anml.config.evaluation import DataRequest, EvalConfig
 from anml.config.load import load_train_config
+from anml.data import load_images
 from anml.data.class_images import ClassImages
-from anml.data.load import load_images
-from anml.evaluate.sweep import run_sweep, sweep_points
-from anml.evaluate_job import _sweep, accuracy_lines, mean_curves
+from anml.evaluate.job import _sweep, accuracy_lines, mean_curves
+from anml.evaluate.sweep import run_sweep, sweep_trajectories
 from anml.experiment import Experiment
-from anml.models.build import build_model
-from anml.results import FinishedPoints, ResultRow, read_results
+from anml.models import build_model
+from anml.results import FinishedTrajectories, ResultRow, read_results
 
 
 def row(step: int, test_acc: float, train_examples: int = 10, lr: float | None = 0.01, run: int = 0) -> ResultRow:
@@ -45,7 +44,7 @@ def test_sizes_are_curves_of_their_own():
     assert curves[60]["test/20 classes, 30 train, 5 test, lr 0.01"] == 0.9
 
 
-def sweep(engine: Any, finished: FinishedPoints, stop_after: int = 10**9) -> tuple[bool, list[float]]:
+def sweep(engine: Any, finished: FinishedTrajectories, stop_after: int = 10**9) -> tuple[bool, list[float]]:
     """Run a small sweep, asked to stop at its nth report of progress; also returns the reports."""
     values: dict[str, Any] = {"classes": (3, 5), "train_examples": 2, "test_examples": 3, "lr": (0.001, 0.01)}
     config = EvalConfig(**values, dataset="omniglot", runs=2, engine=engine, eval_freq=0)
@@ -57,12 +56,12 @@ def sweep(engine: Any, finished: FinishedPoints, stop_after: int = 10**9) -> tup
         progress=lambda done, total, unit: reports.append(done / total), stop=lambda: len(reports) >= stop_after
     )
     data = ClassImages(images, "noise")
-    return _sweep(context, model, card, config, "olft", data, sweep_points(config), finished), reports
+    return _sweep(context, model, card, config, "olft", data, sweep_trajectories(config), finished), reports
 
 
 @pytest.mark.parametrize("engine", ["reference", "lanes"])
 def test_progress_never_goes_back(engine, tmp_path: Path):
-    complete, reports = sweep(engine, FinishedPoints(tmp_path / "a.partial.jsonl"))
+    complete, reports = sweep(engine, FinishedTrajectories(tmp_path / "a.partial.jsonl"))
     assert complete
     assert reports == sorted(reports)
     assert reports[-1] == 1
@@ -70,12 +69,12 @@ def test_progress_never_goes_back(engine, tmp_path: Path):
 
 @pytest.mark.parametrize("engine", ["reference", "lanes"])
 def test_a_sweep_stopped_anywhere_continues_to_the_same_results(engine, tmp_path: Path):
-    whole = FinishedPoints(tmp_path / "whole.partial.jsonl")
+    whole = FinishedTrajectories(tmp_path / "whole.partial.jsonl")
     _, reports = sweep(engine, whole)
     for stop_after in range(1, len(reports) + 1):
         path = tmp_path / f"{stop_after}.partial.jsonl"
-        assert not sweep(engine, FinishedPoints(path), stop_after)[0]
-        continued = FinishedPoints(path)
+        assert not sweep(engine, FinishedTrajectories(path), stop_after)[0]
+        continued = FinishedTrajectories(path)
         assert sweep(engine, continued)[0]
         assert continued.results == whole.results
 
@@ -138,7 +137,7 @@ def test_a_validation_is_on_exactly_the_classes_that_training_left_out(
     images = load_images(DataRequest("glyphs", split, 28)).images[first:]  # type: ignore[arg-type]
     model, card = load_model(validated.checkpoint(1))
     config = load_train_config(validated.config_file).config.eval[flavor]
-    directly = run_sweep(model, card, config, flavor, ClassImages(images, name), sweep_points(config))
+    directly = run_sweep(model, card, config, flavor, ClassImages(images, name), sweep_trajectories(config))
     rows = read_results([validated.result(flavor, 1)])
     assert rows == [row for result in directly for row in result.rows]
     assert {row.dataset for row in rows} == {name}

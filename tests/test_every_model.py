@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from anml.checkpoint import ModelCard, load_model, save_checkpoint
+from anml.checkpoints import ModelCard, load_model, save_checkpoint
 from anml.config.evaluation import EvalConfig
 from anml.config.model_args import MODEL_ARGS, complete_args
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
-from anml.evaluate.sweep import run_sweep, sweep_points
-from anml.models.build import build_model
+from anml.evaluate.sweep import run_sweep, sweep_trajectories
+from anml.models import build_model
 from anml.models.meta_model import MetaModel
-from anml.train import EpisodeUpdater
-from anml.train_iid import IidStep
+from anml.train.iid import IidStep
+from anml.train.loop import EpisodeUpdater
 
 SHAPE = (3, 36, 36)
 OUTPUTS = 9
@@ -80,7 +80,7 @@ def evaluate(model: MetaModel, card: ModelCard, protocol: str, data: ClassImages
     """Return every accuracy that an evaluation yields."""
     values = {"dataset": "omniglot", "classes": 3, "train_examples": 4, "test_examples": 2, "runs": 1, "init_size": 6}
     config = EvalConfig(**(values | PROTOCOLS[protocol]))
-    results = list(run_sweep(model, card, config, "flavor", data, sweep_points(config)))
+    results = list(run_sweep(model, card, config, "flavor", data, sweep_trajectories(config)))
     return [value for result in results for row in result.rows for value in (row.train_acc, row.test_acc)]
 
 

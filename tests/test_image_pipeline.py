@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from anml.checkpoint import read_card
-from anml.commands import download, evaluate, train
-from anml.commands.arguments import run_command
+from anml.checkpoints import read_card
+from anml.cli import download, evaluate, train
+from anml.cli.arguments import run_command
 from anml.config.load import load_train_config
-from anml.train import Training
+from anml.train.loop import Training
 
 MINI = {f"{split}/n{number}": 8 for split, count in (("train", 5), ("test", 3)) for number in range(count)}
 SMALL = {"classes": 2, "train_examples": 3, "test_examples": 2, "runs": 1, "lr": 0.01}

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from anml.checkpoints.import_pth import load_pth
 from anml.errors import CheckpointError, ConfigError
-from anml.import_pth import load_pth
-from anml.models.build import build_model
+from anml.models import build_model
 from anml.models.meta_model import MetaModel
 
 ANML = {"rln_chs": 3, "nm_chs": 2, "num_classes": 5}

@@ -3,76 +3,43 @@
 import ast
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).resolve().parent.parent / "anml"
 
 # From the bottom up. A name covers the module or package of that name; modules of a package may import each other.
 LAYERS = [
     "errors",
     "atomic",
+    "plugins",
     "config",
-    "machine",
+    "results",
+    "experiment",
+    "tracking",
+    "jobs",
+    "report",
+    # From here on torch may be imported.
     "rng",
     "data",
     "models",
     "native",
-    "checkpoint",
-    "import_pth",
-    "torch_by_name",
-    "lr_schedule",
+    "checkpoints",
+    "machine",
     "meta",
-    "train_iid",
-    "weight_average",
-    "training_run",
     "train",
-    "train_together",
-    "results",
     "evaluate",
-    "experiment",
-    "plan",
-    "job_status",
-    "disk",
-    "tracking",
-    "report",
-    "export",
-    "schedulers",
-    "snapshot",
-    "launch",
-    "submission",
-    "dry_run",
-    "status",
-    "cluster_check",
-    "job",
-    "train_job",
-    "evaluate_job",
-    "evaluate_by_hand",
-    "commands",
+    # Command lines import what needs torch only when they run it.
+    "cli",
     "__main__",
 ]
+HEAVY = LAYERS[LAYERS.index("rng") : LAYERS.index("cli")]
 
 # Who alone may import a package.
 SOLE_IMPORTERS = {
-    "higher": {"anml/meta/reference.py"},
-    "wandb": {"anml/tracking.py"},
-    "simple_slurm": {"anml/schedulers/slurm.py"},
-    "matplotlib": {"anml/report"},
-    "pandas": {"anml/report"},
+    "higher": "anml/meta/engine.py",
+    "wandb": "anml/tracking.py",
+    "simple_slurm": "anml/jobs/schedulers/slurm.py",
+    "matplotlib": "anml/report",
+    "pandas": "anml/report",
 }
-
-# Never imported at the top of these: they answer on login nodes in well under a second.
-WITHOUT_TORCH = (
-    "config",
-    "plan",
-    "experiment",
-    "launch",
-    "dry_run",
-    "schedulers",
-    "status",
-    "commands",
-    "report",
-    "job",
-)
 
 
 def modules() -> list[Path]:
@@ -81,9 +48,8 @@ def modules() -> list[Path]:
 
 def imported(path: Path, top_level_only: bool = False) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
     names: set[str] = set()
-    for node in nodes:
+    for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -95,58 +61,63 @@ def layer_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_down(path: Path) -> None:
-    layer = layer_of(path)
-    if layer == "__init__":
-        return
-    allowed = set(LAYERS[: LAYERS.index(layer) + 1]) | {"__version__"}
-    used = {name.split(".")[1] for name in imported(path) if name.startswith("anml.")}
-    assert used <= allowed, f"{path.name} (layer {layer}) imports {sorted(used - allowed)}"
-
-
-@pytest.mark.parametrize("package", SOLE_IMPORTERS)
-def test_package_has_one_importer(package: str) -> None:
-    users = {str(p.relative_to(PACKAGE.parent)) for p in modules() if package in {n.split(".")[0] for n in imported(p)}}
-    allowed = SOLE_IMPORTERS[package]
-    assert all(any(user.startswith(place) for place in allowed) for user in users), users
-
-
-@pytest.mark.parametrize("path", [p for p in modules() if layer_of(p) in WITHOUT_TORCH], ids=lambda p: p.stem)
-def test_upper_half_imports_no_torch(path: Path) -> None:
-    heavy = {
-        "data",
-        "models",
-        "torch_by_name",
-        "lr_schedule",
-        "meta",
-        "weight_average",
-        "train",
-        "training_run",
-        "train_together",
-        "evaluate",
-        "checkpoint",
-        "import_pth",
-        "machine",
-        "train_job",
-        "evaluate_job",
-        "evaluate_by_hand",
-        "rng",
-    }
-    found = {name.split(".")[0] for name in imported(path, top_level_only=True)} & {"torch", "wandb", "higher"}
-    found |= {n for n in imported(path, top_level_only=True) if n.startswith("anml.") and n.split(".")[1] in heavy}
-    assert not found
-
-
-def test_evaluation_knows_nothing_of_training() -> None:
-    users = [
-        p.name
-        for p in (PACKAGE / "evaluate").glob("*.py")
-        for n in imported(p)
-        if n.startswith(("anml.meta", "anml.train"))
-    ]
-    assert not users
+def layers_used(path: Path, top_level_only: bool = False) -> set[str]:
+    return {name.split(".")[1] for name in imported(path, top_level_only) if name.startswith("anml.")} - {"__version__"}
 
 
 def test_every_module_has_its_layer() -> None:
     assert {layer_of(path) for path in modules()} - {"__init__"} == set(LAYERS)
+
+
+def test_imports_point_down() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {sorted(upward)}"
+        for path in modules()
+        if layer_of(path) != "__init__"
+        and (upward := layers_used(path) - set(LAYERS[: LAYERS.index(layer_of(path)) + 1]))
+    ]
+    assert not wrong
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    names = {path: _name(path) for path in modules()}
+    uses = {name: {_known(used, set(names.values())) for used in imported(path)} for path, name in names.items()}
+    circles = [f"{a} <-> {b}" for a, found in uses.items() for b in found if b and a < b and a in uses.get(b, set())]
+    assert not circles
+
+
+def _name(path: Path) -> str:
+    return ".".join(("anml", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def _known(name: str, modules: set[str]) -> str:
+    """Return the module that an import means: `from anml.report import labels` is one of `anml.report.labels`."""
+    return name if name in modules else name.rpartition(".")[0]
+
+
+def test_packages_have_one_importer_each() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE.parent)} imports {package}"
+        for package, place in SOLE_IMPORTERS.items()
+        for path in modules()
+        if package in {name.split(".")[0] for name in imported(path)}
+        and not str(path.relative_to(PACKAGE.parent)).startswith(place)
+    ]
+    assert not wrong
+
+
+def test_upper_half_imports_no_torch() -> None:
+    """Login nodes: --help, --dry-run and status answer in well under a second."""
+    light = [path for path in modules() if layer_of(path) not in HEAVY]
+    wrong = []
+    for path in light:
+        top = imported(path, top_level_only=True)
+        heavy = {name.split(".")[0] for name in top} & {"torch", "wandb", "higher"}
+        heavy |= layers_used(path, top_level_only=True) & set(HEAVY)
+        wrong += [f"{path.relative_to(PACKAGE)} imports {sorted(heavy)} at its top"] if heavy else []
+    assert not wrong
+
+
+def test_evaluation_knows_nothing_of_training() -> None:
+    wrong = [path.name for path in (PACKAGE / "evaluate").glob("*.py") if layers_used(path) & {"meta", "train"}]
+    assert not wrong

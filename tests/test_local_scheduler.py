@@ -14,9 +14,9 @@ import pytest
 from anml.atomic import write_text
 from anml.config.profile import ClusterProfile
 from anml.experiment import Experiment
-from anml.job_status import read_status
-from anml.plan import Job, Plan
-from anml.schedulers.local import LocalScheduler
+from anml.jobs.job_status import read_status
+from anml.jobs.plan import Job, Plan
+from anml.jobs.schedulers.local import LocalScheduler
 
 DONE = '{"state": "done", "attempt": 1}'
 
@@ -58,7 +58,7 @@ def job(name: str, *after: str, **options: object) -> Job:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anml.schedulers.local.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("anml.jobs.schedulers.local.POLL_SECONDS", 0.01)
 
 
 def test_jobs_run_in_dependency_order(tmp_path: Path) -> None:

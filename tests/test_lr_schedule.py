@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from anml.commands.check_config import find_problems
+from anml.cli.check_config import find_problems
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
-from anml.lr_schedule import outer_rates
-from anml.train import Training
+from anml.meta.schedule import outer_rates
+from anml.train.loop import Training
 
 SMALL = {
     "dataset": "glyphs", "train_classes": 10, "train_size": 15, "model": "sanml",

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from anml.disk import check_folder
 from anml.errors import JobError
+from anml.jobs.job import check_folder
 from anml.machine import keep_float32, mask_problems, peak_memory, prepare_device
 
 

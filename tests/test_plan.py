@@ -2,7 +2,7 @@
 
 from anml.config.evaluation import EvalConfig
 from anml.config.training import TrainConfig
-from anml.plan import Plan, make_plan
+from anml.jobs.plan import Plan, make_plan
 
 
 def config(**changes: object) -> TrainConfig:
@@ -100,8 +100,8 @@ def test_plan_survives_being_written_and_read() -> None:
 
 
 def test_points_are_counted_as_the_sweep_makes_them() -> None:
-    from anml.evaluate.sweep import sweep_points
+    from anml.evaluate.sweep import sweep_trajectories
 
     for method in ("sequential", "iid", "zero_shot"):
         evaluation = EvalConfig(eval_method=method, lr=(0.1, 0.2), runs=3, classes=(5, 10), train_examples=(1, 2))
-        assert evaluation.count_points() == len(sweep_points(evaluation))
+        assert evaluation.count_trajectories() == len(sweep_trajectories(evaluation))

@@ -7,7 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from anml.errors import DataError
-from anml.results import COLUMNS, ClassRow, FinishedPoints, PointResult, ResultRow, read_results, write_results
+from anml.results import (
+    COLUMNS,
+    ClassRow,
+    FinishedTrajectories,
+    ResultRow,
+    TrajectoryResult,
+    read_results,
+    write_results,
+)
 
 ROW = ResultRow(
     flavor="olft", protocol="sequential", model="ANML, small", dataset="omniglot", checkpoint_step=400, classes=10,
@@ -76,8 +84,8 @@ def test_a_damaged_line_is_named(tmp_path, damage):
         read_results([tmp_path / "a.csv"])
 
 
-def point(run: int) -> PointResult:
-    return PointResult([dataclasses.replace(ROW, run=run)], [CLASS_ROW._replace(run=run)])
+def point(run: int) -> TrajectoryResult:
+    return TrajectoryResult([dataclasses.replace(ROW, run=run)], [CLASS_ROW._replace(run=run)])
 
 
 @pytest.fixture
@@ -86,41 +94,43 @@ def partial(tmp_path: Path) -> Path:
 
 
 def test_finished_points_are_found_again(partial):
-    finished = FinishedPoints(partial)
+    finished = FinishedTrajectories(partial)
     for index in (4, 0, 2):
         finished.add(index, point(index))
-    assert FinishedPoints(partial).results == finished.results == {index: point(index) for index in (4, 0, 2)}
+    assert FinishedTrajectories(partial).results == finished.results == {index: point(index) for index in (4, 0, 2)}
 
 
 def test_a_line_that_was_cut_off_is_done_again(partial):
     for index in (0, 1):
-        FinishedPoints(partial).add(index, point(index))
+        FinishedTrajectories(partial).add(index, point(index))
     partial.write_bytes(partial.read_bytes()[:-20])
-    finished = FinishedPoints(partial)
+    finished = FinishedTrajectories(partial)
     assert list(finished.results) == [0]
     finished.add(1, point(1))
-    assert FinishedPoints(partial).results == {0: point(0), 1: point(1)}
+    assert FinishedTrajectories(partial).results == {0: point(0), 1: point(1)}
 
 
 def test_an_interrupted_evaluation_ends_in_the_same_bytes(tmp_path, partial):
-    undisturbed = FinishedPoints(tmp_path / "undisturbed.jsonl")
+    undisturbed = FinishedTrajectories(tmp_path / "undisturbed.jsonl")
     for index in range(3):
         undisturbed.add(index, point(index))
-        FinishedPoints(partial).add(index, point(index))
+        FinishedTrajectories(partial).add(index, point(index))
     rows = undisturbed.write(tmp_path / "a.csv")
-    assert rows == FinishedPoints(partial).write(tmp_path / "b.csv") == [point(index).rows[0] for index in range(3)]
+    assert (
+        rows == FinishedTrajectories(partial).write(tmp_path / "b.csv") == [point(index).rows[0] for index in range(3)]
+    )
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
 def test_results_come_in_order_of_points_whatever_the_order_of_work(tmp_path, partial):
-    finished = FinishedPoints(partial)
+    finished = FinishedTrajectories(partial)
     for index in (2, 0, 1):
         finished.add(index, point(index))
     assert [row.run for row in finished.write(tmp_path / "a.csv")] == [0, 1, 2]
 
 
 def test_the_partial_file_goes_when_the_results_are_there(tmp_path, partial):
-    FinishedPoints(partial).add(0, point(0))
-    FinishedPoints(partial).write(tmp_path / "a.csv")
+    FinishedTrajectories(partial).add(0, point(0))
+    FinishedTrajectories(partial).write(tmp_path / "a.csv")
     assert not partial.exists()

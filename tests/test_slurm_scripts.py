@@ -7,8 +7,8 @@ import pytest
 
 from anml.config.profile import ClusterProfile, JobOptions
 from anml.experiment import Experiment
-from anml.plan import Job
-from anml.schedulers.slurm import SlurmScheduler, known_options
+from anml.jobs.plan import Job
+from anml.jobs.schedulers.slurm import SlurmScheduler, known_options
 
 IMPORT_ALL = """
 import importlib, pkgutil, anml

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anml import __version__
-from anml.commands.arguments import run_command
+from anml.cli.arguments import run_command
 from anml.errors import missing_package
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def test_a_package_that_only_the_work_needs_is_told_in_one_line(
     assert [line.count("the package torch ") for line in done.stderr.splitlines() if line[:6] != "note: "] == [1]
 
 
-@pytest.mark.parametrize("module", ["anml.commands.no_such_module", "no_such_plug_in"])
+@pytest.mark.parametrize("module", ["anml.cli.no_such_module", "no_such_plug_in"])
 def test_a_missing_module_that_is_no_package_of_ours_keeps_its_traceback(module: str) -> None:
     with pytest.raises(ModuleNotFoundError, match=module):
         run_command(lambda _: import_module(module).main)

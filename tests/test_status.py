@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from anml.commands.status import _failures, _table
+from anml.cli.status import _failures, _table
 from anml.config.profile import ClusterProfile
 from anml.config.training import TrainConfig
 from anml.experiment import Experiment
-from anml.job_status import JobStatus
-from anml.launch import Launch, record
-from anml.plan import Job, Plan
-from anml.schedulers.base import SchedulerState
-from anml.status import JobReport, _combine, job_reports
+from anml.jobs.job_status import JobStatus
+from anml.jobs.launch import Launch, record
+from anml.jobs.plan import Job, Plan
+from anml.jobs.schedulers.base import SchedulerState
+from anml.jobs.status import JobReport, _combine, job_reports
 
 
 def running(age: float = 0.0, host: str = "elsewhere", pid: int = 1) -> Callable[[], JobStatus]:

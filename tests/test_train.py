@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import anml.rng
-import anml.training_run
-from anml.checkpoint import is_complete, load_model, read_card, steps_saved
+import anml.train.run
+from anml.checkpoints import is_complete, load_model, read_card, steps_saved
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError, DataError
 from anml.meta.engine import EpisodeOutcome
-from anml.train import Training, train_until
-from anml.train_iid import make_optimizer, make_schedule
+from anml.train.iid import make_optimizer, make_schedule
+from anml.train.loop import Training, train_until
 
 META = {
     "dataset": "glyphs", "train_classes": 10, "train_size": 15, "model": "anml",
@@ -229,7 +229,7 @@ def test_validation_is_on_examples_that_training_never_sees(tmp_path):
     assert training.validation.images.shape[:2] == (10, 5)
     held_back = {image.numpy().tobytes() for image in training.validation.images.flatten(0, 1)}
     seen = {
-        image.numpy().tobytes() for image in anml.training_run.training_data(make_config(), CPU)[0].images.flatten(0, 1)
+        image.numpy().tobytes() for image in anml.train.run.training_data(make_config(), CPU)[0].images.flatten(0, 1)
     }
     assert len(seen) == 150
     assert not held_back & seen
@@ -258,12 +258,12 @@ def test_validating_does_not_train(tmp_path, undisturbed):
 
 def test_validation_without_examples_left_is_refused():
     with pytest.raises(DataError, match="validation needs examples that train_size 20 leaves over"):
-        anml.training_run.training_data(make_config(train_size=20), CPU)
+        anml.train.run.training_data(make_config(train_size=20), CPU)
 
 
 def test_more_examples_than_there_are_is_refused():
     with pytest.raises(DataError, match="training needs 10 classes of 15 examples, found 10 of 8"):
-        anml.training_run.training_data(make_config(imgs_per_class=8), CPU)
+        anml.train.run.training_data(make_config(imgs_per_class=8), CPU)
 
 
 def test_every_logged_line_is_passed_on(tmp_path):
@@ -344,7 +344,7 @@ def test_training_lowers_the_loss(tmp_path, kind):
 def plain_iid(config: TrainConfig, folder: Path) -> torch.nn.Module:
     """Train with torch's own optimizer and schedule, the data in the order that training has them."""
     model = make_training(folder, config).model
-    data, _ = anml.training_run.training_data(config, CPU)
+    data, _ = anml.train.run.training_data(config, CPU)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.1)
     for epoch in range(config.epochs):

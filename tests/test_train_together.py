@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from anml.checkpoint import load_model, read_card, steps_saved
+from anml.checkpoints import load_model, read_card, steps_saved
 from anml.config.training import TrainConfig
-from anml.train import Training
-from anml.train_together import Lane, TrainingTogether
+from anml.train.loop import Lane, Training, TrainingTogether
 
 SMALL = {
     "dataset": "glyphs", "train_classes": 10, "train_size": 15, "model": "anml",
@@ -32,7 +31,9 @@ def make_config(**changes: Any) -> TrainConfig:
 
 
 def lanes(folder: Path, config: TrainConfig) -> list[Lane]:
-    return [Lane(config.alone(each), folder / each.tag, folder / f"{each.tag}.jsonl") for each in config.variations]
+    return [
+        Lane(config.for_training(each), folder / each.tag, folder / f"{each.tag}.jsonl") for each in config.trainings
+    ]
 
 
 def train(folder: Path, config: TrainConfig, until: int = 8, stop_at: int | None = None) -> bool:
@@ -80,8 +81,8 @@ def test_every_seed_is_what_a_training_of_its_own_gives(finished: Path, tmp_path
 def test_inner_rates_trained_together_are_what_trainings_of_their_own_give(tmp_path: Path) -> None:
     config = make_config(seeds=[1, 5], inner_lrs=[0.1, 0.01], max_grad_norm=1.0)
     assert train(tmp_path, config)
-    for each in config.variations:
-        own, folder = config.alone(each), tmp_path / "alone" / each.tag
+    for each in config.trainings:
+        own, folder = config.for_training(each), tmp_path / "alone" / each.tag
         alone = Training(own, own.seed, folder, folder / "log.jsonl", CPU)
         alone.run(8, lambda: False, lambda done: None)
         model, card = load_model(tmp_path / each.tag / "step-000008")
@@ -93,8 +94,8 @@ def test_inner_rates_trained_together_are_what_trainings_of_their_own_give(tmp_p
 def test_averages_and_scheduled_rates_are_those_of_trainings_of_their_own(tmp_path: Path) -> None:
     config = make_config(**OPTIONS)
     assert train(tmp_path, config)
-    for each in config.variations:
-        own, folder = config.alone(each), tmp_path / "alone" / each.tag
+    for each in config.trainings:
+        own, folder = config.for_training(each), tmp_path / "alone" / each.tag
         alone = Training(own, own.seed, folder, folder / "log.jsonl", CPU)
         alone.run(8, lambda: False, lambda done: None)
         (found, card), (expected, _) = (load_model(f / "step-000008") for f in (tmp_path / each.tag, folder))

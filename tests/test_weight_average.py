@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from anml.checkpoint import load_model, load_training_state, read_card
+from anml.checkpoints import load_model, load_training_state, read_card
 from anml.config.training import TrainConfig
-from anml.models.build import build_model
+from anml.models import build_model
 from anml.models.meta_model import MetaModel
-from anml.train import Training
-from anml.training_run import step_folder
-from anml.weight_average import WeightAverage
+from anml.train.loop import Training
+from anml.train.run import WeightAverage, step_folder
 
 CONVNET = {
     "model": "classifier",

@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 
 from anml.config.binding import nearest, problem, show
-from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, OF_IMAGENET, DatasetFacts
 from anml.config.evaluation import EvalConfig
+from anml.config.facts import DATASETS, IMAGES_FOLDER, OF_IMAGENET, DatasetFacts
 from anml.config.folders import same_data_path
 from anml.config.model_args import ClassifierArgs
-from anml.config.source import KeyPath, Source
 from anml.config.training import TrainConfig
+from anml.config.yaml import KeyPath, Source
 
 # Flavors name files and jobs; the training jobs are called train-step-NNNNNN.
 _FLAVOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -218,7 +218,7 @@ def _check_together(config: TrainConfig, source: Source) -> list[str]:
     if not config.train_together:
         return []
     problems, at = [], ("train_together",)
-    if len(config.variations) < 2:
+    if len(config.trainings) < 2:
         message = "needs several trainings: set seeds, for example [1, 2, 3], or inner_lrs, for example [0.1, 0.05]"
         problems.append(problem(source, at, message))
     if config.train_method != "meta":

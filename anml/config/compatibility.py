@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from anml.config.binding import nearest, problem, show
-from anml.config.dataset_facts import canonical_dataset
 from anml.config.evaluation import EvalConfig
+from anml.config.facts import canonical_dataset
 from anml.config.model_args import MODEL_ARGS
-from anml.config.source import KeyPath, Source
+from anml.config.yaml import KeyPath, Source
 
 # Older name of a key to ours.
 TRAIN_KEYS = {"val_sample_size": "val_size", "method": "train_method"}

@@ -5,10 +5,9 @@ A config.yml that names them reproduces its run, however the folder grows; jobs 
 
 from pathlib import Path
 
-from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, DatasetFacts
 from anml.config.evaluation import EvalConfig
-from anml.config.image_copies import check_copies
-from anml.config.image_folder import ClassSplit, FolderClasses, count_folder, folder_facts, list_classes
+from anml.config.facts import DATASETS, IMAGES_FOLDER, DatasetFacts
+from anml.config.image_folder import ClassSplit, FolderClasses, check_copies, count_folder, folder_facts, list_classes
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 

@@ -1,32 +1,60 @@
-"""From a YAML file and command-line overrides to a checked config: the one way in."""
+"""A flavor with a list of data sets stands for one flavor per data set: each becomes a job of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anml.config.binding import bind, dotted, located, nearest, problem, show
-from anml.config.checks import (
-    check_eval,
-    check_fits_model,
-    check_flavor_name,
-    check_train,
-    ends_early,
-    overlaps,
-)
+from anml.config.binding import Record, bind, dotted, located, nearest, problem, show
+from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train, ends_early, overlaps
 from anml.config.compatibility import Adopted, adopt_eval, adopt_train
-from anml.config.data_request import absolute_path, data_path_or_default
-from anml.config.dataset_facts import DATASETS
-from anml.config.dataset_lists import one_flavor_per_dataset, one_per_dataset
-from anml.config.evaluation import EvalConfig
+from anml.config.evaluation import EvalConfig, absolute_path, data_path_or_default
+from anml.config.facts import DATASETS, canonical_dataset
 from anml.config.folders import fill_in_flavor, fill_in_training, flavor_facts
 from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS
-from anml.config.record import Record
-from anml.config.source import KeyPath, Location, Source
+from anml.config.notices import unread_in_evaluation, unread_in_training
 from anml.config.training import TrainConfig
-from anml.config.unread_keys import unread_in_evaluation, unread_in_training
-from anml.config.yaml_source import dump_yaml, read_value, read_yaml
+from anml.config.yaml import KeyPath, Location, Source, dump_yaml, read_value, read_yaml
 from anml.errors import ConfigError
+
+
+def one_flavor_per_dataset(source: Source) -> list[str]:
+    """Replace a flavor `olft` on `[omniglot, glyphs]` by `olft-omniglot` and `olft-glyphs`, in place.
+
+    Returns what is wrong: the flavors of an experiment have different names.
+    """
+    flavors, problems = {}, []
+    for name, settings in source.data["eval"].items():
+        for new_name, new_settings in _variants(name, settings):
+            if new_name != name and (new_name in flavors or new_name in source.data["eval"]):
+                message = f"makes a flavor {new_name}, which there is already; rename one, or name a data set once"
+                problems.append(problem(source, ("eval", name, "dataset"), message))
+            _copy_locations(source, name, new_name)
+            flavors[new_name] = new_settings
+    source.data["eval"] = flavors
+    return problems
+
+
+def one_per_dataset(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the settings of an evaluation by hand, once for each data set of a list."""
+    return [variant for _, variant in _variants("", settings)]
+
+
+def _variants(name: str, settings: Any) -> list[tuple[str, Any]]:
+    datasets = settings.get("dataset") if isinstance(settings, dict) else None
+    if not isinstance(datasets, list) or not datasets or not all(isinstance(d, str) for d in datasets):
+        return [(name, settings)]
+    ours = [canonical_dataset(dataset, settings.get("imgs_per_class")) for dataset in datasets]
+    return [(f"{name}-{d}" if len(ours) > 1 else name, settings | {"dataset": d}) for d in ours]
+
+
+def _copy_locations(source: Source, name: str, new_name: str) -> None:
+    inside = [key for key in source.locations if key[:2] == ("eval", name)]
+    for key in inside:
+        source.locations[("eval", new_name, *key[2:])] = source.locations[key]
+
+
+# From a YAML file and command-line overrides to a checked config: the one way in.
 
 
 class LoadedTrain(NamedTuple):
@@ -278,3 +306,67 @@ def _fill_in(config: TrainConfig, flavors: Mapping[str, EvalConfig]) -> TrainCon
     }
     scale = (config.lobo_scale or "all_rows") if config.is_zapped else config.lobo_scale
     return config.model_copy(update={"data_path": data_path, "im_size": size, "lobo_scale": scale, "eval": filled})
+
+
+# Shrinks a config until the whole pipeline takes seconds: every job still runs, none of the numbers means anything.
+
+# Widths, in whatever records of model arguments have them; anything else keeps the model as it is.
+_SMALL = {"rln_chs": 8, "nm_chs": 4, "num_filters": 8, "hidden": 16, "hidden_layers": 16, "channels": 8, "width": 8}
+
+
+def smoke_test(config: TrainConfig) -> TrainConfig:
+    """Return the config at the smallest sizes: two episodes, two classes, one run, two rates, one checkpoint."""
+    return config.model_copy(
+        update={
+            "epochs": 2 if config.train_method != "iid" else 1,
+            "max_steps": 2,
+            # Building the native kernel, where it is the first time, would take most of the minute.
+            "engine": "fast" if config.engine == "auto" else config.engine,
+            "eval_steps": (2,),
+            "log_freq": 1,
+            # Data as small as a hand-made sample: an incomplete copy is enough to see that every job runs.
+            "allow_incomplete": True,
+            "train_classes": min(config.num_train_classes, _most_classes(config)),
+            "imgs_per_class": min(config.images_per_class, 8),
+            "train_size": min(config.examples_per_class, 6),
+            "batch_size": min(config.batch_size, 2),
+            "num_batches": min(config.inner_steps, 2),
+            "remember_size": min(config.remember_size, 4),
+            "val_size": min(config.val_size, 4),
+            "model_args": _small_model(config.model_args),
+            "eval": {name: _small_evaluation(flavor) for name, flavor in config.eval.items()},
+        }
+    )
+
+
+def _most_classes(config: TrainConfig) -> int:
+    """Return how many classes train: of a sample of four, two where classes are held out for validation."""
+    return 2 if any(flavor.is_validation for flavor in config.eval.values()) else 4
+
+
+def _small_evaluation(config: EvalConfig) -> EvalConfig:
+    return config.model_copy(
+        update={
+            "allow_incomplete": True,
+            "classes": (min(2, *config.classes),),
+            "train_examples": (min(2, *config.train_examples),),
+            "test_examples": (1,),
+            "lr": config.lr[:2],
+            "runs": 1,
+            "init_size": min(config.init_size, 4),
+            "eval_freq": None,
+        }
+    )
+
+
+def _small_model(args: dict[str, Any]) -> dict[str, Any]:
+    """Narrow a model's layers, those in nested arguments included."""
+    small: dict[str, Any] = {}
+    for key, value in args.items():
+        if isinstance(value, dict):
+            small[key] = _small_model(value)
+        elif key in _SMALL:
+            small[key] = [_SMALL[key]] * len(value) if isinstance(value, (list, tuple)) else _SMALL[key]
+        else:
+            small[key] = value
+    return small

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from anml.config.record import Arguments, Count, Many, NotNegative, OneOrMany, Rate, Record
+from anml.config.binding import Arguments, Count, Many, NotNegative, OneOrMany, Rate, Record
 
 # null: as many as the images' size asks for (models/blocks.py has the rule).
 Blocks = Annotated[int, Field(ge=1, le=6)] | None

@@ -1,17 +1,70 @@
-"""One experiment: a model, how it is trained, and the evaluations that follow."""
+"""What tells the trainings of one experiment apart: the inner learning rate, the seed, or both."""
 
+import math
+import re
 from collections.abc import Mapping
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from anml.config.data_request import DataRequest, eval_request
-from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER, DatasetFacts
-from anml.config.evaluation import EvalConfig
+from anml.config.binding import Arguments, Count, Fraction, NotNegative, OneOrMany, Rate, Record
+from anml.config.evaluation import DataRequest, EvalConfig, eval_request
+from anml.config.facts import DATASETS, IMAGES_FOLDER, DatasetFacts
 from anml.config.image_folder import ClassSplit, ClassSplitKey, folder_facts
 from anml.config.model_args import MODEL_ARGS, ModelArgs
-from anml.config.record import Arguments, Count, Fraction, NotNegative, OneOrMany, Rate, Record
-from anml.config.variation import Variation
 from anml.errors import ConfigError
+
+_TAG = re.compile(r"(?:inner-lr-(?P<inner_lr>[\d.e+-]+?))?-?(?:seed-(?P<seed>-?\d+))?")
+_MODEL = re.compile(r"(?P<name>.*)-inner-lr-(?P<inner_lr>\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
+
+
+class TrainingId(NamedTuple):
+    """One of an experiment's trainings. None: not varied, all trainings have the same."""
+
+    inner_lr: float | None = None
+    seed: int | None = None
+
+    @property
+    def tag(self) -> str:
+        """`inner-lr-0.05-seed-1`, `seed-1` or nothing: a part of the names of folders, files and jobs."""
+        return "-".join(f"{name.replace('_', '-')}-{value}" for name, value in self._varied())
+
+    @property
+    def words(self) -> str:
+        """`inner_lr 0.05, seed 1`, `seed 1` or nothing."""
+        return ", ".join(f"{name} {value}" for name, value in self._varied())
+
+    def flags(self, prefix: str = "--") -> tuple[str, ...]:
+        """Return the arguments that name this training on a command line."""
+        varied = self._varied()
+        return tuple(word for name, value in varied for word in (prefix + name.replace("_", "-"), str(value)))
+
+    def _varied(self) -> list[tuple[str, float]]:
+        return [(name, value) for name, value in self._asdict().items() if value is not None]
+
+
+def training_of_tag(tag: str) -> TrainingId:
+    """Return the training that a tag names. Raises ValueError."""
+    found = _TAG.fullmatch(tag)
+    if found is None:
+        message = f"{tag!r} names no training"
+        raise ValueError(message)
+    rate, seed = found["inner_lr"], found["seed"]
+    return TrainingId(None if rate is None else float(rate), None if seed is None else int(seed))
+
+
+def training_order(one: TrainingId) -> tuple[float, float]:
+    """Return what trainings are sorted by: their inner rates and seeds as numbers; what is not varied comes first."""
+    inner_lr, seed = (-math.inf if value is None else float(value) for value in one)
+    return inner_lr, seed
+
+
+def model_order(name: str) -> tuple[str, float]:
+    """Return what names of models are sorted by: `anml-inner-lr-1e-05` comes before `anml-inner-lr-0.05`."""
+    found = _MODEL.fullmatch(name)
+    return (name, -math.inf) if found is None else (found["name"], float(found["inner_lr"]))
+
+
+# One experiment: a model, how it is trained, and the evaluations that follow.
 
 DatasetName = Literal["omniglot", "glyphs", "mini-imagenet", "omniimage20", "omniimage100", "images-folder"]
 ModelName = Literal["anml", "nonml", "sanml", "oml", "classifier"]
@@ -152,28 +205,28 @@ class TrainConfig(Record):
         return self.seeds or (self.seed,)
 
     @property
-    def variations(self) -> tuple[Variation, ...]:
+    def trainings(self) -> tuple[TrainingId, ...]:
         """The trainings of this experiment; each is trained and evaluated on its own."""
-        return tuple(Variation(*pair) for pair in product(self.inner_lrs or (None,), self.seeds or (None,)))
+        return tuple(TrainingId(*pair) for pair in product(self.inner_lrs or (None,), self.seeds or (None,)))
 
-    def variation(self, inner_lr: float | None, seed: int | None) -> Variation:
+    def training_id(self, inner_lr: float | None, seed: int | None) -> TrainingId:
         """Return the training with this inner rate and seed; what is not varied may be anything. Raises ConfigError."""
-        wanted = Variation(inner_lr if self.inner_lrs else None, seed if self.seeds else None)
-        if wanted not in self.variations:
+        wanted = TrainingId(inner_lr if self.inner_lrs else None, seed if self.seeds else None)
+        if wanted not in self.trainings:
             names = {"--inner-lr": self.inner_lrs or (), "--seed": self.seeds or ()}
             choices = [f"{flag} {' | '.join(map(str, values))}" for flag, values in names.items() if values]
             message = f"this config has several trainings; say which one: {', '.join(choices)}"
             raise ConfigError(message)
         return wanted
 
-    def alone(self, variation: Variation) -> "TrainConfig":
+    def for_training(self, training: TrainingId) -> "TrainConfig":
         """Return the config of one of the trainings by itself. A model is named after its own inner rate."""
         changes: dict[str, object] = {"inner_lrs": None, "seeds": None, "train_together": None}
-        if variation.inner_lr is not None:
-            name = f"{self.display_name}-{Variation(inner_lr=variation.inner_lr).tag}"
-            changes |= {"inner_lr": variation.inner_lr, "model_name": name}
-        if variation.seed is not None:
-            changes["seed"] = variation.seed
+        if training.inner_lr is not None:
+            name = f"{self.display_name}-{TrainingId(inner_lr=training.inner_lr).tag}"
+            changes |= {"inner_lr": training.inner_lr, "model_name": name}
+        if training.seed is not None:
+            changes["seed"] = training.seed
         return self.model_copy(update=changes)
 
     @property

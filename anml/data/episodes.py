@@ -108,7 +108,7 @@ def shuffled_batch(
     return data.batch(chosen // data.examples_per_class, chosen % data.examples_per_class, dtype, generator)
 
 
-class Trajectory(NamedTuple):
+class RunExamples(NamedTuple):
     """What one run of an evaluation meets: classes in order of learning, relabelled 0, 1, 2, ...
 
     classes: int64 [n], indexes into the data set. train_examples int64 [n, k], test_examples int64 [n, m]:
@@ -125,14 +125,14 @@ class Trajectory(NamedTuple):
         return data.batch(classes.reshape(-1), examples.reshape(-1), dtype)[0]
 
 
-def draw_trajectory(data: ClassImages, classes: int, train: int, test: int, seed: int, run: int) -> Trajectory:
+def draw_run(data: ClassImages, classes: int, train: int, test: int, seed: int, run: int) -> RunExamples:
     """Draw the classes of a run and split the examples of each. The same run draws the same for every model.
 
     Classes are drawn first and examples class by class, so a run of 100 classes is the beginning of the same run of
     600 (the examples of a class depend on the seed, the run and the class alone). Raises DataError when there are not
     enough.
     """
-    check_trajectory(data, classes, train, test)
+    check_run(data, classes, train, test)
     order = torch.randperm(data.num_classes, generator=torch_generator(seed, "classes", run))[:classes]
     picks = torch.stack(
         [
@@ -140,10 +140,10 @@ def draw_trajectory(data: ClassImages, classes: int, train: int, test: int, seed
             for c in order
         ]
     )
-    return Trajectory(order, picks[:, :train], picks[:, train : train + test])
+    return RunExamples(order, picks[:, :train], picks[:, train : train + test])
 
 
-def check_trajectory(data: ClassImages, classes: int, train: int, test: int) -> None:
+def check_run(data: ClassImages, classes: int, train: int, test: int) -> None:
     """Make sure that a trajectory of this size can be drawn. Raises DataError."""
     if classes > data.num_classes or train + test > data.examples_per_class:
         message = (

@@ -1,7 +1,6 @@
-"""Data sets that are folders of colour images: Mini-ImageNet, OmniImage, and any folder a user has.
+"""Mini-ImageNet (Vinyals et al. 2016, split of Ravi & Larochelle 2017): 64, 16 and 20 classes of 600 images.
 
-An image is turned upright as its EXIF tag says, made RGB, cut to its central square, and resized by LANCZOS; one that
-has the wanted size already keeps its pixels.
+Training uses `train`, evaluation `test`; `val` is left alone. Images are 84x84 RGB JPEGs, a folder per WordNet class.
 """
 
 import hashlib
@@ -14,12 +13,124 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from anml.config.data_request import DataRequest
-from anml.config.dataset_facts import DATASETS, IMAGES_FOLDER
-from anml.config.image_folder import list_classes
-from anml.data import mini_imagenet, omniimage
-from anml.data.image_source import list_images, read_images
+from anml.config.evaluation import DataRequest
+from anml.config.facts import DATASETS, IMAGES_FOLDER, Split
+from anml.config.image_folder import ClassSplit, list_classes, own_split, split_by_fraction
+from anml.data.sources import find_source, list_images, read_images
 from anml.errors import DataError
+
+FOLDERS = {"train": "train", "eval": "test"}
+_NAMES = ("mini-imagenet", "mini_imagenet", "miniimagenet", "MiniImageNet")
+_INNER = "processed_images"
+
+
+def find_mini_imagenet(split: Split, data_path: Path | None) -> Path:
+    """Return the folder or archive that holds a split of Mini-ImageNet. Raises DataError."""
+    folder = FOLDERS[split]
+    if data_path is None:
+        message = (
+            "mini-imagenet cannot be downloaded automatically: its images are ImageNet's, under ImageNet's terms. Make "
+            "or fetch it as docs/data.md says and give its folder with --data-path (or ANML_DATA)."
+        )
+        raise DataError(message)
+    if data_path.is_file():
+        return data_path
+    tops = [data_path, *(data_path / name for name in _NAMES)]
+    found = find_source([top / inner for top in tops for inner in (_INNER, ".")], [folder])
+    # Else one archive of everything; a folder of such a name has been looked into.
+    found = found or find_source(tops, [_INNER, *_NAMES], archives_only=True)
+    if found is None:
+        message = (
+            f"{data_path}: no Mini-ImageNet here: expected the folders processed_images/train and "
+            "processed_images/test (or train and test, or train.tar and test.tar, or mini-imagenet.tar), with a folder "
+            "of JPEGs for each class in them. Correct --data-path (or ANML_DATA); docs/data.md says where to get it."
+        )
+        raise DataError(message)
+    return found
+
+
+def choose_mini_imagenet(classes: list[str], split: Split) -> list[str]:
+    """Return the classes of a split among those of a folder or archive: of all splits, or of this one alone."""
+    if not any(name.startswith(("train/", "val/", "test/")) for name in classes):
+        return classes
+    return [name for name in classes if name.startswith(f"{FOLDERS[split]}/")]
+
+
+# OmniImage (Frati, Traft & Cheney 2023): 1,000 classes of ImageNet, of each the 20 or 100 images most alike, 84x84.
+#
+# 700 classes are for training, 300 for evaluation. Folders called train and test say which; else the list of the
+# evaluation classes that the authors publish, if it lies beside the data; else the names of the classes decide
+# (config/image_folder.py).
+
+# In https://github.com/lfrati/OmnImage; it holds the WordNet ids of 300 classes.
+CLASS_LIST = "evolved_test_class_names.json"
+
+
+def find_omniimage(dataset: str, data_path: Path | None) -> Path:
+    """Return the folder or archive of OmniImage with as many images per class as the data set has. Raises DataError."""
+    count = DATASETS[dataset].examples_per_class
+    if data_path is None:
+        message = (
+            f"{dataset} cannot be downloaded automatically: its images are ImageNet's, under ImageNet's terms. Fetch "
+            "it as docs/data.md says and give its folder with --data-path (or ANML_DATA)."
+        )
+        raise DataError(message)
+    if data_path.is_file():
+        return data_path
+    names = [f"{stem}{joint}{count}" for stem in ("OmnImage84", "OmnImage", "OmniImage") for joint in ("_", "")]
+    tops = [data_path, *(data_path / name for name in ("omniimage", "OmniImage", "omnimage", "OmnImage"))]
+    found = find_source(tops, names)
+    if found is not None:
+        return found
+    if data_path.name.lower() in {name.lower() for name in names} and data_path.is_dir():
+        return data_path
+    message = (
+        f"{data_path}: no {dataset} here: expected the folder OmnImage84_{count} with a folder of images for each "
+        f"class, or OmnImage84_{count}.zip (or .tar). Correct --data-path (or ANML_DATA); docs/data.md says where to "
+        "get it."
+    )
+    raise DataError(message)
+
+
+def class_list(source: Path) -> Path | None:
+    """Return the authors' list of evaluation classes, if it lies in the data's folder or beside it."""
+    places = (source / CLASS_LIST, source.parent / CLASS_LIST)
+    return next((path for path in places if path.is_file()), None)
+
+
+def choose_omniimage(classes: list[str], source: Path, split: Split) -> list[str]:
+    """Return the classes of a split among all classes of a source. Raises DataError."""
+    listed = class_list(source)
+    divided = own_split(classes)
+    if divided is None and listed is not None:
+        evaluation = _read_list(listed)
+        divided = ClassSplit(
+            train=tuple(name for name in classes if name not in evaluation),
+            eval=tuple(name for name in classes if name in evaluation),
+        )
+    if divided is None:
+        divided = split_by_fraction(classes, 0.7)
+    return list(getattr(divided, split))
+
+
+def _read_list(path: Path) -> set[str]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = (
+            f"{path}: cannot be read ({error}). Fetch it again, or remove it to split by the names of the classes."
+        )
+        raise DataError(message) from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        message = f"{path}: expected a list of names of classes. Fetch it again, or remove it."
+        raise DataError(message)
+    return set(names)
+
+
+# Data sets that are folders of colour images: Mini-ImageNet, OmniImage, and any folder a user has.
+#
+# An image is turned upright as its EXIF tag says, made RGB, cut to its central square, and resized by LANCZOS; one that
+# has the wanted size already keeps its pixels.
 
 _CHANNELS = 3
 
@@ -34,7 +145,7 @@ def identify(request: DataRequest, source: Path) -> str:
         facts = [[(name, _size(source / name)) for name in images] for images in select(request, source)]
     else:
         stat = source.stat()
-        listed = omniimage.class_list(source) if request.dataset.startswith("omniimage") else None
+        listed = class_list(source) if request.dataset.startswith("omniimage") else None
         facts = [str(source), stat.st_size, stat.st_mtime_ns, listed.read_text("utf-8") if listed else None]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
@@ -90,13 +201,13 @@ def check_shape(request: DataRequest, shape: Sequence[int], source: Path) -> Non
         raise DataError(_incomplete(request, source, f"{shape[0]} classes of {shape[1]}"))
 
 
-def find(request: DataRequest) -> Path:
+def find_images(request: DataRequest) -> Path:
     """Return the folder or archive that holds the images of a request. Raises DataError when there is none."""
     path = Path(request.data_path).expanduser().resolve() if request.data_path else None
     if request.dataset == "mini-imagenet":
-        return mini_imagenet.find(request.split, path)
+        return find_mini_imagenet(request.split, path)
     if request.dataset != IMAGES_FOLDER:
-        return omniimage.find(request.dataset, path)
+        return find_omniimage(request.dataset, path)
     if path is None or not path.is_dir():
         message = f"{path or IMAGES_FOLDER}: there is no such folder; give --data-path a folder of folders of images"
         raise DataError(message)
@@ -112,8 +223,8 @@ def _choose(request: DataRequest, classes: list[str], source: Path) -> list[str]
     if request.dataset == IMAGES_FOLDER:
         return list(request.classes)
     if request.dataset == "mini-imagenet":
-        return mini_imagenet.choose(classes, request.split)
-    return omniimage.choose(classes, source, request.split)
+        return choose_mini_imagenet(classes, request.split)
+    return choose_omniimage(classes, source, request.split)
 
 
 def _check_complete(request: DataRequest, source: Path, counts: dict[str, int]) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anml.data.fetch import fetch
+from anml.data.sources import fetch
 from anml.errors import DataError
 
 OFFICIAL_ADDRESS = "https://github.com/brendenlake/omniglot/raw/master/python"

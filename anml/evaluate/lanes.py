@@ -10,8 +10,8 @@ from torch.func import grad, vmap
 from torch.nn.functional import cross_entropy
 
 from anml.evaluate.learner import Logits
+from anml.evaluate.prepared_run import PreparedRun, RunPreparer
 from anml.evaluate.stages import Stage, Weights, advance, classify, predict
-from anml.evaluate.trial import Trial, TrialMaker
 
 # Of the free memory; the rest is for scoring, and for what is shared.
 _SHARE = 0.6
@@ -26,27 +26,27 @@ class LaneLearner:
 
     name = "lanes"
 
-    def __init__(self, trials: Sequence[Trial], rates: Sequence[float]) -> None:
-        self.trials, self.rates, self.model = trials, rates, trials[0].model
-        self.stage: Stage = trials[0].stage
-        stacked = {name: _stack(trials, name) for name in trials[0].trained_names}
+    def __init__(self, prepared_runs: Sequence[PreparedRun], rates: Sequence[float]) -> None:
+        self.prepared_runs, self.rates, self.model = prepared_runs, rates, prepared_runs[0].model
+        self.stage: Stage = prepared_runs[0].stage
+        stacked = {name: _stack(prepared_runs, name) for name in prepared_runs[0].trained_names}
         # [rates, runs, ...]; what is re-drawn but does not learn is the same for all rates: [runs, ...].
         self.weights = {n: w.expand(len(rates), *w.shape).contiguous() for n, w in stacked.items()}
-        fixed = [name for name in trials[0].redrawn_names if name not in stacked]
-        self.fixed = {name: _stack(trials, name) for name in fixed}
-        self.inputs = torch.stack([trial.train_inputs for trial in trials])
-        self.labels = trials[0].train_labels
+        fixed = [name for name in prepared_runs[0].redrawn_names if name not in stacked]
+        self.fixed = {name: _stack(prepared_runs, name) for name in fixed}
+        self.inputs = torch.stack([prepared.train_inputs for prepared in prepared_runs])
+        self.labels = prepared_runs[0].train_labels
         # One group of parameters a rate: views into the weights, so that one fused kernel updates all its runs.
         self.views = [{name: weight[i] for name, weight in self.weights.items()} for i in range(len(rates))]
         groups = [{"params": list(v.values()), "lr": rate} for v, rate in zip(self.views, rates, strict=True)]
-        self.optimizer = torch.optim.Adam(groups, betas=trials[0].betas, fused=True)
+        self.optimizer = torch.optim.Adam(groups, betas=prepared_runs[0].betas, fused=True)
         over_runs = vmap(grad(self._loss), in_dims=(0, 0, 0, 0))
         self.gradients = vmap(over_runs, in_dims=(0, None, None, None))
 
     def learn_each(self, first: int, last: int) -> None:
         """Take a step on each example."""
         for step in range(first, last):
-            labels = self.labels[step : step + 1].expand(len(self.trials), 1)
+            labels = self.labels[step : step + 1].expand(len(self.prepared_runs), 1)
             self._step(self.inputs[:, step : step + 1], labels)
 
     def learn_batch(self, picks: Sequence[torch.Tensor]) -> None:
@@ -57,11 +57,11 @@ class LaneLearner:
 
     def logits(self) -> Iterator[Logits]:
         """Yield the logits of every trajectory."""
-        for run, trial in enumerate(self.trials):
+        for run, prepared in enumerate(self.prepared_runs):
             for view in self.views:
                 own = {name: weight[run] for name, weight in (view | self.fixed).items()}
-                train = predict(self.model, trial.train_inputs, self.stage, own)
-                yield train, predict(self.model, trial.test_inputs, self.stage, own)
+                train = predict(self.model, prepared.train_inputs, self.stage, own)
+                yield train, predict(self.model, prepared.test_inputs, self.stage, own)
 
     def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
         """Take an Adam step on inputs [runs, B, ...] and labels [runs, B]."""
@@ -75,38 +75,38 @@ class LaneLearner:
         return cross_entropy(classify(self.model, inputs, self.stage, weights | fixed), labels)
 
 
-def lanes_that_fit(maker: TrialMaker) -> int:
+def lanes_that_fit(preparer: RunPreparer) -> int:
     """Return how many trajectories the free memory of the GPU has room for, at least one."""
-    free, _ = torch.cuda.mem_get_info(maker.data.images.device)
-    return max(1, int(free * _SHARE / bytes_per_lane(maker)))
+    free, _ = torch.cuda.mem_get_info(preparer.data.images.device)
+    return max(1, int(free * _SHARE / bytes_per_lane(preparer)))
 
 
-def bytes_per_lane(maker: TrialMaker) -> int:
+def bytes_per_lane(preparer: RunPreparer) -> int:
     """Estimate the memory that a trajectory takes while it learns, its share of its run's examples included."""
-    config, (classes, train, test) = maker.config, maker.largest
+    config, (classes, train, test) = preparer.config, preparer.largest
     batch = min(config.batch_size, classes * train) if config.eval_method == "iid" else 1
-    weights = sum(maker.model.get_parameter(name).numel() for name in maker.trained)
-    inputs, outputs = example_sizes(maker)
+    weights = sum(preparer.model.get_parameter(name).numel() for name in preparer.trained)
+    inputs, outputs = example_sizes(preparer)
     # Of a run: its trial's examples, and once more those to learn, stacked.
     examples = classes * (2 * train + test) * inputs // len(config.lr)
-    return maker.dtype.itemsize * (_COPIES * weights + _ACTIVATIONS * batch * outputs + examples)
+    return preparer.dtype.itemsize * (_COPIES * weights + _ACTIVATIONS * batch * outputs + examples)
 
 
 @torch.no_grad()
-def example_sizes(maker: TrialMaker) -> tuple[int, int]:
+def example_sizes(preparer: RunPreparer) -> tuple[int, int]:
     """Count the elements of one example's inputs, and of the outputs of all layers from there on."""
     first = torch.tensor([0])
-    inputs = advance(maker.model, maker.data.batch(first, first, maker.dtype)[0], maker.stage)
+    inputs = advance(preparer.model, preparer.data.batch(first, first, preparer.dtype)[0], preparer.stage)
     sizes: list[int] = []
-    layers = [module for module in maker.model.modules() if not any(module.children())]
+    layers = [module for module in preparer.model.modules() if not any(module.children())]
     handles = [layer.register_forward_hook(lambda _, inputs, output: sizes.append(output.numel())) for layer in layers]
     try:
-        classify(maker.model, inputs, maker.stage)
+        classify(preparer.model, inputs, preparer.stage)
     finally:
         for handle in handles:
             handle.remove()
     return inputs.numel(), sum(sizes)
 
 
-def _stack(trials: Sequence[Trial], name: str) -> torch.Tensor:
-    return torch.stack([trial.model.get_parameter(name).detach() for trial in trials])
+def _stack(prepared_runs: Sequence[PreparedRun], name: str) -> torch.Tensor:
+    return torch.stack([prepared.model.get_parameter(name).detach() for prepared in prepared_runs])

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from anml.evaluate.learner import OneTrajectory
-from anml.evaluate.reference import ReferenceLearner
+from anml.evaluate.learner import OneTrajectory, ReferenceLearner
+from anml.evaluate.prepared_run import PreparedRun
 from anml.evaluate.stages import classify
-from anml.evaluate.trial import Trial
+from anml.native import available, kernels
 from anml.native.blocks import use_native_blocks
-from anml.native.build import available, kernels
 
 # torch.optim.Adam's default.
 _EPSILON = 1e-8
@@ -26,14 +25,16 @@ class NativeHeadLearner(OneTrajectory):
 
     name = "native"
 
-    def __init__(self, trial: Trial, learning_rate: float) -> None:
-        super().__init__(trial)
-        self.steps, self.adam = 0, (learning_rate, *trial.betas, _EPSILON)
+    def __init__(self, prepared: PreparedRun, learning_rate: float) -> None:
+        super().__init__(prepared)
+        self.steps, self.adam = 0, (learning_rate, *prepared.betas, _EPSILON)
         self.weight, self.bias = (_with_moments(parameter) for parameter in self.model.head.parameters())
 
     def learn_each(self, first: int, last: int) -> None:
         """Take a step on each example."""
-        inputs, labels = (part[first:last].contiguous() for part in (self.trial.train_inputs, self.trial.train_labels))
+        inputs, labels = (
+            part[first:last].contiguous() for part in (self.prepared.train_inputs, self.prepared.train_labels)
+        )
         kernels("evaluate").learn_head(self.weight, self.bias, inputs, labels, self.steps, *self.adam)
         self.steps += last - first
 
@@ -43,14 +44,14 @@ class NativeLearner(OneTrajectory):
 
     name = "native"
 
-    def __init__(self, trial: Trial, learning_rate: float) -> None:
-        super().__init__(trial)
+    def __init__(self, prepared: PreparedRun, learning_rate: float) -> None:
+        super().__init__(prepared)
         use_native_blocks(self.model)
-        self.steps, self.adam = 0, (learning_rate, *trial.betas, _EPSILON)
-        layers = _linear_layers(self.model, trial.trained_names)
-        others = [name for name in trial.trained_names if name.removesuffix(".weight") not in layers]
+        self.steps, self.adam = 0, (learning_rate, *prepared.betas, _EPSILON)
+        layers = _linear_layers(self.model, prepared.trained_names)
+        others = [name for name in prepared.trained_names if name.removesuffix(".weight") not in layers]
         self.others = [self.model.get_parameter(name).requires_grad_(True) for name in others]
-        self.optimizer = torch.optim.Adam(self.others, learning_rate, trial.betas, fused=True) if others else None
+        self.optimizer = torch.optim.Adam(self.others, learning_rate, prepared.betas, fused=True) if others else None
         self.linears = [_OuterProductLinear(layer) for layer in layers.values()]
 
     def learn_each(self, first: int, last: int) -> None:
@@ -59,8 +60,8 @@ class NativeLearner(OneTrajectory):
             self._learn(slice(step, step + 1))
 
     def _learn(self, example: slice) -> None:
-        logits = classify(self.model, self.trial.train_inputs[example], self.trial.stage)
-        loss = cross_entropy(logits, self.trial.train_labels[example])
+        logits = classify(self.model, self.prepared.train_inputs[example], self.prepared.stage)
+        loss = cross_entropy(logits, self.prepared.train_labels[example])
         wanted = [*self.others, *(linear.output for linear in self.linears)]
         gradients = torch.autograd.grad(loss, wanted)
         for parameter, gradient in zip(self.others, gradients, strict=False):
@@ -77,8 +78,8 @@ class NativeBatchLearner(ReferenceLearner):
 
     name = "native"
 
-    def __init__(self, trial: Trial, learning_rate: float) -> None:
-        super().__init__(trial, learning_rate)
+    def __init__(self, prepared: PreparedRun, learning_rate: float) -> None:
+        super().__init__(prepared, learning_rate)
         use_native_blocks(self.model)
 
 
@@ -101,11 +102,15 @@ class _OuterProductLinear:
         kernels("evaluate").update_outer(self.weight, delta, row, steps, *adam)
 
 
-def native_learner(trial: Trial, learning_rate: float) -> NativeHeadLearner | NativeLearner:
+def native_learner(prepared: PreparedRun, learning_rate: float) -> NativeHeadLearner | NativeLearner:
     """Return the learner of examples one at a time that suits a trial."""
-    whole_head = {f"{trial.model.head_layer}.{part}" for part in ("weight", "bias")}
-    head_only = trial.stage == "head" and set(trial.trained_names) == whole_head and type(trial.model.head) is nn.Linear
-    return (NativeHeadLearner if head_only else NativeLearner)(trial, learning_rate)
+    whole_head = {f"{prepared.model.head_layer}.{part}" for part in ("weight", "bias")}
+    head_only = (
+        prepared.stage == "head"
+        and set(prepared.trained_names) == whole_head
+        and type(prepared.model.head) is nn.Linear
+    )
+    return (NativeHeadLearner if head_only else NativeLearner)(prepared, learning_rate)
 
 
 def unsupported(device: torch.device, dtype: torch.dtype) -> str:

@@ -7,21 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
-from anml.checkpoint import ModelCard
+from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
 from anml.evaluate.choose import Engine, choose_engine
-from anml.evaluate.iid import learn_shuffled
-from anml.evaluate.score import Score
-from anml.evaluate.sequential import learn_in_sequence
-from anml.evaluate.trial import Shape, Trial, TrialMaker
-from anml.evaluate.zero_shot import score_without_learning
+from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape
+from anml.evaluate.protocols import Score, learn_in_sequence, learn_shuffled, score_without_learning
 from anml.models.meta_model import MetaModel
-from anml.results import ClassRow, PointResult, ResultRow
+from anml.results import ClassRow, ResultRow, TrajectoryResult
 
 
 @dataclass(frozen=True)
-class Point:
+class Trajectory:
     """One trajectory of a sweep; `lr` is None where nothing is learned."""
 
     shape: Shape
@@ -29,11 +26,11 @@ class Point:
     lr: float | None
 
 
-def sweep_points(config: EvalConfig) -> list[Point]:
+def sweep_trajectories(config: EvalConfig) -> list[Trajectory]:
     """Return every point of a sweep; points of the same size and run, which share their trial, are neighbours."""
     rates: tuple[float | None, ...] = (None,) if config.eval_method == "zero_shot" else config.lr
     shapes = itertools.product(config.classes, config.train_examples, config.test_examples)
-    return [Point(Shape(*s), run, lr) for s in shapes for run in range(config.runs) for lr in rates]
+    return [Trajectory(Shape(*s), run, lr) for s in shapes for run in range(config.runs) for lr in rates]
 
 
 def run_sweep(
@@ -42,46 +39,48 @@ def run_sweep(
     config: EvalConfig,
     flavor: str,
     data: ClassImages,
-    points: Sequence[Point],
+    points: Sequence[Trajectory],
     progress: Callable[[float], None] = lambda done: None,
     say: Callable[[str], None] = lambda text: None,
-) -> Iterator[PointResult]:
+) -> Iterator[TrajectoryResult]:
     """Evaluate a model at the given points, in order.
 
     `progress` receives how many points' worth is done of those not returned yet, `say` which engine it is.
     """
     if not points:
         return
-    maker = TrialMaker(model, config, data)
+    preparer = RunPreparer(model, config, data)
     # By the whole sweep: engines round differently, and the points of an array's task, or those left of a stopped job,
     # belong to it.
-    engine = choose_engine(config, maker, config.runs, config.count_points())
+    engine = choose_engine(config, preparer, config.runs, config.count_trajectories())
     say(f"engine {engine.name}, {engine.why}")
-    if engine.name == "native" and maker.shared is not None:
-        maker.shared.use_native_blocks()
-    for point, own in _learn(points, maker, engine, progress, say):
+    if engine.name == "native" and preparer.shared is not None:
+        preparer.shared.use_native_blocks()
+    for point, own in _learn(points, preparer, engine, progress, say):
         rows = [_row(score, point, card, config, flavor, data.name) for score in own]
-        yield PointResult(rows, [row for score in own for row in _class_rows(score, point)])
+        yield TrajectoryResult(rows, [row for score in own for row in _class_rows(score, point)])
 
 
 def _learn(
-    points: Sequence[Point],
-    maker: TrialMaker,
+    points: Sequence[Trajectory],
+    preparer: RunPreparer,
     engine: Engine,
     progress: Callable[[float], None],
     say: Callable[[str], None],
-) -> Iterator[tuple[Point, list[Score]]]:
+) -> Iterator[tuple[Trajectory, list[Score]]]:
     """Yield every point with its scores, block by block; with fewer trajectories at once where memory is short."""
-    left, lanes, trials = list(points), engine.lanes, list[Trial]()
+    left, lanes, prepared_runs = list(points), engine.lanes, list[PreparedRun]()
     while left:
         block = next(blocks(left, lanes))
         try:
-            trials = _trials(trials, maker, block)
-            scores = _scores(trials, maker.config, block, engine, functools.partial(_scaled, progress, len(block)))
+            prepared_runs = _prepared_runs(prepared_runs, preparer, block)
+            scores = _scores(
+                prepared_runs, preparer.config, block, engine, functools.partial(_scaled, progress, len(block))
+            )
         except torch.OutOfMemoryError:
             if len(block) == 1:
                 raise
-            lanes, trials = len(block) // 2, []
+            lanes, prepared_runs = len(block) // 2, []
             torch.cuda.empty_cache()
             say(f"out of memory: on with {lanes} trajectories at once")
             continue
@@ -89,14 +88,14 @@ def _learn(
         left = left[len(block) :]
 
 
-def _trials(before: list[Trial], maker: TrialMaker, block: Sequence[Point]) -> list[Trial]:
+def _prepared_runs(before: list[PreparedRun], preparer: RunPreparer, block: Sequence[Trajectory]) -> list[PreparedRun]:
     """Return the trials of a block: those of the last one, where they are the same."""
     shape, runs = block[0].shape, list(dict.fromkeys(point.run for point in block))
-    alike = [(trial.shape, trial.run) for trial in before] == [(shape, run) for run in runs]
-    return before if alike else maker.make(shape, runs)
+    alike = [(prepared.shape, prepared.run) for prepared in before] == [(shape, run) for run in runs]
+    return before if alike else preparer.make(shape, runs)
 
 
-def blocks(points: Sequence[Point], lanes: int) -> Iterator[list[Point]]:
+def blocks(points: Sequence[Trajectory], lanes: int) -> Iterator[list[Trajectory]]:
     """Cut points, in order, into blocks of at most `lanes` that are each a product of runs and rates of one shape."""
     by_run = [list(group) for _, group in itertools.groupby(points, key=lambda point: (point.shape, point.run))]
     parts = [run[first : first + lanes] for run in by_run for first in range(0, len(run), lanes)]
@@ -112,22 +111,22 @@ def _scaled(progress: Callable[[float], None], count: int, part: float) -> None:
 
 
 def _scores(
-    trials: Sequence[Trial],
+    prepared_runs: Sequence[PreparedRun],
     config: EvalConfig,
-    block: Sequence[Point],
+    block: Sequence[Trajectory],
     engine: Engine,
     progress: Callable[[float], None],
 ) -> list[list[Score]]:
     if config.eval_method == "zero_shot":
-        return [score_without_learning(trial) for trial in trials]
+        return [score_without_learning(prepared) for prepared in prepared_runs]
     rates = [point.lr for point in block if point.run == block[0].run and point.lr is not None]
-    learner = engine.make(trials, rates)
+    learner = engine.make(prepared_runs, rates)
     if config.eval_method == "iid":
-        return learn_shuffled(learner, trials, config, progress)
-    return learn_in_sequence(learner, trials[0], config, progress)
+        return learn_shuffled(learner, prepared_runs, config, progress)
+    return learn_in_sequence(learner, prepared_runs[0], config, progress)
 
 
-def _row(score: Score, point: Point, card: ModelCard, config: EvalConfig, flavor: str, dataset: str) -> ResultRow:
+def _row(score: Score, point: Trajectory, card: ModelCard, config: EvalConfig, flavor: str, dataset: str) -> ResultRow:
     learned = slice(0, score.classes_trained)
     return ResultRow(
         flavor=flavor,
@@ -151,7 +150,7 @@ def _row(score: Score, point: Point, card: ModelCard, config: EvalConfig, flavor
     )
 
 
-def _class_rows(score: Score, point: Point) -> list[ClassRow]:
+def _class_rows(score: Score, point: Trajectory) -> list[ClassRow]:
     shape = point.shape
     return [
         ClassRow(

@@ -1,11 +1,17 @@
 """The small interface that every training engine has."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import higher
 import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
 
 from anml.data.episodes import Episode
+from anml.models.meta_model import MetaModel
+from anml.native import available
+from anml.native.blocks import with_native_blocks
 
 
 class EpisodeOutcome(NamedTuple):
@@ -52,3 +58,127 @@ def disagreement(found: Sequence[EpisodeOutcome], expected: Sequence[EpisodeOutc
             if not error <= _TOLERANCE and bool(gradient.isfinite().all()):
                 return f"its gradient of {name} is off by {error:.1%}, a mistake of this PyTorch"
     return ""
+
+
+# A quick way of running episodes that the plain way vouches for: compilers and transforms err, and say nothing.
+
+RunEpisodes = Callable[[Sequence[Episode]], list[EpisodeOutcome]]
+
+
+class CheckedEpisodes:
+    """Runs the first episodes both ways. Where the quick way fails or disagrees, the plain way goes on, and `note` says
+    so: PyTorch has given wrong second derivatives for models it could compile or batch (plain_layers.py).
+    """  # noqa: D205
+
+    def __init__(self, quick: RunEpisodes | None, plain: RunEpisodes, note: str = "") -> None:
+        """Take the quick way, or None with a note that says why there is none."""
+        self.quick, self.plain, self.note = quick, plain, note
+        self.is_checked = False
+
+    def run(self, episodes: Sequence[Episode]) -> list[EpisodeOutcome]:
+        """Return the outcomes of episodes, one for each model."""
+        if self.quick is None:
+            return self.plain(episodes)
+        return self.quick(episodes) if self.is_checked else self._first(self.quick, episodes)
+
+    def _first(self, quick: RunEpisodes, episodes: Sequence[Episode]) -> list[EpisodeOutcome]:
+        expected = self.plain(episodes)
+        try:
+            found = quick(episodes)
+            problem = disagreement(found, expected)
+        except Exception as error:  # Whatever a compiler throws: the plain way can do without it.
+            found, problem = expected, f"{type(error).__name__}: {_first_line(str(error))}"
+        self.is_checked = True
+        if not problem:
+            return found
+        self.quick, self.note = None, f"fell back to the fast engine: {problem}"
+        return expected
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
+
+
+# The slow and obvious engine, written with the `higher` library: the oracle that other engines are tested against.
+
+
+class ReferenceEngine:
+    """Differentiates through SGD steps that `higher` keeps the whole graph of."""
+
+    name = "reference"
+    note = ""
+
+    def __init__(self, model: MetaModel, inner_names: list[str], inner_lr: float) -> None:
+        self.model = model
+        self.optimizer = torch.optim.SGD([model.get_parameter(name) for name in inner_names], lr=inner_lr)
+
+    def run(self, episode: Episode) -> EpisodeOutcome:
+        """Return loss, accuracy and gradients of one episode."""
+        names = [name for name, _ in self.model.named_parameters()]
+        with higher.innerloop_ctx(self.model, self.optimizer, copy_initial_weights=False) as (net, inner):
+            for index in episode.support_index:
+                inner.step(cross_entropy(net(episode.images[index]), episode.labels[index]))
+            query = slice(episode.query_start, None)
+            logits = net(episode.images[query])
+            labels = episode.labels[query]
+            loss = cross_entropy(logits, labels)
+            gradients = torch.autograd.grad(loss, list(self.model.parameters()))
+        return EpisodeOutcome(loss.detach(), accuracy(logits, labels), dict(zip(names, gradients, strict=True)))
+
+
+# Training methods without the second-order gradient, for comparison.
+#
+# `meta-first-order`: the gradient at the fast weights is used as if it were the meta-gradient (FOMAML, Finn et al.
+# 2017, section 5.2). `sequential_episodic`: the same episodes, but the model keeps the weights of the inner loop and is
+# then updated on the meta loss: ordinary sequential learning, nothing is differentiated through it.
+
+
+class FirstOrderEngine:
+    """Plain SGD in the inner loop, plain gradient after it; `native`: with blocks in C++ where the model has such."""
+
+    name = "first-order"
+
+    def __init__(
+        self, model: MetaModel, inner_names: list[str], inner_lr: float, keep_fast_weights: bool, native: bool = False
+    ) -> None:
+        self.model = model
+        self.classify, self.note = _with_native_blocks(model) if native else (model, "")
+        self.inner = [model.get_parameter(name) for name in inner_names]
+        self.inner_lr = inner_lr
+        self.keep_fast_weights = keep_fast_weights
+
+    @property
+    def is_native(self) -> bool:
+        """Whether blocks run in C++."""
+        return self.classify is not self.model
+
+    def run(self, episode: Episode) -> EpisodeOutcome:
+        """Return loss, accuracy and gradients; unless fast weights are kept, the weights are put back."""
+        before = [] if self.keep_fast_weights else [p.detach().clone() for p in self.inner]
+        for index in episode.support_index:
+            self._sgd_step(cross_entropy(self.classify(episode.images[index]), episode.labels[index]))
+        query = slice(episode.query_start, None)
+        logits, labels = self.classify(episode.images[query]), episode.labels[query]
+        loss = cross_entropy(logits, labels)
+        parameters = dict(self.model.named_parameters())
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        with torch.no_grad():
+            for parameter, value in zip(self.inner, before, strict=not self.keep_fast_weights):
+                parameter.copy_(value)
+        return EpisodeOutcome(loss.detach(), accuracy(logits, labels), dict(zip(parameters, gradients, strict=True)))
+
+    def _sgd_step(self, loss: torch.Tensor) -> None:
+        gradients = torch.autograd.grad(loss, self.inner)
+        with torch.no_grad():
+            for parameter, gradient in zip(self.inner, gradients, strict=True):
+                parameter.add_(gradient, alpha=-self.inner_lr)
+
+
+def _with_native_blocks(model: MetaModel) -> tuple[nn.Module, str]:
+    """Return what classifies a model's images fastest, and a note of it."""
+    native = with_native_blocks(model)
+    if native is None:
+        return model, ""
+    # In this order: the kernels are only built for a model that can use them.
+    found = available("train")
+    return (native, "native blocks") if found else (model, f"without native blocks: {found.reason}")

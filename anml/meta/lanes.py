@@ -7,12 +7,10 @@ they make few large operations of many small ones, which is what a GPU wants.
 from collections.abc import Sequence
 
 from anml.data.episodes import Episode
-from anml.meta.compiled import missing_compiler
-from anml.meta.engine import EpisodeOutcome
+from anml.meta.engine import CheckedEpisodes, EpisodeOutcome
 from anml.meta.fast import FastEngine
-from anml.meta.guarded import Guarded
+from anml.meta.functional_episode import FunctionalEpisode, missing_compiler, run_lanes, unsupported
 from anml.meta.plain_layers import not_for_lanes
-from anml.meta.program import EpisodeProgram, run_lanes, unsupported
 from anml.models.meta_model import MetaModel
 
 
@@ -30,11 +28,11 @@ class LanesEngine:
             raise ValueError(message)
         device = next(models[0].parameters()).device
         missing = missing_compiler(device) if compiled else ""
-        program = EpisodeProgram(
+        program = FunctionalEpisode(
             models[0], inner_names, tuple(inner_lrs), True, compiled and not missing, matrices=device.type == "cuda"
         )
         engines = [FastEngine(model, inner_names, rate) for model, rate in zip(models, inner_lrs, strict=True)]
-        self.guarded = Guarded(
+        self.checked = CheckedEpisodes(
             lambda episodes: run_lanes(program, models, episodes),
             lambda episodes: [engine.run(episode) for engine, episode in zip(engines, episodes, strict=True)],
             f"not compiled: {missing}" if missing else "",
@@ -43,11 +41,11 @@ class LanesEngine:
     @property
     def note(self) -> str:
         """What became of compiling or of the lanes, where it did not go well."""
-        return self.guarded.note
+        return self.checked.note
 
     def run(self, episodes: Sequence[Episode]) -> list[EpisodeOutcome]:
         """Return the outcome of every model's own episode."""
-        return self.guarded.run(episodes)
+        return self.checked.run(episodes)
 
 
 def unsupported_lanes(model: MetaModel) -> str:

@@ -3,15 +3,15 @@
 import torch
 from torch import nn
 
-from anml.meta.conv_sweep import SweepEngine
-from anml.meta.conv_sweep import unsupported as unsupported_sweep
+from anml.meta.adjoint import AdjointEngine
+from anml.meta.adjoint import unsupported as unsupported_sweep
 from anml.models.blocks import Block, find_blocks
 from anml.models.meta_model import MetaModel
+from anml.native import kernels
 from anml.native.blocks import NativeBlocks, unsupported_layers
-from anml.native.build import kernels
 
 
-class NativeEngine(SweepEngine):
+class NativeEngine(AdjointEngine):
     """The sweep with native blocks. Raises ValueError for a model, RuntimeError on a machine that it cannot serve."""
 
     name = "native"

@@ -13,8 +13,7 @@ import torch
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_examples, query_start, support_index
-from anml.meta.engine import EpisodeOutcome
-from anml.meta.guarded import RunEpisodes
+from anml.meta.engine import EpisodeOutcome, RunEpisodes
 from anml.meta.step import OuterStep, draw_rows
 from anml.rng import torch_generator
 

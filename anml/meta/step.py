@@ -5,11 +5,10 @@ from torch import nn
 
 from anml.config.training import LoboScale, TrainConfig
 from anml.data.episodes import Episode
-from anml.lr_schedule import outer_rates
 from anml.meta.engine import Engine, EpisodeOutcome
+from anml.meta.schedule import outer_rates
 from anml.models.heads import OutputLayer
-from anml.models.meta_model import MetaModel, draw_kaiming
-from anml.models.parameters import select_names
+from anml.models.meta_model import MetaModel, draw_kaiming, select_names
 from anml.rng import torch_generator
 
 

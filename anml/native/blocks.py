@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from anml.models.blocks import Block, BlockWeights, find_blocks
-from anml.native.build import kernels
+from anml.native import kernels
 
 
 class NativeBlocks:

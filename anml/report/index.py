@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from anml.atomic import read_json, write_text
-from anml.config.dataset_facts import is_validation
-from anml.config.yaml_source import read_yaml
+from anml.config.facts import is_validation
+from anml.config.yaml import read_yaml
 from anml.errors import ConfigError
 from anml.experiment import Experiment, experiments_folder
-from anml.report.grid import accuracy, last_checkpoint
-from anml.report.jobs import overall_state, read_jobs
+from anml.jobs.status import overall_state, read_jobs
+from anml.report.labels import classes
 from anml.report.page import templates
-from anml.report.tables import SweepPoint, read_summary
-from anml.report.wording import classes
+from anml.report.tables import RateResult, read_summary
+from anml.report.text import accuracy, last_checkpoint
 
 PAGE = "index.html"
 # Every index of ours has it, also those of earlier versions.
@@ -44,7 +44,7 @@ class IndexEntry:
     dataset: str
     state: str
     has_report: bool
-    best: dict[str, SweepPoint]
+    best: dict[str, RateResult]
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _launched(experiment: Experiment) -> str:
     return _minute(time)
 
 
-def _best(experiment: Experiment) -> list[SweepPoint]:
+def _best(experiment: Experiment) -> list[RateResult]:
     try:
         return last_checkpoint(read_summary(experiment.report / "summary.csv"))
     except (OSError, ValueError, TypeError, KeyError):

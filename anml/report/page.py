@@ -9,24 +9,23 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from anml.atomic import read_json
-from anml.config.dataset_facts import is_validation
+from anml.config.facts import is_validation
 from anml.config.training import TrainConfig
 from anml.experiment import Experiment
-from anml.report import wording
-from anml.report.figures import MOST_COLUMNS, MOST_ROWS
-from anml.report.grid import accuracy, accuracy_grids
-from anml.report.grouping import grouped
-from anml.report.jobs import BAD, JobOutcome, count_states, overall_state
-from anml.report.milestones import Milestone
-from anml.report.tables import POOLED, SweepPoint, main_points
-from anml.report.training_log import TrainingLog
+from anml.jobs.status import BAD, JobOutcome, count_states, overall_state
+from anml.report import labels
+from anml.report.curves import ClassCountAccuracy
+from anml.report.figures import MOST_COLUMNS, MOST_ROWS, TrainingLog
+from anml.report.statistics import grouped
+from anml.report.tables import POOLED, RateResult, main_points
+from anml.report.text import accuracy, accuracy_grids
 
 # A sweep that fails as a whole fails a hundred times for one reason.
 MOST_TAILS = 5
 
 
 @dataclass(frozen=True)
-class Findings:
+class ReportContent:
     """Everything a page is made of.
 
     config: None when config.yml cannot be read. figures: the files made, and the width in pixels to show them at.
@@ -34,9 +33,9 @@ class Findings:
 
     experiment: Experiment
     config: TrainConfig | None
-    points: Sequence[SweepPoint]
-    summary: Sequence[SweepPoint]
-    milestones: Sequence[Milestone]
+    points: Sequence[RateResult]
+    summary: Sequence[RateResult]
+    milestones: Sequence[ClassCountAccuracy]
     logs: Sequence[TrainingLog]
     jobs: Sequence[JobOutcome]
     figures: Mapping[str, int]
@@ -69,37 +68,37 @@ def templates() -> Environment:
     )  # fmt: skip
 
 
-def render_page(findings: Findings) -> str:
+def render_page(content: ReportContent) -> str:
     """Return the page as HTML."""
-    experiment, config, summary = findings.experiment, findings.config, findings.summary
-    bad = [job for job in findings.jobs if job.state in BAD]
+    experiment, config, summary = content.experiment, content.config, content.summary
+    bad = [job for job in content.jobs if job.state in BAD]
     grids = accuracy_grids(summary)
     context: dict[str, Any] = {
         "experiment": experiment,
-        "sentence": wording.sentence(config) if config else "",
-        "unit": wording.unit(config),
-        "noun": wording.images(findings.dataset),
-        "checkpoint": wording.checkpoint,
-        "count": wording.count,
+        "sentence": labels.sentence(config) if config else "",
+        "unit": labels.unit(config),
+        "noun": labels.images(content.dataset),
+        "checkpoint": labels.checkpoint,
+        "count": labels.count,
         "accuracy": accuracy,
         "is_validation": is_validation,
         "grids": grids,
         "interval_note": interval_note(main_points(summary)),
         "has_models": len({point.model for point in summary}) > 1,
         "has_seeds": any(point.train_seed == POOLED for point in summary),
-        "points": findings.points,
+        "points": content.points,
         "best": set(summary),
-        "trajectories": _trajectories(findings.milestones),
-        "figures": findings.figures,
+        "trajectories": _trajectories(content.milestones),
+        "figures": content.figures,
         "is_choice": len(grids) > MOST_ROWS or any(len(grid.steps) > MOST_COLUMNS for grid in grids),
-        "last_logged": [{"name": log.name, **log.lines[-1]} for log in findings.logs],
-        "state": overall_state(findings.jobs),
+        "last_logged": [{"name": log.name, **log.lines[-1]} for log in content.logs],
+        "state": overall_state(content.jobs),
         "failed": [job for job in bad if job.state != "skipped"],
         "skipped": [job for job in bad if job.state == "skipped"],
         "most_tails": MOST_TAILS,
         "log_address": lambda job: _log_address(experiment, job),
-        "notices": findings.notices,
-        "jobs": _job_lines(experiment, findings.jobs),
+        "notices": content.notices,
+        "jobs": _job_lines(experiment, content.jobs),
         "environment": read_json(experiment.environment_file) or {},
         "command": shlex.join,
         "config_text": _text(experiment.config_file),
@@ -107,13 +106,13 @@ def render_page(findings: Findings) -> str:
     return templates().get_template("report.html").render(context)
 
 
-def _trajectories(milestones: Sequence[Milestone]) -> list[list[Milestone]]:
+def _trajectories(milestones: Sequence[ClassCountAccuracy]) -> list[list[ClassCountAccuracy]]:
     """Return the milestones of each sweep whose trajectories were scored more than once."""
     sweeps = grouped(milestones, lambda m: m.sweep)
     return [sweep for sweep in sweeps.values() if len(sweep) > 1]
 
 
-def interval_note(points: Sequence[SweepPoint]) -> str:
+def interval_note(points: Sequence[RateResult]) -> str:
     """Return what the intervals of points are over."""
     over = {point.interval_over for point in points}
     pooled = [point.seeds > 1 for point in points]
@@ -133,7 +132,7 @@ def _job_lines(experiment: Experiment, jobs: Sequence[JobOutcome]) -> list[JobLi
             name=name if tasks[0].task is None else f"{name} ({len(tasks)} tasks)",
             states=count_states(tasks),
             is_bad=any(task.state in BAD for task in tasks),
-            run_time=wording.duration(sum(task.status.elapsed for task in tasks)),
+            run_time=labels.duration(sum(task.status.elapsed for task in tasks)),
             attempts=max(task.status.attempt for task in tasks),
             log=_log_address(experiment, tasks[0]) if len(tasks) == 1 else "",
         )

@@ -1,19 +1,20 @@
 """Results as tables: every point of the sweeps, and the best learning rate of each sweep (the summary)."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pandas as pd
 
-from anml.config.dataset_facts import is_validation
-from anml.config.variation import model_order
+from anml.config.facts import is_validation
+from anml.config.training import TrainConfig, model_order
 from anml.errors import DataError
 from anml.experiment import Experiment
-from anml.report.grouping import grouped
-from anml.report.interval import estimate
+from anml.report.labels import checkpoint, unit
+from anml.report.statistics import estimate, grouped
 from anml.results import ResultRow, read_results
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class Sweep(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SweepPoint:
+class RateResult:
     """One learning rate of a sweep, over all runs, at the end of their trajectories. A row of `summary.csv`.
 
     train_seed: the training's seed, or `all`. lr: None where nothing is learned. Accuracies are fractions: mean, its
@@ -77,7 +78,7 @@ class SweepPoint:
         return sweep_of(self)
 
 
-def sweep_of(item: "SweepPoint | ResultRow") -> Sweep:
+def sweep_of(item: "RateResult | ResultRow") -> Sweep:
     """Return the sweep that a point or a result belongs to."""
     return Sweep(*(getattr(item, name) for name in Sweep._fields))
 
@@ -104,7 +105,7 @@ def finals(rows: Iterable[ResultRow]) -> list[ResultRow]:
     return [max(scorings, key=lambda row: (row.step, row.epoch)) for scorings in grouped(rows, _trajectory).values()]
 
 
-def sweep_points(rows: Iterable[ResultRow], flavors: Sequence[str] = ()) -> list[SweepPoint]:
+def rate_results(rows: Iterable[ResultRow], flavors: Sequence[str] = ()) -> list[RateResult]:
     """Return a point per learning rate of every sweep, for each training and, of several, pooled over them.
 
     flavors: the order of points; flavors not named come behind.
@@ -119,9 +120,9 @@ def sweep_points(rows: Iterable[ResultRow], flavors: Sequence[str] = ()) -> list
     return sorted(points, key=lambda point: _order(point, rank))
 
 
-def _point(train_seed: str, ends: list[ResultRow]) -> SweepPoint:
+def _point(train_seed: str, ends: list[ResultRow]) -> RateResult:
     test = estimate((row.train_seed, row.test_acc) for row in ends)
-    return SweepPoint(
+    return RateResult(
         train_seed,
         *sweep_of(ends[0]),
         lr=ends[0].lr,
@@ -136,7 +137,7 @@ def _point(train_seed: str, ends: list[ResultRow]) -> SweepPoint:
     )
 
 
-def _order(point: SweepPoint, rank: dict[str, int]) -> tuple:
+def _order(point: RateResult, rank: dict[str, int]) -> tuple:
     """Most classes first, model by model; of one flavor and checkpoint the pooled points first, then seed by seed.
 
     Held-out background classes come last.
@@ -148,7 +149,7 @@ def _order(point: SweepPoint, rank: dict[str, int]) -> tuple:
     return (*setting, *flavor, point.checkpoint_step, seed, point.lr or 0.0)
 
 
-def best_rates(points: Iterable[SweepPoint]) -> list[SweepPoint]:
+def best_rates(points: Iterable[RateResult]) -> list[RateResult]:
     """Return the summary: of every sweep, the learning rate with the highest mean test accuracy.
 
     Of equal ones the one whose mean is known better, then the smaller. The choice is made on the test accuracy that
@@ -165,34 +166,61 @@ def run_most(rates: Iterable[T], runs: Callable[[T], int]) -> list[T]:
     return [rate for rate in rates if runs(rate) == most]
 
 
-def _badness(point: SweepPoint) -> tuple[float, float, float]:
+def _badness(point: RateResult) -> tuple[float, float, float]:
     # Sums in another order differ in the last digits, which must not break a tie.
     mean = -math.inf if math.isnan(point.test_acc) else round(point.test_acc, 12)
     spread = math.inf if math.isnan(point.test_std) else round(point.test_std / math.sqrt(point.runs), 12)
     return (-mean, spread, point.lr or 0.0)
 
 
-def main_points(points: Sequence[SweepPoint]) -> list[SweepPoint]:
+def main_points(points: Sequence[RateResult]) -> list[RateResult]:
     """Return the points to show first: those pooled over trainings, or all of them when there is one training."""
     return [point for point in points if point.train_seed == POOLED] or list(points)
 
 
-def as_frame(points: Iterable[SweepPoint]) -> pd.DataFrame:
+def as_frame(points: Iterable[RateResult]) -> pd.DataFrame:
     """Return points as a table, a column per field of SweepPoint."""
-    table = pd.DataFrame([vars(point) for point in points], columns=[field.name for field in fields(SweepPoint)])
+    table = pd.DataFrame([vars(point) for point in points], columns=[field.name for field in fields(RateResult)])
     return table.astype({"lr": float})
 
 
-def write_summary(path: Path, summary: Iterable[SweepPoint]) -> None:
+def write_summary(path: Path, summary: Iterable[RateResult]) -> None:
     """Write a summary as CSV."""
     as_frame(summary).to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
 
 
-def read_summary(path: Path) -> list[SweepPoint]:
+def read_summary(path: Path) -> list[RateResult]:
     """Read a summary that a report has written. Raises OSError, ValueError or TypeError."""
     empty = {name: [""] for name in ("lr", "test_std", "test_ci95")}
     table = pd.read_csv(path, dtype={"train_seed": str}, keep_default_na=False, na_values=empty)
     if "model" not in table:  # An earlier report's.
         table["model"] = ""
     records = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-    return [SweepPoint(**{**record, "lr": None if math.isnan(record["lr"]) else record["lr"]}) for record in records]
+    return [RateResult(**{**record, "lr": None if math.isnan(record["lr"]) else record["lr"]}) for record in records]
+
+
+# What a config asks for against what the results hold: a sweep that is incomplete must say so.
+
+
+def missing_results(config: TrainConfig, rows: Sequence[ResultRow], models: Collection[str] | None = None) -> list[str]:
+    """Return a sentence for every flavor and checkpoint that has fewer trajectories than its sweep has points.
+
+    models: only of these, by the names that results have (default: all).
+    """
+    found = Counter((row.flavor, row.checkpoint_step, row.model, row.train_seed) for row in finals(rows))
+    steps = [*([0] if config.eval_untrained else []), *config.checkpoint_steps]
+    trainings = [(one, config.for_training(one)) for one in config.trainings]
+    trainings = [(one, alone) for one, alone in trainings if models is None or alone.display_name in models]
+    sentences = []
+    for flavor, evaluation in config.eval.items():
+        for step in steps:
+            for one, alone in trainings:
+                has, wanted = found[flavor, step, alone.display_name, alone.seed], evaluation.count_trajectories()
+                if has < wanted:
+                    where = ", ".join(filter(None, (flavor, checkpoint(step, unit(config)), one.words)))
+                    sentences.append(f"{where}: {_amount(has, wanted)}")
+    return sentences
+
+
+def _amount(has: int, wanted: int) -> str:
+    return f"{has:,} of {wanted:,} trajectories" if has else "no results"

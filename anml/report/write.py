@@ -9,23 +9,27 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from anml.config.dataset_facts import is_validation
+from anml.config.facts import is_validation
 from anml.config.load import load_experiment_config
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 from anml.experiment import Experiment
-from anml.report import wording
-from anml.report.canvas import figure_style, save_png
-from anml.report.completeness import missing_results
-from anml.report.figures import draw_classes, draw_rates
-from anml.report.grid import last_checkpoint
-from anml.report.jobs import read_jobs
-from anml.report.milestones import as_table, best_by_classes
-from anml.report.page import Findings, render_page
-from anml.report.tables import SweepPoint, as_frame, best_rates, read_scores, sweep_points, write_summary
-from anml.report.text import accuracy_table
-from anml.report.training_figure import draw_training
-from anml.report.training_log import read_training
+from anml.jobs.status import read_jobs
+from anml.report import labels
+from anml.report.curves import as_table, best_by_classes
+from anml.report.figures import draw_classes, draw_rates, draw_training, read_training
+from anml.report.page import ReportContent, render_page
+from anml.report.style import figure_style, save_png
+from anml.report.tables import (
+    RateResult,
+    as_frame,
+    best_rates,
+    missing_results,
+    rate_results,
+    read_scores,
+    write_summary,
+)
+from anml.report.text import accuracy_table, last_checkpoint
 
 FIGURES = ("accuracy-vs-lr.png", "accuracy-vs-classes.png", "training.png")
 # The figures' type is 11 points; shown so it is about as large as the page's small print.
@@ -36,7 +40,7 @@ PIXELS_PER_INCH = 96
 class Summary:
     """What a report says in short: the best learning rate of every sweep. page: where the report is."""
 
-    points: tuple[SweepPoint, ...]
+    points: tuple[RateResult, ...]
     page: Path
 
     @property
@@ -68,11 +72,11 @@ def write_report(experiment: Experiment) -> Summary:
     experiment = Experiment(experiment.root.absolute())
     config, notices = read_config(experiment)
     rows, problems = read_scores(experiment)
-    points = sweep_points(rows, tuple(config.eval) if config else ())
+    points = rate_results(rows, tuple(config.eval) if config else ())
     summary = best_rates(points)
     logs = read_training(experiment)
     notices += problems + (missing_results(config, rows) if config else [])
-    unit, noun = wording.unit(config), wording.images(next((point.dataset for point in summary), ""))
+    unit, noun = labels.unit(config), labels.images(next((point.dataset for point in summary), ""))
     marks = config.checkpoint_steps if config else ()
 
     experiment.report.mkdir(parents=True, exist_ok=True)
@@ -88,10 +92,10 @@ def write_report(experiment: Experiment) -> Summary:
         milestones = best_by_classes(rows)
         as_table(milestones).to_csv(folder / "by-classes.csv", index=False, float_format="%.10g", lineterminator="\n")
         (folder / "accuracy.txt").write_text(accuracy_table(summary, unit) + "\n", encoding="utf-8")
-        findings = Findings(
+        content = ReportContent(
             experiment, config, points, summary, milestones, logs, read_jobs(experiment), figures, notices
         )
-        (folder / "index.html").write_text(render_page(findings), encoding="utf-8")
+        (folder / "index.html").write_text(render_page(content), encoding="utf-8")
         _publish(folder, experiment.report)
     return Summary(tuple(summary), experiment.report / "index.html")
 

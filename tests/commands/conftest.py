@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from anml.commands.arguments import run_command
+from anml.cli.arguments import run_command
 
 
 class Outcome(NamedTuple):

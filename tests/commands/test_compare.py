@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anml.commands.compare import main
+from anml.cli.compare import main
 from anml.errors import ConfigError
 from tests.report.conftest import SMALL, start_experiment
 
@@ -13,8 +13,8 @@ from tests.report.conftest import SMALL, start_experiment
 @pytest.fixture
 def filled(experiments: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder of experiments: three of project `demo` with results, one of `other`, and one without."""
-    monkeypatch.setattr("anml.report.comparison.write._draw", lambda *_: {})
-    monkeypatch.setattr("anml.report.comparison.write.comparison_curves", lambda _: [])
+    monkeypatch.setattr("anml.report.comparison._draw", lambda *_: {})
+    monkeypatch.setattr("anml.report.comparison.comparison_curves", lambda _: [])
     for name in ("demo/b", "demo/a", "demo/c", "other/d"):
         start_experiment(experiments / name, SMALL).results().jobs()
     start_experiment(experiments / "demo" / "waiting", SMALL).jobs()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anml.commands import evaluate, train
+from anml.cli import evaluate, train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EVAL = REPOSITORY / "configs" / "eval-omni-anml.yml"

@@ -11,13 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from anml.checkpoint import ModelCard, save_checkpoint
-from anml.commands import evaluate
-from anml.config.data_request import DataRequest
-from anml.config.evaluation import EvalConfig
-from anml.data.load import load_images
-from anml.evaluate_by_hand import load_candidates
-from anml.models.build import build_model
+from anml.checkpoints import ModelCard, save_checkpoint
+from anml.cli import evaluate
+from anml.config.evaluation import DataRequest, EvalConfig
+from anml.data import load_images
+from anml.evaluate.by_hand import load_models
+from anml.models import build_model
 
 ARGS = {"rln_chs": 4, "nm_chs": 3, "num_classes": 20}
 SMALL = ["--classes", "3", "--train-examples", "2", "--test-examples", "2", "--runs", "2", "--lr", "0.01"]
@@ -138,7 +137,7 @@ def test_least_squares_of_a_metric_head_are_refused_before_another_model_is_eval
 def test_checkpoints_that_are_evaluated_on_the_same_images_share_them(tmp_path: Path) -> None:
     places = [save(tmp_path / name, step=step) for step, name in enumerate("abc")]
     values: dict[str, Any] = {"classes": 3, "train_examples": 2, "test_examples": 2}
-    found = load_candidates(EvalConfig(**values, dataset="glyphs"), places, torch.device("cpu"))
+    found = load_models(EvalConfig(**values, dataset="glyphs"), places, torch.device("cpu"))
     assert len({id(candidate.data) for candidate in found}) == 1
 
 
@@ -242,7 +241,7 @@ def test_a_validation_says_what_its_numbers_are_of(command, config: Path, tmp_pa
 def test_each_model_is_validated_on_what_it_has_not_seen(tmp_path: Path) -> None:
     places = [save(tmp_path / str(count), train_classes=count) for count in (900, 950)]
     values: dict[str, Any] = {"classes": 3, "train_examples": 2, "test_examples": 2, "split": "validation"}
-    found = load_candidates(EvalConfig(**values), places, torch.device("cpu"))
+    found = load_models(EvalConfig(**values), places, torch.device("cpu"))
     background = load_images(DataRequest("glyphs", "train", 28)).images
     assert [candidate.data.num_classes for candidate in found] == [64, 14]
     assert all(torch.equal(candidate.data.images, background[-candidate.data.num_classes :]) for candidate in found)

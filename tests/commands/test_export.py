@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from anml.atomic import write_text
-from anml.checkpoint import ModelCard, load_model, save_checkpoint
-from anml.commands.export import main
+from anml.checkpoints import ModelCard, load_model, save_checkpoint
+from anml.checkpoints.export import export_model
+from anml.cli.export import main
 from anml.config.load import dump_config, load_train_config
-from anml.config.training import TrainConfig
-from anml.config.variation import Variation
+from anml.config.training import TrainConfig, TrainingId
 from anml.errors import CheckpointError
 from anml.experiment import Experiment
-from anml.export import export_model
-from anml.models.build import build_model
+from anml.models import build_model
 
 SMALL = """
 dataset: glyphs
@@ -37,7 +36,7 @@ eval:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """Return the folder of a finished experiment."""
-    from anml.commands.launch_train import main
+    from anml.cli.launch_train import main
 
     root = tmp_path_factory.mktemp("experiments")
     config = root / "small.yml"
@@ -88,7 +87,7 @@ def test_a_training_of_several_is_told_by_its_own_rate_and_seed(tmp_path):
     config = load_train_config(tmp_path / "small.yml", ["inner_lrs=[0.1, 1e-5]", "seeds=[1, 2]"]).config
     experiment = Experiment(tmp_path / "p" / "g")
     write_text(experiment.config_file, dump_config(config))
-    alone = config.alone(config.variation(1e-5, 2))
+    alone = config.for_training(config.training_id(1e-5, 2))
     model = build_model("anml", alone.model_args, alone.image_shape, seed=2)
     card = ModelCard("anml", alone.model_args, (1, 28, 28), alone.display_name, "glyphs", "meta", 2, 2)
     save_checkpoint(experiment.checkpoint(2, "inner-lr-1e-05-seed-2"), model, card, {})
@@ -118,7 +117,7 @@ def test_half_of_what_float16_cannot_hold_is_refused(tmp_path):
     save_checkpoint(experiment.checkpoint(2), model, card, {})
     config = TrainConfig(dataset="glyphs", model="sanml")
     with pytest.raises(CheckpointError, match=r"fc\.bias has numbers beyond float16's range"):
-        export_model(experiment, config, 2, Variation(), tmp_path / "half", half=True)
+        export_model(experiment, config, 2, TrainingId(), tmp_path / "half", half=True)
     assert not (tmp_path / "half").exists()
 
 
@@ -131,7 +130,7 @@ def test_a_model_that_is_not_finite_is_not_exported(tmp_path):
     save_checkpoint(experiment.checkpoint(2), model, card, {})
     config = TrainConfig(dataset="glyphs", model="sanml")
     with pytest.raises(CheckpointError, match=r"step-000002: fc\.bias .* not finite"):
-        export_model(experiment, config, 2, Variation(), tmp_path / "out", half=False)
+        export_model(experiment, config, 2, TrainingId(), tmp_path / "out", half=False)
     assert not (tmp_path / "out").exists()
 
 

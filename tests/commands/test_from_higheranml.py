@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from anml.commands import evaluate, launch_train, train
-from anml.commands.subcommands import COMMANDS
+from anml.cli import evaluate, launch_train, train
+from anml.cli.subcommands import COMMANDS
 from anml.config.compatibility import EVAL_KEYS, IGNORED_KEYS, TRAIN_KEYS
 from anml.config.evaluation import EvalConfig
 from anml.config.load import load_train_config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anml.commands.launch_train import main
+from anml.cli.launch_train import main
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from anml.commands import outcome
+from anml.cli import outcome
 from anml.experiment import Experiment
-from anml.job_status import JobStatus, write_status
-from anml.plan import Job, Plan
+from anml.jobs.job_status import JobStatus, write_status
+from anml.jobs.plan import Job, Plan
 
 
 @pytest.mark.parametrize(("state", "told"), [("running", True), ("interrupted", False)])

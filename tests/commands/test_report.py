@@ -2,7 +2,7 @@
 
 import shutil
 
-from anml.commands.report import main
+from anml.cli.report import main
 from tests.report.conftest import SMALL, start_experiment
 
 

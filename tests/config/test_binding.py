@@ -6,10 +6,20 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from anml.config.binding import bind, located, nearest, show
-from anml.config.record import Arguments, Count, Many, NotNegative, OneOrMany, Rate, Record
-from anml.config.source import Source
-from anml.config.yaml_source import read_yaml
+from anml.config.binding import (
+    Arguments,
+    Count,
+    Many,
+    NotNegative,
+    OneOrMany,
+    Rate,
+    Record,
+    bind,
+    located,
+    nearest,
+    show,
+)
+from anml.config.yaml import Source, read_yaml
 
 
 class Part(Record):

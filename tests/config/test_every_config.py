@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from anml.commands.check_config import name_problems
-from anml.commands.launch_train import main as launch_main
-from anml.config.load import load_eval_config, load_train_config
-from anml.config.smoke_test import smoke_test
-from anml.config.yaml_source import read_yaml
-from anml.models.build import build_model
-from anml.plan import make_plan
+from anml.cli.check_config import name_problems
+from anml.cli.launch_train import main as launch_main
+from anml.config.load import load_eval_config, load_train_config, smoke_test
+from anml.config.yaml import read_yaml
+from anml.jobs.plan import make_plan
+from anml.models import build_model
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 OWN_FOLDER = CONFIGS / "train-folder-sanml.yml"  # Whose classes are counted as it loads: tests/test_config_zoo.py.
@@ -81,7 +80,7 @@ def test_every_training_is_planned_to_its_end(path: Path, capsys, tmp_path: Path
     jobs = [job.name for job in make_plan(config).jobs]
     shown = capsys.readouterr().out
     assert [name for name in jobs if f"\n  {name}" not in shown] == []
-    for one in config.variations:
+    for one in config.trainings:
         assert "-".join(filter(None, (f"train-step-{config.total_steps:06d}", one.tag))) in jobs
     assert not list(tmp_path.iterdir())
 

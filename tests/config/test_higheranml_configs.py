@@ -6,10 +6,10 @@ import pytest
 
 from anml.config.load import load_eval_config
 from anml.config.training import TrainConfig
-from anml.config.yaml_source import dump_yaml
-from anml.models.build import build_model
-from anml.models.parameters import check_output_layer, select_names
-from anml.plan import make_plan
+from anml.config.yaml import dump_yaml
+from anml.jobs.plan import make_plan
+from anml.models import build_model
+from anml.models.meta_model import check_output_layer, select_names
 
 # Every key that higherANML knows.
 TRAINING_KEYS = (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from anml.config.evaluation import EvalConfig
 from anml.config.load import dump_config, load_eval_config, load_experiment_config, load_train_config
 from anml.config.training import TrainConfig
-from anml.config.yaml_source import dump_yaml
+from anml.config.yaml import dump_yaml
 from anml.errors import ConfigError
 
 BASE = "dataset: glyphs\nmodel: sanml\n"

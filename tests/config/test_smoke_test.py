@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anml.config.load import dump_config, load_train_config
-from anml.config.smoke_test import smoke_test
+from anml.config.load import dump_config, load_train_config, smoke_test
 from anml.config.training import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -25,7 +24,7 @@ def test_two_steps_make_one_checkpoint(small: TrainConfig) -> None:
 
 
 def test_two_rates_and_one_run_of_two_classes_are_left(small: TrainConfig) -> None:
-    assert small.eval["olft"].count_points() == 2
+    assert small.eval["olft"].count_trajectories() == 2
     assert small.eval["olft"].classes == (2,)
 
 

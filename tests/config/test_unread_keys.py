@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from anml.config.load import dump_config, load_eval_config, load_train_config
-from anml.config.unread_keys import EVALUATION, TRAINING
+from anml.config.notices import EVALUATION, TRAINING
 
 BASE = "dataset: glyphs\nmodel: sanml\n"
 IID = f"{BASE}train_method: iid\nepochs: 10\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anml.config.yaml_source import dump_yaml, read_value, read_yaml
+from anml.config.yaml import dump_yaml, read_value, read_yaml
 from anml.errors import ConfigError
 
 

@@ -6,9 +6,8 @@ import torch
 from PIL import Image
 
 from anml.config.training import TrainConfig
-from anml.data import augment
-from anml.data.augment import crop_and_flip, draw_crops
-from anml.data.class_images import IMAGENET_MEAN, IMAGENET_STD, ClassImages
+from anml.data import class_images
+from anml.data.class_images import IMAGENET_MEAN, IMAGENET_STD, ClassImages, crop_and_flip, draw_crops
 from anml.data.episodes import draw_episode, shuffled_batch
 from anml.rng import torch_generator
 
@@ -37,8 +36,8 @@ def test_crops_lie_inside_the_image_and_have_the_areas_and_shapes_that_are_docum
 
 def test_a_crop_is_that_part_of_the_image_resized_bilinearly(monkeypatch) -> None:
     box = torch.tensor([[0.25, 0.125, 0.5, 0.75]], dtype=torch.float64)
-    monkeypatch.setattr(augment, "draw_crops", lambda count, generator: box)
-    monkeypatch.setattr(augment, "FLIPPED", 0.0)
+    monkeypatch.setattr(class_images, "draw_crops", lambda count, generator: box)
+    monkeypatch.setattr(class_images, "FLIPPED", 0.0)
     pixels = torch.rand(1, 1, 16, 16, generator=generator())
     # Pillow's own bilinear resizing of the same box; only interior pixels, as it replicates the edges of the box.
     expected = Image.fromarray(pixels[0, 0].numpy()).resize((16, 16), Image.Resampling.BILINEAR, box=(4, 2, 12, 14))
@@ -49,15 +48,15 @@ def test_a_crop_is_that_part_of_the_image_resized_bilinearly(monkeypatch) -> Non
 @pytest.mark.parametrize(("flipped", "expected"), [(0.0, lambda x: x), (1.0, lambda x: x.flip(-1))])
 def test_the_whole_image_stays_as_it_is_or_is_mirrored(monkeypatch, flipped, expected) -> None:
     whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
-    monkeypatch.setattr(augment, "draw_crops", lambda count, generator: whole)
-    monkeypatch.setattr(augment, "FLIPPED", flipped)
+    monkeypatch.setattr(class_images, "draw_crops", lambda count, generator: whole)
+    monkeypatch.setattr(class_images, "FLIPPED", flipped)
     pixels = torch.rand(1, 3, 16, 16, generator=generator())
     assert torch.allclose(crop_and_flip(pixels, generator()), expected(pixels), atol=1e-5)
 
 
 def test_half_of_the_images_are_mirrored(monkeypatch) -> None:
     whole = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
-    monkeypatch.setattr(augment, "draw_crops", lambda count, generator: whole.expand(count, 4))
+    monkeypatch.setattr(class_images, "draw_crops", lambda count, generator: whole.expand(count, 4))
     ramp = torch.arange(8.0).expand(1000, 1, 8, 8)
     mirrored = (crop_and_flip(ramp, generator())[:, 0, 0, 0] > 3.5).float().mean()
     assert float(mirrored) == pytest.approx(0.5, abs=0.05)

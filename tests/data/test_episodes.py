@@ -7,7 +7,7 @@ import torch
 
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
-from anml.data.episodes import draw_episode, draw_trajectory, draw_validation, shuffled_batch
+from anml.data.episodes import draw_episode, draw_run, draw_validation, shuffled_batch
 from anml.errors import DataError
 
 CLASSES, EXAMPLES = 30, 20
@@ -118,7 +118,7 @@ def test_validation_examples_are_all_different(data):
 
 
 def test_a_trajectory_never_tests_on_what_it_learned(data):
-    trajectory = draw_trajectory(data, 10, 15, 5, seed=1, run=0)
+    trajectory = draw_run(data, 10, 15, 5, seed=1, run=0)
     learned = identities(trajectory.images(data, trajectory.train_examples, torch.float32))
     tested = identities(trajectory.images(data, trajectory.test_examples, torch.float32))
     assert len(set(learned)) == 150
@@ -127,21 +127,21 @@ def test_a_trajectory_never_tests_on_what_it_learned(data):
 
 
 def test_a_trajectory_comes_class_after_class(data):
-    trajectory = draw_trajectory(data, 10, 15, 5, seed=1, run=0)
+    trajectory = draw_run(data, 10, 15, 5, seed=1, run=0)
     learned = identities(trajectory.images(data, trajectory.train_examples, torch.float32))
     assert [c for c, _ in learned] == trajectory.classes.repeat_interleave(15).tolist()
     assert len(set(trajectory.classes.tolist())) == 10
 
 
 def test_a_short_trajectory_is_the_beginning_of_the_long_one(data):
-    short, long = (draw_trajectory(data, classes, 15, 5, seed=1, run=3) for classes in (10, 30))
+    short, long = (draw_run(data, classes, 15, 5, seed=1, run=3) for classes in (10, 30))
     assert torch.equal(short.classes, long.classes[:10])
     assert torch.equal(short.train_examples, long.train_examples[:10])
     assert torch.equal(short.test_examples, long.test_examples[:10])
 
 
 def test_runs_differ_in_classes_and_examples(data):
-    first, second = (draw_trajectory(data, 10, 15, 5, seed=1, run=run) for run in (0, 1))
+    first, second = (draw_run(data, 10, 15, 5, seed=1, run=run) for run in (0, 1))
     assert first.classes.tolist() != second.classes.tolist()
     assert not torch.equal(first.train_examples, second.train_examples)
 
@@ -149,4 +149,4 @@ def test_runs_differ_in_classes_and_examples(data):
 @pytest.mark.parametrize(("classes", "train", "test"), [(31, 15, 5), (10, 16, 5)])
 def test_more_than_the_data_holds_is_refused(data, classes, train, test):
     with pytest.raises(DataError, match="30 evaluation classes of 20 examples"):
-        draw_trajectory(data, classes, train, test, seed=1, run=0)
+        draw_run(data, classes, train, test, seed=1, run=0)

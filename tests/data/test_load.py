@@ -12,10 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from anml.config.data_request import DataRequest
-from anml.data import omniglot
-from anml.data.fetch import fetch
-from anml.data.load import array_file, load_images
+from anml.config.evaluation import DataRequest
+from anml.data import array_file, load_images, omniglot
+from anml.data.sources import fetch
 from anml.errors import DataError
 
 ARRAY = "omniglot-train-28px-*.npy"
@@ -125,7 +124,7 @@ def test_an_address_that_does_not_answer_names_the_ways_out(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("copied", [2**40, 0], ids=["in memory", "in its file"])
 def test_held_out_classes_are_cut_off_the_array_of_the_training(copied: int, monkeypatch) -> None:
-    monkeypatch.setattr("anml.data.load._COPIED_BYTES", copied)
+    monkeypatch.setattr("anml.data._COPIED_BYTES", copied)
     training = DataRequest("glyphs", "train", 28)
     held_out = training._replace(first_class=961)
     assert array_file(held_out) == array_file(training)

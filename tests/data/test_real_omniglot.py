@@ -6,11 +6,11 @@ import time
 import pytest
 import torch
 
-from anml.config.data_request import DataRequest
+from anml.config.evaluation import DataRequest
 from anml.config.training import TrainConfig
+from anml.data import Split, array_file, load_images
 from anml.data.class_images import ClassImages
-from anml.data.load import Split, array_file, load_images
-from anml.train import Training
+from anml.train.loop import Training
 
 pytestmark = pytest.mark.omniglot
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from anml.config.data_request import DataRequest
-from anml.data import load
+from anml import data
+from anml.config.evaluation import DataRequest
 from anml.data.class_images import ClassImages
 from anml.data.episodes import shuffled_batch
 from anml.errors import DataError
@@ -18,14 +18,14 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An array file of 5 classes of 7 images that counts as large."""
     path = tmp_path / "array.npy"
     np.save(path, np.random.default_rng(1).integers(256, size=(5, 7, 3, 9, 9), dtype=np.uint8))
-    monkeypatch.setattr(load, "_COPIED_BYTES", 0)
-    monkeypatch.setattr(load, "array_file", lambda *request: path)
+    monkeypatch.setattr(data, "_COPIED_BYTES", 0)
+    monkeypatch.setattr(data, "array_file", lambda *request: path)
     return path
 
 
 @pytest.fixture
 def stored(file: Path) -> ClassImages:
-    return load.load_images(DataRequest("mini-imagenet", "train", 9, None))
+    return data.load_images(DataRequest("mini-imagenet", "train", 9, None))
 
 
 @pytest.fixture

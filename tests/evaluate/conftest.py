@@ -8,7 +8,7 @@ import torch
 
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
-from anml.models.build import build_model
+from anml.models import build_model
 from anml.models.meta_model import MetaModel
 
 

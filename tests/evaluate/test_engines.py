@@ -10,18 +10,16 @@ from torch.nn.functional import cross_entropy
 from anml.config.evaluation import EvalConfig
 from anml.errors import ConfigError
 from anml.evaluate.choose import choose_engine
-from anml.evaluate.iid import learn_shuffled
 from anml.evaluate.lanes import LaneLearner, bytes_per_lane
+from anml.evaluate.learner import ReferenceLearner
 from anml.evaluate.native import NativeBatchLearner, NativeHeadLearner, native_learner
-from anml.evaluate.reference import ReferenceLearner
-from anml.evaluate.score import class_scores
-from anml.evaluate.sequential import learn_in_sequence
+from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape
+from anml.evaluate.protocols import class_scores, learn_in_sequence, learn_shuffled
 from anml.evaluate.stages import classify, predict
-from anml.evaluate.trial import Shape, Trial, TrialMaker
-from anml.models.build import build_model
+from anml.models import build_model
 from anml.models.meta_model import MetaModel
+from anml.native import Availability, available
 from anml.native.blocks import NativeStack
-from anml.native.build import Availability, available
 
 SHAPE = Shape(classes=12, train_examples=10, test_examples=5)
 MODELS = {
@@ -49,9 +47,11 @@ def needs_kernels() -> None:
             pytest.skip(available(extension).reason)
 
 
-def make_trials(kind: str, config: EvalConfig, data, runs: Sequence[int] = (0,), dtype=torch.float64) -> list[Trial]:
+def make_trials(
+    kind: str, config: EvalConfig, data, runs: Sequence[int] = (0,), dtype=torch.float64
+) -> list[PreparedRun]:
     name, args = MODELS[kind]
-    return TrialMaker(build_model(name, args, (1, 28, 28), seed=1), config, data, dtype).make(SHAPE, runs)
+    return RunPreparer(build_model(name, args, (1, 28, 28), seed=1), config, data, dtype).make(SHAPE, runs)
 
 
 def learn(learner, steps: int) -> None:
@@ -71,9 +71,9 @@ def assert_same(model: MetaModel, expected: MetaModel, tolerance: float) -> None
 @pytest.mark.parametrize(("kind", "params"), PARTS)
 def test_native_learning_equals_the_plain_one(data, make_config, kind, params):
     needs_kernels()
-    [trial] = make_trials(kind, make_config(opt_params=params), data)
+    [prepared] = make_trials(kind, make_config(opt_params=params), data)
     steps, tolerance = TOLERANCE.get(params, (100, 1e-9))
-    fast, plain = native_learner(trial, 0.001), ReferenceLearner(trial, 0.001)
+    fast, plain = native_learner(prepared, 0.001), ReferenceLearner(prepared, 0.001)
     assert isinstance(fast, NativeHeadLearner) == (params == "head")
     learn(fast, steps)
     learn(plain, steps)
@@ -87,21 +87,21 @@ def test_every_engine_learns_with_the_betas_of_the_config(data, make_config, eng
         needs_kernels()
     config = make_config(engine=engine, opt_params=params, reinit_method="zero", adam_betas=[0.0, 0.99])
     name, args = MODELS["anml"]
-    maker = TrialMaker(build_model(name, args, (1, 28, 28), seed=1), config, data, torch.float64)
-    [trial] = maker.make(SHAPE, [0])
-    learner = choose_engine(config, maker, 1, 1).make([trial], [0.001])
-    model = copy.deepcopy(trial.model)
-    learned = [model.get_parameter(name).requires_grad_(True) for name in trial.trained_names]
+    preparer = RunPreparer(build_model(name, args, (1, 28, 28), seed=1), config, data, torch.float64)
+    [prepared] = preparer.make(SHAPE, [0])
+    learner = choose_engine(config, preparer, 1, 1).make([prepared], [0.001])
+    model = copy.deepcopy(prepared.model)
+    learned = [model.get_parameter(name).requires_grad_(True) for name in prepared.trained_names]
     adam = torch.optim.Adam(learned, lr=0.001, betas=(0.0, 0.99))
     for step in range(60):
-        inputs, labels = trial.train_inputs[step : step + 1], trial.train_labels[step : step + 1]
-        loss = cross_entropy(classify(model, inputs, trial.stage), labels)
+        inputs, labels = prepared.train_inputs[step : step + 1], prepared.train_labels[step : step + 1]
+        loss = cross_entropy(classify(model, inputs, prepared.stage), labels)
         adam.zero_grad()
         loss.backward()
         adam.step()
     learner.learn_each(0, 60)
     [(found, _)] = learner.logits()
-    torch.testing.assert_close(found, predict(model, trial.train_inputs, trial.stage), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, predict(model, prepared.train_inputs, prepared.stage), rtol=0, atol=1e-6)
 
 
 @pytest.mark.native
@@ -109,9 +109,9 @@ def test_every_engine_learns_with_the_betas_of_the_config(data, make_config, eng
 def test_native_learning_with_any_number_of_threads(data, make_config, threads):
     needs_kernels()
     name, args = "sanml", {"rln_chs": 2, "num_classes": 70}
-    maker = TrialMaker(build_model(name, args, (1, 28, 28), seed=1), make_config(), data, torch.float64)
-    [trial] = maker.make(SHAPE, [0])
-    fast, plain = native_learner(trial, 0.01), ReferenceLearner(trial, 0.01)
+    preparer = RunPreparer(build_model(name, args, (1, 28, 28), seed=1), make_config(), data, torch.float64)
+    [prepared] = preparer.make(SHAPE, [0])
+    fast, plain = native_learner(prepared, 0.01), ReferenceLearner(prepared, 0.01)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -126,8 +126,8 @@ def test_native_learning_with_any_number_of_threads(data, make_config, threads):
 @pytest.mark.parametrize("rate", [0.0001, 0.001])
 def test_native_float32_predicts_what_the_plain_one_predicts(data, make_config, rate):
     needs_kernels()
-    [trial] = make_trials("anml", make_config(), data, dtype=torch.float32)
-    fast, plain = native_learner(trial, rate), ReferenceLearner(trial, rate)
+    [prepared] = make_trials("anml", make_config(), data, dtype=torch.float32)
+    fast, plain = native_learner(prepared, rate), ReferenceLearner(prepared, rate)
     learn(fast, 9000)
     learn(plain, 9000)
     [found], [expected] = (list(learner.logits()) for learner in (fast, plain))
@@ -138,32 +138,32 @@ def test_native_float32_predicts_what_the_plain_one_predicts(data, make_config, 
 @pytest.mark.native
 def test_a_head_that_diverges_is_not_a_head_that_is_right(data, make_config):
     needs_kernels()
-    [trial] = make_trials("anml", make_config(), data, dtype=torch.float32)
-    trial.train_inputs[5] = float("inf")
-    fast = native_learner(trial, 0.01)
+    [prepared] = make_trials("anml", make_config(), data, dtype=torch.float32)
+    prepared.train_inputs[5] = float("inf")
+    fast = native_learner(prepared, 0.01)
     fast.learn_each(0, 120)
     [(train, _)] = fast.logits()
     assert train.isnan().any(dim=1).all()
-    assert class_scores(train, trial.train_labels, 12).top1.eq(0).all()
+    assert class_scores(train, prepared.train_labels, 12).top1.eq(0).all()
 
 
 @pytest.mark.parametrize(("kind", "params"), PARTS)
 def test_lanes_equal_their_single_runs(data, make_config, kind, params):
-    trials = make_trials(kind, make_config(opt_params=params), data, runs=[0, 3])
+    prepared_runs = make_trials(kind, make_config(opt_params=params), data, runs=[0, 3])
     rates = [0.001, 0.003]
     steps, tolerance = TOLERANCE.get(params, (100, 1e-9))
-    lanes = LaneLearner(trials, rates)
+    lanes = LaneLearner(prepared_runs, rates)
     learn(lanes, steps)
     found = list(lanes.logits())
     assert len(found) == 4
-    for run, trial in enumerate(trials):
+    for run, prepared in enumerate(prepared_runs):
         for number, rate in enumerate(rates):
-            plain = ReferenceLearner(trial, rate)
+            plain = ReferenceLearner(prepared, rate)
             learn(plain, steps)
             [expected] = plain.logits()
             for ours, theirs in zip(found[run * 2 + number], expected, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * 1000)
-            for name in trial.trained_names:
+            for name in prepared.trained_names:
                 if not name.endswith("conv.bias"):
                     ours, theirs = lanes.weights[name][number, run], plain.model.get_parameter(name)
                     assert (ours - theirs).abs().max() <= tolerance, name
@@ -171,11 +171,11 @@ def test_lanes_equal_their_single_runs(data, make_config, kind, params):
 
 def test_lanes_keep_what_is_re_drawn_but_does_not_learn(data, make_config):
     config = make_config(reinit_params="all", opt_params="head")
-    trials = make_trials("sanml", config, data, runs=[0, 1]) + make_trials("sanml", config, data, runs=[2])
-    assert not torch.equal(trials[0].train_inputs, trials[1].train_inputs)
+    prepared_runs = make_trials("sanml", config, data, runs=[0, 1]) + make_trials("sanml", config, data, runs=[2])
+    assert not torch.equal(prepared_runs[0].train_inputs, prepared_runs[1].train_inputs)
     config = make_config(reinit_params=["rln", "fc"], opt_params=["fc", "rln.convBlock1"])
-    trials = make_trials("sanml", config, data, runs=[0, 1])
-    lanes, plain = LaneLearner(trials, [0.001]), ReferenceLearner(trials[1], 0.001)
+    prepared_runs = make_trials("sanml", config, data, runs=[0, 1])
+    lanes, plain = LaneLearner(prepared_runs, [0.001]), ReferenceLearner(prepared_runs[1], 0.001)
     learn(lanes, 20)
     learn(plain, 20)
     torch.testing.assert_close(list(lanes.logits())[1], next(plain.logits()))
@@ -183,17 +183,19 @@ def test_lanes_keep_what_is_re_drawn_but_does_not_learn(data, make_config):
 
 def test_lanes_keep_the_solved_head_of_each_run(data, make_config):
     config = make_config(reinit_method="lstsq", reinit_params="nm", opt_params="rln")
-    trials = make_trials("anml", config, data, runs=[0, 1])
-    lanes, plain = LaneLearner(trials, [0.001]), ReferenceLearner(trials[1], 0.001)
+    prepared_runs = make_trials("anml", config, data, runs=[0, 1])
+    lanes, plain = LaneLearner(prepared_runs, [0.001]), ReferenceLearner(prepared_runs[1], 0.001)
     torch.testing.assert_close(list(lanes.logits())[1], next(plain.logits()))
 
 
 def test_lanes_score_a_shuffled_sweep_as_single_runs_do(data, make_config):
     config = make_config(eval_method="iid", batch_size=32, epochs=2, opt_params="all")
-    trials = make_trials("anml", config, data, runs=[0, 1])
-    together = learn_shuffled(LaneLearner(trials, [0.01, 0.003]), trials, config)
+    prepared_runs = make_trials("anml", config, data, runs=[0, 1])
+    together = learn_shuffled(LaneLearner(prepared_runs, [0.01, 0.003]), prepared_runs, config)
     alone = [
-        learn_shuffled(ReferenceLearner(trial, rate), [trial], config)[0] for trial in trials for rate in (0.01, 0.003)
+        learn_shuffled(ReferenceLearner(prepared, rate), [prepared], config)[0]
+        for prepared in prepared_runs
+        for rate in (0.01, 0.003)
     ]
     assert [[vars(s.test)["top1"].tolist() for s in scores] for scores in together] == [
         [vars(s.test)["top1"].tolist() for s in scores] for scores in alone
@@ -202,18 +204,20 @@ def test_lanes_score_a_shuffled_sweep_as_single_runs_do(data, make_config):
 
 def test_lanes_score_a_sequence_as_single_runs_do(data, make_config):
     config = make_config(eval_freq=5)
-    trials = make_trials("anml", config, data, runs=[0, 1])
-    together = learn_in_sequence(LaneLearner(trials, [0.01, 0.003]), trials[0], config)
+    prepared_runs = make_trials("anml", config, data, runs=[0, 1])
+    together = learn_in_sequence(LaneLearner(prepared_runs, [0.01, 0.003]), prepared_runs[0], config)
     alone = [
-        learn_in_sequence(ReferenceLearner(trial, rate), trial, config)[0] for trial in trials for rate in (0.01, 0.003)
+        learn_in_sequence(ReferenceLearner(prepared, rate), prepared, config)[0]
+        for prepared in prepared_runs
+        for rate in (0.01, 0.003)
     ]
     for ours, theirs in zip(together, alone, strict=True):
         assert [score.test.top1.tolist() for score in ours] == [score.test.top1.tolist() for score in theirs]
 
 
-def make_maker(config: EvalConfig, data) -> TrialMaker:
+def make_maker(config: EvalConfig, data) -> RunPreparer:
     name, args = MODELS["anml"]
-    return TrialMaker(build_model(name, args, (1, 28, 28), seed=1), config, data)
+    return RunPreparer(build_model(name, args, (1, 28, 28), seed=1), config, data)
 
 
 def test_a_lane_that_learns_from_images_has_room_for_the_activations_of_its_batch(data, make_config):
@@ -223,13 +227,13 @@ def test_a_lane_that_learns_from_images_has_room_for_the_activations_of_its_batc
     weights = sum(parameter.numel() for parameter in model.parameters())
     config = make_config(eval_method="iid", batch_size=64, opt_params="all", lr=[0.1, 0.01])
     examples = 12 * (10 + 10 + 5) * 28**2 // 2
-    assert bytes_per_lane(TrialMaker(model, config, data)) == 4 * (4 * weights + 3 * 64 * outputs + examples)
+    assert bytes_per_lane(RunPreparer(model, config, data)) == 4 * (4 * weights + 3 * 64 * outputs + examples)
 
 
 def test_a_lane_that_learns_a_head_takes_its_weights_and_features(data, make_config):
     model = build_model("sanml", {"rln_chs": 4, "num_classes": 40}, (1, 28, 28), seed=1)
     expected = 4 * (4 * 37 * 40 + 3 * 40 + 12 * (10 + 10 + 5) * 36)
-    assert bytes_per_lane(TrialMaker(model, make_config(), data)) == expected
+    assert bytes_per_lane(RunPreparer(model, make_config(), data)) == expected
 
 
 @pytest.mark.native
@@ -260,11 +264,11 @@ def test_an_engine_asked_for_in_vain_is_refused_with_the_reason(data, make_confi
 def test_native_learning_in_batches_equals_the_plain_one(data, make_config):
     needs_kernels()
     config = make_config(eval_method="iid", batch_size=32, epochs=3, opt_params="all")
-    [trial] = make_trials("anml", config, data)
-    fast, plain = NativeBatchLearner(trial, 0.001), ReferenceLearner(trial, 0.001)
+    [prepared] = make_trials("anml", config, data)
+    fast, plain = NativeBatchLearner(prepared, 0.001), ReferenceLearner(prepared, 0.001)
     assert isinstance(fast.model.rln, NativeStack)
-    learn_shuffled(fast, [trial], config)
-    learn_shuffled(plain, [trial], config)
+    learn_shuffled(fast, [prepared], config)
+    learn_shuffled(plain, [prepared], config)
     assert_same(fast.model, plain.model, 1e-9)
 
 

@@ -6,25 +6,22 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from anml.evaluate.iid import learn_shuffled
-from anml.evaluate.reference import ReferenceLearner
-from anml.evaluate.score import class_scores
-from anml.evaluate.sequential import learn_in_sequence
-from anml.evaluate.trial import Shape, Trial, make_trial
-from anml.models.build import build_model
-from anml.models.meta_model import MetaModel
-from anml.models.parameters import select_names
+from anml.evaluate.learner import ReferenceLearner
+from anml.evaluate.prepared_run import PreparedRun, Shape, prepare_run
+from anml.evaluate.protocols import class_scores, learn_in_sequence, learn_shuffled
+from anml.models import build_model
+from anml.models.meta_model import MetaModel, select_names
 from anml.rng import torch_generator
 
 SHAPE = Shape(classes=12, train_examples=10, test_examples=5)
 
 
-def make_images(model: MetaModel, data, config) -> Trial:
+def make_images(model: MetaModel, data, config) -> PreparedRun:
     """Return the same trial with images for inputs, whatever is learned."""
     everything = config.model_copy(update={"opt_params": ("all",)})
-    trial = make_trial(model, everything, data, SHAPE, run=0, dtype=torch.float64)
-    assert trial.train_inputs.dim() == 4
-    return trial
+    prepared = prepare_run(model, everything, data, SHAPE, run=0, dtype=torch.float64)
+    assert prepared.train_inputs.dim() == 4
+    return prepared
 
 
 def plain_adam(model: MetaModel, names: list[str], learning_rate: float) -> torch.optim.Adam:
@@ -49,9 +46,9 @@ def learn_examples(learner: ReferenceLearner, steps: int) -> None:
 )
 def test_learning_equals_a_plain_adam_loop_on_the_whole_model(model, data, make_config, params, steps, tolerance):
     config = make_config(opt_params=params)
-    trial = make_trial(model, config, data, SHAPE, run=0, dtype=torch.float64)
-    assert trial.stage == ("head" if params == "head" else "images")
-    learner = ReferenceLearner(trial, 0.001)
+    prepared = prepare_run(model, config, data, SHAPE, run=0, dtype=torch.float64)
+    assert prepared.stage == ("head" if params == "head" else "images")
+    learner = ReferenceLearner(prepared, 0.001)
     learn_examples(learner, steps)
 
     images = make_images(model, data, config)
@@ -77,9 +74,10 @@ def plain_accuracy(model: MetaModel, images: torch.Tensor, labels: torch.Tensor)
 @pytest.mark.parametrize("params", ["head", "all"])
 def test_sequential_scores_are_those_of_a_plain_loop(model, data, make_config, params):
     config = make_config(opt_params=params, eval_freq=[3, 7])
-    trial = make_trial(model, config, data, SHAPE, run=0, dtype=torch.float64)
+    prepared = prepare_run(model, config, data, SHAPE, run=0, dtype=torch.float64)
     scores = {
-        score.classes_trained: score for score in learn_in_sequence(ReferenceLearner(trial, 0.003), trial, config)[0]
+        score.classes_trained: score
+        for score in learn_in_sequence(ReferenceLearner(prepared, 0.003), prepared, config)[0]
     }
 
     images = make_images(model, data, config)
@@ -104,31 +102,33 @@ def test_sequential_is_scored_after_the_first_class_then_periodically_and_at_the
     model, data, make_config, eval_freq, points
 ):
     config = make_config(eval_freq=eval_freq, train_examples=1)
-    trial = make_trial(model, config, data, Shape(12, 1, 1), run=0)
-    scores = learn_in_sequence(ReferenceLearner(trial, 0.001), trial, config)[0]
+    prepared = prepare_run(model, config, data, Shape(12, 1, 1), run=0)
+    scores = learn_in_sequence(ReferenceLearner(prepared, 0.001), prepared, config)[0]
     assert [score.classes_trained for score in scores] == points
     assert [score.step for score in scores] == points
 
 
 def test_classes_not_learned_yet_take_part_in_every_scoring(model, data, make_config):
     config = make_config(eval_freq=3)
-    trial = make_trial(model, config, data, SHAPE, run=0)
-    scores = learn_in_sequence(ReferenceLearner(trial, 0.001), trial, config)[0]
+    prepared = prepare_run(model, config, data, SHAPE, run=0)
+    scores = learn_in_sequence(ReferenceLearner(prepared, 0.001), prepared, config)[0]
     assert {len(part.top1) for score in scores for part in (score.train, score.test)} == {12}
 
 
 def test_iid_equals_a_plain_loop_over_shuffled_batches(model, data, make_config):
     config = make_config(eval_method="iid", batch_size=32, epochs=2, opt_params="all")
-    trial = make_trial(model, config, data, SHAPE, run=0, dtype=torch.float64)
-    scores = learn_shuffled(ReferenceLearner(trial, 0.01), [trial], config)[0]
-    plain = copy.deepcopy(trial.model)
+    prepared = prepare_run(model, config, data, SHAPE, run=0, dtype=torch.float64)
+    scores = learn_shuffled(ReferenceLearner(prepared, 0.01), [prepared], config)[0]
+    plain = copy.deepcopy(prepared.model)
     optimizer = plain_adam(plain, select_names(plain, ["all"]), 0.01)
     for epoch in (1, 2):
         order = torch.randperm(120, generator=torch_generator(config.seed, "order", 0, epoch))
         for start in range(0, 120, 32):
             batch = order[start : start + 32]
-            plain_step(plain, optimizer, trial.train_inputs[batch], trial.train_labels[batch])
-        assert scores[epoch - 1].train.top1.tolist() == plain_accuracy(plain, trial.train_inputs, trial.train_labels)
+            plain_step(plain, optimizer, prepared.train_inputs[batch], prepared.train_labels[batch])
+        assert scores[epoch - 1].train.top1.tolist() == plain_accuracy(
+            plain, prepared.train_inputs, prepared.train_labels
+        )
     assert [(score.epoch, score.step) for score in scores] == [(1, 4), (2, 8)]
 
 
@@ -137,25 +137,25 @@ def test_iid_equals_a_plain_loop_over_shuffled_batches(model, data, make_config)
 )
 def test_iid_is_scored_after_optimizer_steps(model, data, make_config, eval_freq, steps):
     config = make_config(eval_method="iid", batch_size=32, epochs=2, eval_freq=eval_freq)
-    trial = make_trial(model, config, data, SHAPE, run=0)
-    scores = learn_shuffled(ReferenceLearner(trial, 0.001), [trial], config)[0]
+    prepared = prepare_run(model, config, data, SHAPE, run=0)
+    scores = learn_shuffled(ReferenceLearner(prepared, 0.001), [prepared], config)[0]
     assert [score.step for score in scores] == steps
     assert {score.classes_trained for score in scores} == {12}
 
 
 def test_learning_leaves_the_trial_as_it_was(model, data, make_config):
     config = make_config(opt_params="all")
-    trial = make_trial(model, config, data, SHAPE, run=0)
-    before = copy.deepcopy(trial.model.state_dict())
-    learn_examples(ReferenceLearner(trial, 0.01), 3)
-    assert all(torch.equal(value, before[name]) for name, value in trial.model.state_dict().items())
+    prepared = prepare_run(model, config, data, SHAPE, run=0)
+    before = copy.deepcopy(prepared.model.state_dict())
+    learn_examples(ReferenceLearner(prepared, 0.01), 3)
+    assert all(torch.equal(value, before[name]) for name, value in prepared.model.state_dict().items())
 
 
 def test_a_batch_norm_keeps_its_statistics(data, make_config):
     args = {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": [3], "norm_type": "bn"}}
     model = build_model("classifier", args, (1, 28, 28), seed=1)
-    trial = make_trial(model, make_config(opt_params="all"), data, SHAPE, run=0)
-    learner = ReferenceLearner(trial, 0.01)
+    prepared = prepare_run(model, make_config(opt_params="all"), data, SHAPE, run=0)
+    learner = ReferenceLearner(prepared, 0.01)
     learn_examples(learner, 3)
     assert learner.model.state_dict()["encoder.block1.norm.num_batches_tracked"] == 0
     assert learner.model.state_dict()["encoder.block1.norm.running_mean"].eq(0).all()
@@ -190,10 +190,10 @@ def test_unused_outputs_can_win():
 
 
 def test_unused_outputs_take_part_in_the_softmax(model, data, make_config):
-    trial = make_trial(model, make_config(), data, SHAPE, run=0)
-    learner = ReferenceLearner(trial, 0.01)
+    prepared = prepare_run(model, make_config(), data, SHAPE, run=0)
+    learner = ReferenceLearner(prepared, 0.01)
     learn_examples(learner, 1)
-    moved = (learner.model.head.weight - trial.model.head.weight).abs().amax(dim=1)
+    moved = (learner.model.head.weight - prepared.model.head.weight).abs().amax(dim=1)
     assert (moved[12:] > 0).all()
 
 

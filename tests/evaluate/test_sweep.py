@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from anml.checkpoint import ModelCard
+from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
+from anml.evaluate.choose import seconds_saved
 from anml.evaluate.lanes import LaneLearner
-from anml.evaluate.sweep import Point, blocks, run_sweep, sweep_points
-from anml.evaluate.trial import Shape, TrialMaker
-from anml.evaluate.workload import seconds_saved
-from anml.native.build import available
-from anml.results import PointResult, ResultRow
+from anml.evaluate.prepared_run import RunPreparer, Shape
+from anml.evaluate.sweep import Trajectory, blocks, run_sweep, sweep_trajectories
+from anml.native import available
+from anml.results import ResultRow, TrajectoryResult
 
 
 @pytest.fixture
-def run(model, data) -> Callable[..., list[PointResult]]:
+def run(model, data) -> Callable[..., list[TrajectoryResult]]:
     """Run a sweep, or some of its points."""
     card = ModelCard("anml", {}, (1, 28, 28), "ANML small", "omniglot", "meta", step=400, seed=7)
 
-    def run_points(config: EvalConfig, part: slice = slice(None)) -> list[PointResult]:
-        return list(run_sweep(model, card, config, "olft", data, sweep_points(config)[part]))
+    def run_points(config: EvalConfig, part: slice = slice(None)) -> list[TrajectoryResult]:
+        return list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config)[part]))
 
     return run_points
 
@@ -35,8 +35,8 @@ def config(make_config) -> EvalConfig:
 
 
 def test_points_are_the_product_with_rates_innermost(config):
-    points = sweep_points(config)
-    assert len(points) == len(set(points)) == config.count_points() == 8
+    points = sweep_trajectories(config)
+    assert len(points) == len(set(points)) == config.count_trajectories() == 8
     assert [point.lr for point in points] == [0.001, 0.01] * 4
     assert points[0].shape == Shape(3, 3, 2)
     assert points[-1].shape == Shape(6, 3, 2)
@@ -44,7 +44,7 @@ def test_points_are_the_product_with_rates_innermost(config):
 
 def test_every_list_of_sizes_takes_part_in_the_product(make_config):
     config = make_config(classes=[3, 6], train_examples=[1, 2], test_examples=[2, 3], lr=[0.1, 0.01, 0.001], runs=2)
-    points = sweep_points(config)
+    points = sweep_trajectories(config)
     wanted = {
         (Shape(classes, train, test), run, lr)
         for classes in (3, 6) for train in (1, 2) for test in (2, 3) for run in (0, 1) for lr in (0.1, 0.01, 0.001)
@@ -55,7 +55,7 @@ def test_every_list_of_sizes_takes_part_in_the_product(make_config):
 
 def test_zero_shot_has_no_learning_rate(make_config):
     config = make_config(eval_method="zero_shot", lr=[0.1, 0.2], runs=3)
-    assert [point.lr for point in sweep_points(config)] == [None] * 3 == [None] * config.count_points()
+    assert [point.lr for point in sweep_trajectories(config)] == [None] * 3 == [None] * config.count_trajectories()
 
 
 def test_rows_say_what_was_measured(run, config):
@@ -94,11 +94,11 @@ def test_the_parts_of_an_array_job_are_those_of_the_whole(run, config):
 def test_a_part_is_run_by_the_engine_of_the_whole(model, data, config, monkeypatch):
     card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
     # Pays for eight trajectories, not for one.
-    maker = TrialMaker(model, config, data)
-    seconds = [seconds_saved(maker, config, runs, trajectories) for runs, trajectories in ((1, 1), (2, 8))]
-    monkeypatch.setattr("anml.evaluate.workload._BUILD", sum(seconds) / 2)
+    preparer = RunPreparer(model, config, data)
+    seconds = [seconds_saved(preparer, config, runs, trajectories) for runs, trajectories in ((1, 1), (2, 8))]
+    monkeypatch.setattr("anml.evaluate.choose._BUILD", sum(seconds) / 2)
     told: list[str] = []
-    for points in (sweep_points(config), sweep_points(config)[:1]):
+    for points in (sweep_trajectories(config), sweep_trajectories(config)[:1]):
         next(run_sweep(model, card, config, "olft", data, points, say=told.append))
     assert told[0] == told[1]
     assert "small" not in told[0]
@@ -106,7 +106,7 @@ def test_a_part_is_run_by_the_engine_of_the_whole(model, data, config, monkeypat
 
 def test_epochs_are_no_work_where_nothing_is_revisited(model, data, make_config):
     configs = [make_config(eval_method="sequential", opt_params="all", epochs=epochs) for epochs in (1, 100)]
-    once, often = (seconds_saved(TrialMaker(model, config, data), config, 1, 1) for config in configs)
+    once, often = (seconds_saved(RunPreparer(model, config, data), config, 1, 1) for config in configs)
     assert once == often
 
 
@@ -133,7 +133,7 @@ def test_another_seed_meets_other_classes(run, config):
 def test_progress_ends_at_one(model, data, config):
     done: list[float] = []
     card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
-    list(run_sweep(model, card, config, "olft", data, sweep_points(config)[:1], done.append))
+    list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config)[:1], done.append))
     assert done == sorted(done)
     assert done[-1] == 1
 
@@ -146,12 +146,12 @@ def test_every_engine_gives_the_rows_of_the_plain_one(run, config, engine):
     assert run(config.model_copy(update={"engine": engine})) == plain
 
 
-def shapes(points: list[Point], lanes: int) -> list[list[tuple[int, int, float | None]]]:
+def shapes(points: list[Trajectory], lanes: int) -> list[list[tuple[int, int, float | None]]]:
     return [[(p.shape.classes, p.run, p.lr) for p in block] for block in blocks(points, lanes)]
 
 
 def test_blocks_are_products_of_runs_and_rates(config):
-    points = sweep_points(config)  # 2 sizes x 2 runs x 2 rates.
+    points = sweep_trajectories(config)  # 2 sizes x 2 runs x 2 rates.
     assert [len(block) for block in blocks(points, 1)] == [1] * 8
     assert [len(block) for block in blocks(points, 2)] == [2] * 4
     assert [len(block) for block in blocks(points, 3)] == [2] * 4
@@ -160,7 +160,7 @@ def test_blocks_are_products_of_runs_and_rates(config):
 
 
 def test_what_is_left_of_a_sweep_is_cut_into_products_as_well(config):
-    left = sweep_points(config)[1:]
+    left = sweep_trajectories(config)[1:]
     assert shapes(left, 100) == [
         [(3, 0, 0.01)],
         [(3, 1, 0.001), (3, 1, 0.01)],
@@ -169,30 +169,30 @@ def test_what_is_left_of_a_sweep_is_cut_into_products_as_well(config):
 
 
 def test_encoding_is_shared_by_runs_and_depends_on_the_class_alone(model, data, make_config):
-    maker = TrialMaker(model, make_config(), data)
+    preparer = RunPreparer(model, make_config(), data)
     shape = Shape(6, 3, 2)
-    together = maker.make(shape, [0, 1])
-    alone = TrialMaker(model, make_config(), data).make(shape, [1])[0]
+    together = preparer.make(shape, [0, 1])
+    alone = RunPreparer(model, make_config(), data).make(shape, [1])[0]
     assert torch.equal(together[1].train_inputs, alone.train_inputs)
-    assert maker.shared is not None
-    assert len(maker.shared.known) <= 12
+    assert preparer.shared is not None
+    assert len(preparer.shared.known) <= 12
 
 
 def test_a_sweep_that_memory_is_too_short_for_goes_on_with_fewer_lanes(model, data, config, monkeypatch):
     """The card says how much is free, not how much an algorithm will ask for: it may turn out too optimistic."""
     config = config.model_copy(update={"engine": "lanes"})
     card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
-    expected = list(run_sweep(model, card, config, "olft", data, sweep_points(config)))
+    expected = list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config)))
     learn = LaneLearner.learn_each
 
     def short_of_memory(self, first: int, last: int) -> None:
-        if len(self.trials) * len(self.rates) > 1 and first > 2:
+        if len(self.prepared_runs) * len(self.rates) > 1 and first > 2:
             raise torch.OutOfMemoryError
         learn(self, first, last)
 
     monkeypatch.setattr(LaneLearner, "learn_each", short_of_memory)
     said: list[str] = []
-    found = list(run_sweep(model, card, config, "olft", data, sweep_points(config), say=said.append))
+    found = list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config), say=said.append))
     assert found == expected
     assert [line for line in said if "out of memory" in line] == [
         "out of memory: on with 2 trajectories at once",

@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from anml.commands.check_config import find_problems
+from anml.cli.check_config import find_problems
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.errors import CheckpointError, ConfigError
-from anml.evaluate.least_squares import solve
-from anml.evaluate.trial import Shape, check_head, make_trial, set_head, support_examples
-from anml.evaluate.zero_shot import score_without_learning
-from anml.models.build import build_model
+from anml.evaluate.prepared_run import Shape, check_head, prepare_run, set_head, solve, support_examples
+from anml.evaluate.protocols import score_without_learning
+from anml.models import build_model
 from anml.models.meta_model import MetaModel
 
 SHAPE = Shape(classes=12, train_examples=10, test_examples=5)
@@ -27,24 +26,24 @@ def changed(model: MetaModel, other: MetaModel) -> set[str]:
 
 def test_the_head_is_drawn_kaiming_normal_and_its_bias_zeroed(data, make_config):
     model = build_model("sanml", {"rln_chs": 64}, (1, 28, 28), seed=1)
-    trial = make_trial(model, make_config(), data, SHAPE, run=0)
-    assert changed(trial.model, model) == {"fc.weight", "fc.bias"}
-    assert trial.model.head.weight.std().item() == pytest.approx((2 / 576) ** 0.5, rel=0.01)
-    assert trial.model.get_parameter("fc.bias").eq(0).all()
+    prepared = prepare_run(model, make_config(), data, SHAPE, run=0)
+    assert changed(prepared.model, model) == {"fc.weight", "fc.bias"}
+    assert prepared.model.head.weight.std().item() == pytest.approx((2 / 576) ** 0.5, rel=0.01)
+    assert prepared.model.get_parameter("fc.bias").eq(0).all()
 
 
 def test_the_published_table_kept_the_bias(model, data, make_config):
-    trial = make_trial(model, make_config(reinit_bias="keep"), data, SHAPE, run=0)
-    assert changed(trial.model, model) == {"fc.weight"}
+    prepared = prepare_run(model, make_config(reinit_bias="keep"), data, SHAPE, run=0)
+    assert changed(prepared.model, model) == {"fc.weight"}
 
 
 def test_a_head_that_starts_at_zero_is_zero_whether_named_or_not(model, data, make_config):
-    trial = make_trial(model, make_config(reinit_method="zero"), data, SHAPE, run=0)
-    assert changed(trial.model, model) == {"fc.weight", "fc.bias"}
-    assert not any(parameter.any() for parameter in trial.model.head.parameters())
-    kept = make_trial(model, make_config(reinit_method="zero", reinit_bias="keep"), data, SHAPE, run=0)
+    prepared = prepare_run(model, make_config(reinit_method="zero"), data, SHAPE, run=0)
+    assert changed(prepared.model, model) == {"fc.weight", "fc.bias"}
+    assert not any(parameter.any() for parameter in prepared.model.head.parameters())
+    kept = prepare_run(model, make_config(reinit_method="zero", reinit_bias="keep"), data, SHAPE, run=0)
     assert changed(kept.model, model) == {"fc.weight"}
-    drawn = make_trial(model, make_config(reinit_method="zero", reinit_params="nm"), data, SHAPE, run=0).model
+    drawn = prepare_run(model, make_config(reinit_method="zero", reinit_params="nm"), data, SHAPE, run=0).model
     assert not drawn.head.weight.any()
     assert drawn.get_parameter("nm.fc.weight").std() > 0.1
 
@@ -53,27 +52,27 @@ def test_norms_are_re_initialised_to_one_and_zero(model, data, make_config):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 1
-    trial = make_trial(model, make_config(reinit_params=["rln", "fc"]), data, SHAPE, run=0)
-    assert {name for name in changed(trial.model, model) if name.startswith("nm")} == set()
-    assert trial.model.get_parameter("rln.convBlock1.norm.weight").eq(1).all()
-    assert trial.model.get_parameter("rln.convBlock1.norm.bias").eq(0).all()
+    prepared = prepare_run(model, make_config(reinit_params=["rln", "fc"]), data, SHAPE, run=0)
+    assert {name for name in changed(prepared.model, model) if name.startswith("nm")} == set()
+    assert prepared.model.get_parameter("rln.convBlock1.norm.weight").eq(1).all()
+    assert prepared.model.get_parameter("rln.convBlock1.norm.bias").eq(0).all()
 
 
 def test_features_are_those_of_the_re_initialised_encoder(model, data, make_config):
-    trial = make_trial(model, make_config(reinit_params="all"), data, SHAPE, run=0)
-    images = make_trial(model, make_config(reinit_params="all", opt_params="all"), data, SHAPE, run=0).train_inputs
-    torch.testing.assert_close(trial.train_inputs, trial.model.encode(images))
+    prepared = prepare_run(model, make_config(reinit_params="all"), data, SHAPE, run=0)
+    images = prepare_run(model, make_config(reinit_params="all", opt_params="all"), data, SHAPE, run=0).train_inputs
+    torch.testing.assert_close(prepared.train_inputs, prepared.model.encode(images))
 
 
 def test_runs_draw_their_own_head_classes_and_examples(model, data, make_config):
-    first, second = (make_trial(model, make_config(), data, SHAPE, run=run) for run in (0, 1))
+    first, second = (prepare_run(model, make_config(), data, SHAPE, run=run) for run in (0, 1))
     assert not torch.equal(first.model.head.weight, second.model.head.weight)
     assert not torch.equal(first.train_inputs, second.train_inputs)
 
 
 def test_every_model_meets_the_same_images_and_starts_from_the_same_head(model, data, make_config):
     other = build_model("sanml", {"rln_chs": 4, "num_classes": 30}, (1, 28, 28), seed=5)
-    first, second = (make_trial(m, make_config(opt_params="all"), data, SHAPE, run=3) for m in (model, other))
+    first, second = (prepare_run(m, make_config(opt_params="all"), data, SHAPE, run=3) for m in (model, other))
     assert torch.equal(first.train_inputs, second.train_inputs)
     assert torch.equal(first.test_inputs, second.test_inputs)
     assert torch.equal(first.model.head.weight, second.model.head.weight)
@@ -81,27 +80,27 @@ def test_every_model_meets_the_same_images_and_starts_from_the_same_head(model, 
 
 def test_flavors_share_the_images_of_a_run(model, data, make_config):
     flavors = ({"opt_params": "all"}, {"opt_params": "all", "eval_method": "iid", "lr": 0.1})
-    first, second = (make_trial(model, make_config(**flavor), data, SHAPE, run=3) for flavor in flavors)
+    first, second = (prepare_run(model, make_config(**flavor), data, SHAPE, run=3) for flavor in flavors)
     assert torch.equal(first.train_inputs, second.train_inputs)
 
 
 def test_labels_count_the_classes_in_order_of_learning(model, data, make_config):
-    trial = make_trial(model, make_config(), data, SHAPE, run=0)
-    assert trial.train_labels.tolist() == [label for label in range(12) for _ in range(10)]
-    assert trial.test_labels.tolist() == [label for label in range(12) for _ in range(5)]
+    prepared = prepare_run(model, make_config(), data, SHAPE, run=0)
+    assert prepared.train_labels.tolist() == [label for label in range(12) for _ in range(10)]
+    assert prepared.test_labels.tolist() == [label for label in range(12) for _ in range(5)]
 
 
 @pytest.mark.parametrize("selector", ["head", "pn"])
 def test_any_part_of_the_head_learns_from_features(data, make_config, selector):
     model = build_model("oml", OML, (1, 28, 28), seed=1)
-    trial = make_trial(model, make_config(opt_params=selector), data, SHAPE, run=0)
-    assert trial.stage == {"head": "head", "pn": "features"}[selector]
+    prepared = prepare_run(model, make_config(opt_params=selector), data, SHAPE, run=0)
+    assert prepared.stage == {"head": "head", "pn": "features"}[selector]
 
 
 def test_more_classes_than_outputs_are_refused(data, make_config):
     model = build_model("sanml", {"rln_chs": 4, "num_classes": 11}, (1, 28, 28), seed=1)
     with pytest.raises(ConfigError, match="12 classes do not fit the 11 outputs"):
-        make_trial(model, make_config(), data, SHAPE, run=0)
+        prepare_run(model, make_config(), data, SHAPE, run=0)
 
 
 def lstsq_by_numpy(features: torch.Tensor, labels: torch.Tensor, outputs: int) -> np.ndarray:
@@ -115,19 +114,19 @@ def lstsq_by_numpy(features: torch.Tensor, labels: torch.Tensor, outputs: int) -
 def test_zero_shot_is_least_squares_by_numpy(model, data, make_config, kind, init_size):
     model = model if kind == "anml" else build_model("oml", OML, (1, 28, 28), seed=1)
     config = make_config(eval_method="zero_shot", init_size=init_size)
-    trial = make_trial(model, config, data, SHAPE, run=0, dtype=torch.float64)
-    picked = support_examples(trial.train_labels, init_size, config.seed, run=0)
-    last = trial.model.get_submodule("pn")[:-1] if kind == "oml" else nn.Identity()  # type: ignore[index]
-    images = make_trial(model, make_config(opt_params="all"), data, SHAPE, run=0, dtype=torch.float64)
+    prepared = prepare_run(model, config, data, SHAPE, run=0, dtype=torch.float64)
+    picked = support_examples(prepared.train_labels, init_size, config.seed, run=0)
+    last = prepared.model.get_submodule("pn")[:-1] if kind == "oml" else nn.Identity()  # type: ignore[index]
+    images = prepare_run(model, make_config(opt_params="all"), data, SHAPE, run=0, dtype=torch.float64)
     with torch.no_grad():
         train, test = (last(images.model.encode(part)) for part in (images.train_inputs, images.test_inputs))
-    solution = lstsq_by_numpy(train[picked], trial.train_labels[picked], outputs=30)
-    np.testing.assert_allclose(trial.model.head.weight.T.numpy(), solution[:-1], rtol=0, atol=1e-9)
+    solution = lstsq_by_numpy(train[picked], prepared.train_labels[picked], outputs=30)
+    np.testing.assert_allclose(prepared.model.head.weight.T.numpy(), solution[:-1], rtol=0, atol=1e-9)
     np.testing.assert_allclose(
-        trial.model.get_parameter(f"{model.head_layer}.bias").numpy(), solution[-1], rtol=0, atol=1e-9
+        prepared.model.get_parameter(f"{model.head_layer}.bias").numpy(), solution[-1], rtol=0, atol=1e-9
     )
-    [score] = score_without_learning(trial)
-    right = (test.numpy() @ solution[:-1] + solution[-1]).argmax(axis=1) == trial.test_labels.numpy()
+    [score] = score_without_learning(prepared)
+    right = (test.numpy() @ solution[:-1] + solution[-1]).argmax(axis=1) == prepared.test_labels.numpy()
     assert score.test.top1.tolist() == right.reshape(12, 5).mean(axis=1).tolist()
     assert (score.epoch, score.step, score.classes_trained) == (0, 0, 12)
 
@@ -136,20 +135,20 @@ def test_least_squares_of_a_model_that_diverged_are_refused(model, data, make_co
     with torch.no_grad():
         model.get_parameter("rln.convBlock1.conv.weight")[0] = torch.nan
     with pytest.raises(CheckpointError, match="training diverged"):
-        make_trial(model, make_config(eval_method="zero_shot"), data, SHAPE, run=0)
+        prepare_run(model, make_config(eval_method="zero_shot"), data, SHAPE, run=0)
 
 
 def test_zero_shot_learns_something(model, data, make_config):
-    [score] = score_without_learning(make_trial(model, make_config(eval_method="zero_shot"), data, SHAPE, run=0))
+    [score] = score_without_learning(prepare_run(model, make_config(eval_method="zero_shot"), data, SHAPE, run=0))
     assert score.test.top1.mean() > 3 / 12
     assert score.test.top5.mean() > score.test.top1.mean()
 
 
 def test_least_squares_is_also_a_start_for_learning(model, data, make_config):
-    trial = make_trial(model, make_config(reinit_method="lstsq", opt_params="all"), data, SHAPE, run=0)
-    zero_shot = make_trial(model, make_config(eval_method="zero_shot"), data, SHAPE, run=0)
-    assert trial.stage == "images"
-    torch.testing.assert_close(trial.model.head.weight, zero_shot.model.head.weight)
+    prepared = prepare_run(model, make_config(reinit_method="lstsq", opt_params="all"), data, SHAPE, run=0)
+    zero_shot = prepare_run(model, make_config(eval_method="zero_shot"), data, SHAPE, run=0)
+    assert prepared.stage == "images"
+    torch.testing.assert_close(prepared.model.head.weight, zero_shot.model.head.weight)
 
 
 def test_support_is_random_and_without_replacement():
@@ -174,7 +173,7 @@ METRIC = {
 def test_least_squares_of_a_metric_head_is_refused(data, make_config, changes):
     model = build_model("classifier", METRIC, (1, 28, 28), seed=1)
     with pytest.raises(ConfigError, match=r"classifier\.metric is a metric layer: least squares"):
-        make_trial(model, make_config(**changes), data, SHAPE, run=0)
+        prepare_run(model, make_config(**changes), data, SHAPE, run=0)
 
 
 def test_a_metric_head_cannot_start_at_zero(make_config):
@@ -201,10 +200,10 @@ def test_a_metric_head_starts_anew_with_its_first_temperature(data, make_config)
     model = build_model("classifier", METRIC, (1, 28, 28), seed=1)
     with torch.no_grad():
         model.get_parameter("classifier.metric.temperature").fill_(3)
-    trial = make_trial(model, make_config(), data, SHAPE, run=0)
-    assert changed(trial.model, model) == {"classifier.metric.weight", "classifier.metric.temperature"}
-    assert trial.model.get_parameter("classifier.metric.temperature") == 10
-    kept = make_trial(model, make_config(reinit_params="classifier.metric.weight"), data, SHAPE, run=0)
+    prepared = prepare_run(model, make_config(), data, SHAPE, run=0)
+    assert changed(prepared.model, model) == {"classifier.metric.weight", "classifier.metric.temperature"}
+    assert prepared.model.get_parameter("classifier.metric.temperature") == 10
+    kept = prepare_run(model, make_config(reinit_params="classifier.metric.weight"), data, SHAPE, run=0)
     assert kept.model.get_parameter("classifier.metric.temperature") == 3
 
 
@@ -212,8 +211,8 @@ def test_a_batch_norm_made_anew_forgets_its_running_statistics(data, make_config
     args = {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": 4, "norm_type": "bn"}}
     model = build_model("classifier", args, (1, 28, 28), seed=1)
     model(torch.rand(4, 1, 28, 28))
-    kept = make_trial(model, make_config(), data, SHAPE, run=0).model
-    renewed = make_trial(model, make_config(reinit_params="all"), data, SHAPE, run=0).model
+    kept = prepare_run(model, make_config(), data, SHAPE, run=0).model
+    renewed = prepare_run(model, make_config(reinit_params="all"), data, SHAPE, run=0).model
     mean, variance = "encoder.block1.norm.running_mean", "encoder.block1.norm.running_var"
     assert torch.equal(kept.get_buffer(mean), model.get_buffer(mean))
     assert renewed.get_buffer(mean).eq(0).all()
@@ -257,5 +256,5 @@ def test_outputs_without_examples_are_zeroed():
 
 def test_the_same_run_is_the_same_to_the_bit(model, data: ClassImages, make_config: Callable):
     config = make_config(eval_method="zero_shot")
-    first, second = (make_trial(model, config, data, SHAPE, run=2).model.state_dict() for _ in range(2))
+    first, second = (prepare_run(model, config, data, SHAPE, run=2).model.state_dict() for _ in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())

@@ -10,7 +10,7 @@ from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
 from anml.meta.engine import EpisodeOutcome
-from anml.models.build import build_model
+from anml.models import build_model
 from anml.models.meta_model import MetaModel
 
 CONVNET: dict[str, Any] = {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": [3]}}

@@ -6,16 +6,14 @@ import pytest
 import torch
 
 from anml.data.episodes import Episode
-from anml.meta.conv_sweep import SweepEngine
-from anml.meta.engine import Engine, EpisodeOutcome
+from anml.meta.adjoint import AdjointEngine
+from anml.meta.engine import Engine, EpisodeOutcome, ReferenceEngine
 from anml.meta.fast import FastEngine
+from anml.meta.functional_episode import FunctionalEpisode, run_one
 from anml.meta.native import NativeEngine
-from anml.meta.program import EpisodeProgram, run_one
-from anml.meta.reference import ReferenceEngine
 from anml.meta.step import MetaStep
-from anml.models.meta_model import MetaModel
-from anml.models.parameters import select_names
-from anml.native.build import available
+from anml.models.meta_model import MetaModel, select_names
+from anml.native import available
 from tests.meta.cases import (
     INNER_LR,
     PUBLISHED_INNER,
@@ -36,7 +34,7 @@ class ProgramEngine:
     note = ""
 
     def __init__(self, model: MetaModel, inner_names: list[str], inner_lr: float) -> None:
-        self.model, self.program = model, EpisodeProgram(model, inner_names, inner_lr)
+        self.model, self.program = model, FunctionalEpisode(model, inner_names, inner_lr)
 
     def run(self, episode: Episode) -> EpisodeOutcome:
         return run_one(self.program, self.model, episode)
@@ -45,7 +43,7 @@ class ProgramEngine:
 ENGINES: dict[str, Callable[..., Engine]] = {
     "fast": FastEngine,
     "program": ProgramEngine,
-    "sweep": SweepEngine,
+    "sweep": AdjointEngine,
     "native": NativeEngine,
 }
 CASES = (

@@ -9,16 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from anml import native
 from anml.data.episodes import Episode
-from anml.meta.conv_sweep import SweepEngine, unsupported
-from anml.meta.engine import Engine, EpisodeOutcome
+from anml.meta.adjoint import AdjointEngine, unsupported
+from anml.meta.engine import Engine, EpisodeOutcome, ReferenceEngine
 from anml.meta.native import NativeEngine
 from anml.meta.native import unsupported as unsupported_native
-from anml.meta.reference import ReferenceEngine
-from anml.models.build import build_model
-from anml.models.meta_model import MetaModel
-from anml.models.parameters import belongs_to
-from anml.native import build
+from anml.models import build_model
+from anml.models.meta_model import MetaModel, belongs_to
 
 MODELS = {
     "anml": ("anml", {"rln_chs": 6, "nm_chs": 4}),
@@ -51,8 +49,8 @@ def _one_thread() -> Iterator[None]:
 def make_engine(name: str, model: MetaModel, inner: list[str]) -> Engine:
     """Return an engine, or skip the test."""
     if name == "sweep":
-        return SweepEngine(model, inner, LEARNING_RATE)
-    found = build.available("train")
+        return AdjointEngine(model, inner, LEARNING_RATE)
+    found = native.available("train")
     if not found:
         pytest.skip(found.reason)
     return NativeEngine(model, inner, LEARNING_RATE)
@@ -227,7 +225,7 @@ def test_says_what_it_does_not_support() -> None:
     batch_norm = {"encoder": "convnet", "encoder_args": {"num_blocks": 3, "norm_type": "bn"}}
     model = build_model("classifier", batch_norm, (1, 28, 28), seed=1)
     with pytest.raises(ValueError, match="InstanceNorm"):
-        SweepEngine(model, [n for n, _ in model.named_parameters()], LEARNING_RATE)
+        AdjointEngine(model, [n for n, _ in model.named_parameters()], LEARNING_RATE)
 
 
 def test_native_says_what_it_does_not_support() -> None:
@@ -243,16 +241,16 @@ def test_native_says_what_it_does_not_support() -> None:
 def test_native_without_a_compiler_is_unavailable_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "empty"))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(build, "_load", build._load.__wrapped__)
-    assert not build.available("train")
-    assert "no-such-compiler" in build.available("train").reason
+    monkeypatch.setattr(native, "_load", native._load.__wrapped__)
+    assert not native.available("train")
+    assert "no-such-compiler" in native.available("train").reason
     with pytest.raises(RuntimeError, match="no-such-compiler"):
-        build.kernels("train")
+        native.kernels("train")
 
 
 def test_native_build_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(file))
-    monkeypatch.setattr(build, "_load", build._load.__wrapped__)
-    assert str(file) in build.available("train").reason
+    monkeypatch.setattr(native, "_load", native._load.__wrapped__)
+    assert str(file) in native.available("train").reason

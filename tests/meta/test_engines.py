@@ -9,16 +9,12 @@ from torch.nn.functional import cross_entropy
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode
 from anml.errors import ConfigError
-from anml.meta.choose import make_engine
-from anml.meta.compiled import CompiledEngine
-from anml.meta.engine import Engine, EpisodeOutcome
+from anml.meta import make_engine
+from anml.meta.engine import Engine, EpisodeOutcome, FirstOrderEngine, ReferenceEngine
 from anml.meta.fast import FastEngine
-from anml.meta.first_order import FirstOrderEngine
-from anml.meta.program import EpisodeProgram, run_one
-from anml.meta.reference import ReferenceEngine
-from anml.models.meta_model import MetaModel
-from anml.models.parameters import select_names
-from anml.native.build import available
+from anml.meta.functional_episode import CompiledEngine, FunctionalEpisode, run_one
+from anml.models.meta_model import MetaModel, select_names
+from anml.native import available
 from tests.meta.cases import (
     INNER_LR,
     MODELS,
@@ -169,7 +165,7 @@ class UncompiledEngine:
     name, note = "uncompiled", ""
 
     def __init__(self, model: MetaModel, inner_names: list[str], inner_lr: float) -> None:
-        self.model, self.program = model, EpisodeProgram(model, inner_names, inner_lr)
+        self.model, self.program = model, FunctionalEpisode(model, inner_names, inner_lr)
 
     def run(self, episode: Episode) -> EpisodeOutcome:
         return run_one(self.program, self.model, episode)

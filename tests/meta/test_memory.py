@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from anml.meta.choose import make_engine
+from anml.meta import make_engine
 from anml.meta.step import MetaStep
-from anml.models.parameters import select_names
-from anml.native.build import available
+from anml.models.meta_model import select_names
+from anml.native import available
 from tests.meta.cases import make_config, make_data, make_episode, make_model
 
 STATUS = Path("/proc/self/status")

@@ -9,10 +9,16 @@ import torch
 from torch import nn
 
 from anml.data.episodes import Episode
-from anml.meta import program as program_module
-from anml.meta.compiled import CompiledEngine, missing_compiler
-from anml.meta.engine import EpisodeOutcome
-from anml.meta.guarded import Guarded
+from anml.meta import functional_episode as program_module
+from anml.meta.engine import CheckedEpisodes, EpisodeOutcome, ReferenceEngine
+from anml.meta.functional_episode import (
+    CompiledEngine,
+    FunctionalEpisode,
+    missing_compiler,
+    run_lanes,
+    run_one,
+    unsupported,
+)
 from anml.meta.lanes import LanesEngine
 from anml.meta.plain_layers import (
     MatrixConvolution,
@@ -22,10 +28,7 @@ from anml.meta.plain_layers import (
     not_for_lanes,
     plain_pool,
 )
-from anml.meta.program import EpisodeProgram, run_lanes, run_one, unsupported
-from anml.meta.reference import ReferenceEngine
-from anml.models.meta_model import MetaModel
-from anml.models.parameters import select_names
+from anml.models.meta_model import MetaModel, select_names
 from tests.meta.cases import INNER_LR, MODELS, PUBLISHED_INNER, assert_agree, make_data, make_episode, make_model
 
 DATA = make_data()
@@ -61,13 +64,13 @@ def reference(kind: str, inner: tuple[str, ...], changes: tuple[tuple[str, Any],
 
 def assert_program_is_exact(kind: str, inner: tuple[str, ...], changes: dict[str, Any]) -> None:
     model, episode = models_of(kind)[0], episodes_of(changes)[0]
-    program = EpisodeProgram(model, select_names(model, inner), INNER_LR)
+    program = FunctionalEpisode(model, select_names(model, inner), INNER_LR)
     assert_agree(run_one(program, model, episode), reference(kind, inner, tuple(changes.items()))[0], model)
 
 
 def assert_lanes_are_exact(kind: str, inner: tuple[str, ...], changes: dict[str, Any], matrices: bool) -> None:
     models = models_of(kind)
-    program = EpisodeProgram(models[0], select_names(models[0], inner), RATES, lanes=True, matrices=matrices)
+    program = FunctionalEpisode(models[0], select_names(models[0], inner), RATES, lanes=True, matrices=matrices)
     outcomes = run_lanes(program, models, episodes_of(changes))
     expected = reference(kind, inner, tuple(changes.items()))
     for model, found, wanted in zip(models, outcomes, expected, strict=True):
@@ -180,26 +183,26 @@ def test_a_quick_way_that_errs_or_fails_is_not_taken() -> None:
         raise RuntimeError(message)
 
     for quick, reason in ((wrong, "pn.2.weight is off by 1.0%"), (failing, "RuntimeError: no such instruction")):
-        guarded = Guarded(quick, lambda episodes: expected)
-        assert guarded.run([episode]) is expected
-        assert guarded.run([episode]) is expected
-        assert reason in guarded.note
+        checked = CheckedEpisodes(quick, lambda episodes: expected)
+        assert checked.run([episode]) is expected
+        assert checked.run([episode]) is expected
+        assert reason in checked.note
 
 
 def test_a_quick_way_that_agrees_is_taken_and_checked_once() -> None:
     model, episode = make_model("oml"), make_episode(DATA)
-    program = EpisodeProgram(model, select_names(model, ["pn"]), INNER_LR)
+    program = FunctionalEpisode(model, select_names(model, ["pn"]), INNER_LR)
     engine, calls = ReferenceEngine(model, select_names(model, ["pn"]), INNER_LR), []
 
     def plain(episodes: Any) -> list[EpisodeOutcome]:
         calls.append(episodes)
         return [engine.run(e) for e in episodes]
 
-    guarded = Guarded(lambda episodes: [run_one(program, model, e) for e in episodes], plain)
+    checked = CheckedEpisodes(lambda episodes: [run_one(program, model, e) for e in episodes], plain)
     for _ in range(3):
-        assert_agree(guarded.run([episode])[0], engine.run(episode), model)
+        assert_agree(checked.run([episode])[0], engine.run(episode), model)
     assert len(calls) == 1
-    assert not guarded.note
+    assert not checked.note
 
 
 def test_without_a_compiler_the_fast_engine_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +221,7 @@ def test_one_static_graph_is_made_of_every_model(kind: str, monkeypatch: pytest.
         program_module, "_compile", lambda f: torch.compile(f, fullgraph=True, dynamic=False, backend="eager")
     )
     model = make_model(kind)
-    program = EpisodeProgram(model, select_names(model, ALL_INNER[kind]), INNER_LR, compiled=True)
+    program = FunctionalEpisode(model, select_names(model, ALL_INNER[kind]), INNER_LR, compiled=True)
     assert_agree(run_one(program, model, make_episode(DATA)), reference(kind, ALL_INNER[kind], ())[0], model)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 
 from anml.data.episodes import Episode, draw_examples
+from anml.meta.engine import ReferenceEngine
 from anml.meta.fast import FastEngine
-from anml.meta.reference import ReferenceEngine
-from anml.models.build import build_model
+from anml.models import build_model
 from tests.meta.cases import make_config, make_data
 
 

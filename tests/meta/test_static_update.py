@@ -8,18 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from anml.checkpoint import ModelCard, load_training_state, save_checkpoint
+from anml.checkpoints import ModelCard, load_training_state, save_checkpoint
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_episode
 from anml.errors import ConfigError
-from anml.meta.choose import choose, make_engine, make_lanes, uses_graph
+from anml.meta import choose, make_engine, make_lanes, uses_graph
 from anml.meta.engine import EpisodeOutcome
 from anml.meta.lanes import LanesEngine
 from anml.meta.static_update import GraphPlayer, StaticUpdate, count_on_device
 from anml.meta.step import MetaStep, OuterStep
-from anml.models.meta_model import MetaModel
-from anml.models.parameters import select_names
+from anml.models.meta_model import MetaModel, select_names
 from tests.meta.cases import PUBLISHED_INNER, make_config, make_data, make_model, without_effect
 
 DATA = make_data()

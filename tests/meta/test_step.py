@@ -11,12 +11,11 @@ from anml.config.model_args import MetricHeadArgs
 from anml.config.training import LoboScale, TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
-from anml.meta.choose import make_engine
+from anml.meta import make_engine
 from anml.meta.step import MetaStep, OuterStep, lobotomize
-from anml.models.build import build_model
+from anml.models import build_model
 from anml.models.heads import MetricHead
-from anml.models.meta_model import MetaModel, draw_kaiming
-from anml.models.parameters import select_names
+from anml.models.meta_model import MetaModel, draw_kaiming, select_names
 from anml.rng import torch_generator
 
 

@@ -10,9 +10,9 @@ from torch.nn.functional import conv2d, instance_norm, leaky_relu, max_pool2d
 from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS, ClassifierArgs
 from anml.config.training import ModelName
 from anml.errors import ConfigError
+from anml.models import MODELS, build_model
 from anml.models.blocks import automatic_blocks, conv_stack, output_width
-from anml.models.build import MODELS, build_model
-from anml.models.classifier import ENCODERS
+from anml.models.encoders import ENCODERS
 from anml.models.heads import HEADS
 from anml.models.meta_model import MetaModel
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from anml.errors import ConfigError
-from anml.models.build import build_model
-from anml.models.meta_model import MetaModel
-from anml.models.parameters import belongs_to, check_output_layer, find_not_finite, select_names
+from anml.models import build_model
+from anml.models.meta_model import MetaModel, belongs_to, check_output_layer, find_not_finite, select_names
 
 
 def make_classifier() -> MetaModel:

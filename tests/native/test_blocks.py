@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from anml.models.build import build_model
+from anml.models import build_model
 from anml.models.meta_model import MetaModel
+from anml.native import available
 from anml.native.blocks import NativeStack, use_native_blocks, with_native_blocks
-from anml.native.build import available
 
 pytestmark = pytest.mark.native
 CONVNET = {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": 5}}

@@ -16,10 +16,10 @@ from anml.config.evaluation import EvalConfig
 from anml.config.load import dump_config, load_train_config
 from anml.config.training import TrainConfig
 from anml.experiment import Experiment
-from anml.job_status import JobStatus, write_status
-from anml.plan import Job, make_plan
-from anml.report.comparison.contender import Contender, read_contenders, with_labels
-from anml.report.comparison.write import Comparison, write_comparison
+from anml.jobs.job_status import JobStatus, write_status
+from anml.jobs.plan import Job, make_plan
+from anml.report.comparison import Comparison, write_comparison
+from anml.report.comparison.model import ComparedModel, read_compared_models, with_labels
 from anml.report.index import write_indexes
 from anml.report.write import Summary, write_report
 from anml.results import COLUMNS, ResultRow
@@ -96,8 +96,8 @@ class Builder:
 
     def results(self, flavors: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> "Builder":
         """Write the results of flavors (default: all)."""
-        for one in self.config.variations:
-            alone = self.config.alone(one)
+        for one in self.config.trainings:
+            alone = self.config.for_training(one)
             if seeds is not None and alone.seed not in seeds:
                 continue
             for flavor in self.config.eval if flavors is None else flavors:
@@ -113,7 +113,7 @@ class Builder:
 
     def metrics(self, lines: int = 250, with_validation: bool = False) -> "Builder":
         """Write training logs with so many lines."""
-        for one in self.config.variations:
+        for one in self.config.trainings:
             noise = random.Random(one.tag)
             text = ""
             for line in range(1, lines + 1):
@@ -244,8 +244,8 @@ def start_experiment(root: Path, config: str, **changes: Any) -> Builder:
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, which take most of the time of a report or comparison."""
     monkeypatch.setattr("anml.report.write._draw", lambda folder, drawers: {})
-    monkeypatch.setattr("anml.report.comparison.write.comparison_curves", lambda contenders: [])
-    monkeypatch.setattr("anml.report.comparison.write._draw", lambda *_: {})
+    monkeypatch.setattr("anml.report.comparison.comparison_curves", lambda entries: [])
+    monkeypatch.setattr("anml.report.comparison._draw", lambda *_: {})
 
 
 @pytest.fixture
@@ -273,9 +273,9 @@ def compare(*builders: Builder, flavors: tuple[str, ...] = ()) -> Comparison:
     return write_comparison(experiments, experiments[0].root.parent, flavors)
 
 
-def contenders_of(*builders: Builder) -> list[Contender]:
+def contenders_of(*builders: Builder) -> list[ComparedModel]:
     """Return what these experiments put into a comparison."""
-    return with_labels([c for builder in builders for c in read_contenders(builder.experiment)])
+    return with_labels([c for builder in builders for c in read_compared_models(builder.experiment)])
 
 
 def lines(path: Path) -> list[dict[str, str]]:

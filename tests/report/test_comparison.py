@@ -7,7 +7,7 @@ import pytest
 from anml.atomic import write_text
 from anml.config.load import dump_config, load_train_config
 from anml.errors import ConfigError
-from anml.report.comparison.evaluation import align, evaluation_of
+from anml.report.comparison.differences import align, evaluation_of
 from anml.report.write import write_report
 from tests.report.conftest import cells, compare, evaluations, lines
 from tests.report.test_report_page import words

@@ -6,9 +6,9 @@ import pytest
 
 from anml.config.load import load_train_config
 from anml.config.training import TrainConfig
-from anml.report.comparison import choices as module
-from anml.report.comparison.choices import choices
-from anml.report.comparison.contender import with_choices
+from anml.report.comparison import differences as module
+from anml.report.comparison.differences import choices
+from anml.report.comparison.model import with_choices
 from tests.report.conftest import cells, compare, contenders_of
 from tests.report.test_comparison import CONFIGS
 from tests.report.test_report_page import words
@@ -109,8 +109,8 @@ def test_every_training_key_is_told_or_left_out_for_a_reason():
 
 
 def test_models_of_several_inner_rates_differ_in_their_own(make):
-    contenders = with_choices(contenders_of(make("a", changes={"inner_lrs": (0.1, 0.05)}).results()))
-    assert [contender.differs_in for contender in contenders] == [["inner_lr 0.05"], ["inner_lr 0.1"]]
+    entries = with_choices(contenders_of(make("a", changes={"inner_lrs": (0.1, 0.05)}).results()))
+    assert [entry.differs_in for entry in entries] == [["inner_lr 0.05"], ["inner_lr 0.1"]]
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -8,20 +8,20 @@ from matplotlib.container import ErrorbarContainer
 
 from anml.atomic import write_text
 from anml.config.load import dump_config
-from anml.report.canvas import figure_style
-from anml.report.comparison.contender import Cell
-from anml.report.comparison.evaluation import Evaluation
+from anml.report.comparison.differences import Evaluation
 from anml.report.comparison.figures import draw_accuracies, draw_curve
+from anml.report.comparison.model import Cell
 from anml.report.comparison.tables import Amount, Column, Table, comparison_curves, comparison_tables
-from anml.report.tables import main_points, sweep_points
+from anml.report.style import figure_style
+from anml.report.tables import main_points, rate_results
 from tests.report.conftest import compare, contenders_of, make_row
 
 
 def test_the_figure_shows_oracles_hollow_to_the_right_of_their_sequential_flavor(make):
-    contenders = contenders_of(make("ANML").results(), make("OML", olft="1ft", oracle="iid-1ft").results())
-    tables = comparison_tables(contenders)
+    entries = contenders_of(make("ANML").results(), make("OML", olft="1ft", oracle="iid-1ft").results())
+    tables = comparison_tables(entries)
     with figure_style():
-        figure = draw_accuracies([c.title for c in contenders], tables)
+        figure = draw_accuracies([c.title for c in entries], tables)
     assert figure is not None
     (panel,) = figure.axes
     assert [label.get_text() for label in panel.get_xticklabels()] == ["no-sgd", "olft\nolft-oracle"]
@@ -42,14 +42,14 @@ def test_the_figure_shows_oracles_hollow_to_the_right_of_their_sequential_flavor
 
 
 def test_the_curves_are_those_of_the_table_by_classes(make):
-    contenders = contenders_of(make("ANML").results(), make("SANML").results())
-    (curve,) = comparison_curves(contenders)
+    entries = contenders_of(make("ANML").results(), make("SANML").results())
+    (curve,) = comparison_curves(entries)
     with figure_style():
-        figure = draw_curve([c.title for c in contenders], curve)
+        figure = draw_curve([c.title for c in entries], curve)
     drawn = {line.get_label(): line for line in figure.axes[0].get_lines()}
-    for contender in contenders:
-        own = [m for m in contender.milestones if m.flavor == "olft"]
-        line = np.asarray(drawn[contender.label].get_xydata())
+    for entry in entries:
+        own = [m for m in entry.milestones if m.flavor == "olft"]
+        line = np.asarray(drawn[entry.label].get_xydata())
         assert line.tolist() == [[classes, m.test_acc] for classes, m in zip((1, 5, 10, 15, 20), own, strict=True)]
 
 
@@ -70,7 +70,7 @@ def test_a_figure_without_a_successor_is_removed_and_nothing_else(make):
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_names_of_evaluations_never_overlap(count: int):
     """Each pair of columns has a long name of its own."""
-    cell = Cell(main_points(sweep_points([make_row(run=0), make_row(run=1)]))[0], (0.001,), {}, None)
+    cell = Cell(main_points(rate_results([make_row(run=0), make_row(run=1)]))[0], (0.001,), {}, None)
     columns = [
         Column(
             f"{name}-without-momentum (held out: all after the first {number + 50} classes)",
@@ -98,9 +98,9 @@ def test_what_tells_two_names_from_their_doubles_stands_once_below_both(make):
         held_out = {n: flavor.model_copy(update={"split": "validation"}) for n, flavor in builder.config.eval.items()}
         builder.config = builder.config.model_copy(update={"eval": held_out})
         write_text(builder.experiment.config_file, dump_config(builder.config))
-    contenders = contenders_of(*(builder.results() for builder in builders))
+    entries = contenders_of(*(builder.results() for builder in builders))
     with figure_style():
-        figure = draw_accuracies([c.title for c in contenders], comparison_tables(contenders))
+        figure = draw_accuracies([c.title for c in entries], comparison_tables(entries))
     assert figure is not None
     labels = [label.get_text().split("\n") for label in figure.axes[0].get_xticklabels()]
     assert labels[1][:2] == ["olft", "olft-oracle"]

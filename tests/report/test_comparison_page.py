@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from anml.report.comparison.write import write_comparison
+from anml.report.comparison import write_comparison
 from anml.report.index import write_indexes
 from tests.report.conftest import compare, report
 

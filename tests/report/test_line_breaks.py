@@ -2,7 +2,7 @@
 
 import pytest
 
-from anml.report.line_breaks import broken, text_width
+from anml.report.style import broken, text_width
 
 TEXT = "olft-oracle-no-momentum (held out: all after the first 60 classes; adam_betas: 0.9, 0.999)"
 

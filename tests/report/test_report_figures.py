@@ -2,11 +2,17 @@ import math
 
 import pytest
 
-from anml.report.canvas import figure_style, save_png, spread
-from anml.report.figures import draw_classes, draw_rates, shown_checkpoints
-from anml.report.tables import best_rates, read_scores, sweep_points
-from anml.report.training_figure import draw_training, smoothed
-from anml.report.training_log import TrainingLog, read_training
+from anml.report.figures import (
+    TrainingLog,
+    draw_classes,
+    draw_rates,
+    draw_training,
+    read_training,
+    shown_checkpoints,
+    smoothed,
+)
+from anml.report.style import figure_style, save_png, spread
+from anml.report.tables import best_rates, rate_results, read_scores
 
 
 def drawn(figure, tmp_path) -> bytes:
@@ -17,7 +23,7 @@ def drawn(figure, tmp_path) -> bytes:
 
 def both(rows, tmp_path) -> None:
     """Draw both figures of results."""
-    points = sweep_points(rows)
+    points = rate_results(rows)
     with figure_style():
         figures = [
             draw_rates(points, "episodes", "drawings"),
@@ -31,7 +37,7 @@ def both(rows, tmp_path) -> None:
 def test_panels_and_lines_are_checkpoints_and_flavors(build):
     rows = read_scores(build().results().experiment).rows
     with figure_style():
-        figure = draw_rates(sweep_points(rows), "episodes", "drawings")
+        figure = draw_rates(rate_results(rows), "episodes", "drawings")
     assert figure is not None
     assert [axes.get_title() for axes in figure.axes] == ["untrained", "after 200 episodes", "after 600 episodes"]
     assert figure.axes[0].get_xscale() == "log"
@@ -45,7 +51,7 @@ def test_nothing_to_draw(row):
     assert draw_rates([], "episodes", "drawings") is None
     assert draw_classes([], [], "episodes", "drawings") is None
     assert draw_training([], [600], "episodes") is None
-    zero_shot = sweep_points([row(protocol="zero_shot", lr=None, step=0)])
+    zero_shot = rate_results([row(protocol="zero_shot", lr=None, step=0)])
     assert draw_rates(zero_shot, "episodes", "drawings") is None
 
 
@@ -112,7 +118,7 @@ def test_png_has_no_time_and_no_version_in_it(build, tmp_path):
 
     def png():
         with figure_style():
-            figure = draw_classes(rows, best_rates(sweep_points(rows)), "episodes", "drawings")
+            figure = draw_classes(rows, best_rates(rate_results(rows)), "episodes", "drawings")
         return drawn(figure, tmp_path)
 
     first = png()
@@ -138,7 +144,7 @@ def test_users_own_settings_change_nothing(build, tmp_path):
 def test_choice_of_panels_keeps_first_and_last(row):
     assert spread([1, 2, 3, 4, 5, 6], 3) == [1, 3, 6]
     assert spread([1, 2], 3) == [1, 2]
-    points = sweep_points([row(checkpoint_step=step) for step in range(0, 7000, 1000)])
+    points = rate_results([row(checkpoint_step=step) for step in range(0, 7000, 1000)])
     assert shown_checkpoints(points) == [0, 1000, 3000, 6000]
 
 
@@ -148,7 +154,7 @@ def test_a_row_of_more_classes_is_shown_to_its_end(row):
         for flavor, dataset, classes in (("olft", "glyphs", 20), ("held-out", "glyphs-validation", 30))
         for learned in (10, classes)
     ]
-    figure = draw_classes(rows, best_rates(sweep_points(rows)), "episodes", "drawings")
+    figure = draw_classes(rows, best_rates(rate_results(rows)), "episodes", "drawings")
     assert figure is not None
     assert [panel.get_xlim()[1] >= 30 for panel in figure.axes] == [True, True]
     assert "held-out\nbackground classes" in figure.axes[1].get_ylabel()

@@ -3,7 +3,7 @@ import statistics
 
 import pytest
 
-from anml.report.interval import estimate, half_width, std, t_quantile
+from anml.report.statistics import estimate, half_width, std, t_quantile
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from anml.report.milestones import as_table, best_by_classes
+from anml.report.curves import as_table, best_by_classes
 
 
 def test_every_number_of_classes_has_a_best_rate_of_its_own(row):

@@ -9,10 +9,10 @@ import pytest
 
 from anml.atomic import write_json
 from anml.config.load import dump_config
-from anml.job_status import JobStatus
-from anml.plan import Job, Plan
-from anml.report.jobs import log_tail, read_jobs
-from anml.report.training_log import read_training
+from anml.jobs.job_status import JobStatus
+from anml.jobs.plan import Job, Plan
+from anml.jobs.status import log_tail, read_jobs
+from anml.report.figures import read_training
 from anml.report.write import FIGURES, write_report
 from tests.report.conftest import invented_rows, report
 
@@ -196,8 +196,8 @@ def test_inner_rates_are_listed_by_their_value(build):
 
 def test_the_best_of_several_models_is_named_where_one_number_stands_for_them(build):
     builder = build(inner_lrs=(0.05, 0.1)).results(["olft"]).jobs()
-    better, last = builder.config.variations[1], builder.config.checkpoint_steps[-1]
-    rows = invented_rows(builder.config.alone(better), "olft", last, seed=1)
+    better, last = builder.config.trainings[1], builder.config.checkpoint_steps[-1]
+    rows = invented_rows(builder.config.for_training(better), "olft", last, seed=1)
     path = builder.experiment.result("olft", last, better.tag)
     builder.write(path.stem, [replace(row, test_acc=0.99) for row in rows])
     accuracies = report(builder).best_accuracies()

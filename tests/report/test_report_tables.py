@@ -1,16 +1,16 @@
 import pytest
 
-from anml.report.curve import learning_curve
-from anml.report.interval import half_width
+from anml.report.curves import learning_curve
+from anml.report.statistics import half_width
 from anml.report.tables import (
     POOLED,
     as_frame,
     best_rates,
     finals,
     main_points,
+    rate_results,
     read_scores,
     read_summary,
-    sweep_points,
     write_summary,
 )
 
@@ -19,7 +19,7 @@ def test_best_rate_has_the_highest_mean_over_runs(row):
     # The single best run belongs to 0.01, the best mean to 0.001.
     runs = {0.0001: [0.3, 0.4], 0.001: [0.6, 0.7], 0.01: [0.1, 0.9]}
     rows = [row(lr=lr, run=run, test_acc=acc) for lr, accs in runs.items() for run, acc in enumerate(accs)]
-    (best,) = best_rates(sweep_points(rows))
+    (best,) = best_rates(rate_results(rows))
     assert (best.lr, best.runs) == (0.001, 2)
     assert best.test_acc == pytest.approx(0.65)
     assert best.test_std == pytest.approx(0.1 / 2**0.5)
@@ -30,13 +30,13 @@ def test_best_rate_has_the_highest_mean_over_runs(row):
 def test_of_equal_rates_the_steadier_one_wins_then_the_smaller(row):
     spread = [row(lr=0.001, run=run, test_acc=acc) for run, acc in enumerate([0.4, 0.6])]
     steady = [row(lr=lr, run=run, test_acc=acc) for lr in (0.01, 0.003) for run, acc in enumerate([0.45, 0.55])]
-    (best,) = best_rates(sweep_points(spread + steady))
+    (best,) = best_rates(rate_results(spread + steady))
     assert best.lr == 0.003
 
 
 def test_a_rate_with_fewer_runs_than_others_is_not_the_best(row):
     rows = [row(lr=0.01, test_acc=0.9), *(row(lr=0.001, run=run, test_acc=0.5) for run in range(2))]
-    (best,) = best_rates(sweep_points(rows))
+    (best,) = best_rates(rate_results(rows))
     assert (best.lr, best.runs) == (0.001, 2)
 
 
@@ -44,18 +44,18 @@ def test_the_end_of_a_trajectory_counts(row):
     early = row(lr=0.01, step=15, classes_trained=1, test_acc=1.0)
     rows = [early, row(lr=0.01, step=300, test_acc=0.2), row(lr=0.001, test_acc=0.5)]
     assert [end.test_acc for end in finals(rows)] == [0.2, 0.5]
-    assert best_rates(sweep_points(rows))[0].lr == 0.001
+    assert best_rates(rate_results(rows))[0].lr == 0.001
 
 
 def test_repeated_scorings_of_iid_learning_count_once(row):
     rows = [row(protocol="iid", step=step, test_acc=acc) for step, acc in [(5, 0.2), (10, 0.4), (12, 0.6)]]
-    (point,) = sweep_points(rows)
+    (point,) = rate_results(rows)
     assert (point.test_acc, point.runs) == (0.6, 1)
 
 
 def test_zero_shot_has_no_rate(build, row):
     builder = build().write("no-sgd-step-000600", [row(protocol="zero_shot", lr=None, epoch=0, step=0)])
-    (best,) = best_rates(sweep_points(read_scores(builder.experiment).rows))
+    (best,) = best_rates(rate_results(read_scores(builder.experiment).rows))
     assert best.lr is None
 
 
@@ -63,7 +63,7 @@ def test_parts_of_an_array_are_merged_and_overlaps_count_once(build, row):
     builder = build()
     builder.write("olft-step-000600-task-0000", [row(run=0, test_acc=0.2), row(run=1, test_acc=0.4)])
     builder.write("olft-step-000600-task-0001", [row(run=2, test_acc=0.6), row(run=1, test_acc=0.4)])
-    (point,) = sweep_points(read_scores(builder.experiment).rows)
+    (point,) = rate_results(read_scores(builder.experiment).rows)
     assert (point.runs, point.test_acc) == (3, pytest.approx(0.4))
 
 
@@ -84,7 +84,7 @@ def test_several_seeds_are_pooled_and_kept_apart(row):
         for lr, acc in sweep.items()
         for run in range(2)
     ]
-    summary = best_rates(sweep_points(rows))
+    summary = best_rates(rate_results(rows))
     assert {point.train_seed: point.lr for point in summary} == {POOLED: 0.001, "1": 0.01, "2": 0.001, "3": 0.001}
     (pooled,) = main_points(summary)
     assert (pooled.runs, pooled.seeds, pooled.interval_over) == (6, 3, "seeds")
@@ -93,19 +93,19 @@ def test_several_seeds_are_pooled_and_kept_apart(row):
 
 def test_two_seeds_have_an_interval_over_runs(row):
     rows = [row(train_seed=seed, run=run, test_acc=0.1 * (seed + run)) for seed in (1, 2) for run in range(3)]
-    (pooled,) = main_points(sweep_points(rows))
+    (pooled,) = main_points(rate_results(rows))
     assert pooled.interval_over == "runs"
     assert pooled.test_ci95 == pytest.approx(half_width([0.1, 0.2, 0.3, 0.2, 0.3, 0.4]))
 
 
 def test_flavors_come_in_the_order_asked_for(row):
-    points = sweep_points([row(flavor=name) for name in ("b", "a", "c")], flavors=("c", "b"))
+    points = rate_results([row(flavor=name) for name in ("b", "a", "c")], flavors=("c", "b"))
     assert [point.flavor for point in points] == ["c", "b", "a"]
 
 
 def test_summary_survives_writing_and_reading(build, tmp_path):
     rows = read_scores(build(seeds=(1, 2, 3)).results().experiment).rows
-    summary = best_rates(sweep_points(rows))
+    summary = best_rates(rate_results(rows))
     write_summary(tmp_path / "summary.csv", summary)
     again = read_summary(tmp_path / "summary.csv")
     assert [point.sweep for point in again] == [point.sweep for point in summary]
@@ -126,7 +126,7 @@ def test_curve_follows_the_trajectory_of_the_best_rate(row):
         for run in range(2)
         for learned in (1, 10, 20)
     ]
-    curve = learning_curve(rows, best_rates(sweep_points(rows)))
+    curve = learning_curve(rows, best_rates(rate_results(rows)))
     assert [point.classes_trained for point in curve] == [1, 10, 20]
     assert [point.test.mean for point in curve] == pytest.approx([0.89, 0.8, 0.7])
 
@@ -137,5 +137,5 @@ def test_curve_joins_sweeps_of_several_class_counts(row):
         for classes, sweep in {10: {0.01: 0.9, 0.001: 0.8}, 50: {0.01: 0.4, 0.001: 0.6}}.items()
         for lr, acc in sweep.items()
     ]
-    curve = learning_curve(rows, best_rates(sweep_points(rows)))
+    curve = learning_curve(rows, best_rates(rate_results(rows)))
     assert [(point.classes_trained, point.test.mean) for point in curve] == [(10, 0.9), (50, 0.6)]

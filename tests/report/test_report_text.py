@@ -1,4 +1,4 @@
-from anml.report.tables import best_rates, sweep_points
+from anml.report.tables import best_rates, rate_results
 from anml.report.text import WIDTH, accuracy_table
 
 
@@ -9,7 +9,7 @@ def test_table_has_flavors_down_and_checkpoints_across(row):
         for run in range(2)
     ]
     rows.append(row(flavor="no-sgd", protocol="zero_shot", lr=None, checkpoint_step=600, step=0))
-    table = accuracy_table(best_rates(sweep_points(rows, ("no-sgd", "olft", "unfrozen"))))
+    table = accuracy_table(best_rates(rate_results(rows, ("no-sgd", "olft", "unfrozen"))))
     assert table == (
         "Test accuracy: mean ± 95% interval of the mean @ the best learning rate\n"
         "\n"
@@ -28,7 +28,7 @@ def test_many_checkpoints_are_wrapped(row):
         for step in range(0, 9000, 1000)
         for run in range(3)
     ]
-    table = accuracy_table(best_rates(sweep_points(rows)))
+    table = accuracy_table(best_rates(rate_results(rows)))
     assert max(map(len, table.splitlines())) <= WIDTH
     assert all(f"after {step:,} episodes" in table for step in range(1000, 9000, 1000))
 

@@ -7,13 +7,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from anml.report.canvas import GREY, accuracy_axis, colour, legend_below, marker, or_zero, panel_grid, spread
 from anml.report.comparison.tables import Column, Curve, Table
-from anml.report.grid import number_of_runs
-from anml.report.grouping import grouped
-from anml.report.line_breaks import LINE_HEIGHT, broken
-from anml.report.milestones import Milestone
-from anml.report.wording import classes_of, images, in_lines
+from anml.report.curves import ClassCountAccuracy
+from anml.report.labels import classes_of, images, in_lines
+from anml.report.statistics import grouped
+from anml.report.style import (
+    GREY,
+    LINE_HEIGHT,
+    accuracy_axis,
+    broken,
+    colour,
+    legend_below,
+    marker,
+    or_zero,
+    panel_grid,
+    spread,
+)
+from anml.report.text import number_of_runs
 
 # More panels than this are too small to read.
 MOST_PANELS = 3
@@ -121,7 +131,7 @@ def draw_curve(titles: Sequence[str], curve: Curve) -> Figure:
     return figure
 
 
-def _line(panel: Axes, line: Sequence[Milestone], place: int, title: str) -> None:
+def _line(panel: Axes, line: Sequence[ClassCountAccuracy], place: int, title: str) -> None:
     learned, test = [m.classes for m in line], [m.test_acc for m in line]
     error = [or_zero(m.test_ci95) for m in line]
     panel.plot(learned, test, color=colour(place), marker=marker(place), label=title)

@@ -3,70 +3,68 @@
 import math
 from collections.abc import Sequence
 
-from anml.report.comparison.contender import Cell, Contender
-from anml.report.comparison.gaps import Gap, gaps_of
-from anml.report.comparison.tables import Column, Table
-from anml.report.grid import accuracy, number_of_runs
-from anml.report.interval import Estimate
-from anml.report.text import HEADING, WIDTH, aligned, blocks_of
-from anml.report.wording import checkpoint, classes_of, count, images, unit
+from anml.report.comparison.model import Cell, ComparedModel
+from anml.report.comparison.tables import Column, Gap, Table, gaps_of
+from anml.report.labels import checkpoint, classes_of, count, images, unit
+from anml.report.statistics import Estimate
+from anml.report.text import HEADING, WIDTH, accuracy, aligned, blocks_of, number_of_runs
 
 GAP_HEADING = "What learning in sequence costs: oracle minus sequential, run by run, mean ± 95% interval"
 CHOICE_HEADING = "What the trainings differ in"
 
 
-def comparison_text(contenders: Sequence[Contender], tables: Sequence[Table]) -> str:
+def comparison_text(entries: Sequence[ComparedModel], tables: Sequence[Table]) -> str:
     """Return the experiments, and a table per amount: experiments down, evaluations across, at most 100 columns."""
-    parts = [HEADING, "", *_contender_lines(contenders), *_choice_lines(contenders)]
-    return "\n".join([*parts, *(line for table in tables for line in ["", *_table_lines(contenders, table)])])
+    parts = [HEADING, "", *_entry_lines(entries), *_choice_lines(entries)]
+    return "\n".join([*parts, *(line for table in tables for line in ["", *_table_lines(entries, table)])])
 
 
-def _contender_lines(contenders: Sequence[Contender]) -> list[str]:
+def _entry_lines(entries: Sequence[ComparedModel]) -> list[str]:
     columns = [
-        ["experiment", *(contender.title for contender in contenders)],
-        ["folder", *(contender.address for contender in contenders)],
-        ["checkpoint", *(trained(contender) for contender in contenders)],
-        ["state", *(contender.state for contender in contenders)],
+        ["experiment", *(entry.title for entry in entries)],
+        ["folder", *(entry.address for entry in entries)],
+        ["checkpoint", *(trained(entry) for entry in entries)],
+        ["state", *(entry.state for entry in entries)],
     ]
-    missing = [f"{contender.label}: {sentence}" for contender in contenders for sentence in contender.missing]
+    missing = [f"{entry.label}: {sentence}" for entry in entries for sentence in entry.missing]
     return [*aligned(columns), *(["", "Incomplete:", *missing] if missing else [])]
 
 
-def _choice_lines(contenders: Sequence[Contender]) -> list[str]:
+def _choice_lines(entries: Sequence[ComparedModel]) -> list[str]:
     """Return a table of what the trainings differ in, `-` where a key plays no part."""
-    keys = dict.fromkeys(key for contender in contenders for key in contender.choices)
+    keys = dict.fromkeys(key for entry in entries for key in entry.choices)
     if not keys:
         return []
-    names = ["experiment", *(contender.title for contender in contenders)]
-    columns = [[key, *(contender.choices.get(key, "-") for contender in contenders)] for key in keys]
+    names = ["experiment", *(entry.title for entry in entries)]
+    columns = [[key, *(entry.choices.get(key, "-") for entry in entries)] for key in keys]
     return ["", CHOICE_HEADING, *_in_blocks(names, columns)]
 
 
-def trained(contender: Contender) -> str:
+def trained(entry: ComparedModel) -> str:
     """Return which checkpoint is compared, of how many trainings."""
-    seeds = max((cell.point.seeds for cell in contender.cells), default=1)
-    return checkpoint(contender.step, unit(contender.config)) + (f", {count(seeds, 'seeds')}" if seeds > 1 else "")
+    seeds = max((cell.point.seeds for cell in entry.cells), default=1)
+    return checkpoint(entry.step, unit(entry.config)) + (f", {count(seeds, 'seeds')}" if seeds > 1 else "")
 
 
-def _table_lines(contenders: Sequence[Contender], table: Table) -> list[str]:
+def _table_lines(entries: Sequence[ComparedModel], table: Table) -> list[str]:
     noun, amount = images(table.amount.dataset), table.amount
     what = f"{amount.classes} {classes_of(amount.dataset)}, {count(amount.train_examples, noun)} of each to learn"
     caption = f"{what}, {amount.test_examples} to test; {number_of_runs(table.points)}"
-    names = ["experiment", *(contenders[place].title for place in table.places), "chance"]
+    names = ["experiment", *(entries[place].title for place in table.places), "chance"]
     columns = [_column(column, table.places, f"{1 / amount.classes:.4f}") for column in table.columns]
     return [
         caption,
         *_in_blocks(names, columns),
-        *_gap_lines(contenders, table),
+        *_gap_lines(entries, table),
         *(f"note: {note}" for note in table.notes),
     ]
 
 
-def _gap_lines(contenders: Sequence[Contender], table: Table) -> list[str]:
+def _gap_lines(entries: Sequence[ComparedModel], table: Table) -> list[str]:
     gaps = gaps_of(table)
     if not gaps:
         return []
-    names = ["experiment", *(contenders[place].title for place in table.places)]
+    names = ["experiment", *(entries[place].title for place in table.places)]
     columns = [[gap.name, *(_gap(gap, place) for place in table.places)] for gap in gaps]
     return ["", GAP_HEADING, *_in_blocks(names, columns)]
 

@@ -1,0 +1,80 @@
+"""A checkpoint to share: the model without its training state, and a card of its origin and accuracy."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from anml.atomic import read_json
+from anml.checkpoints import ModelCard, load_model, save_model
+from anml.config.load import dump_config
+from anml.config.training import TrainConfig, TrainingId
+from anml.errors import CheckpointError, ConfigError
+from anml.experiment import Experiment
+from anml.models.meta_model import MetaModel, find_not_finite
+from anml.report.curves import best_by_classes
+from anml.report.tables import missing_results, read_scores
+
+
+def export_model(
+    experiment: Experiment, config: TrainConfig, step: int, one: TrainingId, target: Path, half: bool
+) -> list[str]:
+    """Write a checkpoint of one of an experiment's trainings to a folder. `half` rounds the weights to float16.
+
+    target: a new folder, an empty one, or an earlier export, which is replaced. Returns a sentence for each of its
+    sweeps that is not complete; the card has them too. Raises CheckpointError, and ConfigError on another target.
+    """
+    _check_target(target)
+    model, card = load_model(experiment.checkpoint(step, one.tag))
+    about = _about(experiment, config.for_training(one), card, half)
+    save_model(target, _halved(model) if half else model, card, about)
+    return about["missing"]
+
+
+def _check_target(target: Path) -> None:
+    """Raise ConfigError where writing an export would remove anything but an earlier export."""
+    if not target.exists():
+        return
+    names = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
+    card = read_json(target / "model.json")
+    # A checkpoint that training can continue from has more files, and its card no `about`.
+    is_export = names == {"model.json", "model.safetensors"} and isinstance(card, dict) and "about" in card
+    if names and not is_export:
+        message = f"{target}: exists and is not an earlier export, so it is left alone; name a new folder"
+        raise ConfigError(message)
+
+
+def _halved(model: MetaModel) -> MetaModel:
+    model.half()
+    if name := find_not_finite(model.state_dict()):
+        message = f"{name} has numbers beyond float16's range (65504): export it without --half"
+        raise CheckpointError(message)
+    return model
+
+
+def _about(experiment: Experiment, config: TrainConfig, card: ModelCard, half: bool) -> dict[str, Any]:
+    """Return what a user of the model may want to know of its making. config: of this training alone.
+
+    accuracy: on test examples at the best learning rate, for every flavor and number of classes learned.
+    """
+    environment = read_json(experiment.environment_file) or {}
+    of_this = (card.display_name, card.step, card.seed)
+    rows = [r for r in read_scores(experiment).rows if (r.model, r.checkpoint_step, r.train_seed) == of_this]
+    this_step = config.model_copy(update={"eval_steps": (card.step,), "eval_untrained": False})
+    return {
+        "config": _without(yaml.safe_load(dump_config(config)), "data_path"),
+        "git_commit": environment.get("git_commit"),
+        "trained_on": _without(environment.get("training_machine"), "host"),
+        "weights": str(torch.float16 if half else torch.float32).removeprefix("torch."),
+        "accuracy": [asdict(milestone) for milestone in best_by_classes(rows)],
+        "missing": missing_results(this_step, rows),
+    }
+
+
+def _without(data: Any, private: str) -> Any:
+    """Return nested data without a key that is nobody else's business."""
+    if not isinstance(data, dict):
+        return data
+    return {key: _without(value, private) for key, value in data.items() if key != private}

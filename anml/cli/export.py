@@ -1,0 +1,58 @@
+"""`python -m anml export PROJECT/GROUP DIR`: writes a checkpoint to share, with a card of its origin and accuracy."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from anml.cli.arguments import EXIT_DONE, add_address_arguments, find_experiment, print_notices
+from anml.config.load import load_experiment_config
+from anml.config.training import TrainConfig, TrainingId
+from anml.errors import ConfigError
+from anml.experiment import Experiment
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Export one checkpoint."""
+    parser = argparse.ArgumentParser(prog="python -m anml export", description=__doc__, allow_abbrev=False)
+    add_address_arguments(parser)
+    parser.add_argument("target", metavar="DIR", type=Path, help="new folder to write, or an earlier export to replace")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the last that is evaluated)")
+    parser.add_argument("--inner-lr", type=float, help="which training, where there are several inner learning rates")
+    parser.add_argument("--seed", type=int, help="which training, where there are several seeds")
+    parser.add_argument("--half", action="store_true", help="round the weights to float16: half the size")
+    options = parser.parse_args(arguments)
+    experiment = find_experiment(options)
+    config = load_experiment_config(experiment.config_file).config
+    one = _choose(config, options.inner_lr, options.seed)
+    step = _step(experiment, config, one, options.step)
+    from anml.checkpoints.export import export_model  # torch: after --help and config errors.
+
+    # Through a link: the folder it leads to is written, and the link stays.
+    missing = export_model(experiment, config, step, one, options.target.expanduser().resolve(), options.half)
+    print_notices([f"the card says that results are missing: {sentence}" for sentence in missing])
+    print(f"Written: {options.target}")
+    sizes = [max(flavor.classes) for flavor in config.eval.values()]
+    print(f"Evaluate it: python eval_anml.py -m {options.target}" + (f" --classes {max(sizes)}" if sizes else ""))
+    return EXIT_DONE
+
+
+def _step(experiment: Experiment, config: TrainConfig, one: TrainingId, wanted: int | None) -> int:
+    """Return the checkpoint asked for, or the last to be evaluated. Raises ConfigError naming those there are."""
+    step = config.checkpoint_steps[-1] if wanted is None else wanted
+    folder = experiment.checkpoint(step, one.tag)
+    if (folder / "model.json").is_file():
+        return step
+    found = sorted(int(card.parent.name.removeprefix("step-")) for card in folder.parent.glob("step-*/model.json"))
+    hint = f"give --step, one of {', '.join(map(str, found))}" if found else "training has not come to any"
+    message = f"{folder}: no checkpoint here; {hint}"
+    raise ConfigError(message)
+
+
+def _choose(config: TrainConfig, inner_lr: float | None, seed: int | None) -> TrainingId:
+    """Return the training that is asked for. Raises ConfigError, also where there is one but not as asked for."""
+    asked = (("--inner-lr", inner_lr, config.inner_lrs, config.inner_lr), ("--seed", seed, config.seeds, config.seed))
+    for flag, wanted, varied, only in asked:
+        if wanted is not None and not varied and wanted != only:
+            message = f"{flag} {wanted}: this experiment has no such training; all of it is with {only}"
+            raise ConfigError(message)
+    return config.training_id(inner_lr, seed)

@@ -1,1 +1,0 @@
-"""The command lines. Each turns arguments into one call and errors into words and an exit code."""

@@ -1,0 +1,182 @@
+"""Keys that a config gives and that nothing reads: those of another method, or of a setting that stands beside them.
+
+Which these are is a table. A notice tells of them, not an error: a config composed of others brings such keys along.
+For the same reason only what the user wrote is spoken of, and nobody is told of keys that were there before a later
+setting made them idle: `--set train_method=iid` says nothing of the file's inner_lr.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from anml.config.binding import Record, problem, value_at
+from anml.config.evaluation import EvalConfig
+from anml.config.training import TrainConfig
+from anml.config.yaml import KeyPath, Location, Rank, Source
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Unread(Generic[R]):
+    """Keys that are not read where `holds`.
+
+    setting: the key that decides it. where: how a notice calls that; {} is the setting's value. keys: each with what
+    the notice ends in. anyway: values that ask for what happens anyway, of which there is nothing to say.
+    """
+
+    setting: str
+    holds: Callable[[R], bool]
+    where: str
+    keys: Mapping[str, str]
+    anyway: Mapping[str, Any] = field(default_factory=dict)
+
+
+_BY_ADAM = "; the outer loop learns by Adam, the inner one by SGD"
+_OF_EPISODES = "; it is for training on episodes"
+_UNLEARNED = ", which learns nothing"
+
+TRAINING: tuple[Unread[TrainConfig], ...] = (
+    Unread(
+        "train_method",
+        lambda config: config.train_method != "iid",
+        "on train_method: {}",
+        {
+            "lr": "; did you mean outer_lr or inner_lr?",
+            "optimizer": _BY_ADAM,
+            "optimizer_args": _BY_ADAM,
+            "lr_scheduler": ", whose schedule is outer_lr_scheduler (by episode)",
+            "lr_scheduler_args": ", whose schedule has outer_lr_scheduler_args (in episodes)",
+            "lobo_rate": "; did you mean lobotomize?",
+            "lobo_size": "; did you mean lobotomize?",
+            "lobo_scale": "; a lobotomy draws each_row",
+        },
+        {"optimizer": "Adam", "optimizer_args": {}, "lr_scheduler_args": {}, "lobo_rate": 0, "lobo_size": 0},
+    ),
+    Unread(
+        "train_method",
+        lambda config: config.train_method == "iid",
+        "on train_method: {}",
+        {
+            "inner_lr": "; did you mean lr?",
+            "outer_lr": "; did you mean lr?",
+            "inner_params": ", which trains all parameters",
+            "outer_params": ", which trains all parameters",
+            "lobotomize": "; did you mean lobo_rate and lobo_size?",
+            "num_batches": "; an epoch is all examples, in batches of batch_size",
+            "sample_method": _OF_EPISODES,
+            "train_cycles": _OF_EPISODES,
+            "remember_size": _OF_EPISODES,
+            "remember_only": _OF_EPISODES,
+            "engine": _OF_EPISODES,
+        },
+        {
+            "inner_params": ("all",),
+            "outer_params": ("all",),
+            "lobotomize": False,
+            "remember_only": False,
+            "engine": "auto",
+        },
+    ),
+    Unread(
+        "lr_scheduler",
+        lambda config: config.train_method == "iid" and config.lr_scheduler is None,
+        "without lr_scheduler",
+        {"lr_scheduler_args": ", whose arguments they are"},
+        {"lr_scheduler_args": {}},
+    ),
+    Unread(
+        "lobo_rate",
+        lambda config: config.train_method == "iid" and not config.lobo_rate,
+        "without lobo_rate",
+        {
+            "lobo_size": "; it says every how many epochs rows are re-drawn",
+            "lobo_scale": "; it says every how many epochs rows are re-drawn",
+        },
+        {"lobo_size": 0},
+    ),
+    Unread(
+        "lobo_size",
+        lambda config: config.train_method == "iid" and not config.lobo_size,
+        "without lobo_size",
+        {
+            "lobo_rate": "; it says how many rows are re-drawn",
+            "lobo_scale": "; it says how many rows are re-drawn",
+        },
+        {"lobo_rate": 0},
+    ),
+    Unread(
+        "inner_lrs",
+        lambda config: config.inner_lrs is not None,
+        "beside inner_lrs",
+        {"inner_lr": "; name all rates there, or remove inner_lrs"},
+    ),
+    Unread(
+        "seeds",
+        lambda config: config.seeds is not None,
+        "beside seeds",
+        {"seed": "; name all seeds there, or remove seeds"},
+    ),
+)
+
+EVALUATION: tuple[Unread[EvalConfig], ...] = (
+    Unread(
+        "eval_method",
+        lambda config: config.eval_method == "sequential",
+        "on eval_method: {}",
+        {
+            "epochs": ", which sees every example once; it is for iid",
+            "batch_size": ", which learns one example at a time; it is for iid",
+        },
+        {"epochs": 1, "batch_size": 1},
+    ),
+    Unread(
+        "eval_method",
+        lambda config: config.eval_method == "zero_shot",
+        "on eval_method: {}",
+        {
+            "reinit_method": ", whose output layer is always the least-squares solution",
+            **dict.fromkeys(("lr", "opt_params", "adam_betas", "epochs", "batch_size"), _UNLEARNED),
+            "eval_freq": ", which is scored once",
+        },
+        {"reinit_method": "lstsq"},
+    ),
+    Unread(
+        "reinit_method",
+        lambda config: not config.needs_least_squares,
+        "on reinit_method: {}",
+        {"init_size": "; it is for least squares: lstsq, or eval_method: zero_shot"},
+    ),
+)
+
+
+def unread_in_training(config: TrainConfig, source: Source) -> list[str]:
+    """Return a notice of every key of a training, as the user wrote it, that nothing reads."""
+    return _notices(TRAINING, config, source, ())
+
+
+def unread_in_evaluation(config: EvalConfig, source: Source, at: KeyPath) -> list[str]:
+    """Return a notice of every key of an evaluation, as the user wrote it, that nothing reads."""
+    return _notices(EVALUATION, config, source, at)
+
+
+def _notices(table: tuple[Unread[R], ...], config: R, source: Source, at: KeyPath) -> list[str]:
+    written = _written(config, source, at)
+    found = []
+    for row in [row for row in table if row.holds(config)]:
+        decided_at = source.locate((*at, row.setting)).rank
+        where = row.where.format(getattr(config, row.setting))
+        for key in [key for key in row.keys if key in written and written[key].rank >= decided_at]:
+            if getattr(config, key) != row.anyway.get(key):
+                found.append(problem(source, (*at, key), f"has no effect {where}{row.keys[key]}"))
+    return found
+
+
+def _written(config: Record, source: Source, at: KeyPath) -> dict[str, Location]:
+    """Return where the user wrote each key; those of a base, and of a config.yml of an experiment, are left out."""
+    data = value_at(source.data, at) or {}
+    own = {key: source.locate((*at, key)) for key, value in data.items() if value is not None}
+    # A config.yml says everything, defaults and what came of bases included.
+    is_complete = all(f.default is None or key in data for key, f in type(config).model_fields.items())
+    least = Rank.ON_COMMAND_LINE if is_complete else Rank.IN_FILE
+    return {key: location for key, location in own.items() if location.rank >= least}

@@ -1,0 +1,1 @@
+"""Jobs: planned, launched, submitted, watched."""

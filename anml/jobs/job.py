@@ -1,0 +1,142 @@
+"""Checks the folder that a job writes to."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+
+from anml.errors import AnmlError, JobError, missing_package
+from anml.experiment import Experiment
+from anml.jobs.job_status import StatusFile
+from anml.jobs.schedulers.base import TASK_VARIABLE
+
+
+def check_folder(folder: Path, min_free_gb: float) -> None:
+    """Raise JobError unless a folder can be written to and has space left."""
+    if not os.access(folder, os.W_OK):
+        message = f"{folder}: cannot be written to from this machine. Is the file system mounted here, and yours?"
+        raise JobError(message)
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < min_free_gb:
+        message = f"{folder}: {free:.1f} GB of disk left, this job wants {min_free_gb:g} GB. Make space, then retry."
+        raise JobError(message)
+
+
+# A job's frame: status, signals, requeue, and an honest exit code. What the job does is handed in.
+
+# sysexits.h, EX_TEMPFAIL: stopped before the end with the work saved; run it again.
+EXIT_INTERRUPTED = 75
+
+
+def array_task() -> int | None:
+    """Return this process's array task number, or None outside an array."""
+    value = os.environ.get(TASK_VARIABLE)
+    return int(value) if value else None
+
+
+class StopRequest:
+    """Set by SIGUSR1 (time limit near), SIGTERM (preemption, cancel) and Ctrl-C; the work looks at it between steps."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def __call__(self) -> bool:
+        """Say whether to stop."""
+        return self.received is not None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # Asked twice: stop at once.
+        if self.received != signal.SIGUSR1:  # TERM follows it at the limit itself; the reason stays the limit.
+            self.received = signal.Signals(number)
+
+
+@dataclass
+class JobContext:
+    """What the work of a job gets: when to stop, and whom to tell how far it is."""
+
+    stop: StopRequest
+    status: StatusFile | None
+    bar: tqdm | None
+
+    def progress(self, done: float, total: float, unit: str) -> None:
+        """Report progress to the status file, or to a person at a terminal."""
+        if self.status is not None:
+            self.status.progress(done, total, unit)
+        if self.bar is not None:
+            self.bar.total, self.bar.unit = total, unit
+            self.bar.update(done - self.bar.n)
+
+
+def run_job(
+    experiment: Experiment | None, name: str | None, task: int | None, work: Callable[[JobContext], bool],
+    max_requeues: int = 0,
+) -> int:  # fmt: skip
+    """Run `work`, which returns False when it stopped before its end. Returns the process's exit code."""
+    status = None
+    if experiment is not None and name is not None:
+        status = StatusFile(experiment.job(name, task).status)
+    bar = tqdm(desc=name or "", leave=True) if status is None and sys.stderr.isatty() else None
+    context = JobContext(StopRequest(), status, bar)
+    try:
+        finished = work(context)
+    except AnmlError as error:
+        return _end(status, "failed", str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _end(status, "interrupted", "stopped by Ctrl-C", EXIT_INTERRUPTED)
+    except Exception as error:
+        if message := missing_package(error):
+            return _end(status, "failed", message, 1)
+        traceback.print_exc()
+        return _end(status, "failed", f"{type(error).__name__}: {error}", 1)
+    finally:
+        if bar is not None:
+            bar.close()
+    if finished:
+        return _end(status, "done", "", 0)
+    return _stopped_early(status, context.stop.received, max_requeues)
+
+
+def _end(status: StatusFile | None, state: str, message: str, code: int) -> int:
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    if status is not None:
+        status.end(state, message)  # type: ignore[arg-type]
+    return code
+
+
+def _stopped_early(status: StatusFile | None, received: signal.Signals | None, max_requeues: int) -> int:
+    """Requeue a Slurm job whose time limit is near; its dependents keep waiting, since its id stays the same.
+
+    Only then: after scancel a requeue would bring the job back, and at preemption Slurm has requeued it already.
+    """
+    why = f"stopped by {received.name}, work saved" if received else "stopped, work saved"
+    slurm_id = os.environ.get("SLURM_JOB_ID")
+    if slurm_id is None or received != signal.SIGUSR1 or max_requeues == 0:
+        return _end(status, "interrupted", why, EXIT_INTERRUPTED)
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    if restarts >= max_requeues:
+        message = f"{why}; not requeued again after {restarts} times (max_requeues of the profile)"
+        return _end(status, "failed", message, 1)
+    array_id, task_id = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get(TASK_VARIABLE)
+    # A task's own name: the bare id would requeue the whole array.
+    target = f"{array_id}_{task_id}" if array_id and task_id else slurm_id
+    _end(status, "requeued", f"{why}; requeued", 0)
+    try:
+        result = subprocess.run(["scontrol", "requeue", target], capture_output=True, text=True, check=False)
+    except OSError as error:
+        return _end(status, "interrupted", f"{why}; scontrol cannot be run here: {error}", EXIT_INTERRUPTED)
+    # scontrol may say no and still exit with 0.
+    if result.returncode != 0 or result.stderr.strip():
+        return _end(status, "interrupted", f"{why}; scontrol requeue: {result.stderr.strip()}", EXIT_INTERRUPTED)
+    return EXIT_INTERRUPTED

@@ -1,0 +1,198 @@
+"""Freezes what an experiment was launched with: the code, the git state, the packages."""
+
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from anml.atomic import read_json, write_json, write_text
+from anml.config.load import dump_config, load_experiment_config
+from anml.config.profile import ClusterProfile, WandbMode
+from anml.config.training import TrainConfig
+from anml.errors import ConfigError, JobError
+from anml.experiment import Experiment
+from anml.jobs.plan import Plan
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ENTRY_POINTS = ("launch_train.py", "train_anml.py", "eval_anml.py")
+
+
+def copy_code(target: Path) -> None:
+    """Copy the package and its entry points: editing the repository then changes nothing in a launched experiment."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(REPOSITORY / "anml", target / "anml", ignore=ignore)
+    for name in ENTRY_POINTS:
+        shutil.copy2(REPOSITORY / name, target / name)
+
+
+def describe_environment(command_line: Sequence[str]) -> dict[str, Any]:
+    """Return where an experiment comes from. Versions are those of the launching python."""
+    return {
+        "launch_id": uuid.uuid4().hex,
+        "launched": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command_line": list(command_line),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_diff": _git("diff", "HEAD"),
+        "python": sys.version.split()[0],
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "packages": _versions(),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Return git's answer about the repository, or None where there is no git or no repository."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return result.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    """Read versions from package metadata: the launcher does not import torch."""
+    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+# From a checked config to an experiment folder: its frozen code, its record of what was submitted.
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Everything decided before anything is created."""
+
+    config: TrainConfig
+    experiment: Experiment
+    profile: ClusterProfile
+    wandb_mode: WandbMode
+    plan: Plan
+    command_line: Sequence[str] = ()
+
+
+def new_group(project: Path) -> str:
+    """Return a readable name that no experiment of the project has: two words and a number."""
+    import coolname
+
+    existing = [path.name for path in project.iterdir()] if project.is_dir() else []
+    numbers = [int(name.rsplit("-", 1)[-1]) for name in existing if name.rsplit("-", 1)[-1].isdigit()]
+    return f"{coolname.generate_slug(2)}-{max(numbers, default=0) + 1}"
+
+
+def check_with_model(config: TrainConfig) -> list[str]:
+    """Check what needs the model and the data, in a child process, so that this one never imports torch.
+
+    Raises ConfigError with every problem. Returns notices.
+    """
+    result = subprocess.run(
+        [sys.executable, "-m", "anml", "check-config"],
+        input=dump_config(config), capture_output=True, text=True, cwd=REPOSITORY, check=False,
+    )  # fmt: skip
+    try:
+        answer = json.loads(result.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        message = f"the check of the config could not run: {result.stderr.strip()[-2000:]}"
+        raise JobError(message) from None
+    if answer["problems"]:
+        raise ConfigError(answer["problems"])
+    return answer["notices"]
+
+
+def create_experiment(launch: Launch, experiments: Path) -> None:
+    """Make the experiment folder, or accept an existing one whose config is the same. Raises ConfigError.
+
+    experiments: the folder of experiments; the report job writes its index pages.
+    """
+    experiment = launch.experiment
+    config_text = dump_config(launch.config)
+    if experiment.config_file.exists():
+        _check_same(experiment, config_text)
+        _check_same_plan(launch)
+        return
+    experiment.root.parent.mkdir(parents=True, exist_ok=True)
+    # Made under another name: the group appears whole, and of two launches at once, one gets it.
+    with tempfile.TemporaryDirectory(dir=experiment.root.parent, prefix=".new-") as name:
+        new = Experiment(Path(name) / experiment.group)
+        copy_code(new.code)
+        environment = describe_environment(launch.command_line)
+        write_json(new.environment_file, environment | {"experiments_dir": str(experiments)})
+        write_text(new.config_file, config_text)
+        try:
+            new.root.rename(experiment.root)
+        except OSError:
+            message = f"--group {experiment.group}: {experiment.root} exists and is no experiment; choose another name"
+            raise ConfigError(message) from None
+
+
+def record(launch: Launch, ids: dict[str, str], forget: Sequence[str] = ()) -> None:
+    """Write plan.json: the jobs, and the scheduler's ids of those submitted."""
+    before = read_plan_file(launch.experiment)
+    known: dict[str, Any] = {name: v for name, v in before.get("submitted", {}).items() if name not in forget}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    known |= {name: {"id": id_, "time": now} for name, id_ in ids.items() if known.get(name, {}).get("id") != id_}
+    data = {
+        "cluster": launch.profile.model_dump(mode="json"),
+        "wandb": launch.wandb_mode,
+        "jobs": launch.plan.to_json(),
+        "submitted": known,
+    }
+    write_json(launch.experiment.plan_file, data)
+
+
+def load_launch(experiment: Experiment) -> Launch:
+    """Return the launch of an experiment that exists, out of its folder. Raises ConfigError."""
+    data = read_plan_file(experiment)
+    if not data:
+        message = f"{experiment.root}: nothing was submitted here (there is no {experiment.plan_file.name})"
+        raise ConfigError(message)
+    config = load_experiment_config(experiment.config_file).config
+    profile = ClusterProfile(**data["cluster"])
+    return Launch(config, experiment, profile, data["wandb"], Plan.from_json(data["jobs"]))
+
+
+def read_plan_file(experiment: Experiment) -> dict[str, Any]:
+    """Return the content of plan.json, empty when nothing was submitted."""
+    return read_json(experiment.plan_file) or {}
+
+
+def _check_same(experiment: Experiment, config_text: str) -> None:
+    before = experiment.config_file.read_text(encoding="utf-8").splitlines()
+    pairs = itertools.zip_longest(before, config_text.splitlines(), fillvalue="(nothing)")
+    different = [f"  {old.strip()}  ->  {new.strip()}" for old, new in pairs if old != new]
+    if different:
+        shown = "\n".join(different[:5])
+        message = (
+            f"--group {experiment.group}: this group exists with another config, so it is left alone:\n{shown}\n"
+            "Choose another --group (or none, for a new one), or launch with the same config to complete it."
+        )
+        raise ConfigError(message)
+
+
+def _check_same_plan(launch: Launch) -> None:
+    before = read_plan_file(launch.experiment).get("jobs")
+    if before is not None and Plan.from_json(before) != launch.plan:
+        message = (
+            f"--group {launch.experiment.group}: its sweeps were cut into other jobs than the profile "
+            f"{launch.profile.name} asks for now (points_per_job, max_array_size); results would be counted twice. "
+            f"Complete it as it is with `python -m anml retry`, or choose another --group."
+        )
+        raise ConfigError(message)
+
+
+def experiments_dir(chosen: str | None) -> Path:
+    """Return where experiments are kept: the option, ANML_EXPERIMENTS, or `experiments/` beside the code."""
+    return Path(chosen or os.environ.get("ANML_EXPERIMENTS") or REPOSITORY / "experiments").expanduser().resolve()

@@ -1,0 +1,258 @@
+"""Shows a running local job: a progress bar at a terminal, a line now and then where output goes to a file."""
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from anml.jobs.job_status import JobStatus
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from anml.config.profile import ClusterProfile
+from anml.experiment import Experiment
+from anml.jobs.job_status import ENDED, State, read_status, unmet_need, write_status
+from anml.jobs.plan import Job, Plan
+from anml.jobs.schedulers.base import TASK_VARIABLE, SchedulerState, States, script_body
+
+# Between two lines about the same job, where there is no terminal.
+LINE_SECONDS = 15.0
+_STARTING = "{desc}: starting, {elapsed}"
+_RUNNING = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]"
+
+
+class JobDisplay:
+    """What a person sees of one job."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.bar = _bar(label) if sys.stderr.isatty() else None
+        self.last_line = time.monotonic()
+
+    def show(self, status: JobStatus) -> None:
+        """Show how far the job is."""
+        if self.bar is not None:
+            if status.total:
+                self.bar.bar_format, self.bar.unit, self.bar.total = _RUNNING, status.unit, status.total
+                self.bar.n = status.done
+            self.bar.refresh()
+        elif status.total and time.monotonic() - self.last_line > LINE_SECONDS:
+            self.last_line = time.monotonic()
+            self._line(f"{self.label}: {status.done:.0f} of {status.total:.0f} {status.unit}")
+
+    def end(self, status: JobStatus, log: str) -> None:
+        """Show how the job ended."""
+        if self.bar is not None:
+            self.bar.close()
+        if status.state != "done":
+            self._line(f"{self.label}: {status.state}: {status.message or 'see the log'}\n  log: {log}")
+        elif self.bar is None:
+            self._line(f"{self.label}: done in {status.elapsed:.0f} s")
+
+    def _line(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.clear()
+        print(text, file=sys.stderr, flush=True)
+
+
+def _bar(label: str) -> "tqdm":
+    from tqdm import tqdm  # Only where a bar is shown: a dry run does without.
+
+    return tqdm(desc=label, bar_format=_STARTING)
+
+
+# Runs a plan on the machine at hand: the same scripts as processes, in dependency order, with a job limit.
+
+# How long children get to save their work after Ctrl-C.
+GRACE_SECONDS = 30.0
+POLL_SECONDS = 0.1
+# A job of several tasks is as its worst task is; while one is still to come, nothing is decided.
+_WORST_FIRST: tuple[State, ...] = (
+    "running", "requeued", "pending", "failed", "cancelled", "interrupted", "skipped", "done"
+)  # fmt: skip
+
+
+@dataclass
+class Running:
+    """One process: a job, or one task of an array."""
+
+    job: Job
+    task: int | None
+    process: subprocess.Popen
+    display: JobDisplay
+
+
+class LocalScheduler:
+    """Queues on `submit`, runs on `finish`."""
+
+    def __init__(self, experiment: Experiment, profile: ClusterProfile, wandb_mode: str) -> None:
+        self.experiment, self.profile, self.wandb_mode = experiment, profile, wandb_mode
+        self.queued: list[tuple[Job, int | None]] = []
+
+    def render(self, job: Job) -> str:
+        """Return the job's script."""
+        return f"#!/bin/bash\n{script_body(job, self.experiment, self.profile, self.wandb_mode)}"
+
+    def command(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> list[str]:
+        """Return the command line that runs the job's script."""
+        return ["bash", str(self.experiment.job(job.name).script)]
+
+    def submit(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> str:
+        """Queue tasks of a job; the job's name is their id."""
+        for task in tasks:
+            self.queued.append((job, task))
+            status_file = self.experiment.job(job.name, task).status
+            own = {"host": socket.gethostname(), "pid": os.getpid()}
+            write_status(status_file, replace(read_status(status_file), state="pending", **own))
+        return job.name
+
+    def finish(self, plan: Plan) -> None:
+        """Run all queued jobs. Ctrl-C, SIGTERM or SIGHUP ends the running ones and leaves everything resumable."""
+        waiting = list(self.queued)
+        running: list[Running] = []
+        with _ended_as_by_ctrl_c():
+            try:
+                while waiting or running:
+                    waiting = [i for i in waiting if self._is_wanted(*i) and not self._is_hopeless(*i, plan)]
+                    self._start_ready(waiting, running, plan)
+                    time.sleep(POLL_SECONDS)
+                    running = [item for item in running if not self._has_ended(item)]
+            except KeyboardInterrupt:
+                self._interrupt(running)
+                raise
+
+    def states(self) -> States:
+        """Return what runs, and what waits for a launcher that still runs; all else is in the jobs' status files."""
+        found: States = {}
+        for status_file in sorted(self.experiment.jobs.rglob("status.json")):
+            status = read_status(status_file)
+            if status.pid and status.state in ("running", "pending") and not status.has_vanished:
+                name, task = self.experiment.job_of(status_file)
+                found.setdefault(name, {})[task] = SchedulerState(name, status.state.upper())
+        return found
+
+    def live_ids(self) -> dict[str, list[str]]:
+        """Return the names of what waits or runs: they are the ids."""
+        return {name: [name] for name in self.states()}
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """End the named jobs that wait or run on this machine, also those of another launcher."""
+        files = [file for name in ids for file in sorted(self.experiment.job(name).root.rglob("status.json"))]
+        before = {file: read_status(file) for file in files}
+        # Waiting jobs first: else the launcher would start one while its predecessor is being ended.
+        for file in sorted(files, key=lambda file: before[file].state == "running"):
+            status = before[file]
+            if status.state in ENDED:
+                continue
+            cancelled = replace(status, state="cancelled", ended=time.time())
+            write_status(file, cancelled)
+            if status.state == "running" and not status.has_vanished:
+                _signal_group(status.pid, signal.SIGKILL)
+                write_status(file, cancelled)  # Its last word may have come between.
+
+    def _start_ready(self, waiting: list, running: list[Running], plan: Plan) -> None:
+        for item in list(waiting):
+            if len(running) >= self.profile.job_limit:
+                return
+            job, task = item
+            if all(self._state(name, plan) in ENDED for name in job.after):
+                waiting.remove(item)
+                running.append(self._start(job, task))
+
+    def _start(self, job: Job, task: int | None) -> Running:
+        folder = self.experiment.job(job.name, task)
+        folder.log.parent.mkdir(parents=True, exist_ok=True)
+        # Of a Slurm job that this may run in, nothing must reach our jobs: they would take themselves for parts of it.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        environment |= {} if task is None else {TASK_VARIABLE: str(task)}
+        if self.profile.job_limit > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.profile.job_limit)))
+        with folder.log.open("ab") as log:
+            process = subprocess.Popen(
+                self.command(job, (), ()), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+        return Running(job, task, process, JobDisplay(job.label(task)))
+
+    def _has_ended(self, item: Running) -> bool:
+        folder = self.experiment.job(item.job.name, item.task)
+        code = item.process.poll()
+        status = read_status(folder.status)
+        item.display.show(status)
+        if code is None:
+            return False
+        if status.state not in ENDED:
+            status = replace(status, state="failed", message=_cause(code), ended=time.time())
+            write_status(folder.status, status)
+        item.display.end(status, str(folder.log))
+        return True
+
+    def _is_wanted(self, job: Job, task: int | None) -> bool:
+        """Say whether a job that waits has not been cancelled meanwhile, by another process."""
+        return read_status(self.experiment.job(job.name, task).status).state == "pending"
+
+    def _is_hopeless(self, job: Job, task: int | None, plan: Plan) -> bool:
+        """Skip a job that needs another's success when that one ended without it."""
+        failed = [n for n in job.after if not job.after_any and self._state(n, plan) in set(ENDED) - {"done"}]
+        if failed:
+            status_file = self.experiment.job(job.name, task).status
+            write_status(status_file, JobStatus(state="skipped", message=unmet_need(failed[0])))
+        return bool(failed)
+
+    def _state(self, name: str, plan: Plan) -> State:
+        """Return the state of a whole job: that of its worst task."""
+        states = {read_status(self.experiment.job(name, task).status).state for task in plan.job(name).task_numbers}
+        return next(state for state in _WORST_FIRST if state in states)
+
+    def _interrupt(self, running: list[Running]) -> None:
+        with contextlib.suppress(OSError):  # The terminal may be closed.
+            print("\nStopping: the running jobs save their work ...", file=sys.stderr)
+        for item in running:
+            _signal_group(item.process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        for item in running:
+            try:
+                item.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _signal_group(item.process.pid, signal.SIGKILL)
+                item.process.wait()
+            self._has_ended(item)
+
+
+@contextlib.contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP of a closed terminal, do what Ctrl-C does: else the jobs would go on without a launcher.
+
+    They have sessions of their own. Under nohup SIGHUP stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Only there may handlers be set.
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    taken = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    try:
+        for number in taken:
+            signal.signal(number, signal.default_int_handler)
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _cause(code: int) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code} before it could say why"

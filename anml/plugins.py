@@ -1,0 +1,122 @@
+"""Parts that users bring: a config may say `./my_net.py:MyNet` or `package.module:MyNet` in place of a known name.
+
+The tables of built-in parts hold references of the same kind, so that a name costs no import until it is used.
+"""
+
+import importlib
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from anml.errors import ConfigError
+
+# The folder that holds this package: the repository, or the frozen code of an experiment.
+CODE = Path(__file__).resolve().parent.parent
+# Where the frozen code keeps the files that its config refers to.
+USER_CODE = "user_code"
+
+
+def is_reference(name: str) -> bool:
+    """Say whether a name refers to a user's own code, as `FILE.py:NAME` or `MODULE:NAME`."""
+    return ":" in name
+
+
+def find_part(kind: str, name: str, known: Mapping[str, str]) -> Any:
+    """Return the object that a name in a config means.
+
+    kind: what it is, for messages ("model"). known: references of the built-in parts by name. Raises ConfigError.
+    """
+    if name in known:
+        return load_object(known[name])
+    if is_reference(name):
+        return load_object(name)
+    message = f"{name!r} is no {kind}; known: {', '.join(known)}; or your own: ./FILE.py:NAME or MODULE:NAME"
+    raise ConfigError(message)
+
+
+def load_object(reference: str) -> Any:
+    """Return the object that `FILE.py:NAME` or `MODULE:NAME` refers to. Raises ConfigError naming what is missing."""
+    place, _, name = reference.rpartition(":")
+    if not place or not name.isidentifier():
+        message = f"{reference!r}: write it as ./FILE.py:NAME or MODULE:NAME"
+        raise ConfigError(message)
+    module = _file_module(frozen_or_given(Path(place))) if place.endswith(".py") else _module(place)
+    if not hasattr(module, name):
+        defined = [own for own, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        message = f"{place}: defines no {name}" + (f"; it defines: {', '.join(defined)}" if defined else "")
+        raise ConfigError(message)
+    return getattr(module, name)
+
+
+def frozen_or_given(file: Path) -> Path:
+    """Return the copy of a user's file beside the running code, if there is one (in a job), else the file itself."""
+    frozen = CODE / USER_CODE / file.name
+    return frozen if frozen.is_file() else file.expanduser()
+
+
+def copy_sources(references: Iterable[str]) -> dict[str, Path]:
+    """Return what must be copied beside frozen code for references to work there: paths by their name below the code.
+
+    Installed packages are left out: they are part of the environment, not of the experiment. Raises ConfigError.
+    """
+    copies: dict[str, Path] = {}
+    for reference in references:
+        place = reference.rpartition(":")[0]
+        if place.endswith(".py"):
+            name, source = f"{USER_CODE}/{Path(place).name}", frozen_or_given(Path(place)).resolve()
+        else:
+            load_object(reference)
+            top = sys.modules[place.partition(".")[0]]
+            source = Path(str(getattr(top, "__file__", ""))).resolve()
+            source = source.parent if source.name == "__init__.py" else source
+            if source.is_relative_to(CODE / "anml") or source.is_relative_to(sysconfig.get_path("purelib")):
+                continue
+            name = source.name
+        if copies.setdefault(name, source) != source:
+            message = f"{source} and {copies[name]} have the same name; rename one of them"
+            raise ConfigError(message)
+    return copies
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and name.startswith(error.name):
+            message = f"{name}: no module {error.name} can be imported; is its folder in PYTHONPATH?"
+            raise ConfigError(message) from None
+        raise _broken(name, error) from error
+    except Exception as error:  # Whatever a user's module raises is the user's to mend.
+        raise _broken(name, error) from error
+
+
+@cache
+def _file_module(file: Path) -> ModuleType:
+    if not file.is_file():
+        message = f"{file}: there is no such file"
+        raise ConfigError(message)
+    name = f"anml_user_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # Classes of it are found again by their module's name.
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # As above.
+        del sys.modules[name]
+        raise _broken(str(file), error) from error
+    return module
+
+
+def _broken(place: str, error: Exception) -> ConfigError:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    line = f" (line {trace.tb_lineno} of {trace.tb_frame.f_code.co_filename})" if trace else ""
+    return ConfigError(f"{place}: importing it failed: {type(error).__name__}: {error}{line}")

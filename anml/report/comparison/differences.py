@@ -1,0 +1,241 @@
+"""Which choices tell trainings apart: the keys of their configs that make a difference and are not the same in all.
+
+A key counts only where it plays a part: `outer_lr` is no choice of `iid` training, `nm_chs` none of a SANML. Left out
+is what a comparison says elsewhere: seeds and amounts beside the checkpoint; sizes of images and of output layers, and
+what is evaluated, in notes and columns.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from anml.config.model_args import complete_args
+from anml.config.training import TrainConfig
+
+# In the order in which they are told.
+_OF_ALL = ("train_method", "model", "dataset", "train_classes", "train_size", "imgs_per_class", "augment")
+_OF_EPISODES = (
+    "inner_lr", "outer_lr", "outer_lr_scheduler", "remember_size", "remember_only", "lobotomize", "sample_method",
+    "batch_size", "num_batches", "train_cycles",
+)  # fmt: skip
+_OF_IID = ("lr", "optimizer", "lr_scheduler", "batch_size", "lobo_rate", "lobo_size")
+_OF_ZAPPING = ("lobo_scale",)
+_OF_UPDATES = ("ema_decay", "max_grad_norm")
+# They name the parameters of one kind of model; of another they are different by nature.
+_OF_ONE_MODEL = ("inner_params", "outer_params")
+# Where nobody has set these, they follow from another key, which is told.
+_FOLLOWING = ("train_classes", "train_size", "imgs_per_class", "num_batches")
+# Values that are more than what stands behind the key.
+_RESOLVED: Mapping[str, Callable[[TrainConfig], Any]] = {
+    "train_classes": lambda config: config.num_train_classes,
+    "train_size": lambda config: config.examples_per_class,
+    "imgs_per_class": lambda config: config.images_per_class,
+    "num_batches": lambda config: config.inner_steps,
+    "outer_lr_scheduler": lambda config: _called(config.outer_lr_scheduler, config.outer_lr_scheduler_args or {}),
+    "lr_scheduler": lambda config: _called(config.lr_scheduler, config.lr_scheduler_args),
+    "optimizer": lambda config: _called(config.optimizer, config.optimizer_args),
+    "lobo_rate": lambda config: config.lobo_rate or None,
+    "inner_params": lambda config: selectors(config, config.inner_params),
+    "outer_params": lambda config: selectors(config, config.outer_params),
+}
+
+
+class _Key(NamedTuple):
+    """A key of a config, dotted where it is nested. scope: values are compared with those of the same scope alone."""
+
+    name: str
+    scope: str = ""
+
+
+def choices(configs: Sequence[TrainConfig | None]) -> list[dict[str, str]]:
+    """Return for each config the keys that tell it from others, with its values as they are written in YAML."""
+    settings = [_settings(config) if config else {} for config in configs]
+    known = [config for config in configs if config]
+    keys = dict.fromkeys(key for own in settings for key in own)
+    varied = [key for key in keys if _is_choice(key, {own[key] for own in settings if key in own}, known)]
+    return [{key.name: own[key] for key in varied if key in own} for own in settings]
+
+
+def _is_choice(key: _Key, values: set[str], configs: Sequence[TrainConfig]) -> bool:
+    if key.name in _FOLLOWING and all(getattr(config, key.name) is None for config in configs):
+        return False
+    if key.name == "model" and all(config.model in config.display_name.lower() for config in configs):
+        return False  # Their names say it.
+    return len(values) > 1
+
+
+def _settings(config: TrainConfig) -> dict[_Key, str]:
+    """Return everything that makes a difference to a training."""
+    kind, own = ("iid", _OF_IID) if config.train_method == "iid" else ("episodes", _OF_EPISODES)
+    keys = [*map(_Key, _OF_ALL), *(_Key(name, kind) for name in own), *map(_Key, _OF_UPDATES)]
+    keys += [_Key(name, "zapping") for name in _OF_ZAPPING] if config.is_zapped else []
+    keys += [_Key(name, config.model) for name in _OF_ONE_MODEL] if kind == "episodes" else []
+    found = {key: _written(_value(config, key.name)) for key in keys}
+    arguments = _flat("model_args", complete_args(config.model_record))
+    return found | {_Key(name): _written(value) for name, value in arguments}
+
+
+def _value(config: TrainConfig, name: str) -> Any:
+    return _RESOLVED[name](config) if name in _RESOLVED else getattr(config, name)
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the values inside a mapping by their dotted keys."""
+    if not isinstance(value, Mapping):
+        yield name, value
+        return
+    for key, inner in value.items():
+        if key != "num_classes":  # A note has the numbers of outputs.
+            yield from _flat(f"{name}.{key}", inner)
+
+
+def _written(value: Any) -> str:
+    """Return a value as in YAML: `0.003`, `true`, `null`, `[rln, head]`; a list of one as that one."""
+    if isinstance(value, (list, tuple)):
+        words = [_written(item) for item in value]
+        return words[0] if len(words) == 1 else f"[{', '.join(words)}]"
+    if isinstance(value, float):
+        return str(value).removesuffix(".0")
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _called(name: str | None, arguments: Mapping[str, Any]) -> str | None:
+    """Return what torch knows by a name, with its arguments: `SGD (momentum 0.9)`."""
+    if name is None or not arguments:
+        return name
+    return f"{name} ({', '.join(f'{key} {_written(value)}' for key, value in arguments.items())})"
+
+
+# What makes two flavors of different experiments the same evaluation: how and on what is learned, not their names.
+
+
+class Evaluation(NamedTuple):
+    """All keys of a flavor's config that change what its accuracy means; None or empty where one plays no part.
+
+    Not here, since a comparison allows for them: sizes and rates of the sweep, the number of runs, when to score.
+    held_out_from: of background classes, how many come before those that were held out (each number leaves others).
+    unknown: PROJECT/GROUP/FLAVOR where no config tells more; it equals no other.
+    """
+
+    eval_method: str
+    dataset: str
+    opt_params: tuple[str, ...] = ()
+    reinit_params: tuple[str, ...] = ()
+    reinit_method: str = ""
+    reinit_bias: str = ""
+    adam_betas: tuple[float, float] | None = None
+    init_size: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    imgs_per_class: int | None = None
+    allow_incomplete: bool = False
+    class_names: tuple[str, ...] = ()
+    held_out_from: int = 0
+    unknown: str = ""
+
+    @property
+    def pair(self) -> "Evaluation":
+        """What a sequential evaluation and its oracle share: all but the order and the batches of the examples."""
+        if self.eval_method == "zero_shot":
+            return self
+        return self._replace(eval_method="", epochs=None, batch_size=None)
+
+
+def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
+    """Return what a flavor of a config does."""
+    own = config.eval[flavor]
+    request = config.eval_request(own)
+    learns, shuffled = own.eval_method != "zero_shot", own.eval_method == "iid"
+    method = own.reinit_method if learns else "lstsq"
+    return Evaluation(
+        own.eval_method,
+        request.name,
+        opt_params=selectors(config, own.opt_params) if learns else (),
+        reinit_params=selectors(config, own.reinit_params),
+        reinit_method=method,
+        reinit_bias=own.reinit_bias,
+        adam_betas=own.betas if learns else None,
+        init_size=own.init_size if method == "lstsq" else None,
+        epochs=own.epochs if shuffled else None,
+        batch_size=own.batch_size if shuffled else None,
+        imgs_per_class=request.examples,
+        allow_incomplete=request.allow_incomplete,
+        class_names=request.classes[request.first_class :],
+        held_out_from=request.first_class,
+    )
+
+
+def selectors(config: TrainConfig, names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of layers with the output layer called `head`, as it is for every model, in one order."""
+    return tuple(sorted("head" if name == config.output_layer else name for name in names))
+
+
+@dataclass
+class Alignment:
+    """One evaluation, and what each experiment (by its place) calls it.
+
+    difference: what tells it from another of the same name, if there is one.
+    """
+
+    name: str
+    evaluation: Evaluation
+    flavors: dict[int, str]
+    difference: str = ""
+
+    @property
+    def label(self) -> str:
+        """A name that no other has."""
+        return f"{self.name} ({self.difference})" if self.difference else self.name
+
+
+def align(experiments: Sequence[Mapping[str, Evaluation]]) -> list[Alignment]:
+    """Return the evaluations of experiments, each given as {flavor: what it does}; oracles follow sequential ones.
+
+    Flavors of the same name come together first, then others that do the same: two flavors of one experiment never do.
+    """
+    found: list[Alignment] = []
+    for place, flavors in enumerate(experiments):
+        known = {(match.name, match.evaluation) for match in found}
+        for flavor in sorted(flavors, key=lambda name: (name, flavors[name]) not in known):
+            match = _match_for(flavor, flavors[flavor], place, found)
+            if match is None:
+                found.append(Alignment(flavor, flavors[flavor], {place: flavor}))
+            else:
+                match.flavors[place] = flavor
+    _tell_apart(found)
+    return _in_pairs(found)
+
+
+def _match_for(flavor: str, evaluation: Evaluation, place: int, found: Sequence[Alignment]) -> Alignment | None:
+    same = [match for match in found if match.evaluation == evaluation and place not in match.flavors]
+    named = [match for match in same if match.name == flavor]
+    return next(iter(named or same), None)
+
+
+def _in_pairs(matches: Sequence[Alignment]) -> list[Alignment]:
+    places: dict[Evaluation, int] = {}
+    for match in matches:
+        places.setdefault(match.evaluation.pair, len(places))
+    return sorted(matches, key=lambda match: (places[match.evaluation.pair], match.evaluation.eval_method == "iid"))
+
+
+def _tell_apart(matches: Sequence[Alignment]) -> None:
+    """Say of matches of one name, which do different things, in what they differ."""
+    names = [match.name for match in matches]
+    for match in [match for match in matches if names.count(match.name) > 1]:
+        if match.evaluation.unknown:
+            match.difference = f"config of {match.evaluation.unknown.rpartition('/')[0]} unreadable"
+            continue
+        alike = [other.evaluation for other in matches if other.name == match.name and not other.evaluation.unknown]
+        keys = [key for key in Evaluation._fields if len({getattr(other, key) for other in alike}) > 1]
+        match.difference = "; ".join(_worded(key, getattr(match.evaluation, key)) for key in keys)
+
+
+def _worded(key: str, value: Any) -> str:
+    if key == "class_names":
+        return f"{len(value)} classes from {value[0]} on" if value else "all classes"
+    if key == "held_out_from":
+        return f"held out: all after the first {value} classes"
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"{key}: {text}" if text and value is not None else f"no {key}"

@@ -1,0 +1,110 @@
+"""How the report says things: numbers, times, units, and what was run in one sentence."""
+
+from collections.abc import Sequence
+
+from anml.config.facts import is_validation, without_validation
+from anml.config.training import TrainConfig
+
+_METHODS = {
+    "meta": "meta-trained",
+    "meta-first-order": "meta-trained (first order)",
+    "sequential_episodic": "trained in sequence, without meta-learning,",
+    "iid": "trained on shuffled batches (i.i.d.)",
+}
+_DATA_SETS = {
+    "omniglot": "Omniglot",
+    "glyphs": "the built-in glyphs",
+    "mini-imagenet": "Mini-ImageNet",
+    "omniimage20": "OmniImage-20",
+    "omniimage100": "OmniImage-100",
+    "images-folder": "a folder of images",
+}
+_IMAGES = {"omniglot": "drawings", "glyphs": "drawings"}
+HELD_OUT = "held-out background classes"
+
+
+def unit(config: TrainConfig | None) -> str:
+    """Return what checkpoints and training curves count."""
+    return "steps" if config is not None and config.train_method == "iid" else "episodes"
+
+
+def images(dataset: str) -> str:
+    """Return what the examples of a data set are called."""
+    return _IMAGES.get(without_validation(dataset), "images")
+
+
+def classes(held_out: bool) -> str:
+    """Return what the classes of an evaluation are called: those for evaluation are just `classes`."""
+    return HELD_OUT if held_out else "classes"
+
+
+def classes_of(dataset: str) -> str:
+    """Return `classes of omniglot`, or which others: of `omniglot-validation`, `held-out background classes of ...`."""
+    return f"{classes(is_validation(dataset))} of {without_validation(dataset)}"
+
+
+def in_lines(noun: str) -> str:
+    """Return `classes of omniglot` in lines that fit beside a panel."""
+    return noun.replace("held-out ", "held-out\n").replace(" of ", "\nof ")
+
+
+def checkpoint(step: int, unit: str) -> str:
+    """Return the name of a checkpoint: `after 600 episodes`, `untrained`."""
+    return f"after {count(step, unit)}" if step else "untrained"
+
+
+def count(number: int, plural: str) -> str:
+    """Return a number with its noun: `600 episodes`, `1 episode`."""
+    return f"{number:,} {plural.removesuffix('s') if number == 1 else plural}"
+
+
+def sentence(config: TrainConfig) -> str:
+    """Return what was run, in one sentence."""
+    method = _METHODS.get(config.train_method, "trained")
+    seeds, rates = config.training_seeds, config.inner_lrs or ()
+    per_class, size = config.examples_per_class, config.image_shape[1]
+    data = f"{_DATA_SETS.get(config.dataset, config.dataset)} ({config.num_train_classes:,} classes of {per_class:,} "
+    data += f"{images(config.dataset)}, {size}x{size} pixels)"
+    amount = count(config.total_steps, unit(config))
+    names = listed([str(seed) for seed in seeds])
+    who = f"seeds {names}" if len(seeds) > 1 else f"seed {names}"
+    who += f", inner learning rates {listed([str(rate) for rate in rates])}" if len(rates) > 1 else ""
+    who += ", each trained on its own" if len(config.trainings) > 1 else ""
+    amount += f"{_options(config)}, {who}"
+    return f"{config.display_name} {method} on {data} for {amount}; {_evaluations(config)}."
+
+
+def _options(config: TrainConfig) -> str:
+    """Return what is not part of the usual protocol."""
+    schedule, args = config.outer_lr_scheduler, config.outer_lr_scheduler_args or {}
+    text = f", outer learning rate by {schedule}" if schedule else ""
+    text += f" ({', '.join(f'{key} {value}' for key, value in args.items())})" if args else ""
+    return text + (f", weights averaged (EMA, decay {config.ema_decay})" if config.ema_decay is not None else "")
+
+
+def _evaluations(config: TrainConfig) -> str:
+    if not config.eval:
+        return "nothing was to be evaluated"
+    flavors = count(len(config.eval), "flavors")
+    most = max(max(flavor.classes) for flavor in config.eval.values())
+    held_out = [name for name, flavor in config.eval.items() if flavor.is_validation]
+    what = HELD_OUT if len(held_out) == len(config.eval) else "classes never seen in training"
+    what += f" ({listed(held_out)}: {HELD_OUT})" if 0 < len(held_out) < len(config.eval) else ""
+    runs = sorted({flavor.runs for flavor in config.eval.values()})
+    each = f"{listed([str(number) for number in runs], 'or')} run{'s' if runs[-1] > 1 else ''} each"
+    return f"evaluated by {flavors} on up to {most:,} {what}, {each}"
+
+
+def listed(words: Sequence[str], joint: str = "and") -> str:
+    """Return `a, b and c`."""
+    *first, last = words
+    return f"{', '.join(first)} {joint} {last}" if first else last
+
+
+def duration(seconds: float) -> str:
+    """Return a run time, as `3 min 20 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -1,1 +1,0 @@
-"""Where jobs run: Slurm, or the machine at hand. Both run the same scripts in the same order."""

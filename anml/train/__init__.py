@@ -1,0 +1,1 @@
+"""Training: from a config and images to checkpoints."""

@@ -1,0 +1,237 @@
+"""An exponential moving average of a model's weights over its updates (after Polyak and Juditsky 1992)."""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anml.atomic import write_text
+from anml.checkpoints import ModelCard, is_complete, load_model, load_training_state, save_checkpoint, steps_saved
+from anml.config.image_folder import ClassSplit
+from anml.config.model_args import complete_args
+from anml.config.training import TrainConfig
+from anml.data import load_images
+from anml.data.class_images import ClassImages
+from anml.data.episodes import draw_validation
+from anml.errors import DataError
+from anml.meta.engine import EpisodeOutcome, accuracy
+from anml.meta.schedule import outer_rates
+from anml.models import build_model
+from anml.models.meta_model import MetaModel
+
+
+class WeightAverage:
+    """The average of a model that is updated in place; `model` is a model of its own, which holds it.
+
+    It begins as the model given (an average of before, where a training goes on; `updates` are those it has). In it is
+    all floating-point state, the running statistics of a BatchNorm too; integer buffers are copied.
+    """
+
+    def __init__(self, source: MetaModel, decay: float, updates: int = 0) -> None:
+        self.decay, self.updates = decay, updates
+        self.model = copy.deepcopy(source)
+        # Tensors, not names: an update costs a GPU a few launches for all of them, and nothing waits for it.
+        pairs = list(zip(self.model.state_dict().values(), source.state_dict().values(), strict=True))
+        self.averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    def update(self) -> None:
+        """Take in the weights after an update of theirs: average = d * average + (1 - d) * weights.
+
+        d = min(decay, (1 + n) / (10 + n)) at the n-th update: a short memory at first, for the initial weights to be
+        forgotten (the warm-up of TensorFlow's ExponentialMovingAverage with num_updates).
+        """
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(*_columns(self.averaged), 1 - decay)
+        if self.copied:
+            torch._foreach_copy_(*_columns(self.copied))
+
+
+def _columns(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    return [average for average, _ in pairs], [weights for _, weights in pairs]
+
+
+# One training's own part: its model, checkpoints and log; how it stops and goes on.
+
+
+class TrainingRun:
+    """The training of one seed, as it was after `start` steps; what updates the model is somebody else.
+
+    checkpoints: folder of step-NNNNNN folders. metrics: JSON lines file. on_log receives each logged line.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        seed: int,
+        checkpoints: Path,
+        metrics: Path,
+        device: torch.device,
+        validation: ClassImages,
+        start: int,
+    ) -> None:
+        self.config, self.seed, self.device, self.validation = config, seed, device, validation
+        self.checkpoints, self.metrics = checkpoints, metrics
+        self.on_log: Callable[[dict[str, Any]], None] = lambda line: None
+        # Loss and accuracy of the steps since the last line of the log.
+        self.recent: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.completed = start
+        self.outer_rates = outer_rates(config)
+        # What is updated; with `ema_decay` the average of it is what is validated and kept.
+        self.model = self._initial_model().to(device)
+        self.average: WeightAverage | None = None
+
+    @property
+    def kept_model(self) -> MetaModel:
+        """The model that checkpoints hold."""
+        return self.average.model if self.average else self.model
+
+    def restore(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put back what a checkpoint holds beside the model and drop log lines that will be written again."""
+        self.optimizer = optimizer
+        state = load_training_state(self._folder(self.completed)) if self.completed else {}
+        if self.config.ema_decay is not None:
+            # The model loaded is the average, if it has one; a checkpoint without is where an average begins.
+            self.average = WeightAverage(self.model, self.config.ema_decay, state.get("averaged_updates", 0))
+        if "weights" in state:
+            self.model.load_state_dict(state["weights"])
+        if state:
+            optimizer.load_state_dict(state["optimizer"])
+            self.recent = [(loss.to(self.device), right.to(self.device)) for loss, right in state["recent"]]
+        elif self.config.eval_untrained:
+            self.save()
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        write_text(self.metrics, "".join(f"{line}\n" for line in lines if _is_of_step(line, self.completed)))
+
+    def took(self, outcome: EpisodeOutcome) -> None:
+        """Note that a step was done."""
+        self.recent.append((outcome.loss, outcome.accuracy))
+        self.completed += 1
+        if self.average:
+            self.average.update()
+
+    def log(self, steps_per_second: float) -> None:
+        """Write a line: means since the last one."""
+        # One read-back for the whole interval: reading every step would stall a GPU.
+        loss, right = torch.stack([torch.stack(pair) for pair in self.recent]).mean(dim=0).tolist()
+        self.recent = []
+        line = {"step": self.completed, "loss": loss, "accuracy": right}
+        if self.config.val_size:
+            line["val_accuracy"] = self._validate()
+        if self.outer_rates:
+            line["outer_lr"] = self.outer_rates[self.completed - 1]
+        line["steps_per_second"] = round(steps_per_second, 3)
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.on_log(line)
+
+    def save(self) -> None:
+        """Keep a checkpoint; of those before it the evaluated ones, and one to fall back on."""
+        folder = self._folder(self.completed)
+        if not is_complete(folder):
+            save_checkpoint(folder, self.kept_model, self._card(), self._training_state())
+        earlier = [step for step in steps_saved(self.checkpoints) if 0 < step < self.completed]
+        for step in earlier[:-1]:
+            if step not in self.config.checkpoint_steps:
+                shutil.rmtree(self._folder(step))
+
+    def _card(self) -> ModelCard:
+        config = self.config
+        return ModelCard(
+            model=config.model,
+            model_args=complete_args(config.model_record),
+            image_shape=config.image_shape,
+            display_name=config.display_name,
+            dataset=config.dataset,
+            train_method=config.train_method,
+            step=self.completed,
+            seed=self.seed,
+            ema_decay=config.ema_decay,
+            train_classes=_known_train_classes(config),
+            **_classes_of(config),
+        )
+
+    def _training_state(self) -> dict[str, Any]:
+        """Return what a training goes on from, beside the model that is kept."""
+        recent = torch.stack([torch.stack(pair) for pair in self.recent]) if self.recent else []
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "recent": recent}
+        if self.average:
+            state |= {"weights": self.model.state_dict(), "averaged_updates": self.average.updates}
+        return state
+
+    def _folder(self, step: int) -> Path:
+        return step_folder(self.checkpoints, step)
+
+    def _initial_model(self) -> MetaModel:
+        config = self.config
+        if self.completed:
+            return load_model(self._folder(self.completed))[0]
+        return build_model(config.model, config.model_args, config.image_shape, self.seed)
+
+    def _validate(self) -> float:
+        """Return the accuracy on examples of the training classes that training never sees."""
+        images, labels = draw_validation(self.validation, self.config.val_size, self.seed, self.completed)
+        model = self.kept_model
+        model.eval()  # A BatchNorm would learn from the validation set.
+        with torch.no_grad():
+            right = accuracy(model(images), labels)
+        model.train()
+        return float(right)
+
+
+def last_good_step(checkpoints: Path, *others: Path) -> int:
+    """Return the last step with an intact checkpoint (in all of these folders), or 0."""
+    for step in reversed(steps_saved(checkpoints)):
+        if all(is_complete(step_folder(folder, step)) for folder in (checkpoints, *others)):
+            return step
+    return 0
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Return the folder of one checkpoint."""
+    return checkpoints / f"step-{step:06d}"
+
+
+def training_data(config: TrainConfig, device: torch.device) -> tuple[ClassImages, ClassImages]:
+    """Return the background images that training sees, and those held back for validation. Raises DataError."""
+    images = load_images(config.train_request).to(device)
+    images = images.first_classes(config.num_train_classes).first_examples(0, config.images_per_class)
+    train = images.first_examples(0, config.examples_per_class)
+    validation = images.first_examples(config.examples_per_class, images.examples_per_class)
+    if (train.num_classes, train.examples_per_class) != (config.num_train_classes, config.examples_per_class):
+        message = (
+            f"{config.dataset}: training needs {config.num_train_classes} classes of {config.examples_per_class} "
+            f"examples, found {images.num_classes} of {images.examples_per_class}"
+        )
+        raise DataError(message)
+    if config.val_size and validation.images.numel() == 0:
+        message = f"{config.dataset}: validation needs examples that train_size {config.examples_per_class} leaves over"
+        raise DataError(message)
+    return train, validation
+
+
+def _classes_of(config: TrainConfig) -> dict[str, Any]:
+    """Return what the model card says of a folder of the user's own: which classes the model has seen."""
+    if not isinstance(config.class_split, ClassSplit):
+        return {}
+    return {"class_split": config.class_split.model_dump(mode="json"), "imgs_per_class": config.imgs_per_class}
+
+
+def _known_train_classes(config: TrainConfig) -> int | None:
+    """Return what the model card says of held-out classes: the first so many background classes were trained on."""
+    # Which those are follows from a complete copy of the data, or from the names of a folder's classes.
+    is_known = isinstance(config.class_split, ClassSplit) or not config.allow_incomplete
+    return config.num_train_classes if config.num_held_out_classes and is_known else None
+
+
+def _is_of_step(line: str, last: int) -> bool:
+    """Say whether a line of the log is whole (the last one may have been cut off) and of a step up to `last`."""
+    try:
+        return json.loads(line)["step"] <= last
+    except (ValueError, TypeError, KeyError):
+        return False
