@@ -120,6 +120,24 @@ def test_failing_job_skips_dependents_still_reports_and_exits_with_1(
     assert "Traceback" not in done.stderr
 
 
+def test_a_diverged_training_fails_and_nothing_of_it_is_evaluated(run: Run, experiments: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, inner_lr=1e30, eval_untrained=True)
+    root = experiments / "p" / "g"
+    for command in (lambda: launch(run, config), lambda: run("-m", "anml", "retry", "p/g")):
+        assert command().returncode == 1
+        states = {path.parent.name: json.loads(path.read_text()) for path in root.glob("jobs/*/status.json")}
+        diverged = states.pop("train-step-000002")
+        assert diverged["state"] == "failed"
+        assert "episode 1 (seed 1, inner_lr 1e+30) is not finite" in diverged["message"]
+        assert str(root / "checkpoints" / "step-000000") in diverged["message"]
+        assert states.pop("report")["state"] == "done"
+        assert {status["state"] for status in states.values()} == {"skipped"}
+        assert diverged["message"] in (root / "report/index.html").read_text()
+    assert diverged["message"] in " ".join(run("-m", "anml", "status", "p/g", COLUMNS="1000").stdout.split())
+    assert [path.name for path in (root / "checkpoints").iterdir()] == ["step-000000"]
+    assert not list((root / "results").glob("*.csv"))
+
+
 def test_ctrl_c_leaves_a_resumable_experiment(run: Run, experiments: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, epochs=900, eval_steps=[900], save_freq=1000)
     command = [sys.executable, "launch_train.py", "-c", str(config), "--project", "p", "--group", "g"]

@@ -10,6 +10,7 @@ import torch
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
+from anml.errors import JobError
 from anml.machine import clock
 from anml.meta import make_engine, make_lanes, uses_graph
 from anml.meta.engine import EpisodeOutcome
@@ -121,7 +122,10 @@ class Training:
         return [self.state]
 
     def run(self, until: int, stop: Stop, progress: Progress) -> bool:
-        """Train up to step `until` and keep a checkpoint of it. Returns False when stopped before (work is saved)."""
+        """Train up to step `until` and keep a checkpoint of it. Returns False when stopped before (work is saved).
+
+        Raises JobError where training diverges.
+        """
         return train_until(self.runs, lambda index: [self.updater.step(index)], until, stop, progress)
 
 
@@ -208,5 +212,12 @@ class TrainingTogether:
         return ", ".join(filter(None, (f"engine {self.engine.name}", self.why, self.engine.note, graph)))
 
     def run(self, until: int, stop: Stop, progress: Progress) -> bool:
-        """Train up to step `until` and keep checkpoints of it. Returns False when stopped before (work is saved)."""
-        return train_until(self.runs, self.static.step, until, stop, progress)
+        """Train up to step `until` and keep checkpoints of it. Returns False when stopped before (work is saved).
+
+        Raises JobError where one of them diverges.
+        """
+        try:
+            return train_until(self.runs, self.static.step, until, stop, progress)
+        except JobError as error:
+            message = f"{error} The trainings together with it end too: leave it out, or set train_together: false."
+            raise JobError(message) from None

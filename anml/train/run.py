@@ -2,10 +2,11 @@
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -17,11 +18,11 @@ from anml.config.training import TrainConfig
 from anml.data import load_images
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_validation
-from anml.errors import DataError
+from anml.errors import DataError, JobError
 from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.meta.schedule import outer_rates
 from anml.models import build_model
-from anml.models.meta_model import MetaModel
+from anml.models.meta_model import MetaModel, find_not_finite
 
 
 class WeightAverage:
@@ -81,6 +82,8 @@ class TrainingRun:
         # Loss and accuracy of the steps since the last line of the log.
         self.recent: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.completed = start
+        # A GPU would wait for the host at every step: there the log and the checkpoints are what is checked.
+        self.checks_every_step = device.type == "cpu"
         self.outer_rates = outer_rates(config)
         # What is updated; with `ema_decay` the average of it is what is validated and kept.
         self.model = self._initial_model().to(device)
@@ -109,16 +112,21 @@ class TrainingRun:
         write_text(self.metrics, "".join(f"{line}\n" for line in lines if _is_of_step(line, self.completed)))
 
     def took(self, outcome: EpisodeOutcome) -> None:
-        """Note that a step was done."""
+        """Note that a step was done. Raises JobError where training has diverged."""
         self.recent.append((outcome.loss, outcome.accuracy))
         self.completed += 1
+        if self.checks_every_step:
+            self._check_losses(self.recent[-1:])
+            self._check_gradients()
         if self.average:
             self.average.update()
 
     def log(self, steps_per_second: float) -> None:
-        """Write a line: means since the last one."""
+        """Write a line: means since the last one. Raises JobError where training has diverged."""
         # One read-back for the whole interval: reading every step would stall a GPU.
         loss, right = torch.stack([torch.stack(pair) for pair in self.recent]).mean(dim=0).tolist()
+        if not math.isfinite(loss):
+            self._check_losses(self.recent)
         self.recent = []
         line = {"step": self.completed, "loss": loss, "accuracy": right}
         if self.config.val_size:
@@ -131,14 +139,47 @@ class TrainingRun:
         self.on_log(line)
 
     def save(self) -> None:
-        """Keep a checkpoint; of those before it the evaluated ones, and one to fall back on."""
+        """Keep a checkpoint; of those before it the evaluated ones, and one to fall back on.
+
+        Raises JobError where training has diverged: a checkpoint is always finite.
+        """
         folder = self._folder(self.completed)
         if not is_complete(folder):
+            self._check_losses(self.recent)
+            # An average takes in every update, so it is not finite either.
+            if name := find_not_finite(self.kept_model.state_dict()):
+                self._fail(f"{name} after", self.completed)
             save_checkpoint(folder, self.kept_model, self._card(), self._training_state())
         earlier = [step for step in steps_saved(self.checkpoints) if 0 < step < self.completed]
         for step in earlier[:-1]:
             if step not in self.config.checkpoint_steps:
                 shutil.rmtree(self._folder(step))
+
+    def _check_losses(self, latest: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Raise JobError where a loss of the latest steps is not finite."""
+        are_finite = [] if not latest else torch.stack([loss for loss, _ in latest]).isfinite().tolist()
+        if False in are_finite:
+            self._fail("the loss in", self.completed - len(are_finite) + are_finite.index(False) + 1)
+
+    def _check_gradients(self) -> None:
+        """Raise JobError where the gradient that the optimizer has just used is not finite."""
+        gradients = {name: value.grad for name, value in self.model.named_parameters() if value.grad is not None}
+        if name := find_not_finite(gradients):
+            self._fail(f"the gradient of {name} in", self.completed)
+
+    def _fail(self, what: str, step: int) -> NoReturn:
+        """Raise JobError of a training that diverged at `step` (from 1): where, what is left of it, what may help."""
+        config, folder = self.config, self._folder(last_good_step(self.checkpoints))
+        which, rates = f"episode {step} (seed {self.seed}, inner_lr {config.inner_lr})", "inner_lr or outer_lr"
+        if config.train_method == "iid":
+            which, rates = f"optimizer step {step} (seed {self.seed})", "lr"
+        kept = f"last good checkpoint: {folder}" if folder.is_dir() else "there is no checkpoint from before"
+        clip = "max_grad_norm" if config.max_grad_norm is None else "a lower max_grad_norm"
+        message = (
+            f"training diverged: {what} {which} is not finite; {kept}. A retry would diverge again: "
+            f"launch with a lower {rates}, or with {clip}."
+        )
+        raise JobError(message)
 
     def _card(self) -> ModelCard:
         config = self.config
