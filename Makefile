@@ -8,7 +8,10 @@ STAMP = $(VENV)/.installed
 
 setup: $(STAMP)
 
+OLD = "Python 3.11 or later is needed, $(PYTHON) is " + sys.version.split()[0] + ": make setup PYTHON=python3.11"
+
 $(STAMP): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and $(OLD))'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	touch $@
@@ -16,6 +19,7 @@ $(STAMP): requirements.txt requirements-dev.txt
 # The whole pipeline on a small problem: no GPU, no account, no data, no Slurm.
 demo: setup
 	$(BIN)/python launch_train.py -c configs/quickstart.yml --project demo --cluster local
+	@echo "To type commands yourself, first, once in a shell:  source $(BIN)/activate"
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)

@@ -1,7 +1,10 @@
 """The documents are true: their commands run, their links lead somewhere, their tables name what exists."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +51,36 @@ def test_make_targets_of_the_readme_exist() -> None:
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     targets = {line[1] for document in DOCUMENTS for line in shell_lines(document.read_text()) if line[0] == "make"}
     assert [target for target in targets if f"\n{target}:" not in makefile] == []
+
+
+def test_the_environment_is_activated_before_the_first_python_of_the_readme() -> None:
+    lines = [line for line in shell_lines(README) if line[0] in ("source", "python")]
+    assert lines[0] == ["source", ".venv/bin/activate"]
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make as a user would, also where make itself runs this test."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "VENV"))}
+    return subprocess.run(["make", *arguments], cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
+
+
+def test_make_demo_ends_with_how_to_activate_the_environment() -> None:
+    done = make("-n", "demo")
+    assert "source .venv/bin/activate" in done.stdout.splitlines()[-1]
+
+
+def test_make_setup_refuses_an_old_python_and_names_it(tmp_path: Path) -> None:
+    old = tmp_path / "python3.8"
+    old.write_text(
+        "#!/bin/sh\n"
+        f"exec {shlex.quote(sys.executable)} -c 'import sys; "
+        'sys.version_info, sys.version = (3, 8, 18), "3.8.18 (default)"; exec(sys.argv[1])\' "$2"\n'
+    )
+    old.chmod(0o755)
+    done = make("setup", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}")
+    assert done.returncode != 0
+    assert all(text in done.stderr for text in (str(old), "3.8.18", "3.11", "PYTHON="))
+    assert not (tmp_path / "venv").exists()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -41,6 +41,12 @@ def test_the_options_of_sbatch_are_known_by_their_long_names() -> None:
     assert not {"shell", "a", "J"} & names
 
 
+def test_a_user_may_have_a_format_for_squeue(run: Callable, experiments: Path) -> None:
+    arguments = ["-c", "configs/quickstart.yml", "--project", "p", "--cluster", "dggpu", "--dry-run"]
+    done = run("launch_train.py", *arguments, SQUEUE_FORMAT="%.18i %.9P %.8T")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_every_module_is_imported_without_simple_slurm(run: Callable, without: Callable) -> None:
     done = run("-c", IMPORT_ALL, PYTHONPATH=without("simple_slurm"))
     assert (done.returncode, done.stderr) == (0, "")

@@ -226,12 +226,18 @@ def known_options() -> set[str]:
 
 def _new_script() -> "Slurm":
     """Return an empty script. Raises SubmissionError without simple_slurm, which nothing but Slurm needs."""
+    # A user's format for squeue, which simple_slurm refuses unless it is CSV.
+    squeue_format = os.environ.pop("SQUEUE_FORMAT", None)
     try:
         from simple_slurm import Slurm
+
+        return Slurm()
     except ModuleNotFoundError:
         message = "Slurm needs the package simple-slurm (docs/install.md): install it, or use --cluster local"
         raise SubmissionError(message) from None
-    return Slurm()
+    finally:
+        if squeue_format is not None:
+            os.environ["SQUEUE_FORMAT"] = squeue_format
 
 
 def _quoted(value: str | int | bool) -> str:
