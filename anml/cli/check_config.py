@@ -3,6 +3,7 @@
 Run by the launcher as a child process, so that login-node commands stay quick.
 """
 
+import functools
 import json
 import sys
 import tempfile
@@ -86,6 +87,7 @@ def _data_problems(config: TrainConfig) -> list[str]:
     from anml.train.loop import training_data
 
     problems: dict[str, None] = {}  # Several flavors may have the same.
+    load = functools.cache(load_images)  # And the same images, each of which loading looks at.
     try:
         training_data(config, torch.device("cpu"))
     except AnmlError as error:
@@ -97,7 +99,7 @@ def _data_problems(config: TrainConfig) -> list[str]:
     for name, flavor in config.eval.items():
         at = "" if flavor.data_path == config.data_path else f"eval.{name}."
         try:
-            data = load_images(config.eval_request(flavor)).first_examples(0, flavor.imgs_per_class)
+            data = load(config.eval_request(flavor)).first_examples(0, flavor.imgs_per_class)
             check_run(data, max(flavor.classes), max(flavor.train_examples), max(flavor.test_examples))
         except AnmlError as error:
             problems[f"{at}data_path: {error}"] = None

@@ -1,31 +1,49 @@
 """Images by class, and the episodes and trajectories drawn from them."""
 
-import contextlib
+import functools
 import hashlib
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 
-from anml.atomic import write_text
 from anml.config.evaluation import DataRequest
-from anml.config.facts import DATASETS, Split
+from anml.config.facts import DATASETS
 from anml.data import image_folders, omniglot
-from anml.data.class_images import ClassImages, StoredArray
+from anml.data.class_images import ClassImages, StoredArray, write_array
+from anml.data.contents import identify, recorded
 from anml.data.glyphs import draw_glyphs
 from anml.data.sources import cache_dir
 from anml.errors import DataError
 
 # Loads a split of a named data set as ClassImages, converting it once into one array file that all jobs share.
 
-# Part of every array's file name: raise it when a conversion changes, and old arrays are left alone.
-_CONVERSION = 1
+# Part of every file name in the cache: raise it when a conversion changes, and old arrays are left alone.
+_CONVERSION = 2
 # An array is copied out of its file up to this size, that is all of Omniglot at 84 pixels. Mini-ImageNet has 813 MB.
 _COPIED_BYTES = 150_000_000
+
+
+class _Pictures(NamedTuple):
+    """How the images of a data set are found, chosen and decoded. beside: files that the choice depends on."""
+
+    find: Callable[[DataRequest], Path]
+    select: Callable[[DataRequest, Path], list[list[str]]]
+    decode: Callable[[bytes, int, str], bytes]
+    beside: Callable[[Path], list[Path]]
+
+
+_OMNIGLOT = _Pictures(
+    lambda request: omniglot.find_source(request.split, _resolved(request.data_path), cache_dir()),
+    lambda request, source: omniglot.select(request.split, source),
+    omniglot.decode,
+    lambda source: [],
+)
+_PHOTOGRAPHS = _Pictures(image_folders.find_images, image_folders.select, image_folders.decode, image_folders.beside)
 
 
 def load_images(request: DataRequest) -> ClassImages:
@@ -46,57 +64,52 @@ def load_images(request: DataRequest) -> ClassImages:
 
 def array_file(request: DataRequest) -> Path:
     """Return the array file of a split, made now if this machine does not have it yet. Raises DataError."""
-    dataset, split, size, data_path = request[:4]
-    if DATASETS[dataset].channels == 3:
-        return _array_of_folders(request)
-    cache = cache_dir()
-    source = Path(data_path).expanduser().resolve() if data_path else None
-    # Two copies of the data at two places never share an array.
-    origin = hashlib.sha256(str(source).encode()).hexdigest()[:8] if source and dataset != "glyphs" else "official"
-    file = _file(request, origin)
-    if not file.exists():
-        array = _convert(dataset, split, size, source, cache)
-        _write(file, lambda stream: np.save(stream, array))
-    return file
-
-
-def _array_of_folders(request: DataRequest) -> Path:
-    where = (str(Path(str(request.data_path)).expanduser().resolve()), request.classes, request.examples)
-    note = _file(request, f"of-{hashlib.sha256(repr(where).encode()).hexdigest()[:12]}").with_suffix(".txt")
-    try:
-        source = image_folders.find_images(request)
-    except DataError:
-        file = _noted(note)
-        if file is None:
-            raise
-    else:
-        file = _file(request, image_folders.identify(request, source))
+    if request.dataset == "glyphs":
+        file = _file(request, "drawn")
         if not file.exists():
-            _write(file, lambda stream: image_folders.write_array(stream, request, source))
-        if _noted(note) != file:
-            with contextlib.suppress(OSError):  # The cache may be somebody else's to write.
-                write_text(note, file.name)
-    image_folders.check_shape(request, np.load(file, mmap_mode="r").shape, Path(where[0]))
+            _write(file, lambda stream: np.save(stream, _draw(request)))
+        return file
+    is_colour = DATASETS[request.dataset].channels == 3
+    file = _array_of_pictures(request, _PHOTOGRAPHS if is_colour else _OMNIGLOT)
+    if is_colour:
+        image_folders.check_shape(request, np.load(file, mmap_mode="r").shape, Path(str(request.data_path)))
     return file
 
 
-def _noted(note: Path) -> Path | None:
-    """Return the array that was last made of a data path: it serves when the data themselves are gone from there."""
-    file = note.parent / note.read_text(encoding="utf-8") if note.is_file() else None
-    return file if file is not None and file.is_file() else None
+def _array_of_pictures(request: DataRequest, pictures: _Pictures) -> Path:
+    where = (_resolved(request.data_path), request.classes, request.examples)
+    key = hashlib.sha256(repr(where).encode()).hexdigest()[:12]
+    record = cache_dir() / f"{request.dataset}-{request.split}-of-{key}-v{_CONVERSION}.json"
+    last = _file(request, contents) if (contents := recorded(record)) else None
+    if request.data_path is None and last and last.is_file():
+        return last  # What is downloaded has a known checksum: it need not be kept.
+    try:
+        source = pictures.find(request)
+    except DataError:
+        if last and last.is_file():
+            return last  # The images are gone from there.
+        raise
+    select = functools.cache(lambda: pictures.select(request, source))
+    contents = identify(source, select, record, pictures.beside(source))
+    file = _file(request, contents)
+    if not file.exists():
+        _write(file, lambda stream: write_array(stream, source, select(), request.size, pictures.decode, contents))
+    return file
+
+
+def _resolved(data_path: str | None) -> Path | None:
+    return Path(data_path).expanduser().resolve() if data_path else None
 
 
 def _file(request: DataRequest, origin: str) -> Path:
     return cache_dir() / f"{request.dataset}-{request.split}-{request.size}px-{origin}-v{_CONVERSION}.npy"
 
 
-def _convert(dataset: str, split: Split, size: int, data_path: Path | None, cache: Path) -> np.ndarray:
-    facts = DATASETS[dataset]
-    if dataset == "glyphs":
-        first = {"train": 0, "eval": facts.train_classes}[split]
-        count = {"train": facts.train_classes, "eval": facts.eval_classes}[split]
-        return draw_glyphs(range(first, first + count), drawings=facts.examples_per_class, size=size)
-    return omniglot.convert(split, omniglot.find_source(split, data_path, cache), size)
+def _draw(request: DataRequest) -> np.ndarray:
+    facts = DATASETS[request.dataset]
+    first = {"train": 0, "eval": facts.train_classes}[request.split]
+    classes = range(first, first + facts.classes(request.split))
+    return draw_glyphs(classes, drawings=facts.examples_per_class, size=request.size)
 
 
 def _write(file: Path, write: Callable[[BinaryIO], None]) -> None:

@@ -6,14 +6,19 @@ an aspect ratio between 3/4 and 4/3, resized to the size of the image.
 
 import os
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch.nn.functional import affine_grid, grid_sample
+from tqdm import tqdm
 
+from anml.data.contents import Images, digest, joined
+from anml.data.sources import read_images
 from anml.errors import DataError
 
 AREA = (0.08, 1.0)
@@ -55,7 +60,34 @@ def draw_crops(count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.where(fits.any(dim=1)[:, None], tries[torch.arange(count), first], whole)
 
 
-# A large array of images that stays in its file: only the images that are drawn are read.
+# The array file of a data set: written image by image; a large one stays in its file, and what is drawn is read.
+
+
+def write_array(
+    stream: BinaryIO, source: Path, images: Images, size: int, decode: Callable[[bytes, int, str], bytes], contents: str
+) -> None:
+    """Convert image by image into a .npy file, uint8 [classes, examples, channels, size, size].
+
+    decode: makes uint8 [channels, size, size] of a file's content, the size, and what to call it in errors.
+    contents: the checksum of the images. Raises DataError, also when they are no longer those.
+    """
+    places = {name: place for place, name in enumerate(name for names in images for name in names)}
+    digests = [b""] * sum(map(len, images))
+    start = 0
+    for place, name, content in tqdm(
+        read_images(source, places), f"converting {source.name}", len(places), unit="images", leave=False, disable=None
+    ):
+        pixels = decode(content, size, f"{source}: {name}")
+        if not start:
+            shape = (len(images), len(images[0]), len(pixels) // size**2, size, size)
+            np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            start = stream.tell()
+        stream.seek(start + place * len(pixels))
+        stream.write(pixels)
+        digests[place] = digest(content)
+    if joined(images, digests) != contents:
+        message = f"{source}: its images changed while they were read. Start again."
+        raise DataError(message)
 
 
 class StoredArray:

@@ -3,20 +3,17 @@
 Training uses `train`, evaluation `test`; `val` is left alone. Images are 84x84 RGB JPEGs, a folder per WordNet class.
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from anml.config.evaluation import DataRequest
 from anml.config.facts import DATASETS, IMAGES_FOLDER, Split
 from anml.config.image_folder import ClassSplit, list_classes, own_split, split_by_fraction
-from anml.data.sources import find_source, list_images, read_images
+from anml.data.sources import find_source, list_images
 from anml.errors import DataError
 
 FOLDERS = {"train": "train", "eval": "test"}
@@ -132,23 +129,6 @@ def _read_list(path: Path) -> set[str]:
 # An image is turned upright as its EXIF tag says, made RGB, cut to its central square, and resized by LANCZOS; one that
 # has the wanted size already keeps its pixels.
 
-_CHANNELS = 3
-
-
-def identify(request: DataRequest, source: Path) -> str:
-    """Return a text that changes whenever the images of a request do: part of the array's file name.
-
-    Of a folder that is the names and sizes of its files, wherever it lies. An archive would have to be read for that:
-    its path, size and date must do. Raises DataError.
-    """
-    if source.is_dir():
-        facts = [[(name, _size(source / name)) for name in images] for images in select(request, source)]
-    else:
-        stat = source.stat()
-        listed = class_list(source) if request.dataset.startswith("omniimage") else None
-        facts = [str(source), stat.st_size, stat.st_mtime_ns, listed.read_text("utf-8") if listed else None]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-
 
 def select(request: DataRequest, source: Path) -> list[list[str]]:
     """Choose the images of a request: paths inside the source, class by class, equally many of each.
@@ -173,26 +153,6 @@ def select(request: DataRequest, source: Path) -> list[list[str]]:
     return [there[name][:examples] for name in classes]
 
 
-def write_array(stream: BinaryIO, request: DataRequest, source: Path) -> None:
-    """Convert image by image into a .npy file, uint8 [classes, examples, 3, size, size]. Raises DataError."""
-    images = select(request, source)
-    shape = (len(images), len(images[0]), _CHANNELS, request.size, request.size)
-    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    start, length = stream.tell(), int(np.prod(shape[2:]))
-    places = {name: place for place, name in enumerate(name for names in images for name in names)}
-    done = 0
-    label = f"converting {request.dataset} ({request.split})"
-    for place, name, content in tqdm(
-        read_images(source, places), label, len(places), unit="images", leave=False, disable=None
-    ):
-        stream.seek(start + place * length)
-        stream.write(_decode(content, request.size, f"{source}: {name}"))
-        done += 1
-    if done != len(places):
-        message = f"{source}: changed while it was read: {done} of {len(places)} images were found. Start again."
-        raise DataError(message)
-
-
 def check_shape(request: DataRequest, shape: Sequence[int], source: Path) -> None:
     """Make sure that an array converted before holds the whole data set, unless less is accepted. Raises DataError."""
     facts = DATASETS[request.dataset]
@@ -212,6 +172,12 @@ def find_images(request: DataRequest) -> Path:
         message = f"{path or IMAGES_FOLDER}: there is no such folder; give --data-path a folder of folders of images"
         raise DataError(message)
     return path
+
+
+def beside(source: Path) -> list[Path]:
+    """Return files that decide which images are taken, as OmniImage's list of evaluation classes does."""
+    listed = class_list(source)
+    return [listed] if listed else []
 
 
 def _listed_as_named(source: Path) -> dict[str, list[str]]:
@@ -250,15 +216,8 @@ def _incomplete(request: DataRequest, source: Path, found: str) -> str:
     )
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        message = f"{path}: cannot be read ({error.strerror}). Put it back or remove the link to it."
-        raise DataError(message) from error
-
-
-def _decode(content: bytes, size: int, where: str) -> bytes:
+def decode(content: bytes, size: int, where: str) -> bytes:
+    """Return the pixels of an image file, uint8 [3, size, size]. Raises DataError that begins with `where`."""
     from PIL import (
         Image,
         ImageOps,

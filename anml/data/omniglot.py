@@ -5,15 +5,12 @@ strokes (0); they stay so: no inversion, as in the published ANML.
 """
 
 import io
-import zipfile
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from anml.data.sources import fetch
+from anml.data.sources import fetch, list_images
 from anml.errors import DataError
 
 OFFICIAL_ADDRESS = "https://github.com/brendenlake/omniglot/raw/master/python"
@@ -52,50 +49,31 @@ def find_source(split: str, data_path: Path | None, cache: Path) -> Path:
     raise DataError(message)
 
 
-def convert(split: str, source: Path, size: int) -> np.ndarray:
-    """Read every drawing of a split: uint8 [classes, 20, 1, size, size], characters in order of their path.
+def select(split: str, source: Path) -> list[list[str]]:
+    """Return the drawings of each character: paths inside the source, characters and drawings in order of their path.
 
-    Raises DataError unless all characters are there with all their drawings, each readable.
+    Raises DataError unless all characters are there with all their drawings.
     """
     archive = ARCHIVES[split]
-    characters: dict[str, list[bytes]] = {}
-    for name, content in _drawings(source):
-        characters.setdefault(str(Path(name).parent), []).append(content)
+    characters = list_images(source)
     counts = {len(drawings) for drawings in characters.values()}
     if len(characters) != archive.classes or counts != {DRAWINGS}:
-        found = sum(len(drawings) for drawings in characters.values())
         message = (
-            f"{source}: expected {archive.classes} characters with {DRAWINGS} drawings each, found "
-            f"{len(characters)} characters and {found} drawings. The copy is incomplete: fetch it again."
+            f"{source}: expected {archive.classes} characters with {DRAWINGS} drawings each, found {len(characters)} "
+            f"characters and {sum(map(len, characters.values()))} drawings. The copy is incomplete: fetch it again."
         )
         raise DataError(message)
-    pixels = [[_resize(d, size, source) for d in characters[c]] for c in sorted(characters)]
-    return np.asarray(pixels, dtype=np.uint8)[:, :, None]
+    return list(characters.values())
 
 
-def _drawings(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (path, PNG bytes) of every drawing, sorted by path, out of a zip or a folder."""
-    try:
-        if source.is_dir():
-            for path in sorted(source.rglob("*.png")):
-                yield str(path.relative_to(source)), path.read_bytes()
-            return
-        with zipfile.ZipFile(source) as archive:
-            for name in sorted(n for n in archive.namelist() if n.endswith(".png")):
-                yield name.split("/", 1)[-1], archive.read(name)
-    # A flipped byte also shows as another compression method, a password or a stream that does not inflate.
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        message = f"{source}: damaged or unreadable ({error}). Delete it and fetch it again."
-        raise DataError(message) from error
-
-
-def _resize(png: bytes, size: int, source: Path) -> np.ndarray:
+def decode(content: bytes, size: int, where: str) -> bytes:
+    """Return the pixels of a drawing, uint8 [1, size, size]. Raises DataError that begins with `where`."""
     from PIL import Image  # Converting happens once; loading the array later needs no image library.
 
     try:
-        with Image.open(io.BytesIO(png)) as image:
+        with Image.open(io.BytesIO(content)) as image:
             # "L" first: Pillow resizes 1-bit images with nearest neighbour, whatever filter is asked for.
-            return np.asarray(image.convert("L").resize((size, size), Image.Resampling.LANCZOS))
+            return np.asarray(image.convert("L").resize((size, size), Image.Resampling.LANCZOS)).tobytes()
     except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG chunk a SyntaxError.
-        message = f"{source}: holds a drawing that cannot be read ({error}). Fetch the archive again."
+        message = f"{where}: a drawing that cannot be read ({error}). Fetch the data again."
         raise DataError(message) from error

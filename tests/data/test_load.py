@@ -1,7 +1,9 @@
 """Converted once, then loaded from one array file; downloads are checked."""
 
+import hashlib
 import shutil
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -66,7 +68,7 @@ def test_ten_at_once_all_get_the_whole_array(own_cache, source):
     with ThreadPoolExecutor(10) as pool:
         found = list(pool.map(load, range(10)))
     assert all(torch.equal(images, found[0]) for images in found)
-    assert [path.name for path in own_cache.iterdir()] == [next(own_cache.glob(ARRAY)).name]
+    assert sorted(path.suffix for path in own_cache.iterdir()) == [".json", ".npy"]
 
 
 def test_an_array_survives_its_cache(own_cache, source):
@@ -108,6 +110,20 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_mirror_replaces_the_official_address(mirror, tmp_path):
     found = fetch("data.zip", "https://official.invalid", "9a0364b9e99bb480dd25e1f0284c8555", tmp_path / "downloads")
     assert found.read_bytes() == b"content"
+
+
+def test_what_was_downloaded_is_needed_only_once(own_cache, source, mirror, tmp_path, monkeypatch):
+    archive = tmp_path / "mirror" / "images_background.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for file in source.rglob("*.png"):
+            target.write(file, file.relative_to(source))
+    md5 = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setitem(omniglot.ARCHIVES, "train", omniglot.ARCHIVES["train"]._replace(md5=md5))
+    downloaded = load_images(DataRequest("omniglot", "train", 28)).images
+    archive.unlink()
+    shutil.rmtree(own_cache / "downloads")
+    assert torch.equal(load_images(DataRequest("omniglot", "train", 28)).images, downloaded)
+    assert array_file(DataRequest("omniglot", "train", 28, str(source))) == next(own_cache.glob(ARRAY))
 
 
 def test_a_download_with_another_checksum_is_refused(mirror, tmp_path):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anml.data import omniglot
+from anml.config.evaluation import DataRequest
+from anml.data import array_file, omniglot
 from anml.errors import DataError
 
 CHARACTERS = ("Latin/character01", "Latin/character02", "Greek/character01")
@@ -33,6 +34,11 @@ def files() -> dict[str, bytes]:
     }
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANML_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def archive(tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A zip of three characters, which is how many the program expects for once."""
@@ -48,8 +54,13 @@ def write_zip(path: Path, files: dict[str, bytes]) -> None:
             target.writestr(name, content)
 
 
+def convert(source: Path, size: int) -> np.ndarray:
+    """Return the array of the training split that lies in a folder, converted or as it was converted before."""
+    return np.load(array_file(DataRequest("omniglot", "train", size, str(source.parent))))
+
+
 def test_strokes_stay_dark_on_white(archive):
-    images = omniglot.convert("train", archive, 28)
+    images = convert(archive, 28)
     assert images.dtype == np.uint8
     assert images.shape == (3, 20, 1, 28, 28)
     assert np.median(images) == 255
@@ -59,12 +70,12 @@ def test_strokes_stay_dark_on_white(archive):
 def test_drawings_are_shrunk_as_greyscale_by_lanczos(archive, files):
     names = sorted(files)
     expected = Image.open(io.BytesIO(files[names[0]])).convert("L").resize((28, 28), Image.Resampling.LANCZOS)
-    assert np.array_equal(omniglot.convert("train", archive, 28)[0, 0, 0], np.asarray(expected))
+    assert np.array_equal(convert(archive, 28)[0, 0, 0], np.asarray(expected))
     assert len(np.unique(np.asarray(expected))) > 2  # Nearest neighbour would know black and white only.
 
 
 def test_characters_and_drawings_come_in_order_of_their_path(archive, files):
-    images = omniglot.convert("train", archive, 105)
+    images = convert(archive, 105)
     for position, character in enumerate(sorted(CHARACTERS)):
         names = sorted(name for name in files if character in name)
         expected = [np.asarray(Image.open(io.BytesIO(files[name])).convert("L")) for name in names]
@@ -75,29 +86,29 @@ def test_an_unpacked_folder_gives_the_same_as_the_zip(archive, tmp_path):
     with zipfile.ZipFile(archive) as content:
         content.extractall(tmp_path / "unpacked")
     folder = tmp_path / "unpacked" / "images_background"
-    assert np.array_equal(omniglot.convert("train", folder, 28), omniglot.convert("train", archive, 28))
+    assert np.array_equal(convert(folder, 28), convert(archive, 28))
 
 
 def test_a_missing_drawing_is_told(archive, files):
     write_zip(archive, dict(list(files.items())[1:]))
     with pytest.raises(DataError, match=r"expected 3 characters with 20 drawings each, found 3 characters and 59"):
-        omniglot.convert("train", archive, 28)
+        convert(archive, 28)
 
 
 def test_a_drawing_that_is_no_image_is_told(archive, files):
     write_zip(archive, files | {next(iter(files)): b"<html>Not found</html>"})
     with pytest.raises(DataError, match="a drawing that cannot be read"):
-        omniglot.convert("train", archive, 28)
+        convert(archive, 28)
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_flipped_byte_is_found_or_changes_nothing(archive, seed):
-    expected = omniglot.convert("train", archive, 28)
+    expected = convert(archive, 28)
     content = bytearray(archive.read_bytes())
     content[np.random.default_rng(seed).integers(len(content))] ^= 0xFF
     archive.write_bytes(content)
     try:
-        found = omniglot.convert("train", archive, 28)
+        found = convert(archive, 28)
     except DataError:
         return
     assert np.array_equal(found, expected)  # A byte of a date, say.
@@ -106,7 +117,7 @@ def test_a_flipped_byte_is_found_or_changes_nothing(archive, seed):
 def test_a_truncated_zip_is_told(archive):
     archive.write_bytes(archive.read_bytes()[:-1000])
     with pytest.raises(DataError, match="damaged or unreadable"):
-        omniglot.convert("train", archive, 28)
+        convert(archive, 28)
 
 
 @pytest.mark.parametrize("place", [".", "omniglot", "python", "omniglot/python", "omniglot-py"])

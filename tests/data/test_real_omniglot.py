@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from anml.config.evaluation import DataRequest
+from anml.config.facts import Split
 from anml.config.training import TrainConfig
-from anml.data import Split, array_file, load_images
+from anml.data import array_file, load_images
 from anml.data.class_images import ClassImages
 from anml.train.loop import Training
 
