@@ -4,14 +4,18 @@ Each lane is exactly a training of its own: its inner learning rate, its episode
 they make few large operations of many small ones, which is what a GPU wants.
 """
 
+import copy
 from collections.abc import Sequence
 
 from anml.data.episodes import Episode
-from anml.meta.engine import CheckedEpisodes, EpisodeOutcome
+from anml.meta.engine import IN_FLOAT64, CheckedEpisodes, EpisodeOutcome, RunEpisodes, gradient_errors, mistake
 from anml.meta.fast import FastEngine
 from anml.meta.functional_episode import FunctionalEpisode, missing_compiler, run_lanes, unsupported
 from anml.meta.plain_layers import not_for_lanes
 from anml.models.meta_model import MetaModel
+
+# Three steps have all that twenty have, and in float64 take less memory than those twenty in float32.
+_STEPS_CHECKED = 3
 
 
 class LanesEngine:
@@ -26,16 +30,13 @@ class LanesEngine:
         if reason:
             message = f"several trainings cannot be done together: {reason}"
             raise ValueError(message)
-        device = next(models[0].parameters()).device
-        missing = missing_compiler(device) if compiled else ""
-        program = FunctionalEpisode(
-            models[0], inner_names, tuple(inner_lrs), True, compiled and not missing, matrices=device.type == "cuda"
-        )
-        engines = [FastEngine(model, inner_names, rate) for model, rate in zip(models, inner_lrs, strict=True)]
+        self.models, self.inner_names, self.inner_lrs = models, inner_names, inner_lrs
+        missing = missing_compiler(next(models[0].parameters()).device) if compiled else ""
+        compiled = compiled and not missing
+        note = f"not compiled: {missing}" if missing else ""
+        # Compiled for float64 they would be another program, and take as long to compile again.
         self.checked = CheckedEpisodes(
-            lambda episodes: run_lanes(program, models, episodes),
-            lambda episodes: [engine.run(episode) for engine, episode in zip(engines, episodes, strict=True)],
-            f"not compiled: {missing}" if missing else "",
+            *self._ways(models, compiled), note, None if compiled else self._mistake_in_float64
         )
 
     @property
@@ -46,6 +47,27 @@ class LanesEngine:
     def run(self, episodes: Sequence[Episode]) -> list[EpisodeOutcome]:
         """Return the outcome of every model's own episode."""
         return self.checked.run(episodes)
+
+    def _ways(self, models: Sequence[MetaModel], compiled: bool = False) -> tuple[RunEpisodes, RunEpisodes]:
+        """Return how to run episodes of these models in lanes, and one after the other."""
+        on_gpu = next(models[0].parameters()).device.type == "cuda"
+        program = FunctionalEpisode(
+            models[0], self.inner_names, tuple(self.inner_lrs), lanes=True, compiled=compiled, matrices=on_gpu
+        )
+        engines = [FastEngine(m, self.inner_names, rate) for m, rate in zip(models, self.inner_lrs, strict=True)]
+        return (
+            lambda episodes: run_lanes(program, models, episodes),
+            lambda episodes: [engine.run(episode) for engine, episode in zip(engines, episodes, strict=True)],
+        )
+
+    def _mistake_in_float64(self, episodes: Sequence[Episode]) -> str:
+        """Say which gradient lanes get wrong in short episodes of copies in float64, or return an empty string."""
+        lanes, alone = self._ways([copy.deepcopy(model).double() for model in self.models])
+        short = [
+            episode._replace(images=episode.images.double(), support_index=episode.support_index[:_STEPS_CHECKED])
+            for episode in episodes
+        ]
+        return mistake(gradient_errors(lanes(short), alone(short)), IN_FLOAT64)
 
 
 def unsupported_lanes(model: MetaModel) -> str:

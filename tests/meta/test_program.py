@@ -10,7 +10,8 @@ from torch import nn
 
 from anml.data.episodes import Episode
 from anml.meta import functional_episode as program_module
-from anml.meta.engine import CheckedEpisodes, EpisodeOutcome, ReferenceEngine
+from anml.meta.engine import CheckedEpisodes, EpisodeOutcome, ReferenceEngine, gradient_errors, mistake
+from anml.meta.fast import FastEngine
 from anml.meta.functional_episode import (
     CompiledEngine,
     FunctionalEpisode,
@@ -182,7 +183,7 @@ def test_a_quick_way_that_errs_or_fails_is_not_taken() -> None:
         message = "\nno such instruction\nand more"
         raise RuntimeError(message)
 
-    for quick, reason in ((wrong, "pn.2.weight is off by 1.0%"), (failing, "RuntimeError: no such instruction")):
+    for quick, reason in ((wrong, "pn.2.weight is off by 1%"), (failing, "RuntimeError: no such instruction")):
         checked = CheckedEpisodes(quick, lambda episodes: expected)
         assert checked.run([episode]) is expected
         assert checked.run([episode]) is expected
@@ -201,8 +202,58 @@ def test_a_quick_way_that_agrees_is_taken_and_checked_once() -> None:
     checked = CheckedEpisodes(lambda episodes: [run_one(program, model, e) for e in episodes], plain)
     for _ in range(3):
         assert_agree(checked.run([episode])[0], engine.run(episode), model)
-    assert len(calls) == 1
+    assert len(calls) == 5  # Of the first episode, turned and mirrored.
     assert not checked.note
+
+
+@pytest.mark.parametrize(("flips", "is_mistake"), [(2, False), (3, True)])
+def test_a_near_tie_that_flips_in_few_episodes_is_no_mistake(flips: int, is_mistake: bool) -> None:
+    model = make_model("oml")
+    engine, calls = ReferenceEngine(model, select_names(model, ["pn"]), INNER_LR), []
+
+    def flipping(episodes: Sequence[Episode]) -> list[EpisodeOutcome]:
+        outcome = engine.run(episodes[0])
+        calls.append(outcome)
+        moved = 1.03 if len(calls) <= flips else 1.0
+        return [outcome._replace(gradients={name: moved * g for name, g in outcome.gradients.items()})]
+
+    checked = CheckedEpisodes(flipping, lambda episodes: [engine.run(episode) for episode in episodes])
+    checked.run([make_episode(DATA)])
+    assert bool(checked.note) == is_mistake
+
+
+def striped_episode() -> Episode:
+    """Return an episode of stripes, where all neighbours in a row tie under a kernel of nearly equal weights."""
+    episode = make_episode(DATA)
+    stripes = episode.images[..., :3].repeat(1, 1, 1, 10)[..., :28]
+    return episode._replace(images=stripes.float().contiguous())
+
+
+def test_lanes_are_not_blamed_for_near_ties() -> None:
+    model = make_model("sanml")
+    kernel = model.get_parameter("rln.convBlock1.conv.weight")
+    with torch.no_grad():
+        kernel.copy_(0.3 + 1e-7 * torch.randn(kernel.shape, generator=torch.Generator().manual_seed(0)))
+    models, names, episode = [model.float()], select_names(model, ["all"]), striped_episode()
+    program = FunctionalEpisode(model, names, [INNER_LR], lanes=True)
+    alone = FastEngine(model, names, INNER_LR).run(episode)
+    if not mistake(gradient_errors(run_lanes(program, models, [episode]), [alone]), 5e-3):
+        pytest.skip("this processor rounds alike in lanes and alone")
+    engine = LanesEngine(models, names, [INNER_LR])
+    engine.run([episode])
+    assert not engine.note
+
+
+def test_lanes_that_err_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program_module, "plain_norm", lambda layer: None)
+    models = [model.float() for model in models_of("sanml")]
+    names, episodes = select_names(models[0], ["all"]), [e._replace(images=e.images.float()) for e in episodes_of({})]
+    engine = LanesEngine(models, names, RATES)
+    found = engine.run(episodes)
+    assert "a mistake of this PyTorch" in engine.note
+    for model, rate, episode, outcome in zip(models, RATES, episodes, found, strict=True):
+        expected = FastEngine(model, names, rate).run(episode)
+        assert all(torch.equal(outcome.gradients[name], g) for name, g in expected.gradients.items())
 
 
 def test_without_a_compiler_the_fast_engine_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
