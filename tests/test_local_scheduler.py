@@ -1,11 +1,15 @@
 """The machine at hand as a scheduler: order, job limit, failures, cancelling; with plain shell scripts as jobs."""
 
+import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
+import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -13,10 +17,12 @@ import pytest
 
 from anml.atomic import write_text
 from anml.config.profile import ClusterProfile
+from anml.errors import SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.job_status import read_status
 from anml.jobs.plan import Job, Plan
 from anml.jobs.schedulers.local import LocalScheduler
+from anml.process import Process
 
 DONE = '{"state": "done", "attempt": 1}'
 
@@ -45,11 +51,27 @@ class Scripts:
             write_text(folder.script, f"{line}\necho {job.name} >> {log}\necho '{DONE}' > {own}status.json\n")
             self.scheduler.submit(job, job.after, job.task_numbers)
 
+    def another(self) -> LocalScheduler:
+        """Return the scheduler of another command."""
+        return LocalScheduler(self.experiment, self.scheduler.profile, "disabled")
+
     def states(self) -> dict[str, str]:
         return {job.name: read_status(self.experiment.job(job.name).status).state for job in self.plan.jobs}
 
     def order(self) -> list[str]:
         return (self.experiment.root / "order").read_text().split()
+
+
+def sleeping_job(scripts: Scripts, name: str) -> str:
+    """Return a command that sleeps, with the arguments of a job."""
+    return f"bash -c 'sleep 60; :' python --run-dir {scripts.experiment.root} --job {name} --wandb disabled"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def job(name: str, *after: str, **options: object) -> Job:
@@ -112,17 +134,28 @@ def test_cancel_ends_what_runs_and_what_waits(tmp_path: Path) -> None:
     scripts = Scripts(tmp_path)
     running = json.dumps({"state": "running", "host": socket.gethostname(), "pid": 0})
     status = scripts.experiment.job("a").status
-    line = f'echo \'{running}\' | sed "s/\\"pid\\": 0/\\"pid\\": $$/" > {status}; sleep 60'
+    line = f'echo \'{running}\' | sed "s/\\"pid\\": 0/\\"pid\\": $$/" > {status}; exec {sleeping_job(scripts, "a")}'
     scripts.submit((job("a"), line), (job("b", "a"), ":"), (job("c"), ":"))
     thread = threading.Thread(target=scripts.scheduler.finish, args=(scripts.plan,))
     thread.start()
-    deadline = time.monotonic() + 20
-    while read_status(status).state != "running" and time.monotonic() < deadline:
-        time.sleep(0.02)
-    LocalScheduler(scripts.experiment, scripts.scheduler.profile, "disabled").cancel(["a", "b", "c"])
+    wait_until(lambda: "a" in scripts.another().states() and read_status(status).state == "running")
+    scripts.another().cancel(["a", "b", "c"])
     thread.join(timeout=20)
     assert not thread.is_alive()
     assert scripts.states() == {"a": "cancelled", "b": "cancelled", "c": "cancelled"}
+
+
+def test_cancel_ends_a_job_that_is_just_starting(tmp_path: Path) -> None:
+    scripts = Scripts(tmp_path)
+    started = tmp_path / "started"
+    scripts.submit((job("a"), f"touch {started}; sleep 60"))
+    thread = threading.Thread(target=scripts.scheduler.finish, args=(scripts.plan,))
+    thread.start()
+    wait_until(started.exists)
+    scripts.another().cancel(["a"])
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    assert scripts.states() == {"a": "cancelled"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["ended", "terminal closed"])
@@ -156,5 +189,74 @@ def test_a_launcher_that_is_ended_lets_its_jobs_save_their_work(tmp_path: Path, 
 def test_second_launcher_sees_what_the_first_has_queued(tmp_path: Path) -> None:
     scripts = Scripts(tmp_path)
     scripts.submit((job("a"), ":"))
-    again = LocalScheduler(scripts.experiment, scripts.scheduler.profile, "disabled")
-    assert again.states()["a"][None].is_live
+    assert scripts.another().states()["a"][None].is_live
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[str], int]]:
+    """Return a function that starts a command and returns its process id; what still runs at the end is ended."""
+    children: list[subprocess.Popen] = []
+
+    def run(command: str) -> int:
+        children.append(subprocess.Popen(shlex.split(command), start_new_session=True))
+        return children[-1].pid
+
+    yield run
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def record_running(scripts: Scripts, pid: int, **changes: object) -> None:
+    """Let job a say that it runs as this process, in the words of an earlier version."""
+    record = {"state": "running", "attempt": 1, "host": socket.gethostname(), "pid": pid}
+    write_text(scripts.experiment.job("a").status, json.dumps(record | changes))
+
+
+@pytest.mark.parametrize("whose", ["nobody's", "another experiment's", "another job's", "started later"])
+def test_a_stranger_with_the_id_of_a_job_is_neither_waited_for_nor_ended(tmp_path: Path, start, whose: str) -> None:
+    scripts = Scripts(tmp_path)
+    command = {
+        "nobody's": "sleep 60",
+        "another experiment's": sleeping_job(Scripts(tmp_path / "other"), "a"),
+        "another job's": sleeping_job(scripts, "b"),
+        "started later": sleeping_job(scripts, "a"),
+    }[whose]
+    pid = start(command)
+    record_running(scripts, pid)
+    if whose == "started later":
+        os.utime(scripts.experiment.job("a").status, (1e9, 1e9))
+    assert scripts.scheduler.states() == {}
+    scripts.scheduler.cancel(["a"])
+    time.sleep(0.1)
+    assert Process(pid=pid).command_line
+
+
+def test_a_job_recorded_by_an_earlier_version_is_waited_for_and_ended(tmp_path: Path, start) -> None:
+    scripts = Scripts(tmp_path)
+    pid = start(sleeping_job(scripts, "a"))
+    record_running(scripts, pid)
+    wait_until(lambda: "a" in scripts.scheduler.states())
+    scripts.scheduler.cancel(scripts.scheduler.live_ids()["a"])
+    wait_until(lambda: not Process(pid=pid).command_line)
+
+
+@pytest.mark.parametrize("state", ["running", "pending"])
+def test_what_another_machine_started_is_not_guessed_about(tmp_path: Path, state: str) -> None:
+    scripts = Scripts(tmp_path)
+    record_running(scripts, os.getpid(), host="laptop", state=state)
+    with pytest.raises(SubmissionError, match=rf"a: .*process {os.getpid()} of laptop;"):
+        scripts.scheduler.live_ids()
+    assert scripts.scheduler.states() == {}
+
+
+def test_a_job_of_another_launcher_that_dies_is_not_waited_for_for_ever(tmp_path: Path, start) -> None:
+    scripts = Scripts(tmp_path)
+    pid = start(sleeping_job(scripts, "a"))
+    scripts.submit((job("b", "a"), ":"), (job("r", "a", "b", after_any=True), ":"))
+    scripts.plan = Plan((job("a"), *scripts.plan.jobs))
+    record_running(scripts, pid)
+    threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+    scripts.scheduler.finish(scripts.plan)
+    assert (scripts.states()["b"], scripts.states()["r"]) == ("skipped", "done")

@@ -1,13 +1,12 @@
 """What a job says of itself: `jobs/<job>/status.json`, written by the job, read by everyone else."""
 
-import os
-import socket
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from anml.atomic import read_json, write_json
+from anml.process import Process, recorded_process, this_process
 
 # interrupted: stopped before its end with its work saved; skipped: a job it needs did not succeed.
 State = Literal["pending", "running", "done", "failed", "interrupted", "requeued", "skipped", "cancelled"]
@@ -36,6 +35,14 @@ class JobStatus:
     busy_seconds: float = 0.0
     host: str = ""
     pid: int = 0
+    boot: str = ""
+    pid_space: str = ""
+    pid_started: float = 0.0
+
+    @property
+    def process(self) -> Process:
+        """The process that runs the job or, of a queued local one, will run it."""
+        return Process(self.host, self.pid, self.boot, self.pid_space, self.pid_started)
 
     @property
     def elapsed(self) -> float:
@@ -51,19 +58,8 @@ class JobStatus:
 
     @property
     def has_vanished(self) -> bool:
-        """Say whether the process that runs a job (or, of a queued local one, will run it) is gone.
-
-        Only the process's own machine can tell.
-        """
-        if self.state not in ("running", "pending") or self.host != socket.gethostname():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
+        """Say whether a job will never say how it ended, because its process is gone."""
+        return self.state in ("running", "pending") and self.process.presence == "gone"
 
 
 def unmet_need(name: str) -> str:
@@ -77,7 +73,7 @@ def read_status(path: Path) -> JobStatus:
     if data is None:
         return JobStatus()
     known = {key: value for key, value in data.items() if key in JobStatus.__dataclass_fields__}
-    return JobStatus(**known)
+    return JobStatus(**known | asdict(recorded_process(data, path)))
 
 
 def write_status(path: Path, status: JobStatus) -> None:
@@ -98,8 +94,7 @@ class StatusFile:
             busy_seconds=before.elapsed,
             started=now,
             updated=now,
-            host=socket.gethostname(),
-            pid=os.getpid(),
+            **asdict(this_process()),
         )
         self._first_done: float | None = None
         write_status(path, self.status)

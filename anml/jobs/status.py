@@ -1,6 +1,5 @@
 """How the jobs of an experiment ended: what their status files say, and what follows for those that cannot say."""
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from anml.jobs.job_status import SILENCE_SECONDS, JobStatus, State, read_status,
 from anml.jobs.launch import Launch, read_plan_file
 from anml.jobs.plan import Job, Plan
 from anml.jobs.schedulers.base import Scheduler, SchedulerState, States
+from anml.process import this_process
 
 GOING: tuple[State, ...] = ("running", "requeued", "pending")
 BAD: tuple[State, ...] = ("failed", "cancelled", "interrupted", "skipped")
@@ -52,7 +52,7 @@ def read_jobs(experiment: Experiment) -> list[JobOutcome]:
     """Return the outcome of every job but the report itself, in the order of the plan."""
     report = read_status(experiment.job("report").status)
     # The report job runs when all others have ended, so what still says "running" then was killed.
-    everything_ended = report.state == "running" and report.pid == os.getpid()
+    everything_ended = report.state == "running" and report.process == this_process()
     outcomes: list[JobOutcome] = []
     for job in _planned(experiment):
         if job.kind != "report":

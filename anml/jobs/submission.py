@@ -1,11 +1,10 @@
 """Submits what an experiment still needs: all or nothing, and nothing twice."""
 
-import os
+import json
 import shlex
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from anml.atomic import read_json, write_text
 from anml.errors import SubmissionError
@@ -15,6 +14,7 @@ from anml.jobs.launch import Launch, record
 from anml.jobs.plan import Job
 from anml.jobs.schedulers import make_scheduler
 from anml.jobs.schedulers.base import Scheduler, SchedulerState, States
+from anml.process import Process, recorded_process, this_process
 
 Task = int | None
 
@@ -78,7 +78,7 @@ def _submit_job(launch: Launch, scheduler: Scheduler, job: Job, states: States, 
         status_file = launch.experiment.job(job.name, task).status
         before = read_status(status_file)
         again = replace(before, state="pending", message="", done=0.0, busy_seconds=before.elapsed)
-        write_status(status_file, replace(again, started=None, ended=None, updated=None, pid=0, host=""))
+        write_status(status_file, replace(again, started=None, ended=None, updated=None, **asdict(Process())))
     # A job that is done needs no dependency, and Slurm takes one that it has forgotten for met.
     after = [id_ for name in job.after for id_ in known.ids.get(name, [])]
     new = scheduler.submit(job, after, tasks)
@@ -115,12 +115,11 @@ def _take_back(launch: Launch, scheduler: Scheduler, submitted: dict[str, str], 
 def _one_at_a_time(experiment: Experiment) -> Iterator[None]:
     """Keep two launches from submitting the same experiment at once. Raises SubmissionError."""
     lock = experiment.root / ".submitting.json"
-    owner = read_json(lock)
-    if owner and owner.get("host") == socket.gethostname() and not _is_alive(int(owner["pid"])):
+    if recorded_process(read_json(lock) or {}, lock).presence == "gone":
         lock.unlink(missing_ok=True)
     try:
         with lock.open("x", encoding="utf-8") as file:
-            file.write(f'{{"host": "{socket.gethostname()}", "pid": {os.getpid()}}}\n')
+            file.write(json.dumps(asdict(this_process())) + "\n")
     except FileExistsError:
         who = read_json(lock) or {}
         message = (
@@ -133,16 +132,6 @@ def _one_at_a_time(experiment: Experiment) -> Iterator[None]:
     finally:
         with suppress(OSError):
             lock.unlink()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 # What a launch would do, as text: the dependency graph, every command line, every script.

@@ -1,8 +1,6 @@
 import json
-import os
 import re
-import socket
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
@@ -12,6 +10,7 @@ from anml.config.load import dump_config
 from anml.jobs.job_status import JobStatus
 from anml.jobs.plan import Job, Plan
 from anml.jobs.status import log_tail, read_jobs
+from anml.process import this_process
 from anml.report.figures import read_training
 from anml.report.write import FIGURES, write_report
 from tests.report.conftest import invented_rows, report
@@ -231,7 +230,7 @@ def test_jobs_that_cannot_speak_for_themselves(build):
     }
 
     # Once the report job itself runs, everything else has ended, whatever it last said.
-    builder.status(jobs[3], JobStatus(state="running", host=socket.gethostname(), pid=os.getpid()))
+    builder.status(jobs[3], JobStatus(state="running", **asdict(this_process())))
     after = {job.label: (job.state, job.message) for job in read_jobs(builder.experiment)}
     assert after["killed"][0] == "failed"
     assert after["waits"] == ("skipped", "needs killed, which did not succeed")

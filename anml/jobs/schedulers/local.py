@@ -10,18 +10,21 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 import contextlib
 import os
+import re
 import signal
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from anml.config.profile import ClusterProfile
+from anml.errors import SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.job_status import ENDED, State, read_status, unmet_need, write_status
 from anml.jobs.plan import Job, Plan
 from anml.jobs.schedulers.base import TASK_VARIABLE, SchedulerState, States, script_body
+from anml.process import Process, this_process
 
 # Between two lines about the same job, where there is no terminal.
 LINE_SECONDS = 15.0
@@ -110,8 +113,7 @@ class LocalScheduler:
         for task in tasks:
             self.queued.append((job, task))
             status_file = self.experiment.job(job.name, task).status
-            own = {"host": socket.gethostname(), "pid": os.getpid()}
-            write_status(status_file, replace(read_status(status_file), state="pending", **own))
+            write_status(status_file, replace(read_status(status_file), state="pending", **asdict(this_process())))
         return job.name
 
     def finish(self, plan: Plan) -> None:
@@ -132,15 +134,27 @@ class LocalScheduler:
     def states(self) -> States:
         """Return what runs, and what waits for a launcher that still runs; all else is in the jobs' status files."""
         found: States = {}
-        for status_file in sorted(self.experiment.jobs.rglob("status.json")):
-            status = read_status(status_file)
-            if status.pid and status.state in ("running", "pending") and not status.has_vanished:
-                name, task = self.experiment.job_of(status_file)
+        for status_file, status in self._unended():
+            name, task = self.experiment.job_of(status_file)
+            if status.process.presence == "alive" and (status.state == "pending" or self._runs(name, status.process)):
                 found.setdefault(name, {})[task] = SchedulerState(name, status.state.upper())
         return found
 
     def live_ids(self) -> dict[str, list[str]]:
-        """Return the names of what waits or runs: they are the ids."""
+        """Return the names of what waits or runs: they are the ids.
+
+        Raises SubmissionError where this machine cannot tell: a job would run twice, or a stranger be ended for it.
+        """
+        files = {file: status.process for file, status in self._unended() if status.process.presence == "unknown"}
+        if files:
+            shown = ", ".join(str(file.parent.relative_to(self.experiment.jobs)) for file in files)
+            owners = " and ".join(sorted({f"process {owner.pid} of {owner.host}" for owner in files.values()}))
+            message = (
+                f"{self.experiment.jobs}: {shown}: started by {owners}; only that machine (or container, or user) can "
+                "tell whether they still wait or run. Use this command there. If it is gone for good, delete the "
+                "status.json of these jobs, and use it here."
+            )
+            raise SubmissionError(message)
         return {name: [name] for name in self.states()}
 
     def cancel(self, ids: Sequence[str]) -> None:
@@ -154,9 +168,21 @@ class LocalScheduler:
                 continue
             cancelled = replace(status, state="cancelled", ended=time.time())
             write_status(file, cancelled)
-            if status.state == "running" and not status.has_vanished:
+            if status.state == "running" and self._runs(self.experiment.job_of(file)[0], status.process):
                 _signal_group(status.pid, signal.SIGKILL)
                 write_status(file, cancelled)  # Its last word may have come between.
+
+    def _unended(self) -> list[tuple[Path, JobStatus]]:
+        """Return the status files of what was waiting for a launcher, or running, when it was last heard of."""
+        statuses = [(file, read_status(file)) for file in sorted(self.experiment.jobs.rglob("status.json"))]
+        return [(file, status) for file, status in statuses if status.pid and status.state in ("running", "pending")]
+
+    def _runs(self, name: str, process: Process) -> bool:
+        """Say whether a process is there and is this job: where an experiment was copied, it is the original's."""
+        arguments = re.search(r" --run-dir (.+) --job (\S+)", process.command_line)
+        if arguments is None or process.presence != "alive":
+            return False
+        return arguments[2] == name and Path(arguments[1]).resolve() == self.experiment.root.resolve()
 
     def _start_ready(self, waiting: list, running: list[Running], plan: Plan) -> None:
         for item in list(waiting):
@@ -188,6 +214,8 @@ class LocalScheduler:
         status = read_status(folder.status)
         item.display.show(status)
         if code is None:
+            if status.state == "cancelled":  # While it was starting: nobody else knows its process yet.
+                _signal(item.process, signal.SIGKILL)
             return False
         if status.state not in ENDED:
             status = replace(status, state="failed", message=_cause(code), ended=time.time())
@@ -209,20 +237,22 @@ class LocalScheduler:
 
     def _state(self, name: str, plan: Plan) -> State:
         """Return the state of a whole job: that of its worst task."""
-        states = {read_status(self.experiment.job(name, task).status).state for task in plan.job(name).task_numbers}
+        tasks = [read_status(self.experiment.job(name, task).status) for task in plan.job(name).task_numbers]
+        # Of another launcher's job that is killed nobody writes down that it failed.
+        states = {"failed" if status.has_vanished else status.state for status in tasks}
         return next(state for state in _WORST_FIRST if state in states)
 
     def _interrupt(self, running: list[Running]) -> None:
         with contextlib.suppress(OSError):  # The terminal may be closed.
             print("\nStopping: the running jobs save their work ...", file=sys.stderr)
         for item in running:
-            _signal_group(item.process.pid, signal.SIGTERM)
+            _signal(item.process, signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
         for item in running:
             try:
                 item.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _signal_group(item.process.pid, signal.SIGKILL)
+                _signal(item.process, signal.SIGKILL)
                 item.process.wait()
             self._has_ended(item)
 
@@ -245,6 +275,12 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
     finally:
         for number in taken:
             signal.signal(number, before[number])
+
+
+def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
+    """Send a signal to a job of our own; once it has ended, its id may be another's."""
+    if process.poll() is None:
+        _signal_group(process.pid, number)
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
