@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "anml"
 LAYERS = [
     "errors",
     "atomic",
+    "process",
     "plugins",
     "config",
     "results",
