@@ -11,11 +11,11 @@ from anml.config.profile import Device
 from anml.errors import JobError
 
 
-def prepare_device(profile: Device, config: Device = "auto") -> torch.device:
+def prepare_device(profile: Device, config: Device = "auto", deterministic: bool | None = None) -> torch.device:
     """Return the device to compute on. Raises JobError when the machine does not have what is asked for.
 
     profile: what the cluster profile promises. config: what the experiment asks for; `cuda` there means any GPU, for so
-    torch calls them all.
+    torch calls them all. deterministic: as in the config; unset is true.
     """
     if config == "cpu" or (profile == "cpu" and config == "auto"):
         return torch.device("cpu")
@@ -37,6 +37,7 @@ def prepare_device(profile: Device, config: Device = "auto") -> torch.device:
         raise JobError("\n".join(problems))
     device = torch.device("cuda")
     keep_float32()
+    set_determinism(deterministic is not False)
     try:
         torch.ones(2, device=device).sum().item()
     except RuntimeError as error:
@@ -49,6 +50,25 @@ def keep_float32() -> None:
     """Compute in float32 what is float32: by default a GPU's convolutions round their inputs to TF32 (10 bits)."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def set_determinism(wanted: bool) -> None:
+    """Let this process's GPU compute the same bits each time on the same card, or whatever is fastest.
+
+    Convolutions are what differs between two runs of the same training. `torch.use_deterministic_algorithms` would
+    also sort the indices of sums that are never repeated (tests/meta/test_determinism.py), and torch keeps cuBLAS
+    deterministic by a workspace of its own for each stream.
+    """
+    torch.backends.cudnn.deterministic = wanted
+    torch.backends.cudnn.benchmark = False  # The fastest in a short trial is another one each time.
+    if wanted:
+        # Likewise torch.compile and its reductions; it reads this when it is first used.
+        os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
+
+
+def determinism(device: torch.device) -> str:
+    """Return what a log's line adds of a GPU: whether it computes the same bits each time. A CPU does."""
+    return f", deterministic: {str(torch.backends.cudnn.deterministic).lower()}" if device.type == "cuda" else ""
 
 
 def clock(device: torch.device) -> float:

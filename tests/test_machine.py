@@ -1,13 +1,21 @@
 """A job on the wrong machine fails in seconds and says what to do."""
 
+import contextlib
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
+import anml.evaluate.by_hand
+import anml.evaluate.job
+import anml.train.job
+from anml.cli import evaluate, train
 from anml.errors import JobError
 from anml.jobs.job import check_folder
-from anml.machine import keep_float32, mask_problems, peak_memory, prepare_device
+from anml.machine import determinism, keep_float32, mask_problems, peak_memory, prepare_device
 
 
 def test_cpu_is_always_there() -> None:
@@ -31,6 +39,58 @@ def test_float32_stays_float32_on_a_gpu() -> None:
     keep_float32()
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.fixture
+def cudnn(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The settings of this process, which are as before after a test."""
+    for name, value in (("deterministic", False), ("benchmark", True)):
+        monkeypatch.setattr(torch.backends.cudnn, name, value)
+    monkeypatch.setenv("TORCHINDUCTOR_DETERMINISTIC", "")  # So that it is put back.
+    monkeypatch.delenv("TORCHINDUCTOR_DETERMINISTIC")
+    return torch.backends.cudnn
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, True), (True, True), (False, False)])
+def test_a_gpu_is_deterministic_unless_the_config_says_otherwise(cudnn, monkeypatch, asked, expected) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with contextlib.suppress(AssertionError, JobError):  # Of a machine that has none after all.
+        prepare_device("auto", "cuda", asked)
+    assert cudnn.deterministic == expected
+    assert not cudnn.benchmark
+    assert os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == ("1" if expected else None)
+    assert determinism(torch.device("cuda")) == f", deterministic: {'true' if expected else 'false'}"
+
+
+def test_a_log_has_nothing_to_say_of_a_cpu() -> None:
+    assert determinism(torch.device("cpu")) == ""
+
+
+SMALL = {
+    "dataset": "glyphs", "model": "sanml", "model_args": {"rln_chs": 3}, "num_batches": 2, "remember_size": 4,
+    "epochs": 1, "engine": "fast", "device": "cpu",
+}  # fmt: skip
+FLAVOR = {"classes": 2, "runs": 1, "lr": 0.01, "eval_freq": 0}
+
+
+def test_every_job_passes_on_what_its_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool | None] = []
+
+    def spy(*arguments: Any) -> torch.device:
+        asked.append(arguments[2])
+        return prepare_device(*arguments)
+
+    for module in (anml.train.job, anml.evaluate.job, anml.evaluate.by_hand):
+        monkeypatch.setattr(module, "prepare_device", spy)
+    flavors = {"as-training": FLAVOR, "its-own": FLAVOR | {"deterministic": True}}
+    path, by_hand = tmp_path / "config.yml", tmp_path / "eval.yml"
+    path.write_text(yaml.safe_dump(SMALL | {"deterministic": False, "eval": flavors}))
+    by_hand.write_text(yaml.safe_dump(FLAVOR | {"deterministic": False}))
+    assert train.main(["--run-dir", str(tmp_path)]) == 0
+    for flavor in flavors:
+        assert evaluate.main(["--run-dir", str(tmp_path), "--flavor", flavor, "--step", "1"]) == 0
+    assert evaluate.main(["-c", str(by_hand), "-m", str(tmp_path / "checkpoints/step-000001")]) == 0
+    assert asked == [False, False, True, False]
 
 
 @pytest.mark.parametrize("mask", ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"])

@@ -66,6 +66,8 @@ class EvalConfig(Record):
     batch_size: Count = 256
     eval_freq: EvalFrequency | None = None
     runs: Count = 10
+    # As for training, whose it is where it is unset.
+    deterministic: bool | None = None
     engine: Literal["auto", "reference", "native", "lanes"] = "auto"
     # One seed for all trained models: every model then meets the same classes and examples (paired comparison).
     seed: int = 1

@@ -300,6 +300,7 @@ def _fill_in(config: TrainConfig, flavors: Mapping[str, EvalConfig]) -> TrainCon
                 "im_size": flavor.im_size or size,
                 "data_path": absolute_path(flavor.data_path) or data_path,
                 "allow_incomplete": flavor.allow_incomplete or config.allow_incomplete,
+                "deterministic": config.deterministic if flavor.deterministic is None else flavor.deterministic,
             }
         )
         for name, flavor in flavors.items()

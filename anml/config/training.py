@@ -127,6 +127,8 @@ class TrainConfig(Record):
     # down: resolved configs from before this key stay as they are.
     train_together: bool | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # The same bits each time on the same GPU. Unset is true, and not written down, as with train_together.
+    deterministic: bool | None = None
     engine: EngineName = "auto"
 
     model: ModelName

@@ -35,7 +35,7 @@ def evaluate_by_hand(
 
     configs: the same evaluation, once for each data set.
     """
-    compute_on = prepare_device("auto", device)
+    compute_on = prepare_device("auto", device, configs[0].deterministic)
     candidates = [c for config in configs for c in load_models(config, checkpoints, compute_on)]
     if note := _different_classes(candidates):
         print(note, file=sys.stderr)

@@ -42,8 +42,8 @@ def evaluate_checkpoint(
     Returns False when stopped before the end.
     """
     check_folder(experiment.root, min_free_gb)
-    compute_on = prepare_device(device, config.device)
     evaluation = config.eval[flavor]
+    compute_on = prepare_device(device, config.device, evaluation.deterministic)
     model, card = load_model(experiment.checkpoint(step, one.tag), compute_on)
     data = load_data(evaluation, config.eval_request(evaluation), card, compute_on)
     points = sweep_trajectories(evaluation)

@@ -13,6 +13,7 @@ from anml.data.class_images import ClassImages
 from anml.evaluate.choose import Engine, choose_engine
 from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape
 from anml.evaluate.protocols import Score, learn_in_sequence, learn_shuffled, score_without_learning
+from anml.machine import determinism
 from anml.models.meta_model import MetaModel
 from anml.results import ClassRow, ResultRow, TrajectoryResult
 
@@ -53,7 +54,7 @@ def run_sweep(
     # By the whole sweep: engines round differently, and the points of an array's task, or those left of a stopped job,
     # belong to it.
     engine = choose_engine(config, preparer, config.runs, config.count_trajectories())
-    say(f"engine {engine.name}, {engine.why}")
+    say(f"engine {engine.name}, {engine.why}{determinism(data.images.device)}")
     if engine.name == "native" and preparer.shared is not None:
         preparer.shared.use_native_blocks()
     for point, own in _learn(points, preparer, engine, progress, say):

@@ -129,7 +129,10 @@ class _InnerLoop:
             cotangents[step] = torch.addcmul(pushed * self.slopes[step], pulled, self.encoded[step])
         total = self.query_gate_cotangent.new_zeros(len(self.gates), cotangents[0].shape[1])
         total[self.episode.query_start :] = self.query_gate_cotangent
-        return total.index_add_(0, index.flatten(), torch.cat(cotangents))
+        # Step by step: with the rows of all cycles at once a GPU would add up those of one image in any order.
+        for rows, cotangent in zip(index, cotangents, strict=True):
+            total.index_add_(0, rows, cotangent)
+        return total
 
 
 def unsupported(model: MetaModel, inner_names: list[str]) -> str:

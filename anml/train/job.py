@@ -9,7 +9,7 @@ from anml.config.profile import Device, WandbMode
 from anml.config.training import TrainConfig, TrainingId
 from anml.experiment import Experiment
 from anml.jobs.job import JobContext, check_folder
-from anml.machine import describe_machine, peak_memory, prepare_device
+from anml.machine import describe_machine, determinism, peak_memory, prepare_device
 from anml.tracking import Tracker
 from anml.train.loop import Lane, Training, TrainingTogether
 from anml.train.run import TrainingRun
@@ -30,11 +30,11 @@ def train_segment(
     Returns False when stopped before, with a checkpoint of where it stopped.
     """
     check_folder(experiment.root, min_free_gb)
-    compute_on = prepare_device(device, config.device)
+    compute_on = prepare_device(device, config.device, config.deterministic)
     until = config.total_steps if until is None else until
     training = _make_training(config, experiment, one, compute_on)
     _record_machine(experiment, compute_on)
-    notes = _Notes(f"training on {compute_on}, ", training)
+    notes = _Notes(f"training on {compute_on}{determinism(compute_on)}, ", training)
     _say(f"{notes.latest}; steps {training.completed} to {until}")
     if training.completed >= until:
         return True

@@ -36,6 +36,7 @@ FLAVOR = "dataset: glyphs\nmodel: sanml\neval:\n  a: {runs: 1}\n"
         ),
         ("ema_decay=1.0", "--set: ema_decay: must be less than 1, found 1.0"),
         ("ema_decay=0.0", "--set: ema_decay: must be greater than 0, found 0.0"),
+        ("deterministic=mostly", '--set: deterministic: must be true or false, found "mostly"'),
         ("outer_lr_scheduler_args=5", "--set: outer_lr_scheduler_args: must be a mapping (key: value), found 5"),
         ("outer_lr_schedule=StepLR", "--set: outer_lr_schedule: unknown key; did you mean 'outer_lr_scheduler'?"),
         (
@@ -148,7 +149,7 @@ def test_each_way_of_training_has_a_schedule_of_its_own(problems, load) -> None:
 
 def test_options_that_are_not_used_are_not_written_down(load) -> None:
     written = dump_config(load(BASE).config)
-    assert [key for key in ("ema_decay", "outer_lr_scheduler") if key in written] == []
+    assert [key for key in ("ema_decay", "outer_lr_scheduler", "deterministic") if key in written] == []
 
 
 def test_iid_training_must_say_how_many_epochs(problems) -> None:

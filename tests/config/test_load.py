@@ -248,6 +248,7 @@ FLAVORS = st.fixed_dictionaries(
         "reinit_method": st.sampled_from(["kaiming", "zero", "lstsq"]),
         "adam_betas": st.none() | st.lists(st.floats(0, 1, exclude_max=True), min_size=2, max_size=2),
         "split": st.sampled_from([None, "eval"]),
+        "deterministic": st.none() | st.booleans(),
         "reinit_bias": st.sampled_from(["zero", "keep"]),
         "reinit_params": selectors,
         "opt_params": selectors,

@@ -98,11 +98,11 @@ def test_every_training_key_is_told_or_left_out_for_a_reason():
         *module._OF_ALL, *module._OF_EPISODES, *module._OF_IID, *module._OF_ZAPPING, *module._OF_UPDATES,
         *module._OF_ONE_MODEL, "outer_lr_scheduler_args", "lr_scheduler_args", "optimizer_args", "model_args",
     }  # fmt: skip
-    machine = {"project", "entity", "group", "cluster", "data_path", "device", "engine", "train_together"}
+    machine = {"project", "entity", "group", "cluster", "data_path", "device", "engine", "deterministic"}
     record = {"val_size", "save_freq", "log_freq", "model_name", "output_layer"}
     said_elsewhere = {
         "seed", "seeds", "epochs", "max_steps", "eval_steps", "eval_untrained", "eval", "im_size", "class_split",
-        "allow_incomplete", "inner_lrs",
+        "allow_incomplete", "inner_lrs", "train_together",
     }  # fmt: skip
     assert told | machine | record | said_elsewhere == set(TrainConfig.model_fields)
     assert not told & (machine | record | said_elsewhere)
