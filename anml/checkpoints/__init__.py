@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from anml import __version__
 from anml.atomic import new_folder, read_json
+from anml.config.model_args import MODELS, model_references
 from anml.errors import CheckpointError, ConfigError
-from anml.models import MODELS, build_model
+from anml.models import build_model
 from anml.models.meta_model import MetaModel, find_not_finite
-
-# Checkpoints: tensors as safetensors beside readable JSON; written atomically, verified when read.
+from anml.plugins import is_reference, load_object
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,12 @@ def load_model(folder: Path, device: torch.device | None = None) -> tuple[MetaMo
     """Return the model of a checkpoint and its card. Raises CheckpointError when damaged, incomplete or not finite."""
     card = read_card(folder)
     state = _load_tensors(folder / "model.safetensors", _read(folder / "model.json").get("sha256"))
+    for reference in model_references(card.model, card.model_args):
+        try:
+            load_object(reference)
+        except ConfigError as error:
+            message = f"{folder / 'model.json'}: the code of its model cannot be loaded: {error}. Put it there again."
+            raise CheckpointError(message) from None
     try:
         model = build_model(card.model, _args_of_its_time(card.model_args), card.image_shape, card.seed)
         model.load_state_dict(state)
@@ -108,7 +114,7 @@ def read_card(folder: Path) -> ModelCard:
     except (TypeError, KeyError, ValueError) as error:
         message = f"{folder / 'model.json'}: not a model card of this program ({error})"
         raise CheckpointError(message) from None
-    if str(card.model) not in MODELS:
+    if not isinstance(card.model, str) or not (card.model in MODELS or is_reference(card.model)):
         message = f"{folder / 'model.json'}: unknown model {card.model!r}; known: {', '.join(MODELS)}"
         raise CheckpointError(message)
     return card

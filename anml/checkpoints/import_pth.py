@@ -14,9 +14,9 @@ import torch
 
 from anml.checkpoints import ModelCard, check_finite
 from anml.config.facts import DATASETS
-from anml.config.model_args import MODEL_ARGS, OmlArgs
+from anml.config.model_args import OmlArgs, find_part
 from anml.errors import CheckpointError, ConfigError
-from anml.models import MODELS, build_model
+from anml.models import build_model
 from anml.models.meta_model import MetaModel
 
 # Image sizes of the published models: ANML and SANML, OML.
@@ -131,8 +131,9 @@ def _shapes(network: Network) -> Mapping[str, torch.Size]:
     """Return the names and shapes of a network's parameters: none, when there is no such network."""
     try:
         with torch.device("meta"):
-            args = MODEL_ARGS[network.model](**network.model_args)
-            return {n: t.shape for n, t in MODELS[network.model](args, network.image_shape).state_dict().items()}
+            part = find_part("model", network.model)
+            model = part.build(part.args(**network.model_args), image_shape=network.image_shape)
+            return {name: tensor.shape for name, tensor in model.state_dict().items()}
     except (ConfigError, ValueError):
         return {}
 
