@@ -117,6 +117,11 @@ class BlockWeights(NamedTuple):
         return BlockWeights(*(torch.add(a, b, alpha=factor) for a, b in zip(self, other, strict=True)))
 
 
+_LAYERS = ["conv", "norm", "relu", "pool"]
+# What a block and its layers are, exactly.
+_KINDS = ((ConvBlock, nn.Sequential), (nn.Conv2d,), (nn.InstanceNorm2d,), (nn.ReLU,), (nn.MaxPool2d, nn.Identity))
+
+
 class Block(NamedTuple):
     """What a block consists of; pool is the window's edge, 0 for none."""
 
@@ -138,12 +143,20 @@ def find_blocks(modules: Iterable[tuple[str, nn.Module]]) -> list[Block] | None:
         if isinstance(module, nn.Flatten):
             continue
         parts = dict(module.named_children())
-        pool = parts.pop("pool", None)
+        conv, norm, relu, pool = (parts.get(part, nn.Identity()) for part in ("conv", "norm", "relu", "pool"))
         edge = pool.kernel_size if isinstance(pool, nn.MaxPool2d) else 0
-        conv, norm = parts.get("conv"), parts.get("norm")
-        if set(parts) != {"conv", "norm", "relu"} or not isinstance(conv, nn.Conv2d):
+        # By exact types and in this order: whatever else a user's encoder may be computes something else.
+        is_ordered = type(module) is ConvBlock or list(parts) in (_LAYERS, _LAYERS[:3])
+        kinds = [type(module), *map(type, (conv, norm, relu, pool))]
+        if not is_ordered or any(kind not in allowed for kind, allowed in zip(kinds, _KINDS, strict=True)):
             return None
-        if not isinstance(norm, nn.InstanceNorm2d) or not isinstance(edge, int):
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.InstanceNorm2d)
+        plain = (conv.dilation, conv.groups, conv.padding_mode, norm.affine, norm.track_running_stats)
+        is_plain_pool = edge == 0 or (pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (edge, 0, 1, False)
+        if plain != ((1, 1), 1, "zeros", True, False) or not is_plain_pool:
+            return None
+        if not isinstance(edge, int) or isinstance(conv.padding, str):
             return None
         blocks.append(Block(name, conv, norm, edge))
     return blocks
