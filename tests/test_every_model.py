@@ -9,7 +9,7 @@ import torch
 
 from anml.checkpoints import ModelCard, load_model, save_checkpoint
 from anml.config.evaluation import EvalConfig
-from anml.config.model_args import complete_args, find_part
+from anml.config.model_args import complete_args, named_part
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
@@ -96,7 +96,7 @@ def test_trains_is_saved_and_is_evaluated(tmp_path: Path, data: ClassImages, kin
     assert not {n for n in unchanged if not n.endswith("conv.bias")}  # A norm takes those away again.
 
     card = ModelCard(
-        name, complete_args(find_part("model", name).args(**args)), SHAPE, kind, "glyphs", method, step=1, seed=1
+        name, complete_args(named_part("model", name).args(**args)), SHAPE, kind, "glyphs", method, step=1, seed=1
     )
     save_checkpoint(tmp_path / "step-000001", model, card, {})
     loaded, card = load_model(tmp_path / "step-000001")

@@ -14,7 +14,7 @@ import torch
 
 from anml.checkpoints import ModelCard, check_finite
 from anml.config.facts import DATASETS
-from anml.config.model_args import OmlArgs, find_part
+from anml.config.model_args import OmlArgs, named_part
 from anml.errors import CheckpointError, ConfigError
 from anml.models import build_model
 from anml.models.meta_model import MetaModel
@@ -130,7 +130,7 @@ def _shapes(network: Network) -> Mapping[str, torch.Size]:
     """Return the names and shapes of a network's parameters: none, when there is no such network."""
     try:
         with torch.device("meta"):
-            part = find_part("model", network.model)
+            part = named_part("model", network.model)
             model = part.build(part.args(**network.model_args), image_shape=network.image_shape)
             return {name: tensor.shape for name, tensor in model.state_dict().items()}
     except (ConfigError, ValueError):

@@ -215,10 +215,10 @@ class ClassifierArgs(Record):
     classifier_args: Arguments = {}
 
     def encoder_record(self) -> Any:
-        return find_part("encoder", self.encoder).args(**self.encoder_args)
+        return named_part("encoder", self.encoder).args(**self.encoder_args)
 
     def head_record(self) -> Any:
-        return find_part("classifier", self.classifier).args(**self.classifier_args)
+        return named_part("classifier", self.classifier).args(**self.classifier_args)
 
     @property
     def num_classes(self) -> int:
@@ -255,7 +255,7 @@ def _is_name(kind: str, name: Any) -> bool:
     return isinstance(name, str) and (name in PARTS[kind] or is_reference(name))
 
 
-def find_part(kind: str, name: str) -> Part:
+def named_part(kind: str, name: str) -> Part:
     """Return the part that a config names. kind: a key of PARTS. Raises ConfigError."""
     if name in PARTS[kind]:
         return PARTS[kind][name]
@@ -320,7 +320,7 @@ def check_model_args(source: Source) -> list[str]:
     problems = []
     for kind, name, at, args_at in parts:
         try:
-            problems += bind(find_part(kind, name).args, source, args_at)[1] if _is_name(kind, name) else []
+            problems += bind(named_part(kind, name).args, source, args_at)[1] if _is_name(kind, name) else []
         except ConfigError as error:
             problems.append(problem(source, at, str(error)))
     return problems

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from anml.config.model_args import MODELS, find_part
+from anml.config.model_args import MODELS, named_part
 from anml.errors import ConfigError
 from anml.models.heads import OutputLayer
 from anml.models.meta_model import MetaModel, initialise
@@ -19,7 +19,7 @@ def build_model(name: str, args: dict[str, Any], image_shape: tuple[int, int, in
     name: of MODELS, or a reference to a user's own class. Raises ConfigError when its code cannot be loaded or is no
     model, or when the arguments do not fit the images.
     """
-    part = find_part("model", name)
+    part = named_part("model", name)
     # Constructors draw from the global generator, which is put back. `initialise` draws convolutions and Linear layers
     # again; the seed is for other layers that a user's model may have.
     with torch.random.fork_rng(devices=[]):

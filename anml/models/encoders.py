@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from anml.config.model_args import ClassifierArgs, ConvnetArgs, Resnet12Args, Resnet18Args, find_part
+from anml.config.model_args import ClassifierArgs, ConvnetArgs, Resnet12Args, Resnet18Args, named_part
 from anml.errors import ConfigError
 from anml.models.anml import AnmlEncoder
 from anml.models.blocks import make_norm, output_width, sequential
@@ -124,7 +124,7 @@ class Classifier(MetaModel):
 
     def __init__(self, args: ClassifierArgs, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        encoder, head = find_part("encoder", args.encoder), find_part("classifier", args.classifier)
+        encoder, head = named_part("encoder", args.encoder), named_part("classifier", args.classifier)
         self.encoder = encoder.build(args.encoder_record(), image_shape=image_shape)
         features = output_width(self.encoder, image_shape)
         self.classifier = head.build(args.head_record(), features=features)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from anml.checkpoints import ModelCard, load_model, save_checkpoint
 from anml.config.load import load_train_config, smoke_test
 from anml.config.model_args import complete_args
 from anml.errors import CheckpointError, ConfigError
+from anml.meta.adjoint import unsupported
 from anml.models import build_model
+from anml.models.meta_model import belongs_to
 
 SHAPE = (1, 28, 28)
 NET = """
@@ -80,7 +83,7 @@ def test_a_users_model_is_bound_built_and_loaded_again(tmp_path: Path, code: str
     (tmp_path / "train.yml").write_text(f"dataset: glyphs\nmodel: {file}:MyNet\nmodel_args: {{width: 7}}\n")
     config = load_train_config(tmp_path / "train.yml").config
     args = json.loads(json.dumps(complete_args(config.model_record)))
-    assert (args["width"], args["num_classes"]) == (7, 1000)
+    assert (args["width"], args["num_classes"], config.display_name) == (7, 1000, "MyNet")
 
     model = build_model(config.model, args, SHAPE, seed=1)
     assert model.head.weight.shape == (1000, 7)
@@ -205,3 +208,49 @@ def test_a_checkpoint_whose_code_is_gone_says_which(tmp_path: Path) -> None:
         load_model(tmp_path / "c")
     assert str(card_file) in str(error.value)
     assert f"{tmp_path}/elsewhere.py" in str(error.value)
+
+
+SUBCLASS = """
+from torch import nn
+from anml.models.anml import Anml
+
+
+class Twice(Anml):
+    def encode(self, images, gate=None):
+        return 2 * super().encode(images, gate)
+
+
+class Activations(nn.Module):
+    def __init__(self, features, num_classes: int = 1000):
+        super().__init__()
+        self.out = nn.Linear(features, num_classes)
+
+    def forward(self, features):
+        return self.out(features.relu())
+
+
+def late_norm(image_shape):
+    block = nn.Sequential()
+    for name, layer in (("conv", nn.Conv2d(image_shape[0], 3, 3)), ("relu", nn.ReLU()),
+                        ("norm", nn.InstanceNorm2d(3, affine=True))):
+        block.add_module(name, layer)
+    return nn.Sequential(block, nn.Flatten())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("{file}:Twice", {"rln_chs": 3, "nm_chs": 2}),
+        ("classifier", {"encoder": "anml-encoder", "classifier": "{file}:Activations"}),
+        ("classifier", {"encoder": "{file}:late_norm"}),
+    ],
+)
+def test_gradients_by_hand_are_not_taken_of_what_only_looks_like_a_shipped_model(
+    tmp_path: Path, name: str, args: dict[str, Any]
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(SUBCLASS)
+    args = {key: value.format(file=file) if isinstance(value, str) else value for key, value in args.items()}
+    model = build_model(name.format(file=file), args, SHAPE, seed=1)
+    assert unsupported(model, [n for n, _ in model.named_parameters() if not belongs_to(n, model.gate_prefix)])
