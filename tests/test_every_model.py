@@ -9,7 +9,7 @@ import torch
 
 from anml.checkpoints import ModelCard, load_model, save_checkpoint
 from anml.config.evaluation import EvalConfig
-from anml.config.model_args import MODEL_ARGS, complete_args
+from anml.config.model_args import complete_args, named_part
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
@@ -95,7 +95,9 @@ def test_trains_is_saved_and_is_evaluated(tmp_path: Path, data: ClassImages, kin
     unchanged = {n for n, p in model.named_parameters() if torch.equal(p, before[n])}
     assert not {n for n in unchanged if not n.endswith("conv.bias")}  # A norm takes those away again.
 
-    card = ModelCard(name, complete_args(MODEL_ARGS[name](**args)), SHAPE, kind, "glyphs", method, step=1, seed=1)
+    card = ModelCard(
+        name, complete_args(named_part("model", name).args(**args)), SHAPE, kind, "glyphs", method, step=1, seed=1
+    )
     save_checkpoint(tmp_path / "step-000001", model, card, {})
     loaded, card = load_model(tmp_path / "step-000001")
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())

@@ -13,21 +13,24 @@ from safetensors.torch import load_file, save_file
 
 from anml import __version__
 from anml.atomic import new_folder, read_json
+from anml.config.model_args import MODELS, model_references
 from anml.errors import CheckpointError, ConfigError
-from anml.models import MODELS, build_model
+from anml.models import build_model
 from anml.models.meta_model import MetaModel, find_not_finite
+from anml.plugins import is_reference, load_object
 
-# Checkpoints: tensors as safetensors beside readable JSON; written atomically, verified when read.
+_PARTS = ("model", "training")
 
 
 @dataclass(frozen=True)
 class ModelCard:
     """What a checkpoint says of its model: enough to build it, and to know where it comes from.
 
+    model: a name of config/model_args.py, or a reference to a user's own class.
     step: episodes (or optimizer steps) trained; 0 is a freshly initialised network.
     class_split, imgs_per_class: of images-folder, the names of the classes for training and for evaluation.
     ema_decay: the model is an exponential moving average of the trained weights.
-    train_classes: how many of the background classes (the first ones) were trained on; None: all, or nobody knows.
+    train_classes: how many of the background classes (the first ones) were trained on; None: all, or not known.
     """
 
     model: str
@@ -68,11 +71,24 @@ def _write_model(folder: Path, model: MetaModel, card: ModelCard, more: dict[str
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> tuple[MetaModel, ModelCard]:
-    """Return the model of a checkpoint and its card. Raises CheckpointError when damaged, incomplete or not finite."""
+    """Return the model of a checkpoint and its card.
+
+    Raises CheckpointError when it is damaged, incomplete or not finite, or when a user's code is no longer found.
+    """
     card = read_card(folder)
+    args = card.model_args
     state = _load_tensors(folder / "model.safetensors", _read(folder / "model.json").get("sha256"))
     try:
-        model = build_model(card.model, _args_of_its_time(card.model_args), card.image_shape, card.seed)
+        for reference in model_references(card.model, args):
+            load_object(reference)
+    except ConfigError as error:
+        message = f"{folder / 'model.json'}: the code of its model cannot be loaded: {error}. Put it there again."
+        raise CheckpointError(message) from None
+    if isinstance(args, dict) and args.get("encoder") == "anml-encoder":
+        # Older cards left this default out, which is another one by now.
+        args = args | {"encoder_args": {"num_blocks": 3} | (args.get("encoder_args") or {})}
+    try:
+        model = build_model(card.model, args, card.image_shape, card.seed)
         model.load_state_dict(state)
     except (RuntimeError, TypeError, ValueError, ConfigError) as error:
         message = f"{folder}: the tensors do not fit the model its card describes: {error}"
@@ -88,13 +104,6 @@ def check_finite(path: Path, model: MetaModel) -> None:
         raise CheckpointError(message)
 
 
-def _args_of_its_time(args: Any) -> Any:
-    """Return a card's arguments with a default that older cards left out and that is another by now."""
-    if isinstance(args, dict) and args.get("encoder") == "anml-encoder":
-        return args | {"encoder_args": {"num_blocks": 3} | (args.get("encoder_args") or {})}
-    return args
-
-
 def read_card(folder: Path) -> ModelCard:
     """Return the model card of a checkpoint. Raises CheckpointError."""
     if not (folder / "model.json").is_file():
@@ -108,7 +117,7 @@ def read_card(folder: Path) -> ModelCard:
     except (TypeError, KeyError, ValueError) as error:
         message = f"{folder / 'model.json'}: not a model card of this program ({error})"
         raise CheckpointError(message) from None
-    if str(card.model) not in MODELS:
+    if not isinstance(card.model, str) or not (card.model in MODELS or is_reference(card.model)):
         message = f"{folder / 'model.json'}: unknown model {card.model!r}; known: {', '.join(MODELS)}"
         raise CheckpointError(message)
     return card
@@ -126,13 +135,9 @@ def load_training_state(folder: Path) -> dict[str, Any]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Say whether a checkpoint is there and intact."""
-    for name in ("model", "training"):
-        expected = _read(folder / f"{name}.json").get("sha256")
-        file = folder / f"{name}.safetensors"
-        if expected is None or not file.is_file() or _sha256(file) != expected:
-            return False
-    return True
+    """Say whether a checkpoint exists and is intact."""
+    expected = {folder / f"{part}.safetensors": _read(folder / f"{part}.json").get("sha256") for part in _PARTS}
+    return all(digest and file.is_file() and _sha256(file) == digest for file, digest in expected.items())
 
 
 def steps_saved(checkpoints: Path) -> list[int]:
@@ -142,7 +147,7 @@ def steps_saved(checkpoints: Path) -> list[int]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return what a card says: nothing, when it is missing, damaged, or not ours."""
+    """Return the data of a JSON file: none when it is missing, damaged, or not ours."""
     data = read_json(path)
     return data if isinstance(data, dict) else {}
 
@@ -189,12 +194,9 @@ def _join_tensors(plain: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if kind == "tensor":
         return tensors[content]
     if kind == "dict":
-        return {_key(key): _join_tensors(value, tensors) for key, value in content.items()}
+        # Optimizer states are keyed by position, which JSON makes text of.
+        items = ((int(key) if key.isdigit() else key, value) for key, value in content.items())
+        return {key: _join_tensors(value, tensors) for key, value in items}
     if kind == "list":
         return [_join_tensors(value, tensors) for value in content]
     return content
-
-
-def _key(key: str) -> str | int:
-    """Optimizer states are keyed by position, which JSON makes text of."""
-    return int(key) if key.isdigit() else key

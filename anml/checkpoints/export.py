@@ -13,13 +13,13 @@ from anml.config.load import dump_config
 from anml.config.training import TrainConfig, TrainingId
 from anml.errors import CheckpointError, ConfigError
 from anml.experiment import Experiment
-from anml.models.meta_model import MetaModel, find_not_finite
+from anml.models.meta_model import find_not_finite
 from anml.report.curves import best_by_classes
 from anml.report.tables import missing_results, read_scores
 
 
 def export_model(
-    experiment: Experiment, config: TrainConfig, step: int, one: TrainingId, target: Path, half: bool
+    experiment: Experiment, config: TrainConfig, step: int, training: TrainingId, target: Path, half: bool
 ) -> list[str]:
     """Write a checkpoint of one of an experiment's trainings to a folder. `half` rounds the weights to float16.
 
@@ -27,9 +27,14 @@ def export_model(
     sweeps that is not complete; the card has them too. Raises CheckpointError, and ConfigError on another target.
     """
     _check_target(target)
-    model, card = load_model(experiment.checkpoint(step, one.tag))
-    about = _about(experiment, config.for_training(one), card, half)
-    save_model(target, _halved(model) if half else model, card, about)
+    model, card = load_model(experiment.checkpoint(step, training.tag))
+    about = _about(experiment, config.for_training(training), card, half)
+    if half:
+        model.half()
+        if name := find_not_finite(model.state_dict()):
+            message = f"{name} has numbers beyond float16's range (65504): export it without --half"
+            raise CheckpointError(message)
+    save_model(target, model, card, about)
     return about["missing"]
 
 
@@ -46,22 +51,14 @@ def _check_target(target: Path) -> None:
         raise ConfigError(message)
 
 
-def _halved(model: MetaModel) -> MetaModel:
-    model.half()
-    if name := find_not_finite(model.state_dict()):
-        message = f"{name} has numbers beyond float16's range (65504): export it without --half"
-        raise CheckpointError(message)
-    return model
-
-
 def _about(experiment: Experiment, config: TrainConfig, card: ModelCard, half: bool) -> dict[str, Any]:
-    """Return what a user of the model may want to know of its making. config: of this training alone.
+    """Return what a user of the model may want to know about its training. config: of this training alone.
 
     accuracy: on test examples at the best learning rate, for every flavor and number of classes learned.
     """
     environment = read_json(experiment.environment_file) or {}
-    of_this = (card.display_name, card.step, card.seed)
-    rows = [r for r in read_scores(experiment).rows if (r.model, r.checkpoint_step, r.train_seed) == of_this]
+    identity = (card.display_name, card.step, card.seed)
+    rows = [r for r in read_scores(experiment).rows if (r.model, r.checkpoint_step, r.train_seed) == identity]
     this_step = config.model_copy(update={"eval_steps": (card.step,), "eval_untrained": False})
     return {
         "config": _without(yaml.safe_load(dump_config(config)), "data_path"),
@@ -74,7 +71,7 @@ def _about(experiment: Experiment, config: TrainConfig, card: ModelCard, half: b
 
 
 def _without(data: Any, private: str) -> Any:
-    """Return nested data without a key that is nobody else's business."""
+    """Return nested data without a key whose values only concern this machine."""
     if not isinstance(data, dict):
         return data
     return {key: _without(value, private) for key, value in data.items() if key != private}

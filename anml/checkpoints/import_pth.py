@@ -1,7 +1,7 @@
 """Reads a plain state_dict of higherANML, such as `256_112_2304_ANML-29999.pth`: the model is rebuilt from its shapes.
 
-Such a file holds tensors and nothing else, so what a checkpoint of ours says in `model.json` is worked out: the model
-from the names, its arguments and the image size from the shapes, the step from the file's name.
+Such a file holds tensors and nothing else. What a checkpoint of ours says in `model.json` is inferred: the model from
+the names, its arguments and the image size from the shapes, the step from the file's name.
 """
 
 import itertools
@@ -14,17 +14,18 @@ import torch
 
 from anml.checkpoints import ModelCard, check_finite
 from anml.config.facts import DATASETS
-from anml.config.model_args import MODEL_ARGS, OmlArgs
+from anml.config.model_args import OmlArgs, named_part
 from anml.errors import CheckpointError, ConfigError
-from anml.models import MODELS, build_model
+from anml.models import build_model
 from anml.models.meta_model import MetaModel
-
-# Image sizes of the published models: ANML and SANML, OML.
-SIZES = (28, 84)
 
 State: TypeAlias = dict[str, torch.Tensor]
 
+# Image sizes of the published models: ANML and SANML, OML.
+_SIZES = (28, 84)
 _HOW = "Write one with torch.save(model.state_dict(), FILE)."
+_BLOCK = re.compile(r"\b(rln|nm)\.encoder\.(\d+)\.([01])\.")
+_OML_BLOCK = re.compile(r"^rln\.(\d+)\.0\.")
 
 
 class Network(NamedTuple):
@@ -60,7 +61,9 @@ def load_pth(
 
 def recognise(file: Path, state: State, dataset: str | None, im_size: int | None) -> Network:
     """Return the network whose parameters have exactly the names and shapes of a state. Raises CheckpointError."""
-    channels, sizes = _channels(file, state), _sizes(dataset, im_size)
+    channels, facts = _channels(file, state), DATASETS.get(dataset or "omniglot")
+    likely = dict.fromkeys((facts.default_size, *_SIZES) if facts else _SIZES)
+    sizes = (im_size,) if im_size else tuple(likely)
     if dataset is None and channels != DATASETS["omniglot"].channels:
         message = (
             f"{file}: made for images of {channels} channels; name the data set (dataset: in the config, or --set)"
@@ -85,20 +88,16 @@ def our_names(state: State) -> State:
     higherANML's later networks number what the published checkpoint names (`rln.encoder.0.1.bias` for
     `rln.convBlock1.norm.bias`). Its OML has a module per block, and its last layer a second time.
     """
-    renamed = {_BLOCK.sub(_block_name, name): tensor for name, tensor in state.items()}
+
+    def block_name(match: re.Match[str]) -> str:
+        part, number, layer = match.groups()
+        return f"{part}.convBlock{int(number) + 1}.{('conv', 'norm')[int(layer)]}."
+
+    renamed = {_BLOCK.sub(block_name, name): tensor for name, tensor in state.items()}
     if "pn.2.weight" in state:
         renamed = {_OML_BLOCK.sub(lambda m: f"rln.{2 * int(m[1])}.", name): t for name, t in renamed.items()}
         renamed = {name: tensor for name, tensor in renamed.items() if not name.startswith("output_layer.")}
     return renamed
-
-
-_BLOCK = re.compile(r"\b(rln|nm)\.encoder\.(\d+)\.([01])\.")
-_OML_BLOCK = re.compile(r"^rln\.(\d+)\.0\.")
-
-
-def _block_name(match: re.Match[str]) -> str:
-    part, number, layer = match.groups()
-    return f"{part}.convBlock{int(number) + 1}.{('conv', 'norm')[int(layer)]}."
 
 
 def _candidates(state: State) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -131,8 +130,9 @@ def _shapes(network: Network) -> Mapping[str, torch.Size]:
     """Return the names and shapes of a network's parameters: none, when there is no such network."""
     try:
         with torch.device("meta"):
-            args = MODEL_ARGS[network.model](**network.model_args)
-            return {n: t.shape for n, t in MODELS[network.model](args, network.image_shape).state_dict().items()}
+            part = named_part("model", network.model)
+            model = part.build(part.args(**network.model_args), image_shape=network.image_shape)
+            return {name: tensor.shape for name, tensor in model.state_dict().items()}
     except (ConfigError, ValueError):
         return {}
 
@@ -155,13 +155,6 @@ def _channels(file: Path, state: State) -> int:
     return first.shape[1]
 
 
-def _sizes(dataset: str | None, im_size: int | None) -> tuple[int, ...]:
-    if im_size:
-        return (im_size,)
-    facts = DATASETS.get(dataset or "omniglot")
-    return tuple(dict.fromkeys((facts.default_size, *SIZES) if facts else SIZES))
-
-
 def _check_name(file: Path, state: State) -> None:
     """Raise CheckpointError where a name begins with other channels of RLN and NM, or features, than the file holds."""
     named = re.match(r"(\d+)_(\d+)_(\d+)_", file.name)
@@ -170,8 +163,10 @@ def _check_name(file: Path, state: State) -> None:
         return
     held = (_rows(state, "rln.convBlock1.conv"), _rows(state, "nm.convBlock1.conv"), features.shape[1])
     if tuple(map(int, named.groups())) != held:
-        found = "_".join(map(str, held))
-        message = f"{file}: the name says {named[0][:-1]} (RLN, NM, features), the tensors are {found}; rename the file"
+        tensors = "_".join(map(str, held))
+        message = (
+            f"{file}: the name says {named[0][:-1]} (RLN, NM, features), the tensors are {tensors}; rename the file"
+        )
         raise CheckpointError(message)
 
 
@@ -182,7 +177,7 @@ def _read_tensors(file: Path) -> State:
     except OSError as error:
         message = f"{file}: cannot be read: {error.strerror or error}"
         raise CheckpointError(message) from None
-    except Exception:  # A damaged pickle may raise anything. Torch's own advice, to execute the file, is not passed on.
+    except Exception:  # A damaged pickle may raise anything. Torch advises to execute the file: not passed on.
         message = (
             f"{file}: cannot be read as a state_dict: damaged, or more than tensors, which is never loaded. {_HOW}"
         )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from anml.config.binding import nearest, problem, show
 from anml.config.evaluation import EvalConfig
 from anml.config.facts import canonical_dataset
-from anml.config.model_args import MODEL_ARGS
+from anml.config.model_args import MODELS
 from anml.config.yaml import KeyPath, Source
 
 # Older name of a key to ours.
@@ -128,7 +128,7 @@ def _move(source: Source, old: KeyPath, new: KeyPath) -> None:
 def _adopt_model_name(data: dict[str, Any]) -> None:
     """Call a model as it is called here: `ANML`, `SANML`, `OML`, `Classifier` are names of higherANML's classes."""
     name = data.get("model")
-    if isinstance(name, str) and name.lower() in MODEL_ARGS:
+    if isinstance(name, str) and name.lower() in MODELS:
         data["model"] = name.lower()
 
 

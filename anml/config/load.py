@@ -11,7 +11,7 @@ from anml.config.compatibility import Adopted, adopt_eval, adopt_train
 from anml.config.evaluation import EvalConfig, absolute_path, data_path_or_default
 from anml.config.facts import DATASETS, canonical_dataset
 from anml.config.folders import fill_in_flavor, fill_in_training, flavor_facts
-from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS
+from anml.config.model_args import check_model_args
 from anml.config.notices import unread_in_evaluation, unread_in_training
 from anml.config.training import TrainConfig
 from anml.config.yaml import KeyPath, Location, Source, dump_yaml, read_value, read_yaml
@@ -216,7 +216,7 @@ def _bind_training(source: Source, notices: list[str]) -> tuple[TrainConfig | No
     without_eval = {key: value for key, value in source.data.items() if key != "eval"}
     elsewhere = _keys_of(EvalConfig, TrainConfig, "belongs to an evaluation; write it below a flavor of eval")
     config, problems = bind(TrainConfig, Source(without_eval, source.locations), elsewhere=elsewhere)
-    problems += _check_model_args(source)
+    problems += check_model_args(source)
     if config is None or problems:
         return None, problems
     try:
@@ -232,20 +232,6 @@ def _bind_training(source: Source, notices: list[str]) -> tuple[TrainConfig | No
 def _keys_of(record: type[Record], other: type[Record], message: str) -> dict[str, str]:
     """Return what to say of the keys of one record that another does not have."""
     return dict.fromkeys(set(record.model_fields) - set(other.model_fields), message)
-
-
-def _check_model_args(source: Source) -> list[str]:
-    """Check `model_args` against the named model's own record, with the lines of the file."""
-    model, args = source.data.get("model"), source.data.get("model_args")
-    if not isinstance(model, str) or model not in MODEL_ARGS or not isinstance(args, dict | None):
-        return []
-    problems = bind(MODEL_ARGS[model], source, ("model_args",))[1]
-    if model == "classifier" and args:
-        for part, records, default in (("encoder", ENCODER_ARGS, ""), ("classifier", HEAD_ARGS, "linear-classifier")):
-            record = records.get(str(args.get(part, default)))
-            if record:
-                problems += bind(record, source, ("model_args", f"{part}_args"))[1]
-    return problems
 
 
 def _bind_flavors(

@@ -1,18 +1,36 @@
-"""The arguments of every model, typed: a wrong one is a config error with its line, not a crash in a job."""
+"""Models, encoders and heads by name: the arguments of each, typed, and the class or function that builds it.
+
+A wrong argument is a config error with its line, not a crash in a job. In place of a name, a config may refer to the
+user's own code (plugins.py), whose arguments are those of its signature.
+"""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from inspect import Parameter, signature
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_origin
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PydanticUserError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
+from pydantic_core import PydanticKnownError
 
-from anml.config.binding import Arguments, Count, Many, NotNegative, OneOrMany, Rate, Record
+from anml.config.binding import Arguments, Count, Many, NotNegative, OneOrMany, Rate, Record, bind, problem
+from anml.config.yaml import KeyPath, Source
+from anml.errors import ConfigError
+from anml.plugins import is_reference, load_object
 
 # null: as many as the images' size asks for (models/blocks.py has the rule).
 Blocks = Annotated[int, Field(ge=1, le=6)] | None
 
 
-class AnmlArgs(Record):
-    """ANML (Beaulieu et al. 2020): prediction network `rln`, neuromodulatory network `nm`, output layer `fc`.
+class AnmlEncoderArgs(Record):
+    """Encoder `anml-encoder`: prediction network `rln`, gated by the neuromodulatory network `nm`.
 
     The published checkpoint's last blocks are unpooled; `pool_nm_output` is the later variant of the NM. What is null
     follows from the images' size, for 28x28 pixels as published.
@@ -23,11 +41,12 @@ class AnmlArgs(Record):
     num_blocks: Blocks = None
     pool_rln_output: bool | None = None
     pool_nm_output: bool | None = None
+
+
+class AnmlArgs(AnmlEncoderArgs):
+    """ANML and NONML: `anml-encoder` and an output layer `fc`."""
+
     num_classes: Count = 1000
-
-
-class NonmlArgs(AnmlArgs):
-    """NONML: ANML whose gate stands beside the features instead of multiplying them."""
 
 
 class SanmlArgs(Record):
@@ -48,22 +67,18 @@ class OmlArgs(Record):
     num_classes: Count = 1000
 
 
-_STAGES = 4  # of a residual network
+def _renamed(names: Mapping[str, str | None]) -> BeforeValidator:
+    """Return a validator that replaces names in configs of higherANML by ours."""
+    return BeforeValidator(lambda value: names.get(value, value) if isinstance(value, str) else value)
 
-# Other names of the norms in configs of higherANML.
+
 _NORMS = {
     **dict.fromkeys(("batch", "batchnorm"), "bn"),
     **dict.fromkeys(("group", "groupnorm"), "gn"),
     **dict.fromkeys(("instance", "instancenorm"), "in"),
     "none": None,
 }
-
-
-def _norm(value: Any) -> Any:
-    return _NORMS.get(value, value) if isinstance(value, str) else value
-
-
-Norm = Annotated[Literal["bn", "gn", "in"] | None, BeforeValidator(_norm)]
+Norm = Annotated[Literal["bn", "gn", "in"] | None, _renamed(_NORMS)]
 
 
 def _zero_for_null(value: Any) -> Any:
@@ -95,55 +110,18 @@ class ConvnetArgs(Record):
             raise ValueError(message)
         return values
 
-    @property
-    def has_batch_norm(self) -> bool:
-        """Whether images of a batch depend on each other."""
-        return "bn" in self.norm_type
 
-
-class AnmlEncoderArgs(Record):
-    """Encoder `anml-encoder`: ANML without its output layer."""
-
-    rln_chs: Count = 256
-    nm_chs: Count = 112
-    num_blocks: Blocks = None
-    pool_rln_output: bool | None = None
-    pool_nm_output: bool | None = None
-
-    @property
-    def has_batch_norm(self) -> bool:
-        """Whether images of a batch depend on each other."""
-        return False
-
-
-class _ResidualArgs(Record):
-    """What all residual networks have."""
-
-    norm_type: Norm = "bn"
-
-    @property
-    def has_batch_norm(self) -> bool:
-        """Whether images of a batch depend on each other."""
-        return self.norm_type == "bn"
-
-
-class Resnet12Args(_ResidualArgs):
+class Resnet12Args(Record):
     """Encoder `resnet12`: the few-shot ResNet-12. Its wide form has channels 64, 160, 320, 640."""
 
-    channels: Many[Count] = (64, 128, 256, 512)
-
-    @field_validator("channels")
-    @classmethod
-    def _check_stages(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if len(values) != _STAGES:
-            message = f"must be {_STAGES} values, one for each stage"
-            raise ValueError(message)
-        return values
+    norm_type: Norm = "bn"
+    channels: Annotated[Many[Count], Field(min_length=4, max_length=4)] = (64, 128, 256, 512)
 
 
-class Resnet18Args(_ResidualArgs):
+class Resnet18Args(Record):
     """Encoder `resnet18`: `width` channels in the first stage, twice as many in each following one."""
 
+    norm_type: Norm = "bn"
     width: Count = 64
     blocks: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
 
@@ -167,14 +145,6 @@ class MlpHeadArgs(Record):
     hidden_layers: OneOrMany[Count] = (1024,)
 
 
-# Names of the metrics in configs of higherANML.
-_METRICS = {"cos": "cosine", "sqr": "distance"}
-Metric = Annotated[
-    Literal["cosine", "distance"],
-    BeforeValidator(lambda value: _METRICS.get(value, value) if isinstance(value, str) else value),
-]
-
-
 class MetricHeadArgs(Record):
     """Head `metric-classifier`: how near the features are to each class's weight row, named `metric`.
 
@@ -183,65 +153,81 @@ class MetricHeadArgs(Record):
     """
 
     num_classes: Count = 1000
-    metric: Metric = "cosine"
+    metric: Annotated[Literal["cosine", "distance"], _renamed({"cos": "cosine", "sqr": "distance"})] = "cosine"
     temperature: Rate | None = None
     learn_temperature: bool | None = None
 
-    @property
-    def start_temperature(self) -> float:
-        """The temperature that is used, or that learning starts from."""
-        return self.temperature or {"cosine": 10.0, "distance": 1.0}[self.metric]
 
-    @property
-    def learns_temperature(self) -> bool:
-        """Whether the temperature is a parameter."""
-        if self.learn_temperature is None:
-            return self.metric == "cosine" and self.temperature is None
-        return self.learn_temperature
+class Part(NamedTuple):
+    """A model, an encoder or a head: the record of its arguments, and a reference of what builds it."""
+
+    args: Any  # A type of Record, or of a user's own pydantic record.
+    reference: str
+
+    def build(self, args: BaseModel, **given: Any) -> Any:
+        """Return what is built of a record of arguments. given: what no config says, such as image_shape.
+
+        Raises ConfigError, for whatever a user's own code raises.
+        """
+        build = load_object(self.reference)
+        arguments = {"args": args} if "args" in signature(build).parameters else dict(args)
+        try:
+            return build(**arguments, **given)
+        except Exception as error:
+            if isinstance(error, ConfigError) or self.reference.startswith("anml."):
+                raise
+            message = f"{self.reference}: building it failed: {type(error).__name__}: {error}"
+            raise ConfigError(message) from error  # Whatever a user's code raises is the user's to mend.
 
 
-EncoderArgs: TypeAlias = ConvnetArgs | AnmlEncoderArgs | Resnet12Args | Resnet18Args
-HeadArgs: TypeAlias = LinearHeadArgs | MlpHeadArgs | MetricHeadArgs
-
-ENCODER_ARGS: Mapping[str, type[EncoderArgs]] = {
-    "convnet": ConvnetArgs,
-    "anml-encoder": AnmlEncoderArgs,
-    "resnet12": Resnet12Args,
-    "resnet18": Resnet18Args,
-    "resnet34": Resnet34Args,
+ENCODERS = {
+    "convnet": Part(ConvnetArgs, "anml.models.encoders:convnet"),
+    "anml-encoder": Part(AnmlEncoderArgs, "anml.models.anml:AnmlEncoder"),
+    "resnet12": Part(Resnet12Args, "anml.models.encoders:resnet12"),
+    "resnet18": Part(Resnet18Args, "anml.models.encoders:resnet18"),
+    "resnet34": Part(Resnet34Args, "anml.models.encoders:resnet18"),
 }
-HEAD_ARGS: Mapping[str, type[HeadArgs]] = {
-    "linear-classifier": LinearHeadArgs,
-    "mlp-classifier": MlpHeadArgs,
-    "metric-classifier": MetricHeadArgs,
+HEADS = {
+    "linear-classifier": Part(LinearHeadArgs, "anml.models.heads:linear_head"),
+    "mlp-classifier": Part(MlpHeadArgs, "anml.models.heads:mlp_head"),
+    "metric-classifier": Part(MetricHeadArgs, "anml.models.heads:metric_head"),
 }
+
+
+def _name_of(kind: str) -> BeforeValidator:
+    """Return a validator of names of parts. It words an unknown one as pydantic words a wrong Literal."""
+
+    def check(name: Any) -> Any:
+        if _is_name(kind, name):
+            return name
+        expected = {"expected": ", ".join((*PARTS[kind], "FILE.py:NAME"))}
+        raise PydanticKnownError("literal_error", expected)  # noqa: EM101
+
+    return BeforeValidator(check)
 
 
 class ClassifierArgs(Record):
     """Model `classifier`: any encoder followed by any head, as submodules `encoder` and `classifier`."""
 
-    encoder: Literal["convnet", "anml-encoder", "resnet12", "resnet18", "resnet34"]
+    encoder: Annotated[str, _name_of("encoder")]
     encoder_args: Arguments = {}
-    classifier: Literal["linear-classifier", "mlp-classifier", "metric-classifier"] = "linear-classifier"
+    classifier: Annotated[str, _name_of("classifier")] = "linear-classifier"
     classifier_args: Arguments = {}
 
-    def encoder_record(self) -> EncoderArgs:
-        """Return the encoder's arguments as their own typed record."""
-        return ENCODER_ARGS[self.encoder](**self.encoder_args)
+    def encoder_record(self) -> Any:
+        return named_part("encoder", self.encoder).args(**self.encoder_args)
 
-    def head_record(self) -> HeadArgs:
-        """Return the head's arguments as their own typed record."""
-        return HEAD_ARGS[self.classifier](**self.classifier_args)
+    def head_record(self) -> Any:
+        return named_part("classifier", self.classifier).args(**self.classifier_args)
 
     @property
     def num_classes(self) -> int:
-        """Number of output rows."""
         return self.head_record().num_classes
 
     @property
     def has_batch_norm(self) -> bool:
-        """Whether images of a batch depend on each other."""
-        return self.encoder_record().has_batch_norm
+        """Whether images of a batch depend on each other, as far as the encoder's arguments tell."""
+        return "bn" in (getattr(self.encoder_record(), "norm_type", None) or ())
 
     @property
     def has_metric_head(self) -> bool:
@@ -249,17 +235,98 @@ class ClassifierArgs(Record):
         return self.classifier == "metric-classifier"
 
 
-ModelArgs: TypeAlias = AnmlArgs | NonmlArgs | SanmlArgs | OmlArgs | ClassifierArgs
-MODEL_ARGS: Mapping[str, type[ModelArgs]] = {
-    "anml": AnmlArgs,
-    "nonml": NonmlArgs,
-    "sanml": SanmlArgs,
-    "oml": OmlArgs,
-    "classifier": ClassifierArgs,
+# Of a user's own model too: `num_classes`.
+ModelArgs: TypeAlias = AnmlArgs | SanmlArgs | OmlArgs | ClassifierArgs
+ModelName = Annotated[str, _name_of("model")]
+
+MODELS = {
+    "anml": Part(AnmlArgs, "anml.models.anml:Anml"),
+    "nonml": Part(AnmlArgs, "anml.models.anml:Nonml"),
+    "sanml": Part(SanmlArgs, "anml.models.anml:Sanml"),
+    "oml": Part(OmlArgs, "anml.models.anml:Oml"),
+    "classifier": Part(ClassifierArgs, "anml.models.encoders:Classifier"),
 }
+# By the key of a config that names one.
+PARTS: Mapping[str, Mapping[str, Part]] = {"model": MODELS, "encoder": ENCODERS, "classifier": HEADS}
+_GIVEN = {"model": "image_shape", "encoder": "image_shape", "classifier": "features"}
 
 
-def complete_args(record: ModelArgs) -> dict[str, Any]:
+def _is_name(kind: str, name: Any) -> bool:
+    return isinstance(name, str) and (name in PARTS[kind] or is_reference(name))
+
+
+def named_part(kind: str, name: str) -> Part:
+    """Return the part that a config names. kind: a key of PARTS. Raises ConfigError."""
+    if name in PARTS[kind]:
+        return PARTS[kind][name]
+    if not is_reference(name):
+        message = f"unknown {kind} {name!r}; allowed: {', '.join(PARTS[kind])}, FILE.py:NAME"
+        raise ConfigError(message)
+    build = load_object(name)
+    try:
+        parameters = dict(signature(build, eval_str=True).parameters)
+        given = parameters.pop(_GIVEN[kind], None)
+        record = _record_of(name, parameters)
+        record.model_rebuild()
+    except (TypeError, ValueError, NameError, PydanticUserError) as error:
+        message = f"{name}: its arguments cannot be read: {error}"
+        raise ConfigError(message) from None
+    if given is None:
+        message = f"{name}: has no argument {_GIVEN[kind]}, which every {kind} is given"
+        raise ConfigError(message)
+    if kind != "encoder" and "num_classes" not in record.model_fields:
+        message = f"{name}: has no argument num_classes, the number of outputs"
+        raise ConfigError(message)
+    return Part(record, name)
+
+
+def _record_of(name: str, parameters: Mapping[str, Parameter]) -> type[BaseModel]:
+    """Return the record of a user's arguments: the annotation of `args`, or a new one made of the signature."""
+    if "args" in parameters:
+        record = parameters["args"].annotation
+        if not (isinstance(record, type) and issubclass(record, BaseModel)):
+            message = f"{name}: its argument args needs the annotation of a pydantic record"
+            raise ConfigError(message)
+        strict = ConfigDict(extra=record.model_config.get("extra", "forbid"))
+        return type(record.__name__, (record,), {"model_config": strict, "__module__": record.__module__})
+    named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    fields: dict[str, Any] = {p.name: (_field_type(p), ... if p.default is p.empty else p.default) for p in named}
+    return create_model(name.rpartition(":")[2], __base__=Record, **fields)
+
+
+def _field_type(parameter: Parameter) -> Any:
+    if parameter.annotation is parameter.empty:
+        return Any
+    # YAML has lists where Python has tuples.
+    is_tuple = get_origin(parameter.annotation) is tuple
+    return Annotated[parameter.annotation, Field(strict=False)] if is_tuple else parameter.annotation
+
+
+def model_references(model: str, args: Any) -> list[str]:
+    """Return the references to a user's own code among the names of a model and its parts. args: unchecked."""
+    names = [model, *(args.get(kind) for kind in ("encoder", "classifier") if isinstance(args, Mapping))]
+    return [name for name in names if isinstance(name, str) and is_reference(name)]
+
+
+def check_model_args(source: Source) -> list[str]:
+    """Return what is wrong with the arguments of the model and its parts, with the lines of the file."""
+    model, args = source.data.get("model"), source.data.get("model_args")
+    if not isinstance(args, dict | None):
+        return []
+    parts: list[tuple[str, Any, KeyPath, KeyPath]] = [("model", model, ("model",), ("model_args",))]
+    if model == "classifier" and args:
+        for kind, default in (("encoder", None), ("classifier", "linear-classifier")):
+            parts.append((kind, args.get(kind, default), ("model_args", kind), ("model_args", f"{kind}_args")))
+    problems = []
+    for kind, name, at, args_at in parts:
+        try:
+            problems += bind(named_part(kind, name).args, source, args_at)[1] if _is_name(kind, name) else []
+        except ConfigError as error:
+            problems.append(problem(source, at, str(error)))
+    return problems
+
+
+def complete_args(record: BaseModel) -> dict[str, Any]:
     """Return every argument of a model as plain data, defaults included, those of a classifier's parts too."""
     args = record.model_dump(mode="json")
     if isinstance(record, ClassifierArgs):

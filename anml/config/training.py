@@ -10,7 +10,7 @@ from anml.config.binding import Arguments, Count, Fraction, NotNegative, OneOrMa
 from anml.config.evaluation import DataRequest, EvalConfig, eval_request
 from anml.config.facts import DATASETS, IMAGES_FOLDER, DatasetFacts
 from anml.config.image_folder import ClassSplit, ClassSplitKey, folder_facts
-from anml.config.model_args import MODEL_ARGS, ModelArgs
+from anml.config.model_args import ModelArgs, ModelName, named_part
 from anml.errors import ConfigError
 
 _TAG = re.compile(r"(?:inner-lr-(?P<inner_lr>[\d.e+-]+?))?-?(?:seed-(?P<seed>-?\d+))?")
@@ -67,7 +67,6 @@ def model_order(name: str) -> tuple[str, float]:
 # One experiment: a model, how it is trained, and the evaluations that follow.
 
 DatasetName = Literal["omniglot", "glyphs", "mini-imagenet", "omniimage20", "omniimage100", "images-folder"]
-ModelName = Literal["anml", "nonml", "sanml", "oml", "classifier"]
 TrainMethod = Literal["meta", "meta-first-order", "sequential_episodic", "iid"]
 LoboScale = Literal["all_rows", "each_row"]
 EngineName = Literal["auto", "graph", "compiled", "native", "sweep", "fast", "reference"]
@@ -194,12 +193,12 @@ class TrainConfig(Record):
     @property
     def model_record(self) -> ModelArgs:
         """The model's arguments as their own typed record."""
-        return MODEL_ARGS[self.model](**self.model_args)
+        return named_part("model", self.model).args(**self.model_args)
 
     @property
     def display_name(self) -> str:
         """The model's name in results and reports."""
-        return self.model_name or self.model
+        return self.model_name or self.model.rpartition(":")[2]  # Of a user's own model the name of its class.
 
     @property
     def training_seeds(self) -> tuple[int, ...]:

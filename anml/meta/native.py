@@ -28,23 +28,21 @@ class NativeEngine(AdjointEngine):
         self.gate_layer = gate[1] if gate else None
 
     def gate(self, images: torch.Tensor) -> torch.Tensor | None:
-        """Return the gate [M, d]; its features stay for `pull_gate`."""
         if self.gate_blocks is None or self.gate_layer is None:
             return super().gate(images)
         with torch.no_grad():
             self.gate_blocks.start(0)
-            self.gate_features = self.gate_blocks.encode_query(images)
+            self.gate_features = self.gate_blocks.encode_query(images)  # for `gate_vjp`
             return torch.sigmoid(self.gate_layer(self.gate_features))
 
-    def pull_gate(self, gate: torch.Tensor, cotangent: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the gradients of the gate's parameters."""
+    def gate_vjp(self, gate: torch.Tensor, grad_gate: torch.Tensor) -> dict[str, torch.Tensor]:
         if self.gate_blocks is None or self.gate_layer is None:
-            return super().pull_gate(gate, cotangent)
-        cotangent = cotangent * gate * (1 - gate)
-        self.gate_blocks.pull_query(cotangent @ self.gate_layer.weight)
+            return super().gate_vjp(gate, grad_gate)
+        grad_out = grad_gate * gate * (1 - gate)
+        self.gate_blocks.query_vjp(grad_out @ self.gate_layer.weight)
         prefix = self.model.gate_prefix or ""
         gradients = self.block_gradients(prefix, self.gate_blocks)
-        gradients |= {f"{prefix}.fc.weight": cotangent.T @ self.gate_features, f"{prefix}.fc.bias": cotangent.sum(0)}
+        gradients |= {f"{prefix}.fc.weight": grad_out.T @ self.gate_features, f"{prefix}.fc.bias": grad_out.sum(0)}
         return gradients
 
 
@@ -57,10 +55,7 @@ def _attend(
 
 def unsupported(model: MetaModel, inner_names: list[str]) -> str:
     """Say why the native engine cannot train this model so, or return an empty string when it can."""
-    reason = unsupported_sweep(model, inner_names)
-    if reason:
-        return reason
-    return unsupported_layers(model)
+    return unsupported_sweep(model, inner_names) or unsupported_layers(model)
 
 
 def _gate_parts(model: MetaModel) -> tuple[list[Block], nn.Linear] | None:

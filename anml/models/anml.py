@@ -1,11 +1,14 @@
-"""ANML (Beaulieu et al. 2020, arXiv 2002.09571); NONML, whose gate does not gate; SANML, which has none."""
+"""ANML (Beaulieu et al. 2020, arXiv 2002.09571); NONML, whose gate does not gate; SANML, which has none.
+
+And OML (Javed & White 2019, arXiv 1905.12588).
+"""
 
 from itertools import pairwise
 
 import torch
 from torch import nn
 
-from anml.config.model_args import AnmlArgs, AnmlEncoderArgs, NonmlArgs, OmlArgs, SanmlArgs
+from anml.config.model_args import AnmlArgs, AnmlEncoderArgs, OmlArgs, SanmlArgs
 from anml.models.blocks import conv_stack, output_width
 from anml.models.meta_model import MetaModel
 
@@ -13,7 +16,7 @@ from anml.models.meta_model import MetaModel
 class AnmlEncoder(nn.Module):
     """Features of the prediction network `rln`, gated by the neuromodulatory network `nm`."""
 
-    def __init__(self, args: AnmlArgs | AnmlEncoderArgs, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, args: AnmlEncoderArgs, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.rln = conv_stack(image_shape, args.rln_chs, args.num_blocks, args.pool_rln_output)
         self.nm = conv_stack(image_shape, args.nm_chs, args.num_blocks, args.pool_nm_output)
@@ -25,73 +28,55 @@ class AnmlEncoder(nn.Module):
         return torch.sigmoid(self.nm(images))
 
     def forward(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-        """Return gated features [n, features]."""
         return self.rln(images) * (self.modulate(images) if gate is None else gate)
 
 
-class Anml(MetaModel):
-    """ANML as published: parameters `rln.*`, `nm.*`, `fc.*`."""
+class _Gated(MetaModel):
+    """What ANML and NONML share: parameters `rln.*`, `nm.*`, `fc.*`; `fc` sees `copies` times the features."""
 
-    head_layer = "fc"
-    head_prefix = "fc"
+    head_layer = head_prefix = "fc"
     gate_prefix = "nm"
+    copies = 1
 
     def __init__(self, args: AnmlArgs, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         encoder = AnmlEncoder(args, image_shape)
         self.rln, self.nm = encoder.rln, encoder.nm
-        self.fc = nn.Linear(encoder.features, args.num_classes)
+        self.fc = nn.Linear(self.copies * encoder.features, args.num_classes)
 
     def modulate(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the gate [n, features]."""
         return torch.sigmoid(self.nm(images))
 
-    def encode(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-        """Return gated features [n, features]."""
-        return self.rln(images) * (self.modulate(images) if gate is None else gate)
-
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """Return logits [n, classes]."""
         return self.fc(features)
 
 
-class Nonml(MetaModel):
-    """NONML: the control for ANML's multiplication. Parameters `rln.*`, `nm.*`, `fc.*`, of the same shapes but for fc.
+class Anml(_Gated):
+    """ANML as published."""
+
+    def encode(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        return self.rln(images) * (self.modulate(images) if gate is None else gate)
+
+
+# Not derived from Anml: the engines that are made for its multiplication tell it by its type.
+class Nonml(_Gated):
+    """NONML: the control for ANML's multiplication. Parameters of the same shapes but for fc.
 
     The neuromodulatory network computes the same values in (0, 1), as many as there are features, but they are appended
     to the features, not multiplied with them: fc sees [rln(x), sigmoid(nm(x))], twice as many inputs (4608 of 28x28
     pixels, in the default width). What the one network sees can then no longer switch off what the other has learned.
     """
 
-    head_layer = "fc"
-    head_prefix = "fc"
-    gate_prefix = "nm"
-
-    # Not derived from Anml: the engines that are made for its multiplication tell it by its type.
-    def __init__(self, args: NonmlArgs, image_shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        encoder = AnmlEncoder(args, image_shape)
-        self.rln, self.nm = encoder.rln, encoder.nm
-        self.fc = nn.Linear(2 * encoder.features, args.num_classes)
-
-    def modulate(self, images: torch.Tensor) -> torch.Tensor:
-        """Return what is appended to the features, [n, features / 2]."""
-        return torch.sigmoid(self.nm(images))
+    copies = 2
 
     def encode(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-        """Return features [n, features], the second half of them the gate."""
         return torch.cat([self.rln(images), self.modulate(images) if gate is None else gate], dim=1)
-
-    def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """Return logits [n, classes]."""
-        return self.fc(features)
 
 
 class Sanml(MetaModel):
     """SANML: parameters `rln.*`, `fc.*`."""
 
-    head_layer = "fc"
-    head_prefix = "fc"
+    head_layer = head_prefix = "fc"
 
     def __init__(self, args: SanmlArgs, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -99,19 +84,14 @@ class Sanml(MetaModel):
         self.fc = nn.Linear(output_width(self.rln, image_shape), args.num_classes)
 
     def encode(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-        """Return features [n, features]; there is no gate."""
         return self.rln(images)
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """Return logits [n, classes]."""
         return self.fc(features)
 
 
-# OML (Javed & White 2019, arXiv 1905.12588): only the two Linear layers learn in the inner loop.
-
-
 class Oml(MetaModel):
-    """Convolutions without norm `rln.*`, and the prediction network `pn.0`, `pn.2`."""
+    """Convolutions without norm `rln.*`; and the prediction network `pn.0`, `pn.2`, which the inner loop trains."""
 
     head_layer = "pn.2"
     head_prefix = "pn"
@@ -127,9 +107,7 @@ class Oml(MetaModel):
         self.pn = nn.Sequential(nn.Linear(features, args.hidden), nn.ReLU(), nn.Linear(args.hidden, args.num_classes))
 
     def encode(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-        """Return features [n, features]; there is no gate."""
         return self.rln(images)
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """Return logits [n, classes]."""
         return self.pn(features)

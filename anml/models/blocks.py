@@ -1,7 +1,7 @@
 """Convolution blocks that the networks are built of."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -9,12 +9,14 @@ from torch import nn
 
 from anml.errors import ConfigError
 
-# Pixels along the edge of the last feature map, at most.
-_LARGEST_MAP = 4
+
+def sequential(layers: Mapping[str, nn.Module]) -> nn.Sequential:
+    """Return layers in a row, each with its name."""
+    return nn.Sequential(OrderedDict(layers))
 
 
 class ConvBlock(nn.Module):
-    """Convolution 3x3 without padding, InstanceNorm (affine), ReLU, and maybe 2x2 max-pooling.
+    """Convolution 3x3 without padding, InstanceNorm (affine), ReLU, and maybe 2x2 max-pooling: edge s to (s - 2) // 2.
 
     Parameter names are those of the published checkpoints: `conv.weight`, `norm.bias`, ...
     """
@@ -27,7 +29,6 @@ class ConvBlock(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """[n, in_channels, h, w] to [n, out_channels, (h - 2) or (h - 2) // 2, ...]."""
         return self.pool(self.relu(self.norm(self.conv(images))))
 
 
@@ -38,10 +39,10 @@ def automatic_blocks(size: int) -> tuple[int, bool]:
     block stays unpooled where that suffices. With 256 channels: 28 pixels, 3 blocks, 3x3 unpooled, 2304 features (as
     published); 84 pixels, 4 blocks, 3x3 pooled, 2304 features; of any size, 2x2 to 4x4, 1024 to 4096 features.
     """
-    blocks, edge = 1, size
-    while (edge - 2) // 2 > _LARGEST_MAP:
+    blocks, edge, largest = 1, size, 4
+    while (edge - 2) // 2 > largest:
         blocks, edge = blocks + 1, (edge - 2) // 2
-    return blocks, edge - 2 > _LARGEST_MAP
+    return blocks, edge - 2 > largest
 
 
 def conv_stack(
@@ -55,12 +56,11 @@ def conv_stack(
     if blocks is None:
         blocks, pool = automatic_blocks(image_shape[1])
         pool_last = pool if pool_last is None else pool_last
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers: dict[str, nn.Module] = {}
     for number in range(1, blocks + 1):
         in_channels = image_shape[0] if number == 1 else channels
         layers[f"convBlock{number}"] = ConvBlock(in_channels, channels, bool(pool_last) or number < blocks)
-    layers["flatten"] = nn.Flatten()
-    return nn.Sequential(layers)
+    return sequential(layers | {"flatten": nn.Flatten()})
 
 
 def make_norm(kind: str | None, channels: int) -> nn.Module:
@@ -85,7 +85,7 @@ def output_width(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
     hooks = [norm.register_forward_pre_hook(_refuse_single_pixel) for norm in norms]
     try:
         with torch.no_grad():
-            return net(torch.zeros(1, *image_shape)).shape[1]
+            shape = net(torch.zeros(1, *image_shape)).shape
     except (RuntimeError, ValueError) as error:
         message = f"model_args: the network does not fit images of {image_shape[1]}x{image_shape[2]} pixels: {error}"
         raise ConfigError(message) from None
@@ -93,6 +93,10 @@ def output_width(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
         net.train()
         for hook in hooks:
             hook.remove()
+    if len(shape) != 2:
+        message = f"model_args: the encoder returns {list(shape)} for one image; features are [1, d]: flatten them"
+        raise ConfigError(message)
+    return shape[1]
 
 
 def _refuse_single_pixel(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -110,8 +114,12 @@ class BlockWeights(NamedTuple):
     shift: torch.Tensor
 
     def plus(self, factor: float, other: "BlockWeights") -> "BlockWeights":
-        """Return self + factor * other."""
         return BlockWeights(*(torch.add(a, b, alpha=factor) for a, b in zip(self, other, strict=True)))
+
+
+_LAYERS = ["conv", "norm", "relu", "pool"]
+# What a block and its layers are, exactly.
+_KINDS = ((ConvBlock, nn.Sequential), (nn.Conv2d,), (nn.InstanceNorm2d,), (nn.ReLU,), (nn.MaxPool2d, nn.Identity))
 
 
 class Block(NamedTuple):
@@ -135,12 +143,20 @@ def find_blocks(modules: Iterable[tuple[str, nn.Module]]) -> list[Block] | None:
         if isinstance(module, nn.Flatten):
             continue
         parts = dict(module.named_children())
-        pool = parts.pop("pool", None)
+        conv, norm, relu, pool = (parts.get(part, nn.Identity()) for part in ("conv", "norm", "relu", "pool"))
         edge = pool.kernel_size if isinstance(pool, nn.MaxPool2d) else 0
-        conv, norm = parts.get("conv"), parts.get("norm")
-        if set(parts) != {"conv", "norm", "relu"} or not isinstance(conv, nn.Conv2d):
+        # By exact types and in this order: whatever else a user's encoder may be computes something else.
+        is_ordered = type(module) is ConvBlock or list(parts) in (_LAYERS, _LAYERS[:3])
+        kinds = [type(module), *map(type, (conv, norm, relu, pool))]
+        if not is_ordered or any(kind not in allowed for kind, allowed in zip(kinds, _KINDS, strict=True)):
             return None
-        if not isinstance(norm, nn.InstanceNorm2d) or not isinstance(edge, int):
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.InstanceNorm2d)
+        plain = (conv.dilation, conv.groups, conv.padding_mode, norm.affine, norm.track_running_stats)
+        is_plain_pool = edge == 0 or (pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (edge, 0, 1, False)
+        if plain != ((1, 1), 1, "zeros", True, False) or not is_plain_pool:
+            return None
+        if not isinstance(edge, int) or isinstance(conv.padding, str):
             return None
         blocks.append(Block(name, conv, norm, edge))
     return blocks

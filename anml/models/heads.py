@@ -1,13 +1,13 @@
 """Output layers by name: linear, MLP, and metric, whose logits are similarities to one weight row per class."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
 from anml.config.model_args import LinearHeadArgs, MetricHeadArgs, MlpHeadArgs
+from anml.models.blocks import sequential
 
 
 class MetricHead(nn.Module):
@@ -21,14 +21,15 @@ class MetricHead(nn.Module):
     def __init__(self, features: int, args: MetricHeadArgs) -> None:
         super().__init__()
         self.in_features, self.out_features, self.metric = features, args.num_classes, args.metric
-        self.start_temperature = args.start_temperature
         self.weight = nn.Parameter(torch.empty(args.num_classes, features))
+        is_cosine = args.metric == "cosine"
+        self.start_temperature = args.temperature or (10.0 if is_cosine else 1.0)
         self.temperature: nn.Parameter | float = self.start_temperature
-        if args.learns_temperature:
+        learns = is_cosine and args.temperature is None if args.learn_temperature is None else args.learn_temperature
+        if learns:
             self.temperature = nn.Parameter(torch.tensor(self.start_temperature))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return logits [n, classes] of features [n, d]."""
         if self.metric == "cosine":
             return self.temperature * (normalize(features) @ normalize(self.weight).T)
         # |x - w|^2 written out: no [n, classes, d] tensor of differences.
@@ -42,7 +43,7 @@ OutputLayer: TypeAlias = nn.Linear | MetricHead
 
 def linear_head(args: LinearHeadArgs, features: int) -> nn.Sequential:
     """Return one Linear layer, `linear`."""
-    return _named("linear", nn.Linear(features, args.num_classes))
+    return sequential({"linear": nn.Linear(features, args.num_classes)})
 
 
 def mlp_head(args: MlpHeadArgs, features: int) -> nn.Sequential:
@@ -52,22 +53,9 @@ def mlp_head(args: MlpHeadArgs, features: int) -> nn.Sequential:
         mlp.extend([nn.Linear(features, width), nn.ReLU()])
         features = width
     mlp.append(nn.Linear(features, args.num_classes))
-    return _named("mlp", mlp)
+    return sequential({"mlp": mlp})
 
 
 def metric_head(args: MetricHeadArgs, features: int) -> nn.Sequential:
     """Return a metric layer, `metric`."""
-    return _named("metric", MetricHead(features, args))
-
-
-HEADS: Mapping[str, Callable[[Any, int], nn.Sequential]] = {
-    "linear-classifier": linear_head,
-    "mlp-classifier": mlp_head,
-    "metric-classifier": metric_head,
-}
-
-
-def _named(name: str, module: nn.Module) -> nn.Sequential:
-    sequential = nn.Sequential()
-    sequential.add_module(name, module)
-    return sequential
+    return sequential({"metric": MetricHead(features, args)})

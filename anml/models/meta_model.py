@@ -1,6 +1,7 @@
 """What the training engines and the evaluations ask of every model."""
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -14,7 +15,8 @@ class MetaModel(nn.Module):
     """A network that is used in two halves, so that what does not change is computed once.
 
     `encode` turns images [n, C, H, W] into features [n, d]; `classify` turns features into logits [n, classes].
-    A model with a gate (neuromodulation) also has `modulate`: the gate, which `encode` multiplies by (NONML: appends).
+    A model with a gate (neuromodulation) also has `modulate`: the gate [n, d], which `encode` multiplies by (NONML:
+    appends). `encode` uses a gate that it is given instead of computing one.
     `head_layer` names the output layer, `head_prefix` all that `classify` uses, `gate_prefix` all that `modulate` uses.
     """
 
@@ -24,15 +26,12 @@ class MetaModel(nn.Module):
 
     # Not an abstract base class: `higher`, the reference engine, cannot copy one.
     def encode(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-        """Return features [n, d]; a gate given is used instead of computing it."""
         raise NotImplementedError
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """Return logits [n, classes]."""
         raise NotImplementedError
 
     def modulate(self, images: torch.Tensor) -> torch.Tensor | None:
-        """Return the gate [n, d], or None for a model without one."""
         return None
 
     def forward(self, inputs: torch.Tensor, gate: torch.Tensor | None = None, part: str = "all") -> torch.Tensor | None:
@@ -58,10 +57,7 @@ class MetaModel(nn.Module):
 
 def draw_kaiming(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Draw float32 weights, normal with variance 2 / fan_in (He et al. 2015, section 2.2)."""
-    fan_in = 1
-    for extent in shape[1:]:
-        fan_in *= extent
-    return torch.randn(shape, generator=generator) * (2.0 / fan_in) ** 0.5
+    return torch.randn(shape, generator=generator) * (2.0 / math.prod(shape[1:])) ** 0.5
 
 
 def initialise(model: MetaModel, seed: int) -> None:
@@ -71,35 +67,37 @@ def initialise(model: MetaModel, seed: int) -> None:
     PyTorch does; norms one and zero. Each parameter has its own stream: the same layer starts alike in every model of a
     seed.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear, MetricHead)):
-            _initialise_layer(module, lambda part, name=name: torch_generator(seed, "initial", f"{name}.{part}"))
-
-
-def _initialise_layer(layer: nn.Conv2d | nn.Linear | MetricHead, generator: Callable[[str], torch.Generator]) -> None:
-    weight = layer.weight
-    bound = (weight.numel() / weight.shape[0]) ** -0.5
-    with torch.no_grad():
-        if isinstance(layer, nn.Conv2d):
-            weight.copy_(draw_kaiming(tuple(weight.shape), generator("weight")))
-        else:
-            weight.copy_((torch.rand(weight.shape, generator=generator("weight")) * 2 - 1) * bound)
-        if not isinstance(layer, MetricHead) and layer.bias is not None:
-            layer.bias.copy_((torch.rand(layer.bias.shape, generator=generator("bias")) * 2 - 1) * bound)
-
-
-# Selects parameters by the names that configs use: `all`, `head`, or a prefix such as `rln` or `classifier.mlp.2`.
+    for name, layer in model.named_modules():
+        if not isinstance(layer, (nn.Conv2d, nn.Linear, MetricHead)):
+            continue
+        weight, bias = layer.weight, None if isinstance(layer, MetricHead) else layer.bias
+        bound = (weight.numel() / weight.shape[0]) ** -0.5
+        generator = torch_generator(seed, "initial", f"{name}.weight")
+        with torch.no_grad():
+            if isinstance(layer, nn.Conv2d):
+                weight.copy_(draw_kaiming(tuple(weight.shape), generator))
+            else:
+                weight.copy_((torch.rand(weight.shape, generator=generator) * 2 - 1) * bound)
+            if bias is not None:
+                generator = torch_generator(seed, "initial", f"{name}.bias")
+                bias.copy_((torch.rand(bias.shape, generator=generator) * 2 - 1) * bound)
 
 
 def select_names(model: MetaModel, selectors: Iterable[str]) -> list[str]:
-    """Return the selected parameter names, in the model's order. Raises ConfigError when a selector matches none."""
+    """Return the selected parameter names, in the model's order. Raises ConfigError when a selector matches none.
+
+    A selector is `all`, `head` (the output layer) or a prefix such as `rln` or `classifier.mlp.2`.
+    """
     names = [name for name, _ in model.named_parameters()]
     chosen: set[str] = set()
     for selector in selectors:
         prefix = model.head_layer if selector == "head" else selector
-        matching = [n for n in names if selector == "all" or n == prefix or n.startswith(f"{prefix}.")]
+        matching = [name for name in names if selector == "all" or belongs_to(name, prefix)]
         if not matching:
-            message = f"no parameter is called {selector!r}; this model has: all, head, {', '.join(_prefixes(names))}"
+            paths = [".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)]
+            message = (
+                f"no parameter is called {selector!r}; this model has: all, head, {', '.join(dict.fromkeys(paths))}"
+            )
             raise ConfigError(message)
         chosen.update(matching)
     return [name for name in names if name in chosen]
@@ -122,9 +120,3 @@ def find_not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
     # aminmax passes a NaN on, and is ten times as fast on a CPU as `isfinite` of every number.
     are_finite = torch.stack([torch.stack(value.aminmax()).isfinite().all() for value in tensors.values()])
     return next((name for name, is_finite in zip(tensors, are_finite.tolist(), strict=True) if not is_finite), "")
-
-
-def _prefixes(names: list[str]) -> list[str]:
-    """Return what a user may write: every module path that holds parameters."""
-    paths = [".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)]
-    return list(dict.fromkeys(paths))

@@ -1,4 +1,10 @@
-"""Kernels in C++ for CPUs: optional, built at first use. `build.py` builds and loads them."""
+"""Kernels in C++ for CPUs. They are optional: where they cannot be built, `available` says why.
+
+They are built at first use with the machine's own instructions, into PyTorch's folder for extensions
+(TORCH_EXTENSIONS_DIR moves it). A folder's name holds what the binary depends on, so a home directory that different
+nodes share is safe. The folder appears in one piece: jobs that start at once, or are killed while they build, leave
+nothing that others would wait for.
+"""
 
 import functools
 import hashlib
@@ -13,13 +19,6 @@ from types import ModuleType
 from typing import Literal, NamedTuple
 
 import torch
-
-# Builds and loads the kernels. Optional: where they cannot be built, `available` says why.
-#
-# Built at first use with the machine's own instructions, into PyTorch's folder for extensions (TORCH_EXTENSIONS_DIR
-# moves it). A folder's name holds what the binary depends on, so a home directory shared by different nodes is safe,
-# and it appears in one piece: jobs that start at once, or are killed while they build, leave nothing that others would
-# wait for.
 
 _FOLDER = Path(__file__).parent
 # The first is compiled, it includes the others.
@@ -41,7 +40,6 @@ class Availability(NamedTuple):
     reason: str = ""
 
     def __bool__(self) -> bool:
-        """Say whether they can be used."""
         return self.usable
 
 
@@ -52,9 +50,9 @@ def available(extension: Extension) -> Availability:
 
 def kernels(extension: Extension) -> ModuleType:
     """Return a loaded extension. Raises RuntimeError where it is not available."""
-    found, module = _load(extension)
+    availability, module = _load(extension)
     if module is None:
-        message = f"the native kernels are not available here: {found.reason}"
+        message = f"the native kernels are not available here: {availability.reason}"
         raise RuntimeError(message)
     return module
 
@@ -62,13 +60,15 @@ def kernels(extension: Extension) -> ModuleType:
 @functools.cache
 def _load(extension: Extension) -> tuple[Availability, ModuleType | None]:
     name = _build_name(extension)
-    library = _build_root() / name / f"{name}.so"
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    library = root / name / f"{name}.so"
     try:
         if not library.exists():
             _build(extension, name, library.parent)
         return Availability(True), _import(name, library)
     except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
-        return Availability(False, _first_error(str(error))), None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+        return Availability(False, next((line for line in lines if "error:" in line), lines[-1])), None
 
 
 def _build(extension: Extension, name: str, folder: Path) -> None:
@@ -105,15 +105,6 @@ def _import(name: str, library: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _first_error(log: str) -> str:
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return next((line for line in lines if "error:" in line), lines[-1] if lines else "no message")
-
-
-def _build_root() -> Path:
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
 
 
 def _build_name(extension: Extension) -> str:

@@ -1,6 +1,6 @@
 // A stack of conv blocks in the inner loop, for CPUs: the formulas of conv_blocks.py, fused, and 2.7 times fewer products.
 //
-// A 3x3 convolution is the trilinear form sum x w y over input x, kernel w and output cotangent y. By Toom-Cook (Lavin &
+// A 3x3 convolution is the trilinear form sum x w y over input x, kernel w and output gradient y. By Toom-Cook (Lavin &
 // Gray 2015, arXiv 1509.09308; here F(3x3, 3x3)) every 5x5 tile of x and 3x3 tile of y give it in 25 products per pair of
 // channels where 81 are due otherwise:
 //
@@ -51,14 +51,14 @@ class Stack {
 
   // What the forward pass of a batch leaves behind for one layer, and the reverse pass; of tangent passes, the tangents.
   struct Tape {
-    Buffer<T> x, normed, rate;
+    Buffer<T> x, normed, inv_std;
     Buffer<Int> pick;  // place in the window, -1 where dead
   };
-  struct Pull {
+  struct Vjp {
     Buffer<T> y, outer, sparse, slope;
   };
   typedef std::vector<Tape> Tapes;
-  typedef std::vector<Pull> Pulls;
+  typedef std::vector<Vjp> Vjps;
   typedef std::vector<Buffer<T>> Weights;
 
   // What a pass over the layers works on; the direction and the dots only in tangent passes.
@@ -66,7 +66,7 @@ class Stack {
     int64_t batch;
     const Weights &weights, &direction;
     Tapes &tapes, &tape_dots;
-    Pulls &pulls, &pull_dots;
+    Vjps &vjps, &vjp_dots;
   };
 
   struct Scratch {
@@ -74,12 +74,12 @@ class Stack {
   };
 
   std::vector<Layer> layers_;
-  double rate_;
+  double lr_;
   std::vector<Weights> weights_;  // before every step, and after the last
   std::vector<Tapes> tapes_, query_tapes_;  // one per step, one per chunk
-  std::vector<Pulls> pulls_, query_pulls_;  // one per step, one per thread
+  std::vector<Vjps> vjps_, query_vjps_;  // one per step, one per thread
   Tapes tape_dots_;
-  Pulls pull_dots_;
+  Vjps vjp_dots_;
   std::vector<Weights> partial_;  // gradients of the query, one per thread; the first becomes the adjoint
   std::vector<Scratch> scratch_;
   int threads_ = 1;
@@ -94,7 +94,7 @@ class Stack {
 
  public:
   // One layer: [in, out, height, width, pad, edge of the pooling window].
-  Stack(const std::vector<std::vector<int64_t>>& layers, double eps, double rate) : rate_(rate) {
+  Stack(const std::vector<std::vector<int64_t>>& layers, double eps, double lr) : lr_(lr) {
     for (const auto& spec : layers) {
       Layer l{spec[0], spec[1], spec[2], spec[3], spec[4], std::max<int64_t>(spec[5], 1), eps, layers_.empty()};
       l.taps = l.direct ? 1 : 9, l.f = l.direct ? 1 : 25;
@@ -110,8 +110,8 @@ class Stack {
   void start(int64_t steps, const std::vector<torch::Tensor>& flat) {
     threads_ = at::get_num_threads();  // Scratch space and partial sums are made for this many.
     steps_ = steps;
-    grow(weights_, steps + 1), grow(tapes_, steps), grow(pulls_, steps);
-    grow(scratch_, threads_), grow(partial_, threads_), grow(query_pulls_, threads_);
+    grow(weights_, steps + 1), grow(tapes_, steps), grow(vjps_, steps);
+    grow(scratch_, threads_), grow(partial_, threads_), grow(query_vjps_, threads_);
     for (int64_t t = 0; t <= steps; ++t) fit(weights_[t]);
     for (auto& partial : partial_) fit(partial);
     for (size_t i = 0; i < layers_.size(); ++i) import(layers_[i], &flat[3 * i], weights_[0][i]);
@@ -119,15 +119,15 @@ class Stack {
 
   torch::Tensor encode(int64_t step, const torch::Tensor& images) {
     batch_ = images.size(0);
-    fit(tapes_[step], batch_), fit(pulls_[step], batch_);
+    fit(tapes_[step], batch_), fit(vjps_[step], batch_);
     torch::Tensor features = torch::empty({batch_, width()}, images.options());
     parallel(threads_, [&](Team team) { forward<false>(team, pass(step), images.data_ptr<T>(), features.data_ptr<T>()); });
     return features;
   }
 
-  void descend(int64_t step, const torch::Tensor& cotangent) {
+  void descend(int64_t step, const torch::Tensor& grad_out) {
     parallel(threads_, [&](Team team) {
-      reverse<false>(team, pass(step), cotangent.data_ptr<T>(), weights_[step], weights_[step + 1], -rate_);
+      reverse<false>(team, pass(step), grad_out.data_ptr<T>(), weights_[step], weights_[step + 1], -lr_);
     });
   }
 
@@ -136,7 +136,7 @@ class Stack {
     torch::Tensor features = torch::empty({query_, width()}, images.options());
     grow(query_tapes_, chunks());
     for (int64_t c = 0; c < chunks(); ++c) fit(query_tapes_[c], chunk(c));
-    for (auto& pulls : query_pulls_) fit(pulls, kChunk);
+    for (auto& vjps : query_vjps_) fit(vjps, kChunk);
     const int64_t pixels = images[0].numel();
     parallel(threads_, [&](Team team) {
 #pragma omp for schedule(dynamic)
@@ -147,14 +147,14 @@ class Stack {
     return features;
   }
 
-  void pull_query(const torch::Tensor& cotangent) {
+  void query_vjp(const torch::Tensor& grad_out) {
     parallel(threads_, [&](Team team) {
       Weights& sum = partial_[team.rank];
       for (size_t i = 0; i < layers_.size(); ++i) std::fill_n(static_cast<T*>(sum[i]), layers_[i].size(), T(0));
 #pragma omp for schedule(dynamic)
       for (int64_t back = 0; back < chunks(); ++back) {
         const int64_t c = chunks() - 1 - back;  // The last ones may still be in a cache.
-        reverse<false>({0, 1}, query_pass(c, team), cotangent.data_ptr<T>() + c * kChunk * width(), sum, sum, 1);
+        reverse<false>({0, 1}, query_pass(c, team), grad_out.data_ptr<T>() + c * kChunk * width(), sum, sum, 1);
       }
       for (size_t i = 0; i < layers_.size(); ++i) {  // The loop above ends with a barrier.
         const int64_t size = layers_[i].size(), begin = size * team.rank / team.size;
@@ -164,24 +164,24 @@ class Stack {
     });
   }
 
-  void pull_step(const torch::Tensor& cotangent) {
+  void step_vjp(const torch::Tensor& grad_out) {
     for (size_t i = 0; i < layers_.size(); ++i) std::fill_n(static_cast<T*>(partial_[0][i]), layers_[i].size(), T(0));
     parallel(threads_, [&](Team team) {
-      reverse<false>(team, pass(0), cotangent.data_ptr<T>(), partial_[0], partial_[0], 1);
+      reverse<false>(team, pass(0), grad_out.data_ptr<T>(), partial_[0], partial_[0], 1);
     });
   }
 
-  torch::Tensor push(int64_t step) {
-    fit(tape_dots_, batch_), fit(pull_dots_, batch_);
+  torch::Tensor jvp(int64_t step) {
+    fit(tape_dots_, batch_), fit(vjp_dots_, batch_);
     torch::Tensor tangent = torch::empty({batch_, width()}, options());
     parallel(threads_, [&](Team team) { forward<true>(team, pass(step), nullptr, tangent.data_ptr<T>()); });
-    return tangent.mul_(-rate_);
+    return tangent.mul_(-lr_);
   }
 
-  void pull(int64_t step, const torch::Tensor& cotangent) {
-    const torch::Tensor scaled = cotangent / -rate_;
+  void carry_adjoint(int64_t step, const torch::Tensor& features_adjoint) {
+    const torch::Tensor scaled = features_adjoint / -lr_;
     parallel(threads_, [&](Team team) {
-      reverse<true>(team, pass(step), scaled.data_ptr<T>(), partial_[0], partial_[0], -rate_);
+      reverse<true>(team, pass(step), scaled.data_ptr<T>(), partial_[0], partial_[0], -lr_);
     });
   }
 
@@ -204,11 +204,11 @@ class Stack {
   int64_t chunk(int64_t c) const { return std::min(kChunk, query_ - c * kChunk); }
 
   Pass pass(int64_t step) {
-    return {batch_, weights_[step], partial_[0], tapes_[step], tape_dots_, pulls_[step], pull_dots_};
+    return {batch_, weights_[step], partial_[0], tapes_[step], tape_dots_, vjps_[step], vjp_dots_};
   }
   Pass query_pass(int64_t c, Team team) {
-    Pulls& pulls = query_pulls_[team.rank];
-    return {chunk(c), weights_[steps_], weights_[steps_], query_tapes_[c], query_tapes_[c], pulls, pulls};
+    Vjps& vjps = query_vjps_[team.rank];
+    return {chunk(c), weights_[steps_], weights_[steps_], query_tapes_[c], query_tapes_[c], vjps, vjps};
   }
 
   template <typename Item>
@@ -229,19 +229,19 @@ class Stack {
       const Layer& l = layers_[i];
       tapes[i].x.fit(l.groups_in * l.f * odd(batch * l.rows()) * W);
       tapes[i].normed.fit(l.groups * batch * l.positions() * W);
-      tapes[i].rate.fit(l.groups * batch * W);
+      tapes[i].inv_std.fit(l.groups * batch * W);
       tapes[i].pick.fit(l.groups * batch * l.pooled() * W);
     }
   }
 
-  void fit(Pulls& pulls, int64_t batch) {
-    pulls.resize(layers_.size());
+  void fit(Vjps& vjps, int64_t batch) {
+    vjps.resize(layers_.size());
     for (size_t i = 0; i < layers_.size(); ++i) {
       const Layer& l = layers_[i];
-      if (!l.direct) pulls[i].y.fit(l.groups * l.f * odd(batch * l.rows()) * W);
-      pulls[i].outer.fit(l.groups * batch * l.positions() * W);
-      pulls[i].sparse.fit(l.groups * batch * l.pooled() * W);
-      pulls[i].slope.fit(l.groups * batch * W);
+      if (!l.direct) vjps[i].y.fit(l.groups * l.f * odd(batch * l.rows()) * W);
+      vjps[i].outer.fit(l.groups * batch * l.positions() * W);
+      vjps[i].sparse.fit(l.groups * batch * l.pooled() * W);
+      vjps[i].slope.fit(l.groups * batch * W);
     }
   }
 
@@ -304,10 +304,10 @@ class Stack {
     }
   }
 
-  // to = from + factor * gradient of the weights; Dot: of the gradient's tangent, given that of the cotangent.
+  // to = from + factor * gradient of the weights; Dot: of the gradient's tangent, given that of grad_out.
   template <bool Dot>
-  void reverse(Team team, const Pass& at, const T* cotangent, const Weights& from, const Weights& to, double factor) {
-    Pulls& written = Dot ? at.pull_dots : at.pulls;
+  void reverse(Team team, const Pass& at, const T* grad_out, const Weights& from, const Weights& to, double factor) {
+    Vjps& written = Dot ? at.vjp_dots : at.vjps;
     for (size_t i = layers_.size(); i-- > 0;) {
       const Layer& l = layers_[i];
       Scratch& s = scratch();
@@ -317,19 +317,19 @@ class Stack {
         const int64_t rows = above ? at.batch * above->rows() : 0;
         if (above) {
           multiply_transposed(*above, n, written[i + 1].y, at.weights[i + 1], rows, false);
-          if (Dot) multiply_transposed(*above, n, at.pulls[i + 1].y, at.direction[i + 1], rows, true);
+          if (Dot) multiply_transposed(*above, n, at.vjps[i + 1].y, at.direction[i + 1], rows, true);
         }
         V sums[4] = {};
         for (int64_t b = 0; b < at.batch; ++b) {
           if (above)
             inputs(*above, s.product, rows, b * above->rows(), s.small);
           else
-            gather_features(l, n, cotangent + b * width(), s.small);
+            gather_features(l, n, grad_out + b * width(), s.small);
           const int64_t where = n * at.batch + b;
           if (Dot)
             norm_reverse_tangent(at, i, n, where, s.small, sums);
           else
-            norm_reverse(l, n, where, s.small, at.weights[i], at.tapes[i], at.pulls[i], sums);
+            norm_reverse(l, n, where, s.small, at.weights[i], at.tapes[i], at.vjps[i], sums);
           if (!l.direct) spread_outputs(l, written[i].outer + where * l.positions() * W, written[i].y, n, at.batch, b);
         }
         for (int part = 0; part < 4; ++part) {
@@ -341,8 +341,8 @@ class Stack {
     }
     for (size_t i = 0; i < layers_.size(); ++i) {
       const Layer& l = layers_[i];
-      const T *x = at.tapes[i].x, *y = l.direct ? at.pulls[i].outer : at.pulls[i].y;
-      const T *x_dot = at.tape_dots[i].x, *y_dot = l.direct ? at.pull_dots[i].outer : at.pull_dots[i].y;
+      const T *x = at.tapes[i].x, *y = l.direct ? at.vjps[i].outer : at.vjps[i].y;
+      const T *x_dot = at.tape_dots[i].x, *y_dot = l.direct ? at.vjp_dots[i].outer : at.vjp_dots[i].y;
       for (int64_t n = team.rank; n < l.groups; n += team.size)
         for (int64_t k = 0; k < l.groups_in; ++k)
           if (Dot)
@@ -638,16 +638,16 @@ class Stack {
     const int64_t count = l.positions();
     for (int h = 0; h < W; h += L) {
       T* normed = tape.normed + at * count * W + h;
-      V sum{}, squares{}, rate;
+      V sum{}, squares{}, inv_std;
       for (int64_t p = 0; p < count; ++p) sum += load(c + p * W + h);
       const V mean = sum / T(count);
       for (int64_t p = 0; p < count; ++p) {
         const V centred = load(c + p * W + h) - mean;
         squares += centred * centred;
       }
-      for (int i = 0; i < L; ++i) rate[i] = 1 / std::sqrt(squares[i] / T(count) + T(l.eps));
-      for (int64_t p = 0; p < count; ++p) store(normed + p * W, (load(c + p * W + h) - mean) * rate);
-      store(tape.rate + at * W + h, rate);
+      for (int i = 0; i < L; ++i) inv_std[i] = 1 / std::sqrt(squares[i] / T(count) + T(l.eps));
+      for (int64_t p = 0; p < count; ++p) store(normed + p * W, (load(c + p * W + h) - mean) * inv_std);
+      store(tape.inv_std + at * W + h, inv_std);
       const V scale = load(weights + l.kernel() + n * W + h), shift = load(weights + l.kernel() + (l.groups + n) * W + h);
       each_window(l, [&](int64_t p, int64_t q) {
         V best = scale * load(normed + q) + shift;
@@ -665,11 +665,11 @@ class Stack {
   }
 
   static void norm_reverse(const Layer& l, int64_t n, int64_t at, const T* small, const T* weights, const Tape& tape,
-                           Pull& pull, V* sums) {
+                           Vjp& vjp, V* sums) {
     const int64_t count = l.positions();
     for (int h = 0; h < W; h += L) {
       const T* normed = tape.normed + at * count * W + h;
-      T *outer = pull.outer + at * count * W + h, *sparse = pull.sparse + at * l.pooled() * W + h;
+      T *outer = vjp.outer + at * count * W + h, *sparse = vjp.sparse + at * l.pooled() * W + h;
       const auto* picks = tape.pick + at * l.pooled() * W + h;
       V total{}, slope{};
       each_window(l, [&](int64_t p, int64_t q) {
@@ -679,12 +679,12 @@ class Stack {
         total += value, slope += value * picked(l, normed + q, pick);
       });
       sums[h / L] += slope, sums[2 + h / L] += total;
-      const V scale = load(weights + l.kernel() + n * W + h), rate = load(tape.rate + at * W + h);
-      const V base = -scale * rate * total / T(count), mean = scale * slope / T(count);
-      store(pull.slope + at * W + h, mean);
-      for (int64_t p = 0; p < count; ++p) store(outer + p * W, base - rate * mean * load(normed + p * W));
+      const V scale = load(weights + l.kernel() + n * W + h), inv_std = load(tape.inv_std + at * W + h);
+      const V base = -scale * inv_std * total / T(count), mean = scale * slope / T(count);
+      store(vjp.slope + at * W + h, mean);
+      for (int64_t p = 0; p < count; ++p) store(outer + p * W, base - inv_std * mean * load(normed + p * W));
       each_window(l, [&](int64_t p, int64_t q) {
-        place(l, outer + q, *reinterpret_cast<const Mask*>(picks + p), scale * rate * load(sparse + p));
+        place(l, outer + q, *reinterpret_cast<const Mask*>(picks + p), scale * inv_std * load(sparse + p));
       });
     }
   }
@@ -701,10 +701,10 @@ class Stack {
         const V value = load(c + p * W + h);
         sum += value, along += value * load(normed + p * W);
       }
-      const V rate = load(tape.rate + at * W + h), mean = sum / T(count), slope = along / T(count);
-      store(dot.rate + at * W + h, rate * slope);
+      const V inv_std = load(tape.inv_std + at * W + h), mean = sum / T(count), slope = along / T(count);
+      store(dot.inv_std + at * W + h, inv_std * slope);
       for (int64_t p = 0; p < count; ++p)
-        store(normed_dot + p * W, rate * (load(c + p * W + h) - mean - slope * load(normed + p * W)));
+        store(normed_dot + p * W, inv_std * (load(c + p * W + h) - mean - slope * load(normed + p * W)));
       const int64_t own = l.kernel() + n * W + h;
       const V scale = load(weights + own), scale_dot = load(direction + own), shift_dot = load(direction + own + l.groups * W);
       each_window(l, [&](int64_t p, int64_t q) {
@@ -719,16 +719,16 @@ class Stack {
     const Layer& l = layers_[i];
     const Tape &tape = pass.tapes[i], &dot = pass.tape_dots[i];
     const T *weights = pass.weights[i], *direction = pass.direction[i];
-    const Pull& pull = pass.pulls[i];
-    Pull& pull_dot = pass.pull_dots[i];
+    const Vjp& vjp = pass.vjps[i];
+    Vjp& pull_dot = pass.vjp_dots[i];
     const int64_t count = l.positions();
     for (int h = 0; h < W; h += L) {
       const T *normed = tape.normed + at * count * W + h, *normed_dot = dot.normed + at * count * W + h;
-      const T *outer = pull.outer + at * count * W + h, *sparse = pull.sparse + at * l.pooled() * W + h;
+      const T *outer = vjp.outer + at * count * W + h, *sparse = vjp.sparse + at * l.pooled() * W + h;
       T *outer_dot = pull_dot.outer + at * count * W + h, *forces = pull_dot.sparse + at * l.pooled() * W + h;
       const auto* picks = tape.pick + at * l.pooled() * W + h;
       const V scale = load(weights + l.kernel() + n * W + h), scale_dot = load(direction + l.kernel() + n * W + h);
-      V total{}, turn{}, push{}, slope{};
+      V total{}, turn{}, forces_sum{}, slope{};
       each_window(l, [&](int64_t p, int64_t q) {
         const Mask pick = *reinterpret_cast<const Mask*>(picks + p);
         const V value = load(sparse + p), value_dot = pick < 0 ? V{} : load(small + p + h);
@@ -736,16 +736,17 @@ class Stack {
         const V force = scale_dot * value + scale * value_dot;
         store(forces + p, force);
         total += value_dot, turn += value_dot * here + value * here_dot;
-        push += force, slope += force * here + scale * value * here_dot;
+        forces_sum += force, slope += force * here + scale * value * here_dot;
       });
       sums[h / L] += turn, sums[2 + h / L] += total;
-      const V rate = load(tape.rate + at * W + h), relative = load(dot.rate + at * W + h);
-      const V base = -rate * push / T(count), on_dot = rate * load(pull.slope + at * W + h), on = rate * slope / T(count);
+      const V inv_std = load(tape.inv_std + at * W + h), relative = load(dot.inv_std + at * W + h);
+      const V base = -inv_std * forces_sum / T(count), on = inv_std * slope / T(count);
+      const V on_dot = inv_std * load(vjp.slope + at * W + h);
       for (int64_t p = 0; p < count; ++p)
         store(outer_dot + p * W, base - on_dot * load(normed_dot + p * W) - on * load(normed + p * W) -
                                      relative * load(outer + p * W));
       each_window(l, [&](int64_t p, int64_t q) {
-        place(l, outer_dot + q, *reinterpret_cast<const Mask*>(picks + p), rate * load(forces + p));
+        place(l, outer_dot + q, *reinterpret_cast<const Mask*>(picks + p), inv_std * load(forces + p));
       });
     }
   }

@@ -1,4 +1,4 @@
-"""Convolution blocks in C++ (blocks.h): for training's sweep, and as a drop-in for a model's own stack of blocks."""
+"""Convolution blocks in C++ (blocks.h): for the adjoint engine, and as a drop-in for a model's own stack of blocks."""
 
 import copy
 from typing import Any
@@ -15,7 +15,7 @@ class NativeBlocks:
     """`BlockStack` (meta/conv_blocks.py) in C++; float32 and float64, on a CPU."""
 
     def __init__(self, blocks: list[Block], learning_rate: float) -> None:
-        self.blocks, self.rate = blocks, learning_rate
+        self.blocks, self.lr = blocks, learning_rate
         self.stack: Any = None
         self.made_for: tuple[Any, ...] = ()
         self.steps: int | None = 0
@@ -27,42 +27,35 @@ class NativeBlocks:
         self.episodes += 1
 
     def encode(self, step: int, images: torch.Tensor) -> torch.Tensor:
-        """Run the blocks, keeping what the sweep needs."""
         return self._started(images).encode(step, images.contiguous())
 
-    def descend(self, step: int, cotangent: torch.Tensor) -> None:
-        """Run the blocks backwards and take the SGD step."""
-        self.stack.descend(step, cotangent.contiguous())
+    def descend(self, step: int, grad_out: torch.Tensor) -> None:
+        self.stack.descend(step, grad_out.contiguous())
 
     def encode_query(self, images: torch.Tensor) -> torch.Tensor:
-        """Run the blocks on the meta loss's images."""
         return self._started(images).encode_query(images.contiguous())
 
-    def pull_query(self, cotangent: torch.Tensor) -> None:
-        """Run the blocks of the query backwards."""
-        self.stack.pull_query(cotangent.contiguous())
+    def query_vjp(self, grad_out: torch.Tensor) -> None:
+        self.stack.query_vjp(grad_out.contiguous())
 
-    def pull_step(self, cotangent: torch.Tensor) -> None:
+    def step_vjp(self, grad_out: torch.Tensor) -> None:
         """Run the blocks of step 0 backwards, for its gradient instead of an SGD step."""
-        self.stack.pull_step(cotangent.contiguous())
+        self.stack.step_vjp(grad_out.contiguous())
 
-    def push(self, step: int) -> torch.Tensor:
-        """Run the tangent pass along the adjoint."""
-        return self.stack.push(step)
+    def jvp(self, step: int) -> torch.Tensor:
+        return self.stack.jvp(step)
 
-    def pull(self, step: int, cotangent: torch.Tensor) -> None:
-        """Run the tangent of the reverse pass."""
-        self.stack.pull(step, cotangent.contiguous())
+    def carry_adjoint(self, step: int, features_adjoint: torch.Tensor) -> None:
+        self.stack.carry_adjoint(step, features_adjoint.contiguous())
 
     def gradients(self) -> list[BlockWeights]:
-        """Return what the sweep arrived at."""
         flat = self.stack.gradients()
         return [BlockWeights(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
 
     def _started(self, images: torch.Tensor) -> Any:
-        wanted = (images.dtype, *images.shape[1:])
-        if wanted != self.made_for:
-            self.stack, self.made_for = self._make(*wanted), wanted
+        key = (images.dtype, *images.shape[1:])
+        if key != self.made_for:
+            self.stack, self.made_for = self._make(*key), key
         if self.steps is not None:
             self.stack.start(self.steps, [part.contiguous() for block in self.blocks for part in block.weights])
             self.steps = None
@@ -71,12 +64,13 @@ class NativeBlocks:
     def _make(self, dtype: torch.dtype, channels: int, height: int, width: int) -> Any:
         layers = []
         for block in self.blocks:
-            pad = _padding(block)
+            pad = block.conv.padding[0]
+            assert isinstance(pad, int)
             layers.append([channels, block.conv.out_channels, height, width, pad, block.pool])
             channels = block.conv.out_channels
             height, width = ((size + 2 * pad - 2) // max(block.pool, 1) for size in (height, width))
         make = {torch.float32: kernels("train").Stack32, torch.float64: kernels("train").Stack64}[dtype]
-        return make(layers, self.blocks[0].norm.eps, self.rate)
+        return make(layers, self.blocks[0].norm.eps, self.lr)
 
 
 class NativeStack(nn.Sequential):
@@ -90,10 +84,10 @@ class NativeStack(nn.Sequential):
         for name, module in original.named_children():
             self.add_module(name, module)
         self.native = NativeBlocks(_leading_blocks(original), 1.0)
-        self.rest = [m for m in original.children() if not _is_block(m) and not isinstance(m, nn.Flatten)]
+        after = len(self.native.blocks) + 1  # and their flattening
+        self.rest = list(original.children())[after:]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Images [n, C, H, W] to what the original returns."""
         blocks = self.native.blocks
         weights = [part for block in blocks for part in (block.conv.weight, *block.norm.parameters())]
         biases = [block.conv.bias for block in blocks if block.conv.bias is not None]
@@ -105,7 +99,7 @@ class NativeStack(nn.Sequential):
 
 
 class _RunBlocks(torch.autograd.Function):
-    """The blocks as one operation. A single image is shared by all threads, several are dealt out to them."""
+    """The blocks as one operation. All threads share a single image; of several, each thread takes some."""
 
     @staticmethod
     def forward(ctx: Any, images: torch.Tensor, native: NativeBlocks, *parameters: torch.Tensor) -> torch.Tensor:
@@ -117,12 +111,12 @@ class _RunBlocks(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # Its type forgets the parameter's name.
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *cotangents: torch.Tensor
+        ctx: Any, *grads_out: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         if ctx.episode != ctx.native.episodes:
             message = "native blocks remember their last forward pass only: differentiate it before the next"
             raise RuntimeError(message)
-        (ctx.native.pull_step if ctx.alone else ctx.native.pull_query)(cotangents[0])
+        (ctx.native.step_vjp if ctx.alone else ctx.native.query_vjp)(grads_out[0])
         weights = [part for block in ctx.native.gradients() for part in block]
         # The norm removes what a convolution's bias adds.
         return (None, None, *weights, *(torch.zeros_like(bias) for bias in ctx.biases))
@@ -131,7 +125,7 @@ class _RunBlocks(torch.autograd.Function):
 def use_native_blocks(model: nn.Module) -> None:
     """Replace every stack of blocks that the kernels can run by a native one."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Sequential) and _leading_blocks(module) and not unsupported_layers(module):
+        if type(module) is nn.Sequential and _leading_blocks(module) and not unsupported_layers(module):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, NativeStack(module))
 
@@ -150,8 +144,10 @@ def unsupported_layers(model: nn.Module) -> str:
     if any(p.device.type != "cpu" or p.dtype not in (torch.float32, torch.float64) for p in parameters):
         return "it is not in float32 or float64 on a CPU"
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) and not _is_plain(module):
-            return f"{name} is not a 3x3 convolution of stride 1"
+        if isinstance(module, nn.Conv2d):
+            shape = (module.kernel_size, module.stride, module.dilation, module.groups, module.padding_mode)
+            if shape != ((3, 3), (1, 1), (1, 1), 1, "zeros"):
+                return f"{name} is not a 3x3 convolution of stride 1"
     return ""
 
 
@@ -163,18 +159,3 @@ def _leading_blocks(stack: nn.Sequential) -> list[Block]:
             return find_blocks(before) or []
         before.append((name, module))
     return []
-
-
-def _is_block(module: nn.Module) -> bool:
-    return bool(find_blocks([("", module)]))
-
-
-def _is_plain(conv: nn.Conv2d) -> bool:
-    shape = (conv.kernel_size, conv.stride, conv.dilation, conv.groups, conv.padding_mode)
-    return shape == ((3, 3), (1, 1), (1, 1), 1, "zeros")
-
-
-def _padding(block: Block) -> int:
-    padding = block.conv.padding
-    assert not isinstance(padding, str)
-    return padding[0]

@@ -12,10 +12,10 @@ void bind(pybind11::module& module, const char* name) {
       .def("encode", &Stack<T>::encode)
       .def("descend", &Stack<T>::descend)
       .def("encode_query", &Stack<T>::encode_query)
-      .def("pull_query", &Stack<T>::pull_query)
-      .def("pull_step", &Stack<T>::pull_step)
-      .def("push", &Stack<T>::push)
-      .def("pull", &Stack<T>::pull)
+      .def("query_vjp", &Stack<T>::query_vjp)
+      .def("step_vjp", &Stack<T>::step_vjp)
+      .def("jvp", &Stack<T>::jvp)
+      .def("carry_adjoint", &Stack<T>::carry_adjoint)
       .def("gradients", &Stack<T>::gradients);
 }
 

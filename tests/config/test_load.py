@@ -44,7 +44,7 @@ def test_two_lines_make_a_config(load) -> None:
         (
             CLASSIFIER, "model_args.encoder=convnett",
             "--set: model_args.encoder: \"convnett\" is not allowed; allowed: convnet, anml-encoder, "
-            "resnet12, resnet18, resnet34; did you mean 'convnet'?",
+            "resnet12, resnet18, resnet34, FILE.py:NAME; did you mean 'convnet'?",
         ),
         (BASE, "model=classifier", "train.yml:1: model_args.encoder: is required but missing"),
     ],

@@ -1,20 +1,18 @@
 """The networks: names and sizes of the published ones, starts that a seed decides alone, halves that fit together."""
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import conv2d, instance_norm, leaky_relu, max_pool2d
 
-from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS, ClassifierArgs
-from anml.config.training import ModelName
+from anml.config.model_args import PARTS
 from anml.errors import ConfigError
-from anml.models import MODELS, build_model
+from anml.models import build_model
 from anml.models.blocks import automatic_blocks, conv_stack, output_width
-from anml.models.encoders import ENCODERS
-from anml.models.heads import HEADS
 from anml.models.meta_model import MetaModel
+from anml.plugins import load_object
 
 SHAPE = (1, 28, 28)
 LARGE = (3, 84, 84)
@@ -384,7 +382,12 @@ def test_a_temperature_is_learned_or_not(args, temperature):
         assert parameters["classifier.metric.temperature"] == temperature
 
 
-def test_every_name_of_a_config_has_its_constructor():
-    assert list(MODELS) == list(MODEL_ARGS) == list(get_args(ModelName))
-    assert list(ENCODERS) == list(ENCODER_ARGS) == list(get_args(ClassifierArgs.model_fields["encoder"].annotation))
-    assert list(HEADS) == list(HEAD_ARGS) == list(get_args(ClassifierArgs.model_fields["classifier"].annotation))
+def test_every_name_of_a_config_has_what_builds_it():
+    missing = []
+    for parts in PARTS.values():
+        for name, part in parts.items():
+            try:
+                load_object(part.reference)
+            except ConfigError as error:
+                missing.append(f"{name}: {error}")
+    assert not missing

@@ -11,7 +11,7 @@ from anml.config.evaluation import DataRequest, EvalConfig
 from anml.data import load_images
 from anml.evaluate.sweep import run_sweep, sweep_trajectories
 
-FOLDER = Path(__file__).resolve().parent.parent / "trained_anmls"
+FOLDER = Path(__file__).resolve().parents[2] / "trained_anmls"
 SHIPPED = sorted(path.parent.name for path in FOLDER.glob("*/model.json"))
 MOST_BYTES = 16 * 2**20
 

@@ -17,7 +17,7 @@ from anml.checkpoints import (
     save_checkpoint,
     steps_saved,
 )
-from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS, complete_args
+from anml.config.model_args import complete_args, named_part
 from anml.errors import CheckpointError
 from anml.models import build_model
 from anml.models.meta_model import MetaModel
@@ -115,13 +115,13 @@ def test_an_older_card_that_left_out_the_blocks_meant_three_unpooled(tmp_path):
     ],
 )
 def test_a_card_holds_every_argument(name, args):
-    record = MODEL_ARGS[name](**args)
+    record = named_part("model", name).args(**args)
     complete = json.loads(json.dumps(complete_args(record)))
-    assert complete_args(MODEL_ARGS[name](**complete)) == complete
+    assert complete_args(named_part("model", name).args(**complete)) == complete
     states = [build_model(name, each, (1, 28, 28), seed=1).state_dict() for each in (args, complete)]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
     for part in ("encoder", "classifier") if name == "classifier" else ():
-        known = {"encoder": ENCODER_ARGS, "classifier": HEAD_ARGS}[part][complete[part]].model_fields
+        known = named_part(part, complete[part]).args.model_fields
         assert set(complete[f"{part}_args"]) == set(known)
 
 
