@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from anml.meta.lanes import LanesEngine
 
 from anml.checkpoints import ModelCard, load_training_state, save_checkpoint
 from anml.config.training import TrainConfig
@@ -15,7 +16,6 @@ from anml.data.episodes import draw_episode
 from anml.errors import ConfigError
 from anml.meta import choose, make_engine, make_lanes, uses_graph
 from anml.meta.engine import EpisodeOutcome
-from anml.meta.lanes import LanesEngine
 from anml.meta.static_update import GraphPlayer, StaticUpdate, count_on_device
 from anml.meta.step import MetaStep, OuterStep
 from anml.models.meta_model import MetaModel, select_names

@@ -6,6 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from anml.meta.lanes import LanesEngine
+from anml.meta.plain_layers import (
+    MatrixConvolution,
+    PlainInstanceNorm,
+    PlainMaxPool,
+    matrix_convolution,
+    not_for_lanes,
+    plain_pool,
+)
 from torch import nn
 
 from anml.data.episodes import Episode
@@ -19,15 +28,6 @@ from anml.meta.functional_episode import (
     run_lanes,
     run_one,
     unsupported,
-)
-from anml.meta.lanes import LanesEngine
-from anml.meta.plain_layers import (
-    MatrixConvolution,
-    PlainInstanceNorm,
-    PlainMaxPool,
-    matrix_convolution,
-    not_for_lanes,
-    plain_pool,
 )
 from anml.models.meta_model import MetaModel, select_names
 from tests.meta.cases import INNER_LR, MODELS, PUBLISHED_INNER, assert_agree, make_data, make_episode, make_model
