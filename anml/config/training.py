@@ -131,7 +131,7 @@ class TrainConfig(Record):
     log_freq: Count = 10
     seed: int = 1
     seeds: OneOrMany[int] | None = None
-    # One job does the trainings of all seeds and inner_lrs, as lanes of one batch. Unset is false, and not written
+    # One job does the trainings of all seeds and inner_lrs, on a GPU at once. Unset is false, and not written
     # down: resolved configs from before this key stay as they are.
     train_together: bool | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
