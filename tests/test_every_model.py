@@ -16,7 +16,7 @@ from anml.errors import ConfigError
 from anml.evaluate.sweep import run_sweep, sweep_trajectories
 from anml.models import build_model
 from anml.models.meta_model import MetaModel
-from anml.train.iid import IidStep
+from anml.train.iid import BatchUpdater
 from anml.train.loop import EpisodeUpdater
 
 SHAPE = (3, 36, 36)
@@ -72,7 +72,7 @@ def train_a_step(model: MetaModel, kind: str, method: str, data: ClassImages) ->
     values = {"dataset": "glyphs", "train_method": method, "num_batches": 2, "remember_size": 6, "epochs": 1}
     values |= {"batch_size": 8} if method == "iid" else {"inner_params": ["all"], "engine": "fast"}
     config = TrainConfig(**(values | MODELS[kind]))
-    updater = IidStep(config, model, data, seed=1) if method == "iid" else EpisodeUpdater(config, model, data, seed=1)
+    updater = (BatchUpdater if method == "iid" else EpisodeUpdater)(config, model, data)
     return updater.step(0).loss
 
 

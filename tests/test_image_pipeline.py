@@ -14,6 +14,7 @@ from anml.cli import download, evaluate, train
 from anml.cli.arguments import run_command
 from anml.config.load import load_train_config
 from anml.train.loop import Training
+from anml.train.run import RunSpec
 
 MINI = {f"{split}/n{number}": 8 for split, count in (("train", 5), ("test", 3)) for number in range(count)}
 SMALL = {"classes": 2, "train_examples": 3, "test_examples": 2, "runs": 1, "lr": 0.01}
@@ -162,9 +163,9 @@ def test_training_on_augmented_images_resumes_to_the_bit(write, mini, tmp_path, 
     config = load_train_config(path).config
 
     def train_to(folder: str, step: int) -> list[torch.Tensor]:
-        training = Training(config, 1, tmp_path / folder, tmp_path / f"{folder}.jsonl", torch.device("cpu"))
+        training = Training([RunSpec(config, tmp_path / folder, tmp_path / f"{folder}.jsonl")], torch.device("cpu"))
         training.run(step, lambda: False, lambda done: None)
-        return list(training.model.state_dict().values())
+        return list(training.runs[0].model.state_dict().values())
 
     undisturbed = train_to("once", 4)
     train_to("twice", 3)
@@ -179,7 +180,7 @@ def test_training_sees_augmented_images_and_validation_does_not(write, mini, tmp
         # Rates of nearly nothing: both models validate as they were drawn.
         config = load_train_config(path, ["lr=1e-30", "outer_lr=1e-30"]).config
         metrics = tmp_path / f"{augment}.jsonl"
-        training = Training(config, 1, tmp_path / str(augment), metrics, torch.device("cpu"))
+        training = Training([RunSpec(config, tmp_path / str(augment), metrics)], torch.device("cpu"))
         training.run(1, lambda: False, lambda done: None)
         [line] = [json.loads(text) for text in metrics.read_text().splitlines()]
         losses.append(line["loss"])

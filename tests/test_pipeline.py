@@ -181,7 +181,7 @@ def test_seeds_trained_together_are_evaluated_apart(run: Run, experiments: Path,
     root = experiments / "p" / "g"
     assert [path.name for path in (root / "jobs").glob("train*")] == ["train-step-000002"]
     log = (root / "jobs/train-step-000002/log.txt").read_text()
-    assert "engine lanes, 2 trainings at once" in log
+    assert "2 trainings at once" in log
     assert "seed-2  step 2" in log
     seeds = {row["train_seed"] for s in (1, 2) for row in rows_of(root / f"results/olft-step-000002-seed-{s}.csv")}
     assert seeds == {"1", "2"}

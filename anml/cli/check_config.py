@@ -36,7 +36,7 @@ def find_problems(config: TrainConfig) -> list[str]:
         return [str(error)]
     problems = name_problems(config, model) or _head_problems(config, model)
     problems += _data_problems(config) + _optimizer_problems(config, model)
-    return problems + _lane_problems(config, model)
+    return problems
 
 
 def _head_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
@@ -49,13 +49,6 @@ def _head_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
         except AnmlError as error:
             problems.append(f"eval.{name}: {error}")
     return problems
-
-
-def _lane_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
-    from anml.meta.lanes import unsupported_lanes
-
-    reason = unsupported_lanes(model) if config.train_together else ""
-    return [f"train_together: {reason}; set it to false"] if reason else []
 
 
 def name_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001 (torch is imported late)
@@ -107,14 +100,14 @@ def _data_problems(config: TrainConfig) -> list[str]:
 
 
 def _optimizer_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
-    from anml.meta.schedule import make_schedule, outer_rates
+    from anml.meta.schedule import make_schedule, outer_lrs
     from anml.train.iid import make_optimizer
 
     try:
-        if config.train_method == "iid":
+        if not config.method.is_episodic:
             make_schedule(config, make_optimizer(config, model))
         else:
-            outer_rates(config)
+            outer_lrs(config)
     except AnmlError as error:
         return [str(error)]
     return []

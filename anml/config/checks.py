@@ -14,8 +14,6 @@ from anml.config.yaml import KeyPath, Source
 # Flavors name files and jobs; the training jobs are called train-step-NNNNNN.
 _FLAVOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _TAKEN_NAMES = ("train",)
-# Engines that can do several trainings at once.
-TOGETHER_ENGINES = ("auto", "graph", "compiled", "fast")
 
 
 def check_train(config: TrainConfig, source: Source) -> list[str]:
@@ -26,8 +24,9 @@ def check_train(config: TrainConfig, source: Source) -> list[str]:
     problems += _check_episode(config, source) + _check_outputs(config, source)
     problems += _check_different(config.seeds or (), source, ("seeds",))
     problems += _check_different(config.inner_lrs or (), source, ("inner_lrs",))
-    if config.inner_lrs and config.train_method == "iid":
-        problems.append(problem(source, ("inner_lrs",), "are for training on episodes, not for train_method: iid"))
+    if config.inner_lrs and not config.method.is_episodic:
+        message = f"are for training on episodes, not for train_method: {config.train_method}"
+        problems.append(problem(source, ("inner_lrs",), message))
     return problems + _check_schedule(config, source) + _check_engine(config, source) + _check_together(config, source)
 
 
@@ -188,10 +187,11 @@ def _check_episode(config: TrainConfig, source: Source) -> list[str]:
     if config.augment and not config.facts.can_augment:
         message = f"augmentation is not available for {config.dataset}; remove it"
         problems.append(problem(source, ("augment",), message))
-    if config.train_method == "iid" and "epochs" not in source.data:
-        message = "is required for train_method: iid, where it counts passes over the data (10 for Omniglot)"
+    if not config.method.is_episodic and "epochs" not in source.data:
+        message = f"is required for train_method: {config.train_method}, where it counts passes over the data "
+        message += "(10 for Omniglot)"
         problems.append(problem(source, ("epochs",), message))
-    if config.train_method == "iid":
+    if not config.method.is_episodic:
         return problems
     needed = config.batch_size * config.inner_steps
     if config.sample_method == "single" and needed > config.examples_per_class:
@@ -215,30 +215,19 @@ def _check_outputs(config: TrainConfig, source: Source) -> list[str]:
 
 
 def _check_together(config: TrainConfig, source: Source) -> list[str]:
-    if not config.train_together:
+    if not config.train_together or len(config.trainings) > 1:
         return []
-    problems, at = [], ("train_together",)
-    if len(config.trainings) < 2:
-        message = "needs several trainings: set seeds, for example [1, 2, 3], or inner_lrs, for example [0.1, 0.05]"
-        problems.append(problem(source, at, message))
-    if config.train_method != "meta":
-        problems.append(problem(source, at, f"is for train_method: meta, found {config.train_method}; set it to false"))
-    if config.engine not in TOGETHER_ENGINES:
-        message = (
-            f"is for engine {', '.join(TOGETHER_ENGINES)}; found {config.engine}, which trains one model at a time"
-        )
-        problems.append(problem(source, at, message))
-    if config.augment:
-        problems.append(problem(source, at, "does not go with augment, which crops every image by itself"))
-    return problems
+    message = "needs several trainings: set seeds, for example [1, 2, 3], or inner_lrs, for example [0.1, 0.05]"
+    return [problem(source, ("train_together",), message)]
 
 
 def _check_schedule(config: TrainConfig, source: Source) -> list[str]:
     at = ("outer_lr_scheduler",)
     if config.outer_lr_scheduler is None and config.outer_lr_scheduler_args is not None:
         return [problem(source, (f"{at[0]}_args",), "is without an outer_lr_scheduler that they are for")]
-    if config.outer_lr_scheduler is not None and config.train_method == "iid":
-        return [problem(source, at, "is for training on episodes; for train_method: iid it is lr_scheduler (by epoch)")]
+    if config.outer_lr_scheduler is not None and not config.method.is_episodic:
+        message = f"is for training on episodes; for train_method: {config.train_method} it is lr_scheduler (by epoch)"
+        return [problem(source, at, message)]
     return []
 
 
@@ -247,7 +236,7 @@ def _check_engine(config: TrainConfig, source: Source) -> list[str]:
     if config.engine == "graph" and config.device == "cpu":
         return [problem(source, ("engine",), "graph needs a GPU, but device is cpu; use engine: auto")]
     record = config.model_record
-    if config.engine != "reference" or config.train_method != "meta":
+    if config.engine != "reference" or not config.method.is_second_order:
         return []
     if not (isinstance(record, ClassifierArgs) and record.has_batch_norm):
         return []

@@ -305,7 +305,7 @@ def smoke_test(config: TrainConfig) -> TrainConfig:
     """Return the config at the smallest sizes: two episodes, two classes, one run, two rates, one checkpoint."""
     return config.model_copy(
         update={
-            "epochs": 2 if config.train_method != "iid" else 1,
+            "epochs": 2 if config.method.is_episodic else 1,
             "max_steps": 2,
             # Building the native kernel, where it is the first time, would take most of the minute.
             "engine": "fast" if config.engine == "auto" else config.engine,

@@ -39,7 +39,7 @@ _UNLEARNED = ", which learns nothing"
 TRAINING: tuple[Unread[TrainConfig], ...] = (
     Unread(
         "train_method",
-        lambda config: config.train_method != "iid",
+        lambda config: config.method.is_episodic,
         "on train_method: {}",
         {
             "lr": "; did you mean outer_lr or inner_lr?",
@@ -55,7 +55,7 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
     ),
     Unread(
         "train_method",
-        lambda config: config.train_method == "iid",
+        lambda config: not config.method.is_episodic,
         "on train_method: {}",
         {
             "inner_lr": "; did you mean lr?",
@@ -80,14 +80,14 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
     ),
     Unread(
         "lr_scheduler",
-        lambda config: config.train_method == "iid" and config.lr_scheduler is None,
+        lambda config: not config.method.is_episodic and config.lr_scheduler is None,
         "without lr_scheduler",
         {"lr_scheduler_args": ", whose arguments they are"},
         {"lr_scheduler_args": {}},
     ),
     Unread(
         "lobo_rate",
-        lambda config: config.train_method == "iid" and not config.lobo_rate,
+        lambda config: not config.method.is_episodic and not config.lobo_rate,
         "without lobo_rate",
         {
             "lobo_size": "; it says every how many epochs rows are re-drawn",
@@ -97,7 +97,7 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
     ),
     Unread(
         "lobo_size",
-        lambda config: config.train_method == "iid" and not config.lobo_size,
+        lambda config: not config.method.is_episodic and not config.lobo_size,
         "without lobo_size",
         {
             "lobo_rate": "; it says how many rows are re-drawn",

@@ -10,6 +10,7 @@ from anml.config.binding import Arguments, Count, Fraction, NotNegative, OneOrMa
 from anml.config.evaluation import DataRequest, EvalConfig, eval_request
 from anml.config.facts import DATASETS, IMAGES_FOLDER, DatasetFacts
 from anml.config.image_folder import ClassSplit, ClassSplitKey, folder_facts
+from anml.config.methods import Method, MethodName, find_method
 from anml.config.model_args import ModelArgs, ModelName, named_part
 from anml.errors import ConfigError
 
@@ -67,8 +68,15 @@ def model_order(name: str) -> tuple[str, float]:
 # One experiment: a model, how it is trained, and the evaluations that follow.
 
 DatasetName = Literal["omniglot", "glyphs", "mini-imagenet", "omniimage20", "omniimage100", "images-folder"]
-TrainMethod = Literal["meta", "meta-first-order", "sequential_episodic", "iid"]
 LoboScale = Literal["all_rows", "each_row"]
+
+
+class InnerOptimizer(NamedTuple):
+    """What takes the steps of the inner loop: plain SGD. Every engine gets this record."""
+
+    lr: float
+
+
 EngineName = Literal["auto", "graph", "compiled", "native", "sweep", "fast", "reference"]
 
 
@@ -98,7 +106,7 @@ class TrainConfig(Record):
     # None rather than false: config.yml files of earlier versions stay the same text.
     allow_incomplete: bool | None = None
 
-    train_method: TrainMethod = "meta"
+    train_method: MethodName = "meta"
     sample_method: Literal["single", "uniform"] = "single"
     batch_size: Count = 1
     num_batches: Count | None = None
@@ -122,7 +130,7 @@ class TrainConfig(Record):
     log_freq: Count = 10
     seed: int = 1
     seeds: OneOrMany[int] | None = None
-    # One job does the trainings of all seeds and inner_lrs, as lanes of one batch. Unset is false, and not written
+    # One job does the trainings of all seeds and inner_lrs, on a GPU at once. Unset is false, and not written
     # down: resolved configs from before this key stay as they are.
     train_together: bool | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -160,6 +168,16 @@ class TrainConfig(Record):
         if self.dataset == IMAGES_FOLDER and isinstance(self.class_split, ClassSplit) and self.imgs_per_class:
             return folder_facts(self.class_split, self.imgs_per_class)
         return DATASETS[self.dataset]
+
+    @property
+    def method(self) -> Method:
+        """How it trains."""
+        return find_method(self.train_method)
+
+    @property
+    def inner_optimizer(self) -> InnerOptimizer:
+        """What takes the steps of the inner loop."""
+        return InnerOptimizer(self.inner_lr)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -253,7 +271,7 @@ class TrainConfig(Record):
     @property
     def is_zapped(self) -> bool:
         """Whether i.i.d. training re-draws output rows ("zapping")."""
-        return self.train_method == "iid" and bool(self.lobo_rate and self.lobo_size)
+        return not self.method.is_episodic and bool(self.lobo_rate and self.lobo_size)
 
     @property
     def inner_steps(self) -> int:
@@ -264,7 +282,7 @@ class TrainConfig(Record):
     def total_steps(self) -> int:
         """Episodes (or, for i.i.d. training, optimizer steps) of the whole training."""
         steps = self.epochs
-        if self.train_method == "iid":
+        if not self.method.is_episodic:
             images = self.num_train_classes * self.examples_per_class
             steps *= -(-images // self.batch_size)
         return min(steps, self.max_steps or steps)

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot, softmax
 
+from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode
 from anml.meta.conv_blocks import BlockStack, TorchBlocks
 from anml.meta.engine import EpisodeOutcome, accuracy
@@ -154,15 +155,15 @@ class AdjointEngine:
     note = ""
 
     def __init__(
-        self, model: MetaModel, inner_names: list[str], inner_lr: float, stack: StackFactory = TorchBlocks
+        self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer, stack: StackFactory = TorchBlocks
     ) -> None:
         reason = unsupported(model, inner_names)
         if reason:
             message = f"the sweep engine cannot run this model: {reason}; use the fast engine"
             raise ValueError(message)
-        self.model, self.inner_lr = model, inner_lr
+        self.model, self.lr = model, inner.lr
         self.prefix, blocks = _blocks(model) or ("", [])
-        self.stack = stack(blocks, inner_lr)
+        self.stack = stack(blocks, inner.lr)
         self.attend: Attend = attend
 
     def run(self, episode: Episode) -> EpisodeOutcome:
@@ -193,7 +194,7 @@ class AdjointEngine:
     def _run(self, episode: Episode, gate: torch.Tensor | None) -> EpisodeOutcome:
         weight, bias = (parameter.detach() for parameter in self.model.head.parameters())
         steps, batch = episode.support_index.shape
-        head = DualHead(weight, bias, self.inner_lr, (steps, batch), self.attend)
+        head = DualHead(weight, bias, self.lr, (steps, batch), self.attend)
         gates = episode.images.new_ones(len(episode.images), 1) if gate is None else gate.detach()
         inner = _InnerLoop(self.stack, head, gates, episode)
         loss, logits = inner.forward()

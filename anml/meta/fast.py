@@ -15,6 +15,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode
 from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.models.meta_model import MetaModel, belongs_to
@@ -86,9 +87,9 @@ class FastEngine:
     name = "fast"
     note = ""
 
-    def __init__(self, model: MetaModel, inner_names: list[str], inner_lr: float) -> None:
+    def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
         self.model = model
-        self.inner_lr = inner_lr
+        self.lr = inner.lr
         self.linears = fast_linears(model, set(inner_names))
         in_dual_form = {f"{name}.{part}" for name in self.linears for part in ("weight", "bias")}
         self.fast_names = [name for name in inner_names if name not in in_dual_form]
@@ -102,7 +103,7 @@ class FastEngine:
         slow: Weights = dict(self.model.named_parameters())
         fast: Weights = {name: slow[name] for name in self.fast_names}
         images, options = self._prepare(episode.images)
-        with dual_linears(list(self.linears.values()), self.inner_lr) as duals:
+        with dual_linears(list(self.linears.values()), self.lr) as duals:
             for index in episode.support_index:
                 logits = self._call(fast, images[index], _rows(options, index))
                 fast = self._step(fast, duals, cross_entropy(logits, episode.labels[index]))
@@ -127,7 +128,7 @@ class FastEngine:
         gradients = torch.autograd.grad(loss, [*fast.values(), *outputs], create_graph=True)
         for dual, delta in zip(duals, gradients[len(fast) :], strict=True):
             dual.step(delta)
-        return {name: fast[name] - self.inner_lr * gradient for name, gradient in zip(fast, gradients, strict=False)}
+        return {name: fast[name] - self.lr * gradient for name, gradient in zip(fast, gradients, strict=False)}
 
 
 def _rows(options: dict[str, Any], index: torch.Tensor | slice) -> dict[str, Any]:

@@ -1,98 +1,129 @@
-"""An episode as a function of tensors of fixed shapes: what `compiled`, `graph` and lanes of several trainings share.
+"""An episode as a function of tensors of fixed shapes: the engine `compiled`, which a graph may capture.
 
 A step takes its own gradient (torch.func.grad): with respect to the fast weights, and to a zero "probe" added to the
 output of every Linear layer that learns, which is that layer's delta. It returns the next fast weights, and for Linear
-layers two buffers with a row for every example of the inner loop (plain_layers.DualLayer), zero where the inner loop
-has not been. So every step has the same shapes, one compiled function serves them all, and nothing is read back to the
-host: the same program runs eagerly, under torch.compile, in a CUDA graph and, under torch.vmap, for several trainings.
-A plain loop chains the steps, and ordinary autograd differentiates once through them.
+layers two buffers with a row for every example of the inner loop (DualLayer), zero for steps to come. So every step has
+the same shapes, one compiled function serves them all, and nothing is read back to the host. A plain loop chains the
+steps, and ordinary autograd differentiates once through them.
 """
 
+import copy
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear, pad
 
+from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode
 from anml.meta.engine import CheckedEpisodes, EpisodeOutcome, accuracy
 from anml.meta.fast import FastEngine, fast_linears
-from anml.meta.plain_layers import DualLayer, matrix_convolution, plain_norm, plain_pool, skeleton
 from anml.models.meta_model import MetaModel, belongs_to
 
 Weights = dict[str, torch.Tensor]
 
 
+class DualLayer(nn.Module):
+    """A Linear layer in dual form (dual_linear.py): the steps so far are rows of two buffers, zero for steps to come.
+
+    Buffers, given to every call: learning_rate [], inputs [R, in], deltas [R, out]; probe, zeros of the output's shape,
+    whose gradient is the delta of this call.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        for name in ("learning_rate", "inputs", "deltas", "probe"):
+            self.register_buffer(name, torch.zeros(()))
+        self.learning_rate: torch.Tensor
+        self.inputs: torch.Tensor
+        self.deltas: torch.Tensor
+        self.probe: torch.Tensor
+        self.seen: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, in] to [n, out]."""
+        self.seen = x
+        similarity = x @ self.inputs.T
+        if self.bias is not None:
+            similarity = similarity + 1
+        change = self.learning_rate * (similarity @ self.deltas)
+        return linear(x, self.weight, self.bias) - change + self.probe
+
+    def take_seen(self) -> torch.Tensor:
+        """Return the input of the last call, and keep it no longer: it would outlive the function being compiled."""
+        seen, self.seen = self.seen, None
+        assert seen is not None
+        return seen
+
+
+class PlainMaxPool(nn.Module):
+    """MaxPool2d as a selection among shifted images: the first of equal values, as in PyTorch's own."""
+
+    def __init__(self, pool: nn.MaxPool2d) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.padding = (_pair(v) for v in (pool.kernel_size, pool.stride, pool.padding))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, C, H, W] to [n, C, h, w]."""
+        rows, columns = self.padding
+        x = pad(x, (columns, columns, rows, rows), value=-torch.inf) if rows or columns else x
+        down, across = (self._positions(size, axis) for axis, size in enumerate(x.shape[2:]))
+        result, *others = (x[:, :, i, j] for i in down for j in across)
+        for other in others:
+            result = torch.where((other > result) | other.isnan(), other, result)
+        return result
+
+    def _positions(self, size: int, axis: int) -> list[slice]:
+        """Return, for every offset in the window, where the windows have it."""
+        kernel, stride = self.kernel[axis], self.stride[axis]
+        reach = (size - kernel) // stride * stride + 1
+        return [slice(offset, offset + reach, stride) for offset in range(kernel)]
+
+
 class FunctionalEpisode:
     """The meta-gradient of an episode. Holds no weights of its own.
 
-    lanes: every weight and every tensor of an episode (but the support index) has a leading dimension, one entry for
-    each of several trainings, which have nothing to do with each other.
-    inner_lr: of lanes a rate each.
     compiled: torch.compile the functions that the loop is made of.
-    matrices: convolutions as products of matrices; for lanes on a GPU.
     """
 
-    def __init__(
-        self,
-        model: MetaModel,
-        inner_names: list[str],
-        inner_lr: float | Sequence[float],
-        lanes: bool = False,
-        compiled: bool = False,
-        matrices: bool = False,
-    ) -> None:
-        self.inner_lr = inner_lr
-        self.example_dim = 1 if lanes else 0
+    def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer, compiled: bool = False) -> None:
+        self.lr = inner.lr
         self.linears = fast_linears(model, set(inner_names))
         self.sizes = {name: (layer.in_features, layer.out_features) for name, layer in self.linears.items()}
         in_dual_form = {f"{name}.{part}" for name in self.linears for part in ("weight", "bias")}
         self.fast_names = [name for name in inner_names if name not in in_dual_form]
         self.encoder_is_fixed = all(belongs_to(name, model.head_prefix) for name in inner_names)
         self.gate_is_fixed = not any(belongs_to(name, model.gate_prefix) for name in inner_names)
-        wanted = ((plain_norm, lanes), (plain_pool, compiled), (matrix_convolution, matrices))
-        self.net = skeleton(model, self.linears, [rewrite for rewrite, needed in wanted if needed])
+        self.net = skeleton(model, self.linears, plain_pools=compiled)
         self.prepare, self.step, self.query = self._prepare, self._step, self._query
-        if lanes:
-            self.prepare, self.query = torch.vmap(self._prepare), torch.vmap(self._query)
-            self.step = torch.vmap(self._step, in_dims=(0, 0, 0, 0, None, 0, 0, 0))
         if compiled:
             self.prepare, self.step, self.query = map(_compile, (self.prepare, self.step, self.query))
 
-    def run(
-        self, slow: Weights, images: torch.Tensor, labels: torch.Tensor, support_index: torch.Tensor, query_start: int
-    ) -> EpisodeOutcome:
-        """Return loss, accuracy ([lanes], or zero-dimensional) and gradients at the slow weights (that require them).
-
-        images [M, C, H, W], labels [M], behind the dimension of lanes; support_index [T, B] on their device.
-        """
-        given, extra = self.prepare(slow, images)
-        rate = self._rate(images)
+    def run(self, slow: Weights, episode: Episode) -> EpisodeOutcome:
+        """Return loss, accuracy and gradients at the slow weights (that require them)."""
+        images, labels, support_index, query_start, _ = episode
+        inputs, extra = self.prepare(slow, images)
+        lr = images.new_full((), self.lr)  # Made by filling: a graph may hold no copies.
         fast, rows = {name: slow[name] for name in self.fast_names}, self._empty_rows(images, support_index.numel())
-        places = torch.arange(support_index.numel(), device=images.device).view_as(support_index)
-        for where, index in zip(places, support_index, strict=True):
-            batch = [self._select(part, index) for part in (given, extra, labels)]
-            fast, rows = self.step(slow, fast, rows, rate, where, *batch)
-        asked = torch.arange(query_start, labels.shape[self.example_dim], device=images.device)
-        batch = [self._select(part, asked) for part in (given, extra, labels)]
-        loss, right = self.query({**slow, **fast, **rows}, rate, *batch)
-        gradients = torch.autograd.grad(loss.sum(), list(slow.values()))
+        positions = torch.arange(support_index.numel(), device=images.device).view_as(support_index)
+        for position, index in zip(positions, support_index, strict=True):
+            batch = [self._select(part, index) for part in (inputs, extra, labels)]
+            fast, rows = self.step(slow, fast, rows, lr, position, *batch)
+        query = torch.arange(query_start, len(labels), device=images.device)
+        batch = [self._select(part, query) for part in (inputs, extra, labels)]
+        loss, right = self.query({**slow, **fast, **rows}, lr, *batch)
+        gradients = torch.autograd.grad(loss, list(slow.values()))
         return EpisodeOutcome(loss.detach(), right, dict(zip(slow, gradients, strict=True)))
 
-    def _rate(self, like: torch.Tensor) -> torch.Tensor:
-        """Return the inner learning rate, [lanes] or zero-dimensional. Made by filling: a graph may hold no copies."""
-        if isinstance(self.inner_lr, Sequence):
-            return torch.stack([like.new_full((), rate) for rate in self.inner_lr])
-        return like.new_full((), self.inner_lr)
-
     def _empty_rows(self, like: torch.Tensor, count: int) -> Weights:
-        lanes = like.shape[: self.example_dim]
         return {
-            f"{name}.{part}": like.new_zeros(*lanes, count, width)
+            f"{name}.{part}": like.new_zeros(count, width)
             for name, sizes in self.sizes.items()
             for part, width in zip(("inputs", "deltas"), sizes, strict=True)
         }
@@ -100,9 +131,9 @@ class FunctionalEpisode:
     def _select(self, part: Any, index: torch.Tensor) -> Any:
         if isinstance(part, dict):
             return {key: self._select(value, index) for key, value in part.items()}
-        return part.index_select(self.example_dim, index)
+        return part.index_select(0, index)
 
-    # The functions below see one lane, and are compiled: no annotations on nested functions, no state left behind.
+    # The functions below are compiled: no annotations on nested functions, no state left behind.
 
     def _prepare(self, slow: Weights, images: torch.Tensor) -> tuple[torch.Tensor, Weights]:
         """Compute once what the inner loop does not change: the features [M, d] in place of images, or the gate."""
@@ -116,85 +147,55 @@ class FunctionalEpisode:
         slow: Weights,
         fast: Weights,
         rows: Weights,
-        rate: torch.Tensor,
-        where: torch.Tensor,
-        given: torch.Tensor,
+        lr: torch.Tensor,
+        position: torch.Tensor,
+        inputs: torch.Tensor,
         extra: Weights,
         labels: torch.Tensor,
     ) -> tuple[Weights, Weights]:
-        """Take an SGD step on given [B, ...], labels [B]; return the fast weights and rows after it.
+        """Take an SGD step on inputs [B, ...], labels [B]; return the fast weights and rows after it.
 
-        rate: zero-dimensional. where: int64 [B], the rows that are this step's.
+        lr: zero-dimensional. position: int64 [B], the rows of this step.
         """
-        probes = {f"{name}.probe": given.new_zeros(given.shape[0], size[1]) for name, size in self.sizes.items()}
+        probes = {f"{name}.probe": inputs.new_zeros(inputs.shape[0], size[1]) for name, size in self.sizes.items()}
         gradient = torch.func.grad(self._loss, has_aux=True)
-        fixed = {**slow, **rows, **self._rates_of_layers(rate)}
-        gradients, seen = gradient({**fast, **probes}, fixed, given, extra, labels)
-        fast = {name: fast[name] - rate * gradients[name] for name in fast}
+        fixed = {**slow, **rows, **self._lr_of_layers(lr)}
+        gradients, seen = gradient({**fast, **probes}, fixed, inputs, extra, labels)
+        fast = {name: fast[name] - lr * gradients[name] for name in fast}
         for name in self.sizes:
             rows = rows | {
-                f"{name}.inputs": rows[f"{name}.inputs"].index_copy(0, where, seen[name]),
-                f"{name}.deltas": rows[f"{name}.deltas"].index_copy(0, where, gradients[f"{name}.probe"]),
+                f"{name}.inputs": rows[f"{name}.inputs"].index_copy(0, position, seen[name]),
+                f"{name}.deltas": rows[f"{name}.deltas"].index_copy(0, position, gradients[f"{name}.probe"]),
             }
         return fast, rows
 
     def _loss(
-        self, moving: Weights, fixed: Weights, given: torch.Tensor, extra: Weights, labels: torch.Tensor
+        self, moving: Weights, fixed: Weights, inputs: torch.Tensor, extra: Weights, labels: torch.Tensor
     ) -> tuple[torch.Tensor, Weights]:
-        logits, seen = self._call({**fixed, **moving}, given, extra)
+        logits, seen = self._call({**fixed, **moving}, inputs, extra)
         return cross_entropy(logits, labels), seen
 
     def _query(
-        self, weights: Weights, rate: torch.Tensor, given: torch.Tensor, extra: Weights, labels: torch.Tensor
+        self, weights: Weights, lr: torch.Tensor, inputs: torch.Tensor, extra: Weights, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the meta loss and its accuracy."""
-        probes = {f"{name}.probe": given.new_zeros(()) for name in self.sizes}
-        logits, _ = self._call({**weights, **probes, **self._rates_of_layers(rate)}, given, extra)
+        probes = {f"{name}.probe": inputs.new_zeros(()) for name in self.sizes}
+        logits, _ = self._call({**weights, **probes, **self._lr_of_layers(lr)}, inputs, extra)
         return cross_entropy(logits, labels), accuracy(logits, labels)
 
-    def _rates_of_layers(self, rate: torch.Tensor) -> Weights:
-        return {f"{name}.learning_rate": rate for name in self.sizes}
+    def _lr_of_layers(self, lr: torch.Tensor) -> Weights:
+        return {f"{name}.learning_rate": lr for name in self.sizes}
 
-    def _call(self, weights: Weights, given: torch.Tensor, extra: Weights) -> tuple[torch.Tensor, Weights]:
+    def _call(self, weights: Weights, inputs: torch.Tensor, extra: Weights) -> tuple[torch.Tensor, Weights]:
         """Return the logits, and the inputs of the layers in dual form."""
         options = {"part": "classify"} if self.encoder_is_fixed else {"gate": extra.get("gate")}
-        logits = functional_call(self.net, weights, (given,), options)
+        logits = functional_call(self.net, weights, (inputs,), options)
         return logits, {name: self._dual(name).take_seen() for name in self.sizes}
 
     def _dual(self, name: str) -> DualLayer:
         layer = self.net.get_submodule(name)
         assert isinstance(layer, DualLayer)
         return layer
-
-
-def run_one(program: FunctionalEpisode, model: MetaModel, episode: Episode) -> EpisodeOutcome:
-    """Run a program without lanes on a model and an episode."""
-    images, labels, index, start, _ = episode
-    return program.run(dict(model.named_parameters()), images, labels, index, start)
-
-
-def run_lanes(
-    program: FunctionalEpisode, models: Sequence[MetaModel], episodes: Sequence[Episode]
-) -> list[EpisodeOutcome]:
-    """Run a program of lanes on models and their episodes, which are alike but for what is in them."""
-    first = episodes[0]
-    images, labels = (torch.stack([getattr(e, part) for e in episodes]) for part in ("images", "labels"))
-    weights = stack_weights(models)
-    return split_lanes(program.run(weights, images, labels, first.support_index, first.query_start))
-
-
-def stack_weights(models: Sequence[MetaModel]) -> Weights:
-    """Return the weights of all models, stacked, as leaves that require gradients."""
-    names = [name for name, _ in models[0].named_parameters()]
-    return {name: torch.stack([m.get_parameter(name).detach() for m in models]).requires_grad_() for name in names}
-
-
-def split_lanes(outcome: EpisodeOutcome) -> list[EpisodeOutcome]:
-    """Return the outcome of every lane."""
-    return [
-        EpisodeOutcome(loss, right, {name: gradient[lane] for name, gradient in outcome.gradients.items()})
-        for lane, (loss, right) in enumerate(zip(outcome.loss, outcome.accuracy, strict=True))
-    ]
 
 
 def unsupported(model: MetaModel) -> str:
@@ -207,7 +208,25 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-# The engine `compiled`: the episode's program (program.py) under torch.compile, on any device.
+def skeleton(model: MetaModel, linears: Iterable[str], plain_pools: bool) -> MetaModel:
+    """Return a copy of a model without its weights, the named Linear layers in dual form.
+
+    plain_pools: write max-pooling out. Under torch.compile on a CPU, PyTorch gets its gradient in front of a flattening
+    wrong (torch 2.13; tests/meta/test_functional_episode.py has the case).
+    """
+    net = copy.deepcopy(model)
+    for name in linears:
+        layer = net.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        net.set_submodule(name, DualLayer(layer))
+    for name, layer in list(net.named_modules()) if plain_pools else ():
+        if isinstance(layer, nn.MaxPool2d) and not layer.ceil_mode and _pair(layer.dilation) == (1, 1):
+            net.set_submodule(name, PlainMaxPool(layer))
+    return net.to("meta")
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 class CompiledEngine:
@@ -215,16 +234,16 @@ class CompiledEngine:
 
     name = "compiled"
 
-    def __init__(self, model: MetaModel, inner_names: list[str], inner_lr: float) -> None:
+    def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
         reason = unsupported(model)
         if reason:
             message = f"the compiled engine cannot run this model: {reason}; use the fast engine"
             raise ValueError(message)
-        fast, missing = FastEngine(model, inner_names, inner_lr), missing_compiler(next(model.parameters()).device)
-        program = FunctionalEpisode(model, inner_names, inner_lr, compiled=True)
+        fast, missing = FastEngine(model, inner_names, inner), missing_compiler(next(model.parameters()).device)
+        compiled = FunctionalEpisode(model, inner_names, inner, compiled=True)
         self.checked = CheckedEpisodes(
-            None if missing else lambda episodes: [run_one(program, model, episode) for episode in episodes],
-            lambda episodes: [fast.run(episode) for episode in episodes],
+            None if missing else lambda episode: compiled.run(dict(model.named_parameters()), episode),
+            fast.run,
             f"not compiled: {missing}" if missing else "",
         )
 
@@ -235,7 +254,7 @@ class CompiledEngine:
 
     def run(self, episode: Episode) -> EpisodeOutcome:
         """Return loss, accuracy and gradients of one episode."""
-        return self.checked.run([episode])[0]
+        return self.checked.run(episode)
 
 
 def missing_compiler(device: torch.device) -> str:

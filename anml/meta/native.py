@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from anml.config.training import InnerOptimizer
 from anml.meta.adjoint import AdjointEngine
 from anml.meta.adjoint import unsupported as unsupported_sweep
 from anml.models.blocks import Block, find_blocks
@@ -16,15 +17,15 @@ class NativeEngine(AdjointEngine):
 
     name = "native"
 
-    def __init__(self, model: MetaModel, inner_names: list[str], inner_lr: float) -> None:
+    def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
         reason = unsupported(model, inner_names)
         if reason:
             message = f"the native engine cannot run this model: {reason}; use the fast engine"
             raise ValueError(message)
-        super().__init__(model, inner_names, inner_lr, NativeBlocks)
+        super().__init__(model, inner_names, inner, NativeBlocks)
         self.attend = _attend
         gate = _gate_parts(model)
-        self.gate_blocks = NativeBlocks(gate[0], inner_lr) if gate else None
+        self.gate_blocks = NativeBlocks(gate[0], inner.lr) if gate else None
         self.gate_layer = gate[1] if gate else None
 
     def gate(self, images: torch.Tensor) -> torch.Tensor | None:

@@ -41,7 +41,7 @@ def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> LRSc
     return _schedule("lr_scheduler", config.lr_scheduler, config.lr_scheduler_args, optimizer, "epoch")
 
 
-def outer_rates(config: TrainConfig) -> list[float]:
+def outer_lrs(config: TrainConfig) -> list[float]:
     """Return the outer learning rate of every episode, or nothing where it is outer_lr throughout.
 
     They are those that torch's own optimizer would have. Raises ConfigError.

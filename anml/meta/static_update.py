@@ -1,9 +1,9 @@
-"""Whole meta-updates on tensors that stay where they are: one CUDA (HIP) graph replays all of an update.
+"""Whole meta-updates on tensors that stay in their memory, so that one CUDA (HIP) graph can replay them.
 
-In the graph: the lobotomy, the conversion of the episode's images from uint8, the episode by an engine, clipping, Adam,
-and writing loss and accuracy into a ring. Before a replay the host draws which examples and which new output rows, from
-the same named generators as ever, and copies these few kilobytes. Nothing waits for the device: the ring is read when
-the training logs. Everything but capture and replay is what runs on a CPU as well.
+The graph holds the lobotomy, the conversion of the episode's images from uint8, the episode by an engine, clipping,
+Adam, and the writing of loss and accuracy into a ring. Before a replay the host draws which examples and which new
+output rows the update uses, from the same named generators as ever, and copies these few kilobytes. Nothing waits for
+the device: the training reads the ring when it logs. A CPU can run everything but capture and replay.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ import torch
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_examples, query_start, support_index
-from anml.meta.engine import EpisodeOutcome, RunEpisodes
+from anml.meta.engine import EpisodeOutcome
 from anml.meta.step import OuterStep, draw_rows
 from anml.rng import torch_generator
 
@@ -22,121 +22,121 @@ _WARM_UPS = 3
 
 
 class StaticUpdate:
-    """Updates of one training, or of several at once, one `OuterStep` for each.
+    """The updates of one training.
 
-    run: what gives the outcomes of the episodes of all. play: how `update` is to be repeated; on a GPU a `GraphPlayer`.
-    `step` returns views into the ring, which holds the last `log_freq` updates.
+    run: returns the outcome of an episode. The ring holds the outcomes of the last `log_freq` updates.
     """
 
     def __init__(
         self,
         config: TrainConfig,
-        outers: Sequence[OuterStep],
-        run: RunEpisodes,
+        outer: OuterStep,
+        run: Callable[[Episode], EpisodeOutcome],
         data: ClassImages,
-        play: Callable[[Callable[[], None]], None] = lambda update: update(),
     ) -> None:
-        self.config, self.outers, self.run, self.data, self.play = config, outers, run, data, play
-        self.device, self.dtype = data.images.device, outers[0].model.head.weight.dtype
-        self.support = support_index(config).to(self.device)
-        first = draw_examples(data, config, outers[0].seed, 0)
-        self.examples = len(first.classes)
-        self.new_rows = 1 if config.sample_method == "single" else config.batch_size * config.inner_steps
-        # Classes and examples of every lane, the rows to re-draw, and the place in the ring: one copy for all.
-        lanes = len(outers)
-        self.numbers = self._zeros(lanes, 2 * self.examples + self.new_rows + 1, dtype=torch.int64)
-        self.rows = self._zeros(lanes, self.new_rows, outers[0].model.head.in_features)
-        self.ring = self._zeros(lanes, 2, config.log_freq)
+        self.config, self.outer, self.run, self.data = config, outer, run, data
+        head, device = outer.model.head, data.images.device
+        self.device, self.dtype = device, head.weight.dtype
+        self.support = support_index(config).to(device)
+        self.num_examples = len(draw_examples(data, config, outer.seed, 0).classes)
+        self.num_rows = 1 if config.sample_method == "single" else config.batch_size * config.inner_steps
+        # Classes and examples of the episode, the rows to re-draw, and the position in the ring: one copy for all.
+        self.numbers = torch.zeros(2 * self.num_examples + self.num_rows + 1, dtype=torch.int64, device=device)
+        self.rows = torch.zeros(self.num_rows, head.in_features, dtype=self.dtype, device=device)
+        self.ring = torch.zeros(2, config.log_freq, dtype=self.dtype, device=device)
 
-    def step(self, index: int) -> list[EpisodeOutcome]:
-        """Update every lane with its episode `index`; the outcomes are without gradients."""
+    def step(self, index: int) -> EpisodeOutcome:
+        """Do update `index` without a graph; the outcome has no gradients."""
         self.fill(index)
-        self.play(self.update)
-        place = index % self.config.log_freq
-        return [EpisodeOutcome(ring[0, place], ring[1, place], {}) for ring in self.ring]
+        self.update()
+        return self.outcome(index)
 
     def fill(self, index: int) -> None:
-        """Draw episode `index` of every lane into the buffers that `update` reads, and set its outer rate."""
-        numbers, rows = torch.empty(self.numbers.shape, dtype=torch.int64), torch.empty(self.rows.shape)
-        for lane, outer in enumerate(self.outers):
-            outer.set_rate(index)
-            draw = draw_examples(self.data, self.config, outer.seed, index)
-            # Fewer new classes than rows: the last one again, with the same row.
-            classes = [*draw.new_classes, *[draw.new_classes[-1]] * (self.new_rows - len(draw.new_classes))]
-            place = torch.tensor([*classes, index % self.config.log_freq])
-            torch.cat([draw.classes, draw.examples, place], out=numbers[lane])
-            if self.config.lobotomize:
-                generator = torch_generator(outer.seed, "lobotomy", index)
-                drawn = draw_rows(outer.model.head, draw.new_classes, generator)
-                rows[lane] = drawn[-1]
-                rows[lane, : len(drawn)] = drawn
-        self._copy(numbers, self.numbers)
-        self._copy(rows, self.rows)
+        """Draw episode `index` into the buffers that `update` reads, and set its outer learning rate."""
+        self.outer.set_lr(index)
+        draw = draw_examples(self.data, self.config, self.outer.seed, index)
+        # Where there are fewer new classes than rows, the last class is written again, with the same row.
+        classes = [*draw.new_classes, *[draw.new_classes[-1]] * (self.num_rows - len(draw.new_classes))]
+        position = torch.tensor([*classes, index % self.config.log_freq])
+        self._copy(torch.cat([draw.classes, draw.examples, position]), self.numbers)
+        if self.config.lobotomize:
+            drawn = draw_rows(
+                self.outer.model.head, draw.new_classes, torch_generator(self.outer.seed, "lobotomy", index)
+            )
+            self._copy(torch.cat([drawn, drawn[-1:].expand(self.num_rows - len(drawn), -1)]), self.rows)
 
     def update(self) -> None:
         """Do one update with what the buffers hold. No shape, and nothing the host does, depends on their values."""
-        classes, examples, new, place = self.numbers.split([self.examples, self.examples, self.new_rows, 1], dim=1)
+        sizes = [self.num_examples, self.num_examples, self.num_rows, 1]
+        classes, examples, new_classes, position = self.numbers.split(sizes)
         if self.config.lobotomize:
             with torch.no_grad():
-                for outer, where, rows in zip(self.outers, new, self.rows, strict=True):
-                    outer.model.head.weight.index_copy_(0, where, rows)
+                self.outer.model.head.weight.index_copy_(0, new_classes, self.rows)
         images = self.data.floats(self.data.images[classes, examples], self.dtype)
-        start = query_start(self.config)
-        episodes = [Episode(x, y, self.support, start, ()) for x, y in zip(images, classes, strict=True)]
-        outcomes = self.run(episodes)
-        for outer, outcome in zip(self.outers, outcomes, strict=True):
-            outer.finish(outcome.gradients)
-        values = torch.stack([torch.stack([outcome.loss, outcome.accuracy]) for outcome in outcomes])
-        self.ring.index_copy_(2, place[0], values.to(self.dtype)[:, :, None])
+        outcome = self.run(Episode(images, classes, self.support, query_start(self.config), ()))
+        self.outer.finish(outcome.gradients)
+        values = torch.stack([outcome.loss, outcome.accuracy]).to(self.dtype)
+        self.ring.index_copy_(1, position, values[:, None])
 
-    def _zeros(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)
+    def outcome(self, index: int) -> EpisodeOutcome:
+        """Return views into the ring: loss and accuracy of update `index`."""
+        loss, accuracy = self.ring[:, index % self.config.log_freq]
+        return EpisodeOutcome(loss, accuracy, {})
 
     def _copy(self, values: torch.Tensor, buffer: torch.Tensor) -> None:
-        # Pinned memory is not used again before the copy is done; a copy from other memory would be waited for.
+        # Pinned memory is not used again before the copy is done; the host would wait for a copy from other memory.
         values = values.pin_memory() if self.device.type == "cuda" else values
         buffer.copy_(values, non_blocking=True)
 
 
-class GraphPlayer:
-    """Repeats an update by replaying one CUDA graph of it. `note` says why not, where it cannot be captured."""
+class UpdateGraph:
+    """One CUDA graph with a parallel branch for the update of each training, so that a GPU does them at once.
 
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        self.optimizers = optimizers
-        self.stream, self.graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    note: why it runs without a graph, where the updates cannot be captured.
+    """
+
+    def __init__(self, updates: Sequence[StaticUpdate]) -> None:
+        self.updates = updates
+        self.streams = [torch.cuda.Stream() for _ in updates]
+        self.graph = torch.cuda.CUDAGraph()
         self.played, self.note = 0, ""
 
-    def __call__(self, update: Callable[[], None]) -> None:
-        """Do one update: the first few as they come, those after them by replaying."""
+    def step(self, index: int) -> list[EpisodeOutcome]:
+        """Do update `index` of every training: the first few as they come, those after them by replaying."""
+        for update in self.updates:
+            update.fill(index)
         if self.played == 0:
-            count_on_device(self.optimizers)
+            count_on_device([update.outer.optimizer for update in self.updates])
         if self.played == _WARM_UPS:
-            self._capture(update)
-        if self.played < _WARM_UPS:
-            self._warm_up(update)
-        elif self.note:
-            update()
+            self._capture()
+        if self.played < _WARM_UPS or self.note:
+            self._branch()
         else:
             self.graph.replay()
         self.played += 1
+        return [update.outcome(index) for update in self.updates]
 
-    def _warm_up(self, update: Callable[[], None]) -> None:
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            update()
-        torch.cuda.current_stream().wait_stream(self.stream)
+    def _branch(self) -> None:
+        """Do all updates, each on a stream of its own."""
+        current = torch.cuda.current_stream()
+        for stream, update in zip(self.streams, self.updates, strict=True):
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                update.update()
+        for stream in self.streams:
+            current.wait_stream(stream)
 
-    def _capture(self, update: Callable[[], None]) -> None:
-        """Capture the update, which does not run it."""
+    def _capture(self) -> None:
+        """Capture the updates, which does not run them."""
         try:
             with torch.cuda.graph(self.graph):
-                update()
+                self._branch()
         except RuntimeError as error:
             self.note = f"the update cannot be captured as one graph, and runs without: {error}".splitlines()[0]
 
 
 def count_on_device(optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Let Adam count its steps on the device. A checkpoint of another engine says otherwise, so: after loading one."""
+    """Let Adam count its steps on the device. Loading another engine's checkpoint resets this, so: after loading."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["capturable"] = True

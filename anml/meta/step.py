@@ -6,7 +6,7 @@ from torch import nn
 from anml.config.training import LoboScale, TrainConfig
 from anml.data.episodes import Episode
 from anml.meta.engine import Engine, EpisodeOutcome
-from anml.meta.schedule import outer_rates
+from anml.meta.schedule import outer_lrs
 from anml.models.heads import OutputLayer
 from anml.models.meta_model import MetaModel, draw_kaiming, select_names
 from anml.rng import torch_generator
@@ -21,25 +21,25 @@ class OuterStep:
         self.seed = seed
         self.outer = {name: model.get_parameter(name) for name in select_names(model, config.outer_params)}
         self.optimizer = torch.optim.Adam(list(self.outer.values()), lr=config.outer_lr, fused=True)
-        self.rates = outer_rates(config)
-        self.rate_on_device: torch.Tensor | None = None
+        self.lrs = outer_lrs(config)
+        self.lr_on_device: torch.Tensor | None = None
 
-    def keep_rate_on_device(self) -> None:
-        """Let Adam read a scheduled rate from the device, as an update does that is captured once and replayed."""
-        if self.rates:
+    def keep_lr_on_device(self) -> None:
+        """Let Adam read a scheduled learning rate from the device, for an update that is captured once and replayed."""
+        if self.lrs:
             # float32, as the fused kernel takes it.
             device = next(iter(self.outer.values())).device
-            self.rate_on_device = torch.zeros((), dtype=torch.float32, device=device)
+            self.lr_on_device = torch.zeros((), dtype=torch.float32, device=device)
 
-    def set_rate(self, index: int) -> None:
-        """Set the outer learning rate of episode `index`, whatever a checkpoint has brought along."""
-        if not self.rates:
+    def set_lr(self, index: int) -> None:
+        """Set the outer learning rate of episode `index`; a loaded checkpoint may have brought another one."""
+        if not self.lrs:
             return
-        rate: float | torch.Tensor = self.rates[index]
-        if self.rate_on_device is not None:
-            rate = self.rate_on_device.fill_(rate)
+        lr: float | torch.Tensor = self.lrs[index]
+        if self.lr_on_device is not None:
+            lr = self.lr_on_device.fill_(lr)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr
 
     def begin(self, new_classes: tuple[int, ...], index: int) -> None:
         """Re-draw the output rows of the classes that episode `index` is about to teach."""
@@ -49,7 +49,7 @@ class OuterStep:
     def finish(self, gradients: dict[str, torch.Tensor]) -> None:
         """Clip the gradients (in place) and update the model."""
         for name, parameter in self.outer.items():
-            # Fused Adam reads memory as it lies, whatever the strides (torch 2.13), and says nothing.
+            # Fused Adam ignores strides without an error (torch 2.13).
             parameter.grad = gradients[name].contiguous()
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.outer.values(), self.config.max_grad_norm)
@@ -65,7 +65,7 @@ class MetaStep(OuterStep):
 
     def update(self, episode: Episode, index: int) -> EpisodeOutcome:
         """Run the episode with this index and update the model."""
-        self.set_rate(index)
+        self.set_lr(index)
         self.begin(episode.new_classes, index)
         outcome = self.engine.run(episode)
         self.finish(outcome.gradients)

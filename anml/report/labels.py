@@ -5,12 +5,6 @@ from collections.abc import Sequence
 from anml.config.facts import is_validation, without_validation
 from anml.config.training import TrainConfig
 
-_METHODS = {
-    "meta": "meta-trained",
-    "meta-first-order": "meta-trained (first order)",
-    "sequential_episodic": "trained in sequence, without meta-learning,",
-    "iid": "trained on shuffled batches (i.i.d.)",
-}
 _DATA_SETS = {
     "omniglot": "Omniglot",
     "glyphs": "the built-in glyphs",
@@ -25,7 +19,7 @@ HELD_OUT = "held-out background classes"
 
 def unit(config: TrainConfig | None) -> str:
     """Return what checkpoints and training curves count."""
-    return "steps" if config is not None and config.train_method == "iid" else "episodes"
+    return config.method.unit if config is not None else "episodes"
 
 
 def images(dataset: str) -> str:
@@ -60,7 +54,7 @@ def count(number: int, plural: str) -> str:
 
 def sentence(config: TrainConfig) -> str:
     """Return what was run, in one sentence."""
-    method = _METHODS.get(config.train_method, "trained")
+    method = config.method.words
     seeds, rates = config.training_seeds, config.inner_lrs or ()
     per_class, size = config.examples_per_class, config.image_shape[1]
     data = f"{_DATA_SETS.get(config.dataset, config.dataset)} ({config.num_train_classes:,} classes of {per_class:,} "

@@ -14,7 +14,7 @@ from anml.models.meta_model import MetaModel
 from anml.rng import torch_generator
 
 
-class IidStep:
+class BatchUpdater:
     """One step is one batch. With `lobo_rate`, `lobo_size` output rows are re-drawn every `lobo_rate` epochs.
 
     `lobo_scale` says how large the new weights are: see `lobotomize`.
@@ -22,17 +22,17 @@ class IidStep:
 
     note = "i.i.d. batches"
 
-    def __init__(self, config: TrainConfig, model: MetaModel, data: ClassImages, seed: int) -> None:
-        self.config, self.model, self.data, self.seed = config, model, data, seed
+    def __init__(self, config: TrainConfig, model: MetaModel, data: ClassImages) -> None:
+        self.config, self.model, self.data, self.seed = config, model, data, config.seed
         self.steps_per_epoch = -(-data.num_classes * data.examples_per_class // config.batch_size)
         self.optimizer = make_optimizer(config, model)
-        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
 
     def step(self, index: int) -> EpisodeOutcome:
         """Train on batch `index` (from 0)."""
         epoch, position = divmod(index, self.steps_per_epoch)
         if position == 0:
-            self._set_rates(epoch)
+            self._set_lrs(epoch)
             self._zap(epoch)
         images, labels = shuffled_batch(
             self.data, self.config.batch_size, self.seed, index, augment=self.config.augment
@@ -46,11 +46,11 @@ class IidStep:
         self.optimizer.step()
         return EpisodeOutcome(loss.detach(), accuracy(logits.detach(), labels), {})
 
-    def _set_rates(self, epoch: int) -> None:
+    def _set_lrs(self, epoch: int) -> None:
         """Set the learning rates of an epoch by replaying the schedule: nothing of it needs to be saved."""
         if self.config.lr_scheduler is None:
             return
-        dummy = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": rate} for rate in self.base_rates], lr=0.1)
+        dummy = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": lr} for lr in self.base_lrs], lr=0.1)
         scheduler = make_schedule(self.config, dummy)
         for _ in range(epoch):
             dummy.step()
@@ -60,8 +60,8 @@ class IidStep:
 
     def _zap(self, epoch: int) -> None:
         """Re-draw random output rows ("zapping", Frati et al. 2023)."""
-        rate, size = self.config.lobo_rate, self.config.lobo_size
-        if rate and size and epoch and epoch % rate == 0:
+        period, size = self.config.lobo_rate, self.config.lobo_size
+        if period and size and epoch and epoch % period == 0:
             generator = torch_generator(self.seed, "zap", epoch)
             rows = torch.randperm(self.model.head.out_features, generator=generator)[:size]
             lobotomize(self.model.head, tuple(rows.tolist()), generator, self.config.lobo_scale or "all_rows")

@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights over its updates (after Polyak and Juditsky 1992)."""
+"""One training's model, checkpoints and log: how it is saved, stopped and resumed."""
 
 import copy
 import json
@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
@@ -20,16 +20,16 @@ from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_validation
 from anml.errors import DataError, JobError
 from anml.meta.engine import EpisodeOutcome, accuracy
-from anml.meta.schedule import outer_rates
+from anml.meta.schedule import outer_lrs
 from anml.models import build_model
 from anml.models.meta_model import MetaModel, find_not_finite
 
 
 class WeightAverage:
-    """The average of a model that is updated in place; `model` is a model of its own, which holds it.
+    """An exponential moving average of a model's weights over its updates (after Polyak and Juditsky 1992).
 
-    It begins as the model given (an average of before, where a training goes on; `updates` are those it has). In it is
-    all floating-point state, the running statistics of a BatchNorm too; integer buffers are copied.
+    `model` holds the average; it starts as a copy of `source`, which after a resume is the saved average of `updates`
+    updates. All floating-point state is averaged, the running statistics of a BatchNorm too; integers are copied.
     """
 
     def __init__(self, source: MetaModel, decay: float, updates: int = 0) -> None:
@@ -41,10 +41,10 @@ class WeightAverage:
         self.copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     def update(self) -> None:
-        """Take in the weights after an update of theirs: average = d * average + (1 - d) * weights.
+        """Include the weights after an update: average = d * average + (1 - d) * weights.
 
-        d = min(decay, (1 + n) / (10 + n)) at the n-th update: a short memory at first, for the initial weights to be
-        forgotten (the warm-up of TensorFlow's ExponentialMovingAverage with num_updates).
+        d = min(decay, (1 + n) / (10 + n)) at the n-th update: a short memory at first, so that the average forgets the
+        initial weights (the warm-up of TensorFlow's ExponentialMovingAverage with num_updates).
         """
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
@@ -57,34 +57,33 @@ def _columns(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[list[t
     return [average for average, _ in pairs], [weights for _, weights in pairs]
 
 
-# One training's own part: its model, checkpoints and log; how it stops and goes on.
+class RunSpec(NamedTuple):
+    """A training of one seed and inner learning rate: its config, and where it keeps its work.
+
+    checkpoints: folder of step-NNNNNN folders. metrics: JSON lines file.
+    """
+
+    config: TrainConfig
+    checkpoints: Path
+    metrics: Path
 
 
 class TrainingRun:
-    """The training of one seed, as it was after `start` steps; what updates the model is somebody else.
+    """The state of one training after `start` steps. An Updater (loop.py) updates its model.
 
-    checkpoints: folder of step-NNNNNN folders. metrics: JSON lines file. on_log receives each logged line.
+    on_log receives each logged line.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        seed: int,
-        checkpoints: Path,
-        metrics: Path,
-        device: torch.device,
-        validation: ClassImages,
-        start: int,
-    ) -> None:
-        self.config, self.seed, self.device, self.validation = config, seed, device, validation
-        self.checkpoints, self.metrics = checkpoints, metrics
+    def __init__(self, spec: RunSpec, device: torch.device, validation: ClassImages, start: int) -> None:
+        self.config, self.checkpoints, self.metrics = spec
+        self.device, self.validation = device, validation
         self.on_log: Callable[[dict[str, Any]], None] = lambda line: None
         # Loss and accuracy of the steps since the last line of the log.
         self.recent: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.completed = start
         # A GPU would wait for the host at every step: there the log and the checkpoints are what is checked.
         self.checks_every_step = device.type == "cpu"
-        self.outer_rates = outer_rates(config)
+        self.outer_lrs = outer_lrs(self.config)
         # What is updated; with `ema_decay` the average of it is what is validated and kept.
         self.model = self._initial_model().to(device)
         self.average: WeightAverage | None = None
@@ -111,7 +110,7 @@ class TrainingRun:
         lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
         write_text(self.metrics, "".join(f"{line}\n" for line in lines if _is_of_step(line, self.completed)))
 
-    def took(self, outcome: EpisodeOutcome) -> None:
+    def take(self, outcome: EpisodeOutcome) -> None:
         """Note that a step was done. Raises JobError where training has diverged."""
         self.recent.append((outcome.loss, outcome.accuracy))
         self.completed += 1
@@ -131,8 +130,8 @@ class TrainingRun:
         line = {"step": self.completed, "loss": loss, "accuracy": right}
         if self.config.val_size:
             line["val_accuracy"] = self._validate()
-        if self.outer_rates:
-            line["outer_lr"] = self.outer_rates[self.completed - 1]
+        if self.outer_lrs:
+            line["outer_lr"] = self.outer_lrs[self.completed - 1]
         line["steps_per_second"] = round(steps_per_second, 3)
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -170,9 +169,9 @@ class TrainingRun:
     def _fail(self, what: str, step: int) -> NoReturn:
         """Raise JobError of a training that diverged at `step` (from 1): where, what is left of it, what may help."""
         config, folder = self.config, self._folder(last_good_step(self.checkpoints))
-        which, rates = f"episode {step} (seed {self.seed}, inner_lr {config.inner_lr})", "inner_lr or outer_lr"
-        if config.train_method == "iid":
-            which, rates = f"optimizer step {step} (seed {self.seed})", "lr"
+        which, rates = f"episode {step} (seed {self.config.seed}, inner_lr {config.inner_lr})", "inner_lr or outer_lr"
+        if not config.method.is_episodic:
+            which, rates = f"optimizer step {step} (seed {self.config.seed})", "lr"
         kept = f"last good checkpoint: {folder}" if folder.is_dir() else "there is no checkpoint from before"
         clip = "max_grad_norm" if config.max_grad_norm is None else "a lower max_grad_norm"
         message = (
@@ -191,9 +190,8 @@ class TrainingRun:
             dataset=config.dataset,
             train_method=config.train_method,
             step=self.completed,
-            seed=self.seed,
+            seed=self.config.seed,
             ema_decay=config.ema_decay,
-            train_classes=_known_train_classes(config),
             **_classes_of(config),
         )
 
@@ -212,11 +210,11 @@ class TrainingRun:
         config = self.config
         if self.completed:
             return load_model(self._folder(self.completed))[0]
-        return build_model(config.model, config.model_args, config.image_shape, self.seed)
+        return build_model(config.model, config.model_args, config.image_shape, self.config.seed)
 
     def _validate(self) -> float:
         """Return the accuracy on examples of the training classes that training never sees."""
-        images, labels = draw_validation(self.validation, self.config.val_size, self.seed, self.completed)
+        images, labels = draw_validation(self.validation, self.config.val_size, self.config.seed, self.completed)
         model = self.kept_model
         model.eval()  # A BatchNorm would learn from the validation set.
         with torch.no_grad():
@@ -257,17 +255,17 @@ def training_data(config: TrainConfig, device: torch.device) -> tuple[ClassImage
 
 
 def _classes_of(config: TrainConfig) -> dict[str, Any]:
-    """Return what the model card says of a folder of the user's own: which classes the model has seen."""
-    if not isinstance(config.class_split, ClassSplit):
-        return {}
-    return {"class_split": config.class_split.model_dump(mode="json"), "imgs_per_class": config.imgs_per_class}
+    """Return what the model card says of the classes that the model has seen.
 
-
-def _known_train_classes(config: TrainConfig) -> int | None:
-    """Return what the model card says of held-out classes: the first so many background classes were trained on."""
-    # Which those are follows from a complete copy of the data, or from the names of a folder's classes.
-    is_known = isinstance(config.class_split, ClassSplit) or not config.allow_incomplete
-    return config.num_train_classes if config.num_held_out_classes and is_known else None
+    train_classes: how many, the first ones, where training left others out. Which those are follows from a complete
+    copy of the data, or from the names in a user's folder.
+    """
+    is_named = isinstance(config.class_split, ClassSplit)
+    is_known = config.num_held_out_classes and (is_named or not config.allow_incomplete)
+    seen: dict[str, Any] = {"train_classes": config.num_train_classes if is_known else None}
+    if isinstance(config.class_split, ClassSplit):
+        seen |= {"class_split": config.class_split.model_dump(mode="json"), "imgs_per_class": config.imgs_per_class}
+    return seen
 
 
 def _is_of_step(line: str, last: int) -> bool:

@@ -12,6 +12,7 @@ from anml.config.training import TrainConfig
 from anml.data import array_file, load_images
 from anml.data.class_images import ClassImages
 from anml.train.loop import Training
+from anml.train.run import RunSpec
 
 pytestmark = pytest.mark.omniglot
 
@@ -66,7 +67,8 @@ def test_a_short_training_learns(omniglot_path, tmp_path):
         log_freq=20, engine="fast",
     )  # fmt: skip
     lines = []
-    training = Training(config, 1, tmp_path / "checkpoints", tmp_path / "log", torch.device("cpu"), lines.append)
+    training = Training([RunSpec(config, tmp_path / "checkpoints", tmp_path / "log")], torch.device("cpu"))
+    training.runs[0].on_log = lines.append
     training.run(80, stop=lambda: False, progress=lambda done: None)
     assert lines[-1]["loss"] < 0.85 * lines[0]["loss"]
     assert sum(line["val_accuracy"] for line in lines) / 4 > 0.15  # On drawings never seen; chance is 0.05.

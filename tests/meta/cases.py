@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from anml.config.training import TrainConfig
+from anml.config.training import InnerOptimizer, TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
 from anml.meta.engine import EpisodeOutcome
@@ -43,6 +43,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 PUBLISHED_INNER = {"anml": ("rln", "fc"), "nonml": ("rln", "fc"), "sanml": ("all",), "oml": ("pn",)}
 INNER_LR = 0.1
+INNER = InnerOptimizer(INNER_LR)
 
 
 def make_data() -> ClassImages:

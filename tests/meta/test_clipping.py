@@ -5,17 +5,18 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode
 from anml.meta.adjoint import AdjointEngine
 from anml.meta.engine import Engine, EpisodeOutcome, ReferenceEngine
 from anml.meta.fast import FastEngine
-from anml.meta.functional_episode import FunctionalEpisode, run_one
+from anml.meta.functional_episode import FunctionalEpisode
 from anml.meta.native import NativeEngine
 from anml.meta.step import MetaStep
 from anml.models.meta_model import MetaModel, select_names
 from anml.native import available
 from tests.meta.cases import (
-    INNER_LR,
+    INNER,
     PUBLISHED_INNER,
     make_config,
     make_data,
@@ -33,11 +34,11 @@ class ProgramEngine:
     name = "program"
     note = ""
 
-    def __init__(self, model: MetaModel, inner_names: list[str], inner_lr: float) -> None:
-        self.model, self.program = model, FunctionalEpisode(model, inner_names, inner_lr)
+    def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
+        self.model, self.program = model, FunctionalEpisode(model, inner_names, inner)
 
     def run(self, episode: Episode) -> EpisodeOutcome:
-        return run_one(self.program, self.model, episode)
+        return self.program.run(dict(self.model.named_parameters()), episode)
 
 
 ENGINES: dict[str, Callable[..., Engine]] = {
@@ -54,7 +55,7 @@ CASES = (
 def clipped(kind: str, make: Callable[..., Engine]) -> dict[str, torch.Tensor]:
     """Return the gradients that the outer optimizer has met in one update."""
     model = make_model(kind)
-    engine = make(model, select_names(model, PUBLISHED_INNER[kind]), INNER_LR)
+    engine = make(model, select_names(model, PUBLISHED_INNER[kind]), INNER)
     config = make_config(model=kind, max_grad_norm=MOST)
     MetaStep(config, model, engine, seed=1).update(make_episode(make_data(), batch_size=2), 0)
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

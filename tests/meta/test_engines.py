@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from anml.config.training import InnerOptimizer
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode
 from anml.errors import ConfigError
 from anml.meta import make_engine
 from anml.meta.engine import Engine, EpisodeOutcome, FirstOrderEngine, ReferenceEngine
 from anml.meta.fast import FastEngine
-from anml.meta.functional_episode import CompiledEngine, FunctionalEpisode, run_one
+from anml.meta.functional_episode import CompiledEngine, FunctionalEpisode
 from anml.models.meta_model import MetaModel, select_names
 from anml.native import available
 from tests.meta.cases import (
+    INNER,
     INNER_LR,
     MODELS,
     PUBLISHED_INNER,
@@ -35,8 +37,8 @@ def data() -> ClassImages:
 
 def assert_fast_is_exact(model: MetaModel, inner: tuple[str, ...], episode: Episode) -> None:
     names = select_names(model, inner)
-    expected = ReferenceEngine(model, names, INNER_LR).run(episode)
-    assert_agree(FastEngine(model, names, INNER_LR).run(episode), expected, model)
+    expected = ReferenceEngine(model, names, INNER).run(episode)
+    assert_agree(FastEngine(model, names, INNER).run(episode), expected, model)
 
 
 @pytest.mark.parametrize("remember_only", [False, True], ids=["all", "remember"])
@@ -97,7 +99,7 @@ def test_running_statistics_gather_every_batch_of_an_episode(data):
     """Those of the inner loop, seen under its fast weights, and that of the meta loss: four in all."""
     model, episode = batch_norm_model(), make_episode(data, batch_size=3)
     plain, _ = plain_first_order(model, select_names(model, ["all"]), episode)
-    FastEngine(model, select_names(model, ["all"]), INNER_LR).run(episode)
+    FastEngine(model, select_names(model, ["all"]), INNER).run(episode)
     statistics = {name: buffer for name, buffer in model.named_buffers() if "running" in name}
     assert model.get_buffer("encoder.block1.norm.num_batches_tracked") == 4
     for name, buffer in statistics.items():
@@ -107,7 +109,7 @@ def test_running_statistics_gather_every_batch_of_an_episode(data):
 def test_the_reference_is_refused_where_it_would_leave_running_statistics_behind(data):
     model = batch_norm_model()
     names, before = select_names(model, ["all"]), copy.deepcopy(dict(model.named_buffers()))
-    ReferenceEngine(model, names, INNER_LR).run(make_episode(data))
+    ReferenceEngine(model, names, INNER).run(make_episode(data))
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     with pytest.raises(ConfigError, match="running statistics of a BatchNorm"):
         make_engine(make_config(engine="reference"), model, names)
@@ -123,7 +125,7 @@ def test_biases_in_front_of_an_instance_norm_are_those_left_out():
 def test_an_episode_changes_no_weight(data, engine):
     model = make_model("anml")
     before = copy.deepcopy(model.state_dict())
-    engine(model, select_names(model, ["rln", "fc"]), INNER_LR).run(make_episode(data))
+    engine(model, select_names(model, ["rln", "fc"]), INNER).run(make_episode(data))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -131,7 +133,7 @@ def test_an_episode_changes_no_weight(data, engine):
 def test_loss_and_accuracy_are_those_after_plain_sgd(data, remember_only):
     model = make_model("anml")
     episode = make_episode(data, remember_only=remember_only)
-    outcome = FastEngine(model, select_names(model, ["rln", "fc"]), INNER_LR).run(episode)
+    outcome = FastEngine(model, select_names(model, ["rln", "fc"]), INNER).run(episode)
     optimizer = torch.optim.SGD([*model.get_submodule("rln").parameters(), *model.head.parameters()], lr=INNER_LR)
     for position in range(3):
         optimizer.zero_grad()
@@ -164,11 +166,11 @@ class UncompiledEngine:
 
     name, note = "uncompiled", ""
 
-    def __init__(self, model: MetaModel, inner_names: list[str], inner_lr: float) -> None:
-        self.model, self.program = model, FunctionalEpisode(model, inner_names, inner_lr)
+    def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
+        self.model, self.program = model, FunctionalEpisode(model, inner_names, inner)
 
     def run(self, episode: Episode) -> EpisodeOutcome:
-        return run_one(self.program, self.model, episode)
+        return self.program.run(dict(self.model.named_parameters()), episode)
 
 
 @pytest.mark.parametrize("kind", PUBLISHED_INNER)
@@ -177,7 +179,7 @@ def test_fifty_updates_stay_with_higher(data, kind):
     for engine in (ReferenceEngine, FastEngine, UncompiledEngine):
         models.append(make_model(kind))
         inner = select_names(models[-1], PUBLISHED_INNER[kind])
-        losses.append(follow(engine(models[-1], inner, INNER_LR), models[-1], data, 50))
+        losses.append(follow(engine(models[-1], inner, INNER), models[-1], data, 50))
     for model, found_losses in zip(models[1:], losses[1:], strict=True):
         assert found_losses == pytest.approx(losses[0], rel=1e-7)
         for name, parameter in models[0].named_parameters():
@@ -203,7 +205,7 @@ def test_first_order_gradients_are_those_at_the_fast_weights(data, keep):
     model, episode = make_model("anml"), make_episode(data, batch_size=2)
     inner = select_names(model, ["rln", "fc"])
     expected, loss = plain_first_order(model, inner, episode)
-    outcome = FirstOrderEngine(model, inner, INNER_LR, keep_fast_weights=keep).run(episode)
+    outcome = FirstOrderEngine(model, inner, INNER, keep_fast_weights=keep).run(episode)
     assert outcome.loss == loss
     assert list(outcome.gradients) == [name for name, _ in model.named_parameters()]
     for name, gradient in outcome.gradients.items():
@@ -213,9 +215,7 @@ def test_first_order_gradients_are_those_at_the_fast_weights(data, keep):
 def test_first_order_puts_the_weights_back(data):
     model = make_model("anml")
     before = copy.deepcopy(model.state_dict())
-    FirstOrderEngine(model, select_names(model, ["rln", "fc"]), INNER_LR, keep_fast_weights=False).run(
-        make_episode(data)
-    )
+    FirstOrderEngine(model, select_names(model, ["rln", "fc"]), INNER, keep_fast_weights=False).run(make_episode(data))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -223,7 +223,7 @@ def test_sequential_episodic_keeps_the_fast_weights(data):
     model, episode = make_model("anml"), make_episode(data)
     inner = select_names(model, ["rln", "fc"])
     expected, _ = plain_first_order(model, inner, episode)
-    FirstOrderEngine(model, inner, INNER_LR, keep_fast_weights=True).run(episode)
+    FirstOrderEngine(model, inner, INNER, keep_fast_weights=True).run(episode)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, expected.get_parameter(name), rtol=1e-12, atol=1e-15)
 
@@ -237,7 +237,7 @@ def test_first_order_with_native_blocks_does_what_it_does_without(data, kind, ke
     plain, episodes = make_model(kind), [make_episode(data, index) for index in range(2)]
     native = copy.deepcopy(plain)
     inner = select_names(plain, PUBLISHED_INNER.get(kind, ("all",)))
-    engines = [FirstOrderEngine(m, inner, INNER_LR, keep, native=m is native) for m in (plain, native)]
+    engines = [FirstOrderEngine(m, inner, INNER, keep, native=m is native) for m in (plain, native)]
     assert engines[1].note == "native blocks"
     for episode in episodes:
         expected, found = (engine.run(episode) for engine in engines)
@@ -248,7 +248,7 @@ def test_first_order_with_native_blocks_does_what_it_does_without(data, kind, ke
 
 def test_first_order_runs_what_the_kernels_cannot_without_them(data):
     model = make_model("resnet12, linear")
-    engine = FirstOrderEngine(model, select_names(model, ["all"]), INNER_LR, keep_fast_weights=True, native=True)
+    engine = FirstOrderEngine(model, select_names(model, ["all"]), INNER, keep_fast_weights=True, native=True)
     assert not engine.is_native
     assert not engine.note
 

@@ -1,7 +1,6 @@
-"""The update that a graph replays, run on a CPU: to the bit what the ordinary path does, for one seed and in lanes."""
+"""The update that a graph replays, run on a CPU: to the bit what the ordinary path does."""
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_episode
 from anml.errors import ConfigError
-from anml.meta import choose, make_engine, make_lanes, uses_graph
+from anml.meta import choose, make_engine, uses_graph
 from anml.meta.engine import EpisodeOutcome
-from anml.meta.lanes import LanesEngine
-from anml.meta.static_update import GraphPlayer, StaticUpdate, count_on_device
+from anml.meta.static_update import StaticUpdate, UpdateGraph, count_on_device
 from anml.meta.step import MetaStep, OuterStep
 from anml.models.meta_model import MetaModel, select_names
-from tests.meta.cases import PUBLISHED_INNER, make_config, make_data, make_model, without_effect
+from tests.meta.cases import PUBLISHED_INNER, make_config, make_data, make_model
 
 DATA = make_data()
 CARD = ModelCard("oml", {}, (1, 28, 28), "OML", "glyphs", "meta", step=3, seed=1)
@@ -40,14 +38,10 @@ def ordinary(config: TrainConfig, model: MetaModel, seed: int) -> MetaStep:
     return MetaStep(config, model, make_engine(config, model, select_names(model, config.inner_params))[0], seed)
 
 
-def static(config: TrainConfig, outers: Sequence[OuterStep], data: ClassImages = DATA) -> StaticUpdate:
-    """Return the update of one training, with the engine that the ordinary path has, or of lanes."""
-    models = [outer.model for outer in outers]
-    names = select_names(models[0], config.inner_params)
-    if len(models) > 1:
-        return StaticUpdate(config, outers, LanesEngine(models, names, [config.inner_lr] * len(models)).run, data)
-    engine, _ = make_engine(config, models[0], names)
-    return StaticUpdate(config, outers, lambda episodes: [engine.run(e) for e in episodes], data)
+def static(config: TrainConfig, outer: OuterStep, data: ClassImages = DATA) -> StaticUpdate:
+    """Return the update of a training, with the engine that the ordinary path has."""
+    engine, _ = make_engine(config, outer.model, select_names(outer.model, config.inner_params))
+    return StaticUpdate(config, outer, engine.run, data)
 
 
 def follow(config: TrainConfig, step: MetaStep, updates: range) -> list[EpisodeOutcome]:
@@ -58,42 +52,21 @@ def follow(config: TrainConfig, step: MetaStep, updates: range) -> list[EpisodeO
 def test_static_updates_are_the_ordinary_ones_to_the_bit(kind: str, variant: str) -> None:
     config = config_of(kind, **VARIANTS[variant])
     expected, found = ordinary(config, make_model(kind), 3), OuterStep(config, make_model(kind), 3)
-    update = static(config, [found])
+    update = static(config, found)
     for index in range(6):
         [wanted] = follow(config, expected, range(index, index + 1))
-        [outcome] = update.step(index)
+        outcome = update.step(index)
         assert outcome.loss == wanted.loss
         assert outcome.accuracy == pytest.approx(wanted.accuracy.item(), abs=1e-7)
     for name, parameter in expected.model.named_parameters():
         assert torch.equal(found.model.get_parameter(name), parameter), name
 
 
-@pytest.mark.parametrize(("kind", "variant"), [("anml", "clipped"), *(("oml", variant) for variant in VARIANTS)])
-def test_lanes_train_as_each_would_alone(kind: str, variant: str) -> None:
-    config, seeds = config_of(kind, **VARIANTS[variant]), (1, 2, 7)
-    alone = [ordinary(config, make_model(kind, seed), seed) for seed in seeds]
-    together = [OuterStep(config, make_model(kind, seed), seed) for seed in seeds]
-    update = static(config, together)
-    # Adam makes steps of the noise that is the gradient of a bias without effect: not compared, and not updated.
-    for outer in [*alone, *together]:
-        for name in without_effect(outer.model) & set(outer.outer):
-            del outer.outer[name]
-            outer.model.get_parameter(name).grad = None
-    for index in range(25):
-        outcomes = update.step(index)
-        for step, outcome in zip(alone, outcomes, strict=True):
-            [wanted] = follow(config, step, range(index, index + 1))
-            torch.testing.assert_close(outcome.loss, wanted.loss, rtol=1e-9, atol=0)
-    for step, outer in zip(alone, together, strict=True):
-        for name, parameter in step.model.named_parameters():
-            assert (outer.model.get_parameter(name) - parameter).norm() <= 1e-9 * parameter.norm(), name
-
-
 def test_outcomes_stay_until_the_log_has_them() -> None:
     config = config_of("oml")
-    update, expected = static(config, [OuterStep(config, make_model("oml"), 1)]), ordinary(config, make_model("oml"), 1)
+    update, expected = static(config, OuterStep(config, make_model("oml"), 1)), ordinary(config, make_model("oml"), 1)
     for first in (0, 4):
-        found = [update.step(index)[0] for index in range(first, first + 4)]
+        found = [update.step(index) for index in range(first, first + 4)]
         losses = [outcome.loss.item() for outcome in follow(config, expected, range(first, first + 4))]
         assert [outcome.loss.item() for outcome in found] == losses
 
@@ -106,7 +79,7 @@ def test_an_optimizer_of_another_engine_goes_on_counting_on_the_device() -> None
     found.model.load_state_dict(expected.model.state_dict())
     found.optimizer.load_state_dict(copy.deepcopy(expected.optimizer.state_dict()))
     count_on_device([found.optimizer])
-    update = static(config, [found])
+    update = static(config, found)
     for index in range(3, 6):
         update.step(index)
     follow(config, expected, range(3, 6))
@@ -127,8 +100,8 @@ def test_scheduled_updates_are_the_ordinary_ones_to_the_bit(on_device: bool) -> 
     config = config_of("oml", **SCHEDULED)
     expected, found = ordinary(config, make_model("oml"), 3), OuterStep(config, make_model("oml"), 3)
     if on_device:
-        found.keep_rate_on_device()
-    update, rates = static(config, [found]), []
+        found.keep_lr_on_device()
+    update, rates = static(config, found), []
     for index in range(6):
         follow(config, expected, range(index, index + 1))
         update.step(index)
@@ -141,8 +114,8 @@ def test_scheduled_updates_are_the_ordinary_ones_to_the_bit(on_device: bool) -> 
 def test_a_replayed_update_reads_its_rate_from_where_it_always_was() -> None:
     config = config_of("oml", **SCHEDULED)
     outer = OuterStep(config, make_model("oml"), 1)
-    outer.keep_rate_on_device()
-    update, places = static(config, [outer]), set()
+    outer.keep_lr_on_device()
+    update, places = static(config, outer), set()
     for index in range(6):
         update.fill(index)
         places.add(outer.optimizer.param_groups[0]["lr"].data_ptr())
@@ -151,8 +124,8 @@ def test_a_replayed_update_reads_its_rate_from_where_it_always_was() -> None:
 
 def test_without_a_schedule_the_rate_stays_a_plain_number() -> None:
     outer = OuterStep(config_of("oml"), make_model("oml"), 1)
-    outer.keep_rate_on_device()
-    outer.set_rate(0)
+    outer.keep_lr_on_device()
+    outer.set_lr(0)
     assert outer.optimizer.param_groups[0]["lr"] == 0.001
 
 
@@ -161,13 +134,13 @@ def test_a_scheduled_training_goes_on_from_a_checkpoint_of_the_other_path(to_dev
     config = config_of("oml", **SCHEDULED)
     expected = ordinary(config, make_model("oml"), 1)
     before, after = (OuterStep(config, make_model("oml"), 1) for _ in range(2))
-    (after if to_device else before).keep_rate_on_device()
+    (after if to_device else before).keep_lr_on_device()
     for part, outer in ((range(3), before), (range(3, 6), after)):
         if outer is after:
             after.model.load_state_dict(before.model.state_dict())
             save_checkpoint(tmp_path / "c", before.model, CARD, {"optimizer": before.optimizer.state_dict()})
             after.optimizer.load_state_dict(load_training_state(tmp_path / "c")["optimizer"])
-        update = static(config, [outer])
+        update = static(config, outer)
         for index in part:
             update.step(index)
     follow(config, expected, range(6))
@@ -178,8 +151,8 @@ def test_a_scheduled_training_goes_on_from_a_checkpoint_of_the_other_path(to_dev
 
 def test_a_remember_set_larger_than_the_data_is_all_of_it() -> None:
     config = config_of("oml", remember_size=1000)
-    update = static(config, [OuterStep(config, make_model("oml"), 1)])
-    [outcome] = update.step(0)
+    update = static(config, OuterStep(config, make_model("oml"), 1))
+    outcome = update.step(0)
     [wanted] = follow(config, ordinary(config, make_model("oml"), 1), range(1))
     assert outcome.loss == wanted.loss
 
@@ -190,8 +163,6 @@ def test_a_graph_on_a_cpu_is_refused_in_words() -> None:
     for choose_one in (choose, make_engine):
         with pytest.raises(ConfigError, match="graphs need a GPU"):
             choose_one(config, model, names)
-    with pytest.raises(ConfigError, match="graphs need a GPU"):
-        make_lanes(config, [model, model], names, [0.1, 0.05])
 
 
 def test_auto_makes_no_graph_on_a_cpu() -> None:
@@ -200,7 +171,7 @@ def test_auto_makes_no_graph_on_a_cpu() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: graphs are not captured here")
-@pytest.mark.parametrize("seeds", [(1,), (1, 2)], ids=["one", "lanes"])
+@pytest.mark.parametrize("seeds", [(1,), (1, 2)], ids=["one", "branches"])
 @pytest.mark.parametrize("schedule", [{}, SCHEDULED], ids=["one rate", "scheduled"])
 @pytest.mark.parametrize("kind", ["anml", "sanml", "oml"])
 def test_replayed_graphs_train_as_the_ordinary_path_does(
@@ -210,13 +181,12 @@ def test_replayed_graphs_train_as_the_ordinary_path_does(
     data = DATA.to(device)
     alone = [ordinary(config, make_model(kind, seed).to(device), seed) for seed in seeds]
     together = [OuterStep(config, make_model(kind, seed).to(device), seed) for seed in seeds]
-    update = static(config, together, data)
-    update.play = player = GraphPlayer([outer.optimizer for outer in together])
     for outer in together:
-        outer.keep_rate_on_device()
+        outer.keep_lr_on_device()
+    graph = UpdateGraph([static(config, outer, data) for outer in together])
     for index in range(10):
-        outcomes = update.step(index)
+        outcomes = graph.step(index)
         for step, outcome in zip(alone, outcomes, strict=True):
             wanted = step.update(draw_episode(data, config, step.seed, index, torch.float64), index)
             torch.testing.assert_close(outcome.loss, wanted.loss, rtol=1e-6, atol=0)
-    assert not player.note
+    assert not graph.note

@@ -67,7 +67,7 @@ def _is_choice(key: _Key, values: set[str], configs: Sequence[TrainConfig]) -> b
 
 def _settings(config: TrainConfig) -> dict[_Key, str]:
     """Return everything that makes a difference to a training."""
-    kind, own = ("iid", _OF_IID) if config.train_method == "iid" else ("episodes", _OF_EPISODES)
+    kind, own = ("episodes", _OF_EPISODES) if config.method.is_episodic else ("batches", _OF_IID)
     keys = [*map(_Key, _OF_ALL), *(_Key(name, kind) for name in own), *map(_Key, _OF_UPDATES)]
     keys += [_Key(name, "zapping") for name in _OF_ZAPPING] if config.is_zapped else []
     keys += [_Key(name, config.model) for name in _OF_ONE_MODEL] if kind == "episodes" else []

@@ -10,8 +10,9 @@ import torch
 from anml.cli.check_config import find_problems
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
-from anml.meta.schedule import outer_rates
+from anml.meta.schedule import outer_lrs
 from anml.train.loop import Training
+from anml.train.run import RunSpec
 
 SMALL = {
     "dataset": "glyphs", "train_classes": 10, "train_size": 15, "model": "sanml",
@@ -35,7 +36,7 @@ def make_config(**changes: Any) -> TrainConfig:
 
 
 def make_training(folder: Path, config: TrainConfig) -> Training:
-    return Training(config, 1, folder / "checkpoints", folder / "train.jsonl", torch.device("cpu"))
+    return Training([RunSpec(config, folder / "checkpoints", folder / "train.jsonl")], torch.device("cpu"))
 
 
 def train(folder: Path, config: TrainConfig) -> Training:
@@ -56,13 +57,13 @@ def test_rates_are_those_of_torchs_own_optimizer(name: str) -> None:
         optimizer.step()
         if episode < 7:
             schedule.step()
-    found = outer_rates(make_config(outer_lr_scheduler=name, outer_lr_scheduler_args=SCHEDULES[name]))
+    found = outer_lrs(make_config(outer_lr_scheduler=name, outer_lr_scheduler_args=SCHEDULES[name]))
     assert found == expected
     assert len(set(found)) > 1
 
 
 def test_without_a_schedule_there_are_no_rates() -> None:
-    assert outer_rates(make_config()) == []
+    assert outer_lrs(make_config()) == []
 
 
 @pytest.mark.parametrize("method", ["meta", "meta-first-order", "sequential_episodic"])
@@ -71,10 +72,10 @@ def test_every_update_is_made_with_the_rate_of_its_episode(tmp_path: Path, metho
     found = train(tmp_path / "scheduled", make_config(train_method=method, **MILESTONES))
     by_hand = make_training(tmp_path / "by hand", make_config(train_method=method))
     for until, rate in ((3, 0.01), (6, 0.01 * 0.1), (8, 0.01 * 0.1 * 0.1)):
-        by_hand.updater.optimizer.param_groups[0]["lr"] = rate
+        by_hand.updaters[0].optimizer.param_groups[0]["lr"] = rate
         by_hand.run(until, lambda: False, lambda done: None)
-    for name, value in by_hand.model.state_dict().items():
-        assert torch.equal(found.model.state_dict()[name], value), name
+    for name, value in by_hand.runs[0].model.state_dict().items():
+        assert torch.equal(found.runs[0].model.state_dict()[name], value), name
 
 
 def test_the_log_tells_the_rate_only_where_there_is_a_schedule(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ WRONG = [
 @pytest.mark.parametrize(("name", "arguments", "message"), WRONG, ids=str)
 def test_a_wrong_schedule_is_a_config_error(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        outer_rates(make_config(outer_lr_scheduler=name, outer_lr_scheduler_args=arguments))
+        outer_lrs(make_config(outer_lr_scheduler=name, outer_lr_scheduler_args=arguments))
 
 
 def test_a_wrong_schedule_is_found_before_anything_is_submitted() -> None:

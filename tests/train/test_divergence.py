@@ -11,8 +11,8 @@ import torch
 from anml.checkpoints import steps_saved
 from anml.config.training import TrainConfig
 from anml.errors import JobError
-from anml.meta.static_update import StaticUpdate
-from anml.train.loop import EpisodeUpdater, Lane, Training, TrainingTogether
+from anml.train.loop import EpisodeUpdater, Training
+from anml.train.run import RunSpec
 
 SMALL = {
     "dataset": "glyphs", "train_classes": 10, "train_size": 15, "num_batches": 2, "remember_size": 6, "epochs": 12,
@@ -37,22 +37,22 @@ def make_config(**changes: Any) -> TrainConfig:
 
 
 def make_training(folder: Path, **changes: Any) -> Training:
-    return Training(make_config(**changes), 7, folder / "checkpoints", folder / "metrics.jsonl", CPU)
+    return Training([RunSpec(make_config(**changes), folder / "checkpoints", folder / "metrics.jsonl")], CPU)
 
 
-def make_together(folder: Path, **changes: Any) -> TrainingTogether:
+def make_together(folder: Path, **changes: Any) -> Training:
     config = make_config(train_together=True, **changes)
-    lanes = [
-        Lane(config.for_training(each), folder / each.tag, folder / f"{each.tag}.jsonl") for each in config.trainings
-    ]
-    return TrainingTogether(config, lanes, CPU)
+    ids = config.trainings
+    return Training(
+        [RunSpec(config.for_training(each), folder / each.tag, folder / f"{each.tag}.jsonl") for each in ids], CPU
+    )
 
 
-def run(training: Training | TrainingTogether, until: int = 12) -> bool:
+def run(training: Training, until: int = 12) -> bool:
     return training.run(until, lambda: False, lambda done: None)
 
 
-def failure(training: Training | TrainingTogether, until: int = 12) -> str:
+def failure(training: Training, until: int = 12) -> str:
     """Return what a training says that diverges before step `until`."""
     with pytest.raises(JobError) as caught:
         run(training, until)
@@ -61,7 +61,7 @@ def failure(training: Training | TrainingTogether, until: int = 12) -> str:
 
 def spoil_next_update(training: Training, rate: float = 1e30) -> None:
     """Let the next update put numbers into the weights that the loss of the step behind it cannot hold."""
-    for group in training.updater.optimizer.param_groups:
+    for group in training.updaters[0].optimizer.param_groups:
         group["lr"] = rate
 
 
@@ -98,10 +98,10 @@ def test_the_untrained_network_is_a_good_checkpoint(tmp_path: Path) -> None:
 def test_a_gradient_that_is_not_finite_is_told_though_the_loss_is(tmp_path: Path) -> None:
     training = make_training(tmp_path, **IID)
     with torch.no_grad():  # Gradients grow at the output layer, and again at the norm, which divides by little.
-        training.model.get_parameter("fc.weight").mul_(3e36)
-        training.model.get_parameter("rln.convBlock1.conv.weight").mul_(1e-6)
+        training.runs[0].model.get_parameter("fc.weight").mul_(3e36)
+        training.runs[0].model.get_parameter("rln.convBlock1.conv.weight").mul_(1e-6)
     assert "the gradient of rln.convBlock1.conv.weight in optimizer step 1 " in failure(training)
-    [(loss, _)] = training.state.recent
+    [(loss, _)] = training.runs[0].recent
     assert loss.isfinite()
 
 
@@ -121,18 +121,16 @@ def ordinary(training: Training) -> None:
 
 def static(training: Training) -> None:
     """Let a training do the updates that a graph replays: losses come from a ring, gradients from nowhere."""
-    updater, config = training.updater, training.state.config
+    updater = training.updaters[0]
     assert isinstance(updater, EpisodeUpdater)
-    engine = updater.engine
-    update = StaticUpdate(config, [updater.meta], lambda e: [engine.run(each) for each in e], updater.data)
-    updater.step = lambda index: update.step(index)[0]
+    updater.step = updater.static_update().step
 
 
 def as_on_a_gpu(folder: Path, way: Callable[[Training], None], **changes: Any) -> Training:
     """Return a training at step 5 that diverges in episode 7, and looks at its losses where one on a GPU does."""
     assert run(make_training(folder, **changes), 5)
     training = make_training(folder, **changes)
-    training.state.checks_every_step = False
+    training.runs[0].checks_every_step = False
     way(training)
     spoil_next_update(training)
     return training
@@ -178,6 +176,6 @@ def test_running_statistics_that_overflow_are_not_kept(tmp_path: Path) -> None:
         tmp_path, **IID, model="classifier", model_args=encoder | {"classifier_args": {"num_classes": 12}}
     )
     with torch.no_grad():  # The variance overflows; divided by it, the images are zeros, and the loss is finite.
-        training.model.get_parameter("encoder.block1.conv.weight").mul_(1e25)
+        training.runs[0].model.get_parameter("encoder.block1.conv.weight").mul_(1e25)
     assert "encoder.block1.norm.running_var after optimizer step 5 " in failure(training)
     assert steps_saved(tmp_path / "checkpoints") == []

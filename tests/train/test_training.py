@@ -18,7 +18,8 @@ from anml.config.training import TrainConfig
 from anml.errors import ConfigError, DataError
 from anml.meta.engine import EpisodeOutcome
 from anml.train.iid import make_optimizer, make_schedule
-from anml.train.loop import Training, train_until
+from anml.train.loop import Training
+from anml.train.run import RunSpec
 
 META = {
     "dataset": "glyphs", "train_classes": 10, "train_size": 15, "model": "anml",
@@ -39,8 +40,13 @@ def make_config(base: dict[str, Any] = META, **changes: Any) -> TrainConfig:
     return TrainConfig(**(base | changes))
 
 
-def make_training(folder: Path, config: TrainConfig, seed: int = 1, **options: Any) -> Training:
-    return Training(config, seed, folder / "checkpoints", folder / "metrics" / "train.jsonl", CPU, **options)
+def make_training(
+    folder: Path, config: TrainConfig, seed: int = 1, on_log: Callable[[dict[str, Any]], None] = lambda line: None
+) -> Training:
+    spec = RunSpec(config.model_copy(update={"seed": seed}), folder / "checkpoints", folder / "metrics" / "train.jsonl")
+    training = Training([spec], CPU)
+    training.runs[0].on_log = on_log
+    return training
 
 
 def train(folder: Path, config: TrainConfig, until: int | None = None, stop_at: int | None = None) -> bool:
@@ -198,7 +204,7 @@ def test_the_untrained_network_is_kept_when_it_is_evaluated(tmp_path):
     config = make_config(eval_untrained=True)
     make_training(tmp_path, config, seed=5)
     model, card = load_model(step_folder(tmp_path, 0))
-    fresh = make_training(tmp_path / "other", config, seed=5).model
+    fresh = make_training(tmp_path / "other", config, seed=5).runs[0].model
     assert card.step == 0
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in fresh.state_dict().items())
 
@@ -226,8 +232,8 @@ def test_the_log_has_means_since_its_last_line_and_validation(tmp_path):
 
 def test_validation_is_on_examples_that_training_never_sees(tmp_path):
     training = make_training(tmp_path, make_config())
-    assert training.validation.images.shape[:2] == (10, 5)
-    held_back = {image.numpy().tobytes() for image in training.validation.images.flatten(0, 1)}
+    assert training.runs[0].validation.images.shape[:2] == (10, 5)
+    held_back = {image.numpy().tobytes() for image in training.runs[0].validation.images.flatten(0, 1)}
     seen = {
         image.numpy().tobytes() for image in anml.train.run.training_data(make_config(), CPU)[0].images.flatten(0, 1)
     }
@@ -238,8 +244,8 @@ def test_validation_is_on_examples_that_training_never_sees(tmp_path):
 def test_the_logged_validation_is_the_accuracy_on_the_examples_held_back(tmp_path):
     training = make_training(tmp_path, make_config(val_size=50, log_freq=12))
     assert training.run(12, lambda: False, lambda done: None)
-    images = training.validation.floats(training.validation.images.flatten(0, 1))
-    right = training.model.eval()(images).argmax(dim=1) == torch.arange(10).repeat_interleave(5)
+    images = training.runs[0].validation.floats(training.runs[0].validation.images.flatten(0, 1))
+    right = training.runs[0].model.eval()(images).argmax(dim=1) == torch.arange(10).repeat_interleave(5)
     assert log(tmp_path)[-1]["val_accuracy"] == pytest.approx(float(right.double().mean()))
 
 
@@ -276,21 +282,21 @@ def test_every_logged_line_is_passed_on(tmp_path):
 
 
 class RunOnGpu:
-    """What `train_until` sees of a run on a GPU, which needs 10 ms for a step and is not waited for."""
+    """What the loop sees of a run on a GPU, which needs 10 ms for a step and is not waited for."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.device, self.completed = config, torch.device("cuda"), 0
         self.speeds: list[float] = []
         self.done_at = 0.0
 
-    def step(self, index: int) -> list[EpisodeOutcome]:
+    def step(self, index: int) -> EpisodeOutcome:
         self.done_at = max(self.done_at, time.perf_counter()) + 0.01
-        return [EpisodeOutcome(torch.zeros(()), torch.zeros(()), {})]
+        return EpisodeOutcome(torch.zeros(()), torch.zeros(()), {})
 
     def synchronize(self, device: torch.device) -> None:
         time.sleep(max(0.0, self.done_at - time.perf_counter()))
 
-    def took(self, outcome: EpisodeOutcome) -> None:
+    def take(self, outcome: EpisodeOutcome) -> None:
         self.completed += 1
 
     def log(self, steps_per_second: float) -> None:
@@ -300,10 +306,11 @@ class RunOnGpu:
         pass
 
 
-def test_the_logged_speed_is_that_of_the_device(monkeypatch):
-    run = RunOnGpu(make_config())
+def test_the_logged_speed_is_that_of_the_device(tmp_path, monkeypatch):
+    training, run = make_training(tmp_path, make_config()), RunOnGpu(make_config())
+    training.runs, training.updaters = [run], [run]  # type: ignore[list-item]
     monkeypatch.setattr(torch.cuda, "synchronize", run.synchronize)
-    assert train_until([run], run.step, 12, lambda: False, lambda done: None)  # type: ignore[list-item]
+    assert training.run(12, lambda: False, lambda done: None)
     assert len(run.speeds) == 3
     assert max(run.speeds) < 101
 
@@ -343,7 +350,7 @@ def test_training_lowers_the_loss(tmp_path, kind):
 
 def plain_iid(config: TrainConfig, folder: Path) -> torch.nn.Module:
     """Train with torch's own optimizer and schedule, the data in the order that training has them."""
-    model = make_training(folder, config).model
+    model = make_training(folder, config).runs[0].model
     data, _ = anml.train.run.training_data(config, CPU)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.1)

@@ -12,7 +12,7 @@ from anml.config.training import TrainConfig
 from anml.models import build_model
 from anml.models.meta_model import MetaModel
 from anml.train.loop import Training
-from anml.train.run import WeightAverage, step_folder
+from anml.train.run import RunSpec, WeightAverage, step_folder
 
 CONVNET = {
     "model": "classifier",
@@ -39,7 +39,7 @@ State = dict[str, torch.Tensor]
 
 def make_training(folder: Path, **changes: Any) -> Training:
     config = TrainConfig(**(SMALL | changes))
-    return Training(config, 1, folder / "checkpoints", folder / "metrics.jsonl", torch.device("cpu"))
+    return Training([RunSpec(config, folder / "checkpoints", folder / "metrics.jsonl")], torch.device("cpu"))
 
 
 def train(folder: Path, until: int = 6, **changes: Any) -> Training:
@@ -96,10 +96,12 @@ def test_the_average_is_that_of_the_obvious_loop(decay: float) -> None:
 @pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.native] * (m == "native")) for m in METHODS])
 def test_a_checkpoint_holds_the_average_over_every_update(tmp_path: Path, method: str) -> None:
     training = make_training(tmp_path, **METHODS[method])
-    states = [copy.deepcopy(training.model.state_dict())]
-    training.run(6, lambda: False, lambda done: states.append(copy.deepcopy(training.model.state_dict())))
+    states = [copy.deepcopy(training.runs[0].model.state_dict())]
+    training.run(6, lambda: False, lambda done: states.append(copy.deepcopy(training.runs[0].model.state_dict())))
     assert_averaged(saved(tmp_path), states, 0.4, 1e-5)
-    assert any(not torch.equal(value, training.model.state_dict()[name]) for name, value in saved(tmp_path).items())
+    assert any(
+        not torch.equal(value, training.runs[0].model.state_dict()[name]) for name, value in saved(tmp_path).items()
+    )
 
 
 @pytest.mark.parametrize("method", ["meta", "iid"])
@@ -109,7 +111,7 @@ def test_averaging_does_not_change_the_training(tmp_path: Path, method: str) -> 
     weights = load_training_state(step_folder(tmp_path / "a" / "checkpoints", 6))["weights"]
     for name, value in saved(tmp_path / "b").items():
         assert torch.equal(weights[name], value), name
-        assert torch.equal(averaged.model.state_dict()[name], value), name
+        assert torch.equal(averaged.runs[0].model.state_dict()[name], value), name
 
 
 def test_the_logged_validation_is_of_the_model_that_is_kept(tmp_path: Path) -> None:
@@ -118,18 +120,18 @@ def test_the_logged_validation_is_of_the_model_that_is_kept(tmp_path: Path) -> N
         training = make_training(
             tmp_path / str(episodes), val_size=50, outer_lr=0.03, ema_decay=0.999, log_freq=episodes, epochs=episodes
         )
-        training.state.on_log = lambda line: logged.append(line["val_accuracy"])
+        training.runs[0].on_log = lambda line: logged.append(line["val_accuracy"])
         training.run(episodes, lambda: False, lambda done: None)
         folder = step_folder(tmp_path / str(episodes) / "checkpoints", episodes)
         kept.append(validation_accuracy(training, load_model(folder)[0]))
-        raw.append(validation_accuracy(training, training.model))
+        raw.append(validation_accuracy(training, training.runs[0].model))
     assert logged == pytest.approx(kept)
     assert kept != raw
 
 
 def validation_accuracy(training: Training, model: MetaModel) -> float:
     """Return the accuracy on the 5 images of each of 10 classes that training leaves out."""
-    images = training.validation.floats(training.validation.images.flatten(0, 1))
+    images = training.runs[0].validation.floats(training.runs[0].validation.images.flatten(0, 1))
     labels = torch.arange(10).repeat_interleave(5)
     return (copy.deepcopy(model).eval()(images).argmax(dim=1) == labels).double().mean().item()
 
@@ -138,7 +140,7 @@ def test_an_average_begins_from_a_checkpoint_that_has_none(tmp_path: Path) -> No
     train(tmp_path, until=3, ema_decay=None)
     states = [saved(tmp_path, 3)]
     training = make_training(tmp_path, ema_decay=0.4)
-    training.run(6, lambda: False, lambda done: states.append(copy.deepcopy(training.model.state_dict())))
+    training.run(6, lambda: False, lambda done: states.append(copy.deepcopy(training.runs[0].model.state_dict())))
     assert_averaged(saved(tmp_path), states, 0.4, 1e-5)
 
 
@@ -150,7 +152,7 @@ def test_a_training_goes_on_from_its_weights_when_it_is_no_longer_to_average(tmp
 
 
 def test_the_untrained_network_is_itself(tmp_path: Path) -> None:
-    fresh = make_training(tmp_path, eval_untrained=True).model.state_dict()
+    fresh = make_training(tmp_path, eval_untrained=True).runs[0].model.state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in saved(tmp_path, 0).items())
 
 

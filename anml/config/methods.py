@@ -1,0 +1,51 @@
+"""Training methods: how each trains, what its steps are, and what reports call it."""
+
+from collections.abc import Mapping
+from typing import Annotated, NamedTuple
+
+from anml.config.binding import name_or_reference
+from anml.plugins import find_part, is_reference
+
+
+class Method(NamedTuple):
+    """A training method.
+
+    updater: reference of the class that trains by it (`anml.train.loop.Updater`). words: `MODEL ... on DATA` in a
+    report. is_episodic: a step is an episode; otherwise it is a batch, and `epochs` counts passes over the data.
+    is_second_order: the outer gradient is differentiated through the inner loop, by the engine that a config names.
+    keeps_fast_weights: the outer update starts from the weights that the inner loop ends with.
+    """
+
+    updater: str
+    words: str
+    is_episodic: bool = True
+    is_second_order: bool = False
+    keeps_fast_weights: bool = False
+
+    @property
+    def unit(self) -> str:
+        """What checkpoints and training curves count."""
+        return "episodes" if self.is_episodic else "steps"
+
+
+_EPISODES = "anml.train.loop:EpisodeUpdater"
+METHODS: Mapping[str, Method] = {
+    "meta": Method(_EPISODES, "meta-trained", is_second_order=True),
+    "meta-first-order": Method(_EPISODES, "meta-trained (first order)"),
+    "sequential_episodic": Method(_EPISODES, "trained in sequence, without meta-learning,", keeps_fast_weights=True),
+    "iid": Method("anml.train.iid:BatchUpdater", "trained on shuffled batches (i.i.d.)", is_episodic=False),
+}
+
+# The value of the key `train_method`.
+MethodName = Annotated[str, name_or_reference(METHODS)]
+
+
+def find_method(name: str) -> Method:
+    """Return a training method by its name, or a user's own by its reference. Raises ConfigError.
+
+    A user's class may set `is_episodic = False`.
+    """
+    if name in METHODS or not is_reference(name):
+        return METHODS[name]
+    updater = find_part("training method", name, {})
+    return Method(name, f"trained by {name.rpartition(':')[2]}", getattr(updater, "is_episodic", True))
