@@ -22,7 +22,7 @@ from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode
-from anml.evaluate.sweep import run_sweep, sweep_trajectories
+from anml.evaluate.sweep import LoadedModel, run_sweep, sweep_trajectories
 from anml.meta.native import NativeEngine
 from anml.models import build_model
 from anml.models.meta_model import belongs_to
@@ -98,7 +98,7 @@ def sweep(sizes: dict[str, int]) -> Callable[[], Any]:
     )
     card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
     data = ClassImages(images, "random")
-    return lambda: list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config)))
+    return lambda: list(run_sweep(LoadedModel(model, card, data, config), "olft", sweep_trajectories(config)))
 
 
 def slope(sizes: list[int], seconds: list[float]) -> float:

@@ -10,10 +10,9 @@ import torch
 
 from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
-from anml.evaluate.choose import seconds_saved
 from anml.evaluate.lanes import LaneLearner
 from anml.evaluate.prepared_run import RunPreparer, Shape
-from anml.evaluate.sweep import Trajectory, blocks, run_sweep, sweep_trajectories
+from anml.evaluate.sweep import LoadedModel, Trajectory, blocks, run_sweep, seconds_saved, sweep_trajectories
 from anml.native import available
 from anml.results import ResultRow, TrajectoryResult
 
@@ -24,7 +23,7 @@ def run(model, data) -> Callable[..., list[TrajectoryResult]]:
     card = ModelCard("anml", {}, (1, 28, 28), "ANML small", "omniglot", "meta", step=400, seed=7)
 
     def run_points(config: EvalConfig, part: slice = slice(None)) -> list[TrajectoryResult]:
-        return list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config)[part]))
+        return list(run_sweep(LoadedModel(model, card, data, config), "olft", sweep_trajectories(config)[part]))
 
     return run_points
 
@@ -95,18 +94,18 @@ def test_a_part_is_run_by_the_engine_of_the_whole(model, data, config, monkeypat
     card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
     # Pays for eight trajectories, not for one.
     preparer = RunPreparer(model, config, data)
-    seconds = [seconds_saved(preparer, config, runs, trajectories) for runs, trajectories in ((1, 1), (2, 8))]
-    monkeypatch.setattr("anml.evaluate.choose._BUILD", sum(seconds) / 2)
+    seconds = [seconds_saved(preparer, runs, trajectories) for runs, trajectories in ((1, 1), (2, 8))]
+    monkeypatch.setattr("anml.evaluate.sweep._BUILD", sum(seconds) / 2)
     told: list[str] = []
     for points in (sweep_trajectories(config), sweep_trajectories(config)[:1]):
-        next(run_sweep(model, card, config, "olft", data, points, say=told.append))
+        next(run_sweep(LoadedModel(model, card, data, config), "olft", points, say=told.append))
     assert told[0] == told[1]
     assert "small" not in told[0]
 
 
 def test_epochs_are_no_work_where_nothing_is_revisited(model, data, make_config):
     configs = [make_config(eval_method="sequential", opt_params="all", epochs=epochs) for epochs in (1, 100)]
-    once, often = (seconds_saved(RunPreparer(model, config, data), config, 1, 1) for config in configs)
+    once, often = (seconds_saved(RunPreparer(model, config, data), 1, 1) for config in configs)
     assert once == often
 
 
@@ -133,7 +132,7 @@ def test_another_seed_meets_other_classes(run, config):
 def test_progress_ends_at_one(model, data, config):
     done: list[float] = []
     card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
-    list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config)[:1], done.append))
+    list(run_sweep(LoadedModel(model, card, data, config), "olft", sweep_trajectories(config)[:1], done.append))
     assert done == sorted(done)
     assert done[-1] == 1
 
@@ -175,24 +174,24 @@ def test_encoding_is_shared_by_runs_and_depends_on_the_class_alone(model, data, 
     alone = RunPreparer(model, make_config(), data).make(shape, [1])[0]
     assert torch.equal(together[1].train_inputs, alone.train_inputs)
     assert preparer.shared is not None
-    assert len(preparer.shared.known) <= 12
+    assert len(preparer.shared.filled) <= 12
 
 
 def test_a_sweep_that_memory_is_too_short_for_goes_on_with_fewer_lanes(model, data, config, monkeypatch):
     """The card says how much is free, not how much an algorithm will ask for: it may turn out too optimistic."""
     config = config.model_copy(update={"engine": "lanes"})
     card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
-    expected = list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config)))
+    expected = list(run_sweep(LoadedModel(model, card, data, config), "olft", sweep_trajectories(config)))
     learn = LaneLearner.learn_each
 
     def short_of_memory(self, first: int, last: int) -> None:
-        if len(self.prepared_runs) * len(self.rates) > 1 and first > 2:
+        if len(self.prepared_runs) * len(self.lrs) > 1 and first > 2:
             raise torch.OutOfMemoryError
         learn(self, first, last)
 
     monkeypatch.setattr(LaneLearner, "learn_each", short_of_memory)
     said: list[str] = []
-    found = list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config), say=said.append))
+    found = list(run_sweep(LoadedModel(model, card, data, config), "olft", sweep_trajectories(config), say=said.append))
     assert found == expected
     assert [line for line in said if "out of memory" in line] == [
         "out of memory: on with 2 trajectories at once",
