@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from anml.config.evaluation import EvalConfig
 from anml.evaluate.learner import ReferenceLearner
 from anml.evaluate.prepared_run import PreparedRun, Shape
 from anml.evaluate.protocols import Score, class_scores, learn_in_sequence, learn_shuffled
@@ -17,7 +18,7 @@ from tests.evaluate.runs import ignore, prepare_run
 SHAPE = Shape(classes=12, train_examples=10, test_examples=5)
 
 
-def learn(protocol, learner, prepared: PreparedRun, config) -> list[Score]:
+def learn(protocol, learner: ReferenceLearner, prepared: PreparedRun, config: EvalConfig) -> list[Score]:
     """Return the scores of one trajectory."""
     return [score for [score] in protocol(learner, [prepared], config, ignore)]
 
