@@ -1,6 +1,8 @@
 """Every evaluation engine against the plain one, in float64: the same weights after as many steps."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -208,6 +210,20 @@ def test_lanes_score_a_sequence_as_single_runs_do(data, make_config):
     config = make_config(eval_freq=5)
     prepared_runs = make_runs("anml", config, data, runs=[0, 1])
     assert_scores_as_alone(learn_in_sequence, prepared_runs, config)
+
+
+def test_the_memory_of_lanes_goes_with_their_learner(data, make_config):
+    prepared_runs = make_runs("anml", make_config(opt_params="all"), data, runs=[0, 1])
+    gc.collect()
+    gc.disable()  # Only reference counts free memory now, as between two blocks of trajectories.
+    try:
+        learner = LaneLearner(prepared_runs, [0.01, 0.003])
+        learner.learn_each(0, 2)
+        alive = weakref.ref(learner), weakref.ref(learner.inputs), *map(weakref.ref, learner.weights.values())
+        del learner
+        assert [reference() for reference in alive] == [None] * len(alive)
+    finally:
+        gc.enable()
 
 
 def make_preparer(config: EvalConfig, data) -> RunPreparer:
