@@ -37,27 +37,32 @@ def evaluate_by_hand(
     compute_on = prepare_device("auto", device)
     models = [loaded for config in configs for loaded in load_models(config, checkpoints, compute_on)]
     _note_different_classes(models)
-    results: list[TrajectoryResult] = []
-    origins: list[Origin] = []
-    for loaded in models:
-        card, first, trajectories = loaded.card, len(results), sweep_trajectories(loaded.config)
+    results: list[list[TrajectoryResult]] = []
+    for number, loaded in enumerate(models):
+        card, trajectories = loaded.card, sweep_trajectories(loaded.config)
         heading = f"{card.display_name}, step {card.step}: " if len(checkpoints) > 1 else ""
         say = functools.partial(print, heading, sep="", file=sys.stderr)
-        total = len(models) * len(trajectories)
+        before, total = number * len(trajectories), len(models) * len(trajectories)
         try:
-            for result in run_until_stopped(context, loaded, "eval", trajectories, first, total, say):
-                results.append(result)
-                origin = (card.display_name, card.step, card.seed, loaded.data.name)
-                origins += [origin] * len(result.class_rows)
+            results.append(list(run_until_stopped(context, loaded, "eval", trajectories, before, total, say)))
         except StoppedError:
             return False
-        for line in accuracy_lines([row for result in results[first:] for row in result.rows]):
+        for line in accuracy_lines([row for result in results[-1] for row in result.rows]):
             print(f"{heading}{line}")
     if output is not None:
-        rows = [row for result in results for row in result.rows]
-        class_rows = [row for result in results for row in result.class_rows]
-        write_results(output, rows, class_rows, origins if len(models) > 1 else ())
+        _write(output, models, results)
     return True
+
+
+def _write(output: Path, models: Sequence[LoadedModel], results: Sequence[Sequence[TrajectoryResult]]) -> None:
+    """Write the results of all models; those of several say in each class row which model it is of."""
+    rows = [row for of_model in results for result in of_model for row in result.rows]
+    class_rows = [row for of_model in results for result in of_model for row in result.class_rows]
+    origins: list[Origin] = []
+    for (_, card, data, _), of_model in zip(models, results, strict=True):
+        count = sum(len(result.class_rows) for result in of_model)
+        origins += [(card.display_name, card.step, card.seed, data.name)] * count
+    write_results(output, rows, class_rows, origins if len(models) > 1 else ())
 
 
 def load_models(config: EvalConfig, checkpoints: Sequence[Path], device: torch.device) -> list[LoadedModel]:

@@ -4,8 +4,6 @@ Convolution blocks run natively. A Linear layer's gradient for one example is an
 down, and every weight is read and written once a step.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -42,7 +40,9 @@ class NativeLearner(OneTrajectory):
         super().__init__(prepared)
         use_native_blocks(self.model)
         self.steps, self.adam = 0, (lr, *prepared.betas, _EPSILON)
-        layers = _linear_layers(self.model, prepared.trained_names)
+        trained = ((name, m) for name, m in self.model.named_modules() if f"{name}.weight" in prepared.trained_names)
+        # A subclass may do something else with its weight.
+        layers = {name: layer for name, layer in trained if type(layer) is nn.Linear}
         others = [name for name in prepared.trained_names if name.removesuffix(".weight") not in layers]
         self.others = [self.model.get_parameter(name).requires_grad_(True) for name in others]
         self.optimizer = torch.optim.Adam(self.others, lr, prepared.betas, fused=True) if others else None
@@ -105,12 +105,6 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str:
     if device.type != "cpu" or dtype not in (torch.float32, torch.float64):
         return "it is not in float32 or float64 on a CPU"
     return available("evaluate").reason or available("train").reason
-
-
-def _linear_layers(model: nn.Module, trained: Sequence[str]) -> dict[str, nn.Linear]:
-    """Return the Linear layers whose weight learns; a subclass may do something else with it."""
-    layers = ((name, m) for name, m in model.named_modules() if f"{name}.weight" in trained)
-    return {name: layer for name, layer in layers if type(layer) is nn.Linear}
 
 
 def _with_moments(parameter: torch.Tensor) -> list[torch.Tensor]:

@@ -30,6 +30,9 @@ _BUILD = 60.0
 _SOLVED_TOGETHER, _LANES_ON_CPU = 16, 16
 
 
+Say = Callable[[str], None]
+
+
 class LoadedModel(NamedTuple):
     """A model to be evaluated: on which images, and how."""
 
@@ -37,9 +40,6 @@ class LoadedModel(NamedTuple):
     card: ModelCard
     data: ClassImages
     config: EvalConfig
-
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,10 @@ def _learn(
     while left:
         block = next(blocks(left, lanes))
         try:
-            runs = list(dict.fromkeys(trajectory.run for trajectory in block))
-            # Those of the last block are the same where a run has more learning rates than fit.
-            if [(prepared.shape, prepared.run) for prepared in prepared_runs] != [
-                (block[0].shape, run) for run in runs
-            ]:
-                prepared_runs = preparer.make(block[0].shape, runs)
+            wanted = list(dict.fromkeys((trajectory.shape, trajectory.run) for trajectory in block))
+            # A run that has more learning rates than fit into a block is prepared once.
+            if [(prepared.shape, prepared.run) for prepared in prepared_runs] != wanted:
+                prepared_runs = preparer.make(block[0].shape, [run for _, run in wanted])
             scores = _learn_block(block, prepared_runs, preparer.config, engine, progress)
         except torch.OutOfMemoryError:
             if len(block) == 1:
@@ -170,7 +168,7 @@ def choose_engine(preparer: RunPreparer, runs: int, trajectories: int) -> Engine
 
 
 def seconds_saved(preparer: RunPreparer, runs: int, trajectories: int) -> float:
-    """Estimate what native kernels save in a sweep: it decides whether to build them."""
+    """Estimate how many seconds native kernels save in a sweep, whether or not they are built already."""
     config, (classes, train, test) = preparer.config, preparer.largest
     examples = classes * (train + test)
     if preparer.stage == "images":

@@ -1,4 +1,4 @@
-"""A whole flavor: every point once, rows that say what was measured, and nothing but the seed decides them."""
+"""A whole flavor: every trajectory once, rows that say what was measured, and nothing but the seed decides them."""
 
 import dataclasses
 import random
@@ -19,13 +19,13 @@ from anml.results import ResultRow, TrajectoryResult
 
 @pytest.fixture
 def run(model, data) -> Callable[..., list[TrajectoryResult]]:
-    """Run a sweep, or some of its points."""
+    """Run a sweep, or some of its trajectories."""
     card = ModelCard("anml", {}, (1, 28, 28), "ANML small", "omniglot", "meta", step=400, seed=7)
 
-    def run_points(config: EvalConfig, part: slice = slice(None)) -> list[TrajectoryResult]:
+    def run_part(config: EvalConfig, part: slice = slice(None)) -> list[TrajectoryResult]:
         return list(run_sweep(LoadedModel(model, card, data, config), "olft", sweep_trajectories(config)[part]))
 
-    return run_points
+    return run_part
 
 
 @pytest.fixture
@@ -33,28 +33,32 @@ def config(make_config) -> EvalConfig:
     return make_config(classes=[3, 6], lr=[0.001, 0.01], runs=2, eval_freq=2, train_examples=3, test_examples=2)
 
 
-def test_points_are_the_product_with_rates_innermost(config):
-    points = sweep_trajectories(config)
-    assert len(points) == len(set(points)) == config.count_trajectories() == 8
-    assert [point.lr for point in points] == [0.001, 0.01] * 4
-    assert points[0].shape == Shape(3, 3, 2)
-    assert points[-1].shape == Shape(6, 3, 2)
+def test_trajectories_are_the_product_with_learning_rates_innermost(config):
+    trajectories = sweep_trajectories(config)
+    assert len(trajectories) == len(set(trajectories)) == config.count_trajectories() == 8
+    assert [trajectory.lr for trajectory in trajectories] == [0.001, 0.01] * 4
+    assert trajectories[0].shape == Shape(3, 3, 2)
+    assert trajectories[-1].shape == Shape(6, 3, 2)
 
 
 def test_every_list_of_sizes_takes_part_in_the_product(make_config):
     config = make_config(classes=[3, 6], train_examples=[1, 2], test_examples=[2, 3], lr=[0.1, 0.01, 0.001], runs=2)
-    points = sweep_trajectories(config)
+    trajectories = sweep_trajectories(config)
     wanted = {
         (Shape(classes, train, test), run, lr)
         for classes in (3, 6) for train in (1, 2) for test in (2, 3) for run in (0, 1) for lr in (0.1, 0.01, 0.001)
     }  # fmt: skip
-    assert len(points) == len(wanted)
-    assert {(point.shape, point.run, point.lr) for point in points} == wanted
+    assert len(trajectories) == len(wanted)
+    assert {(trajectory.shape, trajectory.run, trajectory.lr) for trajectory in trajectories} == wanted
 
 
 def test_zero_shot_has_no_learning_rate(make_config):
     config = make_config(eval_method="zero_shot", lr=[0.1, 0.2], runs=3)
-    assert [point.lr for point in sweep_trajectories(config)] == [None] * 3 == [None] * config.count_trajectories()
+    assert (
+        [trajectory.lr for trajectory in sweep_trajectories(config)]
+        == [None] * 3
+        == [None] * config.count_trajectories()
+    )
 
 
 def test_rows_say_what_was_measured(run, config):
@@ -97,8 +101,8 @@ def test_a_part_is_run_by_the_engine_of_the_whole(model, data, config, monkeypat
     seconds = [seconds_saved(preparer, runs, trajectories) for runs, trajectories in ((1, 1), (2, 8))]
     monkeypatch.setattr("anml.evaluate.sweep._BUILD", sum(seconds) / 2)
     told: list[str] = []
-    for points in (sweep_trajectories(config), sweep_trajectories(config)[:1]):
-        next(run_sweep(LoadedModel(model, card, data, config), "olft", points, say=told.append))
+    for trajectories in (sweep_trajectories(config), sweep_trajectories(config)[:1]):
+        next(run_sweep(LoadedModel(model, card, data, config), "olft", trajectories, say=told.append))
     assert told[0] == told[1]
     assert "small" not in told[0]
 
@@ -145,17 +149,17 @@ def test_every_engine_gives_the_rows_of_the_plain_one(run, config, engine):
     assert run(config.model_copy(update={"engine": engine})) == plain
 
 
-def shapes(points: list[Trajectory], lanes: int) -> list[list[tuple[int, int, float | None]]]:
-    return [[(p.shape.classes, p.run, p.lr) for p in block] for block in blocks(points, lanes)]
+def shapes(trajectories: list[Trajectory], lanes: int) -> list[list[tuple[int, int, float | None]]]:
+    return [[(p.shape.classes, p.run, p.lr) for p in block] for block in blocks(trajectories, lanes)]
 
 
 def test_blocks_are_products_of_runs_and_rates(config):
-    points = sweep_trajectories(config)  # 2 sizes x 2 runs x 2 rates.
-    assert [len(block) for block in blocks(points, 1)] == [1] * 8
-    assert [len(block) for block in blocks(points, 2)] == [2] * 4
-    assert [len(block) for block in blocks(points, 3)] == [2] * 4
-    assert [len(block) for block in blocks(points, 100)] == [4, 4]
-    assert [point for block in blocks(points, 100) for point in block] == points
+    trajectories = sweep_trajectories(config)  # 2 sizes x 2 runs x 2 rates.
+    assert [len(block) for block in blocks(trajectories, 1)] == [1] * 8
+    assert [len(block) for block in blocks(trajectories, 2)] == [2] * 4
+    assert [len(block) for block in blocks(trajectories, 3)] == [2] * 4
+    assert [len(block) for block in blocks(trajectories, 100)] == [4, 4]
+    assert [trajectory for block in blocks(trajectories, 100) for trajectory in block] == trajectories
 
 
 def test_what_is_left_of_a_sweep_is_cut_into_products_as_well(config):
