@@ -11,6 +11,7 @@ from anml.config.load import load_eval_config
 from anml.errors import ConfigError
 from anml.evaluate.sweep import LoadedModel, run_sweep, sweep_trajectories
 from anml.models import build_model
+from anml.report.comparison.differences import Evaluation
 
 KNN = """
 from torch import cdist
@@ -101,3 +102,9 @@ def test_a_protocol_that_leaves_trajectories_out_is_refused(file: Path, model, d
     card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
     with pytest.raises(ConfigError, match=f"eval_method: {file}:SILENT must yield"):
         list(run_sweep(LoadedModel(model, card, data, config), "a", sweep_trajectories(config)))
+
+
+def test_results_of_a_users_protocol_are_no_oracle_where_no_config_tells_more() -> None:
+    lost = Evaluation("KNN", "glyphs", unknown="project/group/knn")
+    assert not lost.protocol.is_shuffled
+    assert lost.pair.dataset == "glyphs"
