@@ -3,10 +3,11 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, astuple, dataclass, fields
+from math import nan
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from anml.atomic import write_text
 from anml.errors import DataError
@@ -14,7 +15,10 @@ from anml.errors import DataError
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One scoring of one run. Accuracies are fractions, means over the classes learned so far; None: does not apply."""
+    """One scoring of one run. Accuracies are fractions, means over the classes learned so far; None: does not apply.
+
+    A new column comes last and has a default, which stands for it in files of earlier versions.
+    """
 
     flavor: str
     protocol: str
@@ -32,17 +36,19 @@ class ResultRow:
     classes_trained: int
     train_acc: float
     test_acc: float
-    train_top5: float
-    test_top5: float
+    train_top5: float = nan
+    test_top5: float = nan
 
 
 COLUMNS = tuple(field.name for field in fields(ResultRow))
+_REQUIRED = {field.name for field in fields(ResultRow) if field.default is MISSING}
+_KINDS: dict[str, Any] = {field.name: field.type for field in fields(ResultRow)} | {"lr": float}
 
 
 class ClassRow(NamedTuple):
     """Accuracy of one class at one scoring; `position` is its place in the order of learning, from 0.
 
-    A sweep has about a million of them: a NamedTuple is small and needs no conversion.
+    A sweep has about a million of them: a NamedTuple is small and needs no conversion. New columns as in ResultRow.
     """
 
     classes: int
@@ -66,33 +72,46 @@ class TrajectoryResult:
 
 
 class FinishedTrajectories:
-    """The trajectories that an evaluation has finished so far, on disk: a job that is stopped continues after them."""
+    """The trajectories that an evaluation has finished so far, on disk: a job that is stopped continues after them.
+
+    A line for each: [index, rows, class_rows, columns, columns of class_rows].
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.results: dict[int, TrajectoryResult] = {}
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             try:
-                index, rows, class_rows = json.loads(line)
+                index, rows, class_rows, *columns = json.loads(line)
             except ValueError:
                 continue  # The line that was being written when the job was killed.
-            self.results[index] = TrajectoryResult([ResultRow(*r) for r in rows], [ClassRow(*r) for r in class_rows])
+            # Earlier versions did not name the columns; these are theirs.
+            names, class_names = columns or (COLUMNS[:18], ClassRow._fields[:10])
+            self.results[index] = TrajectoryResult(
+                [ResultRow(**_by_name(names, row, COLUMNS)) for row in rows],
+                [ClassRow(**_by_name(class_names, row, ClassRow._fields)) for row in class_rows],
+            )
 
     def add(self, index: int, result: TrajectoryResult) -> None:
-        """Keep the result of the point with this index."""
+        """Keep the result of the trajectory with this index."""
         self.results[index] = result
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        values = [index, [astuple(row) for row in result.rows], result.class_rows, COLUMNS, ClassRow._fields]
         with self.path.open("a", encoding="utf-8") as file:
-            line = json.dumps([index, [astuple(row) for row in result.rows], result.class_rows])
-            file.write(f"\n{line}" if file.tell() else line)
+            file.write(f"\n{json.dumps(values)}" if file.tell() else json.dumps(values))
 
     def write(self, path: Path) -> list[ResultRow]:
-        """Write the results file, in order of points, and forget the file of the finished ones. Returns the rows."""
+        """Write the results file, in order of trajectories, and remove the partial one. Returns the rows."""
         ordered = [self.results[index] for index in sorted(self.results)]
         rows = [row for result in ordered for row in result.rows]
         write_results(path, rows, [row for result in ordered for row in result.class_rows])
         self.path.unlink(missing_ok=True)
         return rows
+
+
+def _by_name(names: Sequence[str], row: Sequence[Any], columns: Sequence[str]) -> dict[str, Any]:
+    """Return a row's values by column, without columns of later versions. Raises ValueError for another length."""
+    return {name: value for name, value in zip(names, row, strict=True) if name in columns}
 
 
 # What tells the models and data sets of one file apart, in the order of ORIGIN_COLUMNS.
@@ -127,28 +146,24 @@ def write_results(
 
 
 def read_results(paths: Iterable[Path]) -> list[ResultRow]:
-    """Read result files, in the order given. Raises DataError on a file with other columns."""
+    """Read result files, in the order given. Raises DataError on files that are damaged or are no results."""
     return [row for path in paths for row in _read_file(path)]
 
 
 def _read_file(path: Path) -> list[ResultRow]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
-        header = tuple(next(reader, ()))
-        if header != COLUMNS:
+        header = next(reader, [])
+        if not set(header) >= _REQUIRED:
             message = f"{path}: not a results file of this program: its columns are {', '.join(header)}"
             raise DataError(message)
         try:
-            return [_parse(values) for values in reader]
+            return [_parse(_by_name(header, values, COLUMNS)) for values in reader]
         except ValueError as error:
             message = f"{path}: line {reader.line_num} is damaged ({error}). Run the evaluation again."
             raise DataError(message) from error
 
 
-def _parse(values: list[str]) -> ResultRow:
-    kinds = {"flavor": str, "protocol": str, "model": str, "dataset": str}
-    numbers = {"lr": float, "train_acc": float, "test_acc": float, "train_top5": float, "test_top5": float}
-    parsed = {}
-    for name, value in zip(COLUMNS, values, strict=True):
-        parsed[name] = None if value == "" else (kinds | numbers).get(name, int)(value)
-    return ResultRow(**parsed)
+def _parse(texts: Mapping[str, str]) -> ResultRow:
+    values: dict[str, Any] = {name: _KINDS[name](text) if text else None for name, text in texts.items()}
+    return ResultRow(**values)

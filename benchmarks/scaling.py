@@ -20,9 +20,10 @@ import torch
 
 from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
+from anml.config.training import InnerOptimizer
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode
-from anml.evaluate.sweep import run_sweep, sweep_trajectories
+from anml.evaluate.sweep import LoadedModel, run_sweep, sweep_trajectories
 from anml.meta.native import NativeEngine
 from anml.models import build_model
 from anml.models.meta_model import belongs_to
@@ -81,7 +82,9 @@ def episode(sizes: dict[str, int]) -> Callable[[], Any]:
     """Return one meta-gradient of an ANML on random images."""
     channels, steps, remember = sizes["channels"], sizes["inner steps"], sizes["remember set"]
     model = build_model("anml", {"rln_chs": channels, "nm_chs": channels * 112 // 256}, (1, 28, 28), seed=1)
-    engine = NativeEngine(model, [n for n, _ in model.named_parameters() if not belongs_to(n, "nm")], 0.1)
+    engine = NativeEngine(
+        model, [n for n, _ in model.named_parameters() if not belongs_to(n, "nm")], InnerOptimizer(0.1)
+    )
     images = torch.rand(steps + remember, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(steps + remember) % 1000
     return lambda: engine.run(Episode(images, labels, torch.arange(steps)[:, None], 0, (0,)))
@@ -98,7 +101,7 @@ def sweep(sizes: dict[str, int]) -> Callable[[], Any]:
     )
     card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
     data = ClassImages(images, "random")
-    return lambda: list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config)))
+    return lambda: list(run_sweep(LoadedModel(model, card, data, config), "olft", sweep_trajectories(config)))
 
 
 def slope(sizes: list[int], seconds: list[float]) -> float:

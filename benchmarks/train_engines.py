@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode
 from anml.meta.adjoint import AdjointEngine, unsupported
 from anml.meta.engine import Engine, FirstOrderEngine, ReferenceEngine
@@ -132,7 +133,7 @@ def make_engines(model: MetaModel, inner: list[str], wanted: list[str]) -> Itera
         if reason:
             print(f"{type(model).__name__}, {name}: left out: {reason}")
         else:
-            yield name, (ENGINES | FIRST_ORDER)[name](model, inner, 0.1)
+            yield name, (ENGINES | FIRST_ORDER)[name](model, inner, InnerOptimizer(0.1))
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from anml.config.model_args import complete_args, named_part
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
-from anml.evaluate.sweep import run_sweep, sweep_trajectories
+from anml.evaluate.sweep import LoadedModel, run_sweep, sweep_trajectories
 from anml.models import build_model
 from anml.models.meta_model import MetaModel
 from anml.train.iid import BatchUpdater
@@ -80,7 +80,7 @@ def evaluate(model: MetaModel, card: ModelCard, protocol: str, data: ClassImages
     """Return every accuracy that an evaluation yields."""
     values = {"dataset": "omniglot", "classes": 3, "train_examples": 4, "test_examples": 2, "runs": 1, "init_size": 6}
     config = EvalConfig(**(values | PROTOCOLS[protocol]))
-    results = list(run_sweep(model, card, config, "flavor", data, sweep_trajectories(config)))
+    results = list(run_sweep(LoadedModel(model, card, data, config), "flavor", sweep_trajectories(config)))
     return [value for result in results for row in result.rows for value in (row.train_acc, row.test_acc)]
 
 

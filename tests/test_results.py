@@ -1,6 +1,9 @@
 """Results files: columns that others rely on, values that come back to the bit."""
 
+import csv
 import dataclasses
+import json
+import math
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -76,6 +79,21 @@ def test_other_columns_are_refused(tmp_path):
         read_results([tmp_path / "a.csv"])
 
 
+def test_a_column_of_a_later_version_is_ignored_and_one_of_an_earlier_version_has_its_default(tmp_path):
+    write_results(tmp_path / "a.csv", [ROW, ZERO_SHOT], [])
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        del row["test_top5"]
+    with (tmp_path / "b.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["seconds", *reversed(rows[0])])
+        writer.writeheader()
+        writer.writerows(row | {"seconds": "1.5"} for row in rows)
+    found = read_results([tmp_path / "b.csv"])
+    assert [math.isnan(row.test_top5) for row in found] == [True, True]
+    assert [dataclasses.replace(row, test_top5=0.0) for row in found] == [ROW, ZERO_SHOT]
+
+
 @pytest.mark.parametrize("damage", [lambda text: text[:-30], lambda text: text.replace("400", "many")])
 def test_a_damaged_line_is_named(tmp_path, damage):
     write_results(tmp_path / "a.csv", [ROW, ROW], [])
@@ -84,7 +102,7 @@ def test_a_damaged_line_is_named(tmp_path, damage):
         read_results([tmp_path / "a.csv"])
 
 
-def point(run: int) -> TrajectoryResult:
+def trajectory(run: int) -> TrajectoryResult:
     return TrajectoryResult([dataclasses.replace(ROW, run=run)], [CLASS_ROW._replace(run=run)])
 
 
@@ -93,44 +111,67 @@ def partial(tmp_path: Path) -> Path:
     return tmp_path / "results" / "olft.partial.jsonl"
 
 
-def test_finished_points_are_found_again(partial):
+def test_finished_trajectories_are_found_again(partial):
     finished = FinishedTrajectories(partial)
     for index in (4, 0, 2):
-        finished.add(index, point(index))
-    assert FinishedTrajectories(partial).results == finished.results == {index: point(index) for index in (4, 0, 2)}
+        finished.add(index, trajectory(index))
+    assert (
+        FinishedTrajectories(partial).results == finished.results == {index: trajectory(index) for index in (4, 0, 2)}
+    )
 
 
 def test_a_line_that_was_cut_off_is_done_again(partial):
     for index in (0, 1):
-        FinishedTrajectories(partial).add(index, point(index))
+        FinishedTrajectories(partial).add(index, trajectory(index))
     partial.write_bytes(partial.read_bytes()[:-20])
     finished = FinishedTrajectories(partial)
     assert list(finished.results) == [0]
-    finished.add(1, point(1))
-    assert FinishedTrajectories(partial).results == {0: point(0), 1: point(1)}
+    finished.add(1, trajectory(1))
+    assert FinishedTrajectories(partial).results == {0: trajectory(0), 1: trajectory(1)}
+
+
+def test_finished_trajectories_of_earlier_versions_are_found_again(partial):
+    partial.parent.mkdir()
+    lines = [[i, [dataclasses.astuple(r) for r in trajectory(i).rows], trajectory(i).class_rows] for i in (0, 1)]
+    partial.write_text("\n".join(map(json.dumps, lines)))
+    finished = FinishedTrajectories(partial)
+    assert finished.results == {0: trajectory(0), 1: trajectory(1)}
+    finished.add(2, trajectory(2))
+    assert FinishedTrajectories(partial).results == {index: trajectory(index) for index in range(3)}
+
+
+def test_finished_trajectories_of_a_later_version_lose_only_its_new_columns(partial):
+    FinishedTrajectories(partial).add(0, trajectory(0))
+    index, rows, class_rows, columns, class_columns = json.loads(partial.read_text())
+    newer = [[[1.5, *row] for row in part] for part in (rows, class_rows)]
+    line = [index, *newer, ["seconds", *columns], ["seconds", *class_columns]]
+    partial.write_text(json.dumps(line))
+    assert FinishedTrajectories(partial).results == {0: trajectory(0)}
 
 
 def test_an_interrupted_evaluation_ends_in_the_same_bytes(tmp_path, partial):
     undisturbed = FinishedTrajectories(tmp_path / "undisturbed.jsonl")
     for index in range(3):
-        undisturbed.add(index, point(index))
-        FinishedTrajectories(partial).add(index, point(index))
+        undisturbed.add(index, trajectory(index))
+        FinishedTrajectories(partial).add(index, trajectory(index))
     rows = undisturbed.write(tmp_path / "a.csv")
     assert (
-        rows == FinishedTrajectories(partial).write(tmp_path / "b.csv") == [point(index).rows[0] for index in range(3)]
+        rows
+        == FinishedTrajectories(partial).write(tmp_path / "b.csv")
+        == [trajectory(index).rows[0] for index in range(3)]
     )
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
-def test_results_come_in_order_of_points_whatever_the_order_of_work(tmp_path, partial):
+def test_results_come_in_order_of_trajectories_whatever_the_order_of_work(tmp_path, partial):
     finished = FinishedTrajectories(partial)
     for index in (2, 0, 1):
-        finished.add(index, point(index))
+        finished.add(index, trajectory(index))
     assert [row.run for row in finished.write(tmp_path / "a.csv")] == [0, 1, 2]
 
 
 def test_the_partial_file_goes_when_the_results_are_there(tmp_path, partial):
-    FinishedTrajectories(partial).add(0, point(0))
+    FinishedTrajectories(partial).add(0, trajectory(0))
     FinishedTrajectories(partial).write(tmp_path / "a.csv")
     assert not partial.exists()

@@ -54,8 +54,9 @@ def check_eval(config: EvalConfig, source: Source, at: KeyPath, facts: DatasetFa
     problems = []
     if config.augment:
         problems.append(problem(source, (*at, "augment"), "augmentation is not available at evaluation; remove it"))
-    if config.eval_method == "iid" and isinstance(config.eval_freq, tuple):
-        message = "must be a number of optimizer steps for eval_method: iid; class counts are for sequential"
+    if config.protocol.is_shuffled and isinstance(config.eval_freq, tuple):
+        message = f"must be a number of optimizer steps for eval_method: {config.eval_method}; class counts are for "
+        message += "sequential"
         problems.append(problem(source, (*at, "eval_freq"), message))
     for key in ("classes", "train_examples", "test_examples", "lr", "model"):
         problems += _check_different(getattr(config, key) or (), source, (*at, key))
@@ -107,8 +108,8 @@ def _check_head(flavor: EvalConfig, config: TrainConfig, source: Source, at: Key
         return []
     reason = "needs logits that are linear in the output weights; those of a metric-classifier are similarities"
     problems = []
-    if flavor.eval_method == "zero_shot":
-        message = f"zero_shot (least squares) {reason}; use sequential or iid"
+    if flavor.protocol.solves_head:
+        message = f"{flavor.eval_method} (least squares) {reason}; use sequential or iid"
         problems.append(problem(source, (*at, "eval_method"), message))
     if flavor.reinit_method == "lstsq":
         message = f"lstsq (least squares) {reason}; use kaiming"

@@ -9,8 +9,7 @@ from pydantic import Discriminator, Field, Tag
 from anml.config.binding import Count, Many, NotNegative, OneOrMany, Rate, Record
 from anml.config.facts import IMAGES_FOLDER, Split, validation_name
 from anml.config.image_folder import ClassSplit, ClassSplitKey
-
-EvalMethod = Literal["sequential", "iid", "zero_shot"]
+from anml.config.protocols import EvalMethod, EvalProtocol, find_protocol
 
 
 def _is_list(value: Any) -> str:
@@ -87,12 +86,17 @@ class EvalConfig(Record):
         return self.split == "validation"
 
     @property
+    def protocol(self) -> EvalProtocol:
+        """What `eval_method` names or refers to. Raises ConfigError when a user's own is gone."""
+        return find_protocol(self.eval_method)
+
+    @property
     def needs_least_squares(self) -> bool:
         """Whether the output layer is set by least squares."""
-        return self.reinit_method == "lstsq" or self.eval_method == "zero_shot"
+        return self.reinit_method == "lstsq" or self.protocol.solves_head
 
     def score_points(self, classes: int) -> tuple[int, ...]:
-        """Return after how many learned classes a sequential trajectory of `classes` classes is scored."""
+        """Return after how many learned classes a trajectory of `classes` classes is scored that learns in sequence."""
         if isinstance(self.eval_freq, tuple):
             return tuple(sorted({n for n in self.eval_freq if n <= classes} | {classes}))
         freq = max(1, classes // 20) if self.eval_freq is None else self.eval_freq
@@ -102,8 +106,8 @@ class EvalConfig(Record):
 
     def count_trajectories(self) -> int:
         """Return the number of trajectories of the sweep (see evaluate/sweep.py)."""
-        rates = 1 if self.eval_method == "zero_shot" else len(self.lr)
-        return len(self.classes) * len(self.train_examples) * len(self.test_examples) * self.runs * rates
+        lrs = len(self.lr) if self.protocol.learns else 1
+        return len(self.classes) * len(self.train_examples) * len(self.test_examples) * self.runs * lrs
 
 
 # Which images a job needs: what a config says of them, enough to find or to make their array file.

@@ -122,7 +122,7 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
 EVALUATION: tuple[Unread[EvalConfig], ...] = (
     Unread(
         "eval_method",
-        lambda config: config.eval_method == "sequential",
+        lambda config: config.protocol.in_sequence,
         "on eval_method: {}",
         {
             "epochs": ", which sees every example once; it is for iid",
@@ -132,14 +132,19 @@ EVALUATION: tuple[Unread[EvalConfig], ...] = (
     ),
     Unread(
         "eval_method",
-        lambda config: config.eval_method == "zero_shot",
+        lambda config: config.protocol.solves_head,
+        "on eval_method: {}",
+        {"reinit_method": ", whose output layer is always the least-squares solution"},
+        {"reinit_method": "lstsq"},
+    ),
+    Unread(
+        "eval_method",
+        lambda config: not config.protocol.learns,
         "on eval_method: {}",
         {
-            "reinit_method": ", whose output layer is always the least-squares solution",
             **dict.fromkeys(("lr", "opt_params", "adam_betas", "epochs", "batch_size"), _UNLEARNED),
             "eval_freq": ", which is scored once",
         },
-        {"reinit_method": "lstsq"},
     ),
     Unread(
         "reinit_method",

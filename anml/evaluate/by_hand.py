@@ -1,4 +1,4 @@
-"""Evaluation of any checkpoints by hand: loaded, checked against the config, and printed."""
+"""Evaluation of any checkpoints by hand: each is loaded and checked against the config, then evaluated and printed."""
 
 import functools
 import os
@@ -6,26 +6,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from anml.checkpoints import ModelCard, load_model
 from anml.checkpoints.import_pth import load_pth
 from anml.config.evaluation import DataRequest, EvalConfig, data_path_or_default, eval_request
-from anml.config.facts import DATASETS, IMAGES_FOLDER, DatasetFacts
+from anml.config.facts import DATASETS, IMAGES_FOLDER
 from anml.config.folders import check_unseen, fill_in_flavor
 from anml.config.image_folder import ClassSplit
 from anml.config.profile import Device
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
-from anml.evaluate.job import accuracy_lines, load_data
+from anml.evaluate.job import StoppedError, accuracy_lines, load_data, run_until_stopped
 from anml.evaluate.prepared_run import check_head
-from anml.evaluate.sweep import run_sweep, sweep_trajectories
+from anml.evaluate.sweep import LoadedModel, sweep_trajectories
 from anml.jobs.job import JobContext
 from anml.machine import prepare_device
 from anml.models.meta_model import MetaModel, select_names
-from anml.results import ClassRow, Origin, ResultRow, write_results
+from anml.results import Origin, TrajectoryResult, write_results
 
 
 def evaluate_by_hand(
@@ -33,105 +32,93 @@ def evaluate_by_hand(
 ) -> bool:
     """Evaluate any checkpoints and print their accuracy; write the results only where they are asked for.
 
-    configs: the same evaluation, once for each data set.
+    configs: the same evaluation, once for each data set. Returns False when stopped before the end.
     """
     compute_on = prepare_device("auto", device, configs[0].deterministic)
-    candidates = [c for config in configs for c in load_models(config, checkpoints, compute_on)]
-    if note := _different_classes(candidates):
-        print(note, file=sys.stderr)
-    rows: list[ResultRow] = []
-    class_rows: list[ClassRow] = []
-    origins: list[Origin] = []
-    for number, (model, card, data, config) in enumerate(candidates):
-        first, points = len(rows), sweep_trajectories(config)
-        before, total = number * len(points), len(candidates) * len(points)
+    models = [loaded for config in configs for loaded in load_models(config, checkpoints, compute_on)]
+    _note_different_classes(models)
+    results: list[list[TrajectoryResult]] = []
+    for number, loaded in enumerate(models):
+        card, trajectories = loaded.card, sweep_trajectories(loaded.config)
         heading = f"{card.display_name}, step {card.step}: " if len(checkpoints) > 1 else ""
-        progress = functools.partial(_progress, context, before, total)
         say = functools.partial(print, heading, sep="", file=sys.stderr)
-        for done, result in enumerate(run_sweep(model, card, config, "eval", data, points, progress, say), 1):
-            rows += result.rows
-            class_rows += result.class_rows
-            origins += [(card.display_name, card.step, card.seed, data.name)] * len(result.class_rows)
-            context.progress(before + done, total, "trajectories")
-            if context.stop():
-                return False
-        for line in accuracy_lines(rows[first:]):
+        before, total = number * len(trajectories), len(models) * len(trajectories)
+        try:
+            results.append(list(run_until_stopped(context, loaded, "eval", trajectories, before, total, say)))
+        except StoppedError:
+            return False
+        for line in accuracy_lines([row for result in results[-1] for row in result.rows]):
             print(f"{heading}{line}")
     if output is not None:
-        write_results(output, rows, class_rows, origins if len(candidates) > 1 else ())
+        _write(output, models, results)
     return True
 
 
-def _progress(context: JobContext, before: int, total: int, part: float) -> None:
-    context.progress(before + part, total, "trajectories")
-
-
-class LoadedModel(NamedTuple):
-    """A checkpoint to be evaluated by hand, and on what."""
-
-    model: MetaModel
-    card: ModelCard
-    data: ClassImages
-    config: EvalConfig
+def _write(output: Path, models: Sequence[LoadedModel], results: Sequence[Sequence[TrajectoryResult]]) -> None:
+    """Write the results of all models; those of several say in each class row which model it is of."""
+    rows = [row for of_model in results for result in of_model for row in result.rows]
+    class_rows = [row for of_model in results for result in of_model for row in result.class_rows]
+    origins: list[Origin] = []
+    for (_, card, data, _), of_model in zip(models, results, strict=True):
+        count = sum(len(result.class_rows) for result in of_model)
+        origins += [(card.display_name, card.step, card.seed, data.name)] * count
+    write_results(output, rows, class_rows, origins if len(models) > 1 else ())
 
 
 def load_models(config: EvalConfig, checkpoints: Sequence[Path], device: torch.device) -> list[LoadedModel]:
-    """Load everything and check that it fits, before the first of hours of work. Raises ConfigError."""
-    loaded = [_load_checkpoint(path, config, device) for path in checkpoints]
-    cards = tell_apart([card for _, card in loaded], checkpoints)
+    """Load all models and check that they fit the config, before hours of work begin. Raises ConfigError."""
+    loaded = [
+        load_pth(path, config.dataset, config.im_size, device) if path.is_file() else load_model(path, device)
+        for path in checkpoints
+    ]
+    cards = _tell_apart([card for _, card in loaded], checkpoints)
     problems: list[str] = []
-    candidates = []
+    models = []
     images: dict[DataRequest, ClassImages] = {}  # Checkpoints of one training share theirs: one copy on the device.
     for path, (model, _), card in zip(checkpoints, loaded, cards, strict=True):
         dataset = config.dataset or card.dataset
-        found = _misfits(model, card, config, DATASETS.get(dataset)) + _validation_problems(card, config, dataset)
-        problems += [f"{path}: {text}" for text in found]
-        if not found:
-            request = _request_by_hand(config, dataset, card)
+        misfits = _misfits(model, card, config, dataset) + _validation_problems(card, config, dataset)
+        problems += [f"{path}: {text}" for text in misfits]
+        if not misfits:
+            request = _request(config, dataset, card)
             if request not in images:
-                images[request] = load_data(config, request, card, device)
-            candidates.append(LoadedModel(model, card, images[request], config))
+                images[request] = load_data(config, request, device)
+            models.append(LoadedModel(model, card, images[request], config))
     if problems:
         raise ConfigError(problems)
-    return candidates
+    return models
 
 
-def _different_classes(candidates: Sequence[LoadedModel]) -> str:
-    """Return a note where models are validated on different classes, each on what its own training left out."""
-    counts = sorted({card.train_classes or 0 for _, card, _, config in candidates if config.is_validation})
-    if len(counts) < 2:
-        return ""
-    first = ", ".join(map(str, counts))
-    return f"note: these models left out different classes (all after the first {first}): do not compare their accuracy"
+def _note_different_classes(models: Sequence[LoadedModel]) -> None:
+    """Print a note where models are validated on different classes, each on what its own training left out."""
+    counts = sorted({loaded.card.train_classes or 0 for loaded in models if loaded.config.is_validation})
+    if len(counts) > 1:
+        first = ", ".join(map(str, counts))
+        note = f"note: these models left out different classes (all after the first {first}): do not compare"
+        print(f"{note} their accuracy", file=sys.stderr)
 
 
-def _load_checkpoint(path: Path, config: EvalConfig, device: torch.device) -> tuple[MetaModel, ModelCard]:
-    if path.is_file():
-        return load_pth(path, config.dataset, config.im_size, device)
-    return load_model(path, device)
-
-
-def tell_apart(cards: Sequence[ModelCard], paths: Sequence[Path]) -> list[ModelCard]:
-    """Return the cards with their paths, as far as these differ, in names that several of the same step share."""
+def _tell_apart(cards: Sequence[ModelCard], paths: Sequence[Path]) -> list[ModelCard]:
+    """Return the cards; names that several of the same step share get their paths, as far as these differ."""
     keys = [(card.display_name, card.step, card.seed) for card in cards]
-    places = [path.resolve() for path in paths]
-    common = os.path.commonpath(places) if len(places) > 1 else ""
+    folders = [path.resolve() for path in paths]
+    common = os.path.commonpath(folders)
     return [
         card
         if keys.count(key) == 1
-        else replace(card, display_name=f"{card.display_name} ({place.relative_to(common)})")
-        for card, key, place in zip(cards, keys, places, strict=True)
+        else replace(card, display_name=f"{card.display_name} ({folder.relative_to(common)})")
+        for card, key, folder in zip(cards, keys, folders, strict=True)
     ]
 
 
-def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, facts: DatasetFacts | None) -> list[str]:
+def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, dataset: str) -> list[str]:
     """Return why a model cannot be evaluated as the config says."""
     channels, size, outputs = card.image_shape[0], card.image_shape[1], model.head.out_features
     problems = []
     if config.im_size not in (None, size):
         problems.append(f"im_size {config.im_size}: this model was trained on {size} pixels")
-    if facts and facts.channels != channels:
-        problems.append(f"this model takes images of {channels} channels, those of the data set have {facts.channels}")
+    if dataset in DATASETS and (has := DATASETS[dataset].channels) != channels:
+        problems.append(f"this model takes images of {channels} channels, those of the data set have {has}")
     if max(config.classes) > outputs:
         problems.append(f"{max(config.classes)} classes do not fit the {outputs} outputs of this model")
     for key, selectors in (("opt_params", config.opt_params), ("reinit_params", config.reinit_params)):
@@ -139,15 +126,12 @@ def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, facts: Datas
             select_names(model, selectors)
         except ConfigError as error:
             problems.append(f"{key}: {error}")
-    return problems or _head_problems(model, config)
-
-
-def _head_problems(model: MetaModel, config: EvalConfig) -> list[str]:
-    try:
-        check_head(model, config)
-    except ConfigError as error:
-        return [str(error)]
-    return []
+    if not problems:
+        try:
+            check_head(model, config)
+        except ConfigError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _validation_problems(card: ModelCard, config: EvalConfig, dataset: str) -> list[str]:
@@ -163,7 +147,9 @@ def _validation_problems(card: ModelCard, config: EvalConfig, dataset: str) -> l
             "without split: validation this one is evaluated on the evaluation classes"
         ]
     if config.allow_incomplete and dataset != IMAGES_FOLDER:
-        return ["split: validation finds the classes by their places, in a complete copy; leave allow_incomplete out"]
+        return [
+            "split: validation finds the classes by their positions, in a complete copy; leave allow_incomplete out"
+        ]
     has = len(card.class_split["train"]) if card.class_split else DATASETS[dataset].train_classes
     left = has - card.train_classes
     if max(config.classes) > left:
@@ -171,7 +157,7 @@ def _validation_problems(card: ModelCard, config: EvalConfig, dataset: str) -> l
     return []
 
 
-def _request_by_hand(config: EvalConfig, dataset: str, card: ModelCard) -> DataRequest:
+def _request(config: EvalConfig, dataset: str, card: ModelCard) -> DataRequest:
     """Return what to load. A folder of the user's own is split as in the model's training, if that had one too."""
     size, data_path = card.image_shape[1], data_path_or_default(config.data_path)
     trained = ClassSplit.model_validate(card.class_split) if card.class_split else None

@@ -2,41 +2,34 @@
 
 import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from anml.checkpoints import ModelCard, load_model
+from anml.checkpoints import load_model
 from anml.config.evaluation import DataRequest, EvalConfig
-from anml.config.facts import DATASETS, is_validation
+from anml.config.facts import is_validation
 from anml.config.profile import Device, WandbMode
 from anml.config.training import TrainConfig, TrainingId
 from anml.data import load_images
 from anml.data.class_images import ClassImages
-from anml.errors import ConfigError
-from anml.evaluate.sweep import Trajectory, run_sweep, sweep_trajectories
+from anml.evaluate.sweep import LoadedModel, Say, Trajectory, run_sweep, sweep_trajectories
 from anml.experiment import Experiment
 from anml.jobs.job import JobContext, check_folder
 from anml.machine import peak_memory, prepare_device
-from anml.models.meta_model import MetaModel
 from anml.report import labels
-from anml.results import FinishedTrajectories, ResultRow
+from anml.results import FinishedTrajectories, ResultRow, TrajectoryResult
 from anml.tracking import Tracker
 
 
+class StoppedError(Exception):
+    """Ends a sweep in the middle of a trajectory, which may take longer than the scheduler's warning gives."""
+
+
 def evaluate_checkpoint(
-    context: JobContext,
-    config: TrainConfig,
-    experiment: Experiment,
-    flavor: str,
-    step: int,
-    one: TrainingId,
-    task: int | None,
-    points_per_job: int | None,
-    device: Device,
-    wandb_mode: WandbMode,
-    min_free_gb: float = 0.0,
-) -> bool:
+    context: JobContext, config: TrainConfig, experiment: Experiment, flavor: str, step: int, training: TrainingId,
+    task: int | None, points_per_job: int | None, device: Device, wandb_mode: WandbMode, min_free_gb: float = 0.0,
+) -> bool:  # fmt: skip
     """Run a flavor's sweep on a checkpoint and write its results, continuing after the trajectories already finished.
 
     Returns False when stopped before the end.
@@ -44,15 +37,15 @@ def evaluate_checkpoint(
     check_folder(experiment.root, min_free_gb)
     evaluation = config.eval[flavor]
     compute_on = prepare_device(device, config.device, evaluation.deterministic)
-    model, card = load_model(experiment.checkpoint(step, one.tag), compute_on)
-    data = load_data(evaluation, config.eval_request(evaluation), card, compute_on)
-    points = sweep_trajectories(evaluation)
+    model, card = load_model(experiment.checkpoint(step, training.tag), compute_on)
+    data = load_data(evaluation, config.eval_request(evaluation), compute_on)
+    trajectories = sweep_trajectories(evaluation)
     if task is not None and points_per_job is not None:
-        points = points[task * points_per_job : (task + 1) * points_per_job]
-    path = experiment.result(flavor, step, one.tag, task)
-    tracker = Tracker(experiment, config.for_training(one), path.stem, "evaluate", wandb_mode)
+        trajectories = trajectories[task * points_per_job : (task + 1) * points_per_job]
+    path = experiment.result(flavor, step, training.tag, task)
+    tracker = Tracker(experiment, config.for_training(training), path.stem, "evaluate", wandb_mode)
     finished = FinishedTrajectories(path.with_suffix(".partial.jsonl"))
-    complete = _sweep(context, model, card, evaluation, flavor, data, points, finished)
+    complete = finish(context, LoadedModel(model, card, data, evaluation), flavor, trajectories, finished)
     rows = finished.write(path) if complete else []
     _log_curves(tracker, rows)
     tracker.finish(exit_code=0 if complete else 1)
@@ -61,71 +54,73 @@ def evaluate_checkpoint(
     return complete
 
 
-def load_data(config: EvalConfig, request: DataRequest, card: ModelCard, device: torch.device) -> ClassImages:
-    """Load the images of an evaluation. Raises ConfigError when the model takes images of another kind."""
-    channels = DATASETS[request.dataset].channels
-    if channels != card.image_shape[0]:
-        message = f"dataset: {request.dataset} has {channels} channels, the model takes {card.image_shape[0]}"
-        raise ConfigError(message)
+def load_data(config: EvalConfig, request: DataRequest, device: torch.device) -> ClassImages:
+    """Load the images of an evaluation, onto the device. Raises DataError."""
     return load_images(request).first_examples(0, config.imgs_per_class).to(device)
 
 
-def _sweep(
-    context: JobContext, model: MetaModel, card: ModelCard, config: EvalConfig, flavor: str, data: ClassImages,
-    points: list[Trajectory], finished: FinishedTrajectories,
+def finish(
+    context: JobContext, loaded: LoadedModel, flavor: str, trajectories: list[Trajectory],
+    finished: FinishedTrajectories,
 ) -> bool:  # fmt: skip
-    """Run the points that are not finished. Returns False when stopped before the last."""
-    left = [index for index in range(len(points)) if index not in finished.results]
-    done = 0.0
-
-    def progress(part: float) -> None:
-        nonlocal done
-        # Trajectories that were learned side by side are counted by what was learned, then one by one as they are kept.
-        done = max(done, len(finished.results) + part)
-        context.progress(done, len(points), "trajectories")
-        if context.stop():
-            raise _StoppedError
-
+    """Run the trajectories that are not finished. Returns False when stopped before the last."""
+    left = [index for index in range(len(trajectories)) if index not in finished.results]
+    before, total = len(finished.results), len(trajectories)
     say = functools.partial(print, flush=True)
-    results = run_sweep(model, card, config, flavor, data, [points[index] for index in left], progress, say)
+    results = run_until_stopped(context, loaded, flavor, [trajectories[i] for i in left], before, total, say)
     try:
-        progress(0)
-        for index in left:
-            finished.add(index, next(results))
-            progress(0)
-    except _StoppedError:
+        for index, result in zip(left, results, strict=True):
+            finished.add(index, result)
+    except StoppedError:
         return False
     return True
 
 
-class _StoppedError(Exception):
-    """Unwinds out of a trajectory: one may take longer than the scheduler's warning."""
+def run_until_stopped(
+    context: JobContext, loaded: LoadedModel, flavor: str, trajectories: list[Trajectory],
+    before: int, total: int, say: Say,
+) -> Iterator[TrajectoryResult]:  # fmt: skip
+    """Evaluate a model on trajectories and report progress. Raises StoppedError when the job is asked to stop.
+
+    before, total: how many trajectories are done before these, and how many there are in all.
+    """
+    returned, reported = 0, 0.0
+
+    def progress(part: float) -> None:
+        nonlocal reported
+        # Trajectories that were learned side by side count by what was learned, then one by one as they are returned.
+        reported = max(reported, before + returned + part)
+        context.progress(reported, total, "trajectories")
+        if context.stop():
+            raise StoppedError
+
+    progress(0)
+    for result in run_sweep(loaded, flavor, trajectories, progress, say):
+        yield result
+        returned += 1
+        progress(0)
 
 
 def accuracy_lines(rows: Sequence[ResultRow]) -> list[str]:
     """Return a line per size and learning rate: mean and standard deviation over runs at the trajectory's end."""
     lines = []
-    for key, finals in _finals(rows).items():
-        classes, rate = key[0], key[-1]
-        label = f"{classes} {labels.classes_of(finals[0].dataset)}" + ("" if rate is None else f", lr {rate:g}")
-        columns = (("train", [r.train_acc for r in finals]), ("test", [r.test_acc for r in finals]))
-        parts = [f"{name} {_mean_and_std(accuracies)}" for name, accuracies in columns]
-        lines.append(f"{label}: {' | '.join(parts)}, {labels.count(len(finals), 'runs')}")
+    for (*_, lr), ends in _finals(rows).items():
+        label = f"{ends[0].classes} {labels.classes_of(ends[0].dataset)}" + ("" if lr is None else f", lr {lr:g}")
+        train, test = (_mean_and_std(values) for values in ([r.train_acc for r in ends], [r.test_acc for r in ends]))
+        lines.append(f"{label}: train {train} | test {test}, {labels.count(len(ends), 'runs')}")
     return lines
 
 
 def _finals(rows: Sequence[ResultRow]) -> dict[tuple, list[ResultRow]]:
     """Return the last scoring of each trajectory, by size and learning rate."""
-    last: dict[tuple, ResultRow] = {}
-    for row in rows:
-        last[(*_size(row), row.lr, row.run)] = row
+    last = {(*_size(row), row.lr, row.run): row for row in rows}
     grouped: dict[tuple, list[ResultRow]] = {}
-    for key, row in last.items():
-        grouped.setdefault(key[:-1], []).append(row)
+    for (*key, _), row in last.items():
+        grouped.setdefault(tuple(key), []).append(row)
     return grouped
 
 
-def _mean_and_std(values: list[float]) -> str:
+def _mean_and_std(values: Sequence[float]) -> str:
     spread = f" (std {statistics.stdev(values):.1%})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1%}{spread}"
 
@@ -137,13 +132,10 @@ def _log_curves(tracker: Tracker, rows: Sequence[ResultRow]) -> None:
     for step, values in mean_curves(rows).items():
         tracker.log(values, step=step)
     finals = _finals(rows)
-    largest = max(key[:-1] for key in finals)
-    best = max((ends for key, ends in finals.items() if key[:-1] == largest), key=_mean_test)
-    tracker.summary({f"best_{_tested_on(rows)}_acc": _mean_test(best), "best_lr": best[0].lr})
-
-
-def _mean_test(rows: Sequence[ResultRow]) -> float:
-    return statistics.mean(row.test_acc for row in rows)
+    largest = max(size for *size, _ in finals)
+    means = {lr: statistics.mean(r.test_acc for r in ends) for (*size, lr), ends in finals.items() if size == largest}
+    best = max(means, key=means.__getitem__)
+    tracker.summary({f"best_{_tested_on(rows)}_acc": means[best], "best_lr": best})
 
 
 def _tested_on(rows: Sequence[ResultRow]) -> str:

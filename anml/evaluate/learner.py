@@ -1,6 +1,6 @@
-"""What the protocols ask of whatever learns: one trajectory or many side by side, by any engine.
+"""What learns in an evaluation: the interface of all learners, and the plain one that the fast ones are tested against.
 
-Each trajectory has an Adam of its own; unused output rows take part in the softmax.
+Each trajectory has its own Adam; unused output rows take part in the softmax.
 """
 
 import copy
@@ -11,25 +11,22 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from anml.evaluate.prepared_run import PreparedRun
-from anml.evaluate.stages import classify, predict
+from anml.evaluate.stages import Weights, classify, predict
+from anml.models.meta_model import MetaModel
 
+# Of all training and of all test examples of a run, each [n, outputs].
 Logits = tuple[torch.Tensor, torch.Tensor]
 
 
-class Scored(Protocol):
-    """Trajectories of one shape; the order is run after run, learning rates innermost."""
-
-    @property
-    def name(self) -> str:
-        """Which engine this is."""
-        ...
+class Predictor(Protocol):
+    """Trajectories of one shape, in this order: run after run, learning rates innermost."""
 
     def logits(self) -> Iterator[Logits]:
-        """Yield, trajectory by trajectory, the logits [n, outputs] of all training and of all test examples."""
+        """Yield the logits of each trajectory."""
         ...
 
 
-class SequenceLearner(Scored, Protocol):
+class SequenceLearner(Predictor, Protocol):
     """Learns one example at a time."""
 
     def learn_each(self, first: int, last: int) -> None:
@@ -37,7 +34,7 @@ class SequenceLearner(Scored, Protocol):
         ...
 
 
-class BatchLearner(Scored, Protocol):
+class BatchLearner(Predictor, Protocol):
     """Learns in batches."""
 
     def learn_batch(self, picks: Sequence[torch.Tensor]) -> None:
@@ -45,44 +42,49 @@ class BatchLearner(Scored, Protocol):
         ...
 
 
+def predict_run(prepared: PreparedRun, model: MetaModel, weights: Weights | None = None) -> Logits:
+    """Return a model's logits of all examples of a run; `weights` replace parameters of these names."""
+    inputs = (prepared.train_inputs, prepared.test_inputs)
+    train, test = (predict(model, part, prepared.stage, weights) for part in inputs)
+    return train, test
+
+
+class Unlearned:
+    """The models as they were prepared, for protocols that learn nothing."""
+
+    def __init__(self, prepared_runs: Sequence[PreparedRun]) -> None:
+        self.prepared_runs = prepared_runs
+
+    def logits(self) -> Iterator[Logits]:
+        return (predict_run(prepared, prepared.model) for prepared in self.prepared_runs)
+
+
 class OneTrajectory:
-    """A copy of one trial's model that learns; everything but its `trained_names` stays as it is."""
+    """A copy of one prepared model that learns; everything but its `trained_names` stays as it is."""
 
     def __init__(self, prepared: PreparedRun) -> None:
         self.prepared, self.model = prepared, copy.deepcopy(prepared.model)
 
     def logits(self) -> Iterator[Logits]:
-        """Yield the logits of the only trajectory."""
-        prepared = self.prepared
-        train, test = (
-            predict(self.model, inputs, prepared.stage) for inputs in (prepared.train_inputs, prepared.test_inputs)
-        )
-        yield train, test
-
-
-# The plain learner, the oracle that faster ones are tested against: autograd and torch.optim.Adam, step by step.
+        yield predict_run(self.prepared, self.model)
 
 
 class ReferenceLearner(OneTrajectory):
-    """Learns by any protocol, on any device."""
+    """Learns by autograd and torch.optim.Adam, step by step: by any protocol, on any device."""
 
-    name = "reference"
-
-    def __init__(self, prepared: PreparedRun, learning_rate: float) -> None:
+    def __init__(self, prepared: PreparedRun, lr: float) -> None:
         super().__init__(prepared)
         trained = [self.model.get_parameter(name).requires_grad_(True) for name in prepared.trained_names]
-        self.optimizer = torch.optim.Adam(trained, lr=learning_rate, betas=prepared.betas, fused=True)
+        self.optimizer = torch.optim.Adam(trained, lr=lr, betas=prepared.betas, fused=True)
 
     def learn_each(self, first: int, last: int) -> None:
-        """Take a step on each example."""
         for step in range(first, last):
-            self._learn(slice(step, step + 1))
+            self._step(slice(step, step + 1))
 
     def learn_batch(self, picks: Sequence[torch.Tensor]) -> None:
-        """Take a step on one batch of the only run."""
-        self._learn(picks[0])
+        self._step(picks[0])
 
-    def _learn(self, examples: slice | torch.Tensor) -> None:
+    def _step(self, examples: slice | torch.Tensor) -> None:
         prepared = self.prepared
         logits = classify(self.model, prepared.train_inputs[examples], prepared.stage)
         self.optimizer.zero_grad()

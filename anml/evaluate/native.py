@@ -1,10 +1,8 @@
-"""Learners for CPUs with kernels in C++ (anml/native): the same steps, faster.
+"""Learners for CPUs with kernels in C++ (anml/native): the same steps as the reference learner, faster.
 
 Convolution blocks run natively. A Linear layer's gradient for one example is an outer product: it is never written
 down, and every weight is read and written once a step.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -21,20 +19,16 @@ _EPSILON = 1e-8
 
 
 class NativeHeadLearner(OneTrajectory):
-    """The output layer alone learns: a call takes many steps."""
+    """The output layer alone learns: one call takes many steps."""
 
-    name = "native"
-
-    def __init__(self, prepared: PreparedRun, learning_rate: float) -> None:
+    def __init__(self, prepared: PreparedRun, lr: float) -> None:
         super().__init__(prepared)
-        self.steps, self.adam = 0, (learning_rate, *prepared.betas, _EPSILON)
+        self.steps, self.adam = 0, (lr, *prepared.betas, _EPSILON)
         self.weight, self.bias = (_with_moments(parameter) for parameter in self.model.head.parameters())
 
     def learn_each(self, first: int, last: int) -> None:
-        """Take a step on each example."""
-        inputs, labels = (
-            part[first:last].contiguous() for part in (self.prepared.train_inputs, self.prepared.train_labels)
-        )
+        inputs = self.prepared.train_inputs[first:last].contiguous()
+        labels = self.prepared.train_labels[first:last].contiguous()
         kernels("evaluate").learn_head(self.weight, self.bias, inputs, labels, self.steps, *self.adam)
         self.steps += last - first
 
@@ -42,75 +36,68 @@ class NativeHeadLearner(OneTrajectory):
 class NativeLearner(OneTrajectory):
     """Weights of Linear layers learn natively, all else by autograd and torch's Adam."""
 
-    name = "native"
-
-    def __init__(self, prepared: PreparedRun, learning_rate: float) -> None:
+    def __init__(self, prepared: PreparedRun, lr: float) -> None:
         super().__init__(prepared)
         use_native_blocks(self.model)
-        self.steps, self.adam = 0, (learning_rate, *prepared.betas, _EPSILON)
-        layers = _linear_layers(self.model, prepared.trained_names)
+        self.steps, self.adam = 0, (lr, *prepared.betas, _EPSILON)
+        trained = ((name, m) for name, m in self.model.named_modules() if f"{name}.weight" in prepared.trained_names)
+        # A subclass may do something else with its weight.
+        layers = {name: layer for name, layer in trained if type(layer) is nn.Linear}
         others = [name for name in prepared.trained_names if name.removesuffix(".weight") not in layers]
         self.others = [self.model.get_parameter(name).requires_grad_(True) for name in others]
-        self.optimizer = torch.optim.Adam(self.others, learning_rate, prepared.betas, fused=True) if others else None
+        self.optimizer = torch.optim.Adam(self.others, lr, prepared.betas, fused=True) if others else None
         self.linears = [_OuterProductLinear(layer) for layer in layers.values()]
 
     def learn_each(self, first: int, last: int) -> None:
-        """Take a step on each example."""
         for step in range(first, last):
-            self._learn(slice(step, step + 1))
+            self._step(slice(step, step + 1))
 
-    def _learn(self, example: slice) -> None:
+    def _step(self, example: slice) -> None:
         logits = classify(self.model, self.prepared.train_inputs[example], self.prepared.stage)
         loss = cross_entropy(logits, self.prepared.train_labels[example])
-        wanted = [*self.others, *(linear.output for linear in self.linears)]
-        gradients = torch.autograd.grad(loss, wanted)
+        gradients = torch.autograd.grad(loss, [*self.others, *(linear.output for linear in self.linears)])
         for parameter, gradient in zip(self.others, gradients, strict=False):
             parameter.grad = gradient
         if self.optimizer is not None:
             self.optimizer.step()
-        for linear, delta in zip(self.linears, gradients[len(self.others) :], strict=True):
-            linear.update(delta, self.steps, self.adam)
+        for linear, grad_out in zip(self.linears, gradients[len(self.others) :], strict=True):
+            linear.update(grad_out, self.steps, self.adam)
         self.steps += 1
 
 
 class NativeBatchLearner(ReferenceLearner):
     """Learns in batches, with native blocks."""
 
-    name = "native"
-
-    def __init__(self, prepared: PreparedRun, learning_rate: float) -> None:
-        super().__init__(prepared, learning_rate)
+    def __init__(self, prepared: PreparedRun, lr: float) -> None:
+        super().__init__(prepared, lr)
         use_native_blocks(self.model)
 
 
 class _OuterProductLinear:
-    """A Linear layer, whose weight autograd is not asked about."""
+    """Updates the weight of a Linear layer natively; autograd computes no gradient of it."""
 
     def __init__(self, layer: nn.Linear) -> None:
         self.weight = _with_moments(layer.weight)
         layer.register_forward_hook(self._keep)
 
     def _keep(self, _: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        # Where nothing before it learns, autograd has no reason to come by.
         self.input = inputs[0]
+        # Where no layer before this one learns, the output would otherwise have no gradient.
         self.output = output if output.requires_grad or not torch.is_grad_enabled() else output.requires_grad_()
         return self.output
 
-    def update(self, delta: torch.Tensor, steps: int, adam: tuple[float, ...]) -> None:
-        """Take a step of Adam (rate, betas, epsilon), given the loss's gradient [1, out] at the output."""
-        row, delta = self.input.detach()[0].contiguous(), delta[0].contiguous()
-        kernels("evaluate").update_outer(self.weight, delta, row, steps, *adam)
+    def update(self, grad_out: torch.Tensor, steps: int, adam: tuple[float, ...]) -> None:
+        """Take a step of Adam (lr, betas, epsilon), given the loss's gradient [1, out] at the output."""
+        row, grad_out = self.input.detach()[0].contiguous(), grad_out[0].contiguous()
+        kernels("evaluate").update_outer(self.weight, grad_out, row, steps, *adam)
 
 
-def native_learner(prepared: PreparedRun, learning_rate: float) -> NativeHeadLearner | NativeLearner:
-    """Return the learner of examples one at a time that suits a trial."""
+def native_learner(prepared: PreparedRun, lr: float) -> NativeHeadLearner | NativeLearner:
+    """Return the learner of one example at a time that suits a run."""
     whole_head = {f"{prepared.model.head_layer}.{part}" for part in ("weight", "bias")}
-    head_only = (
-        prepared.stage == "head"
-        and set(prepared.trained_names) == whole_head
-        and type(prepared.model.head) is nn.Linear
-    )
-    return (NativeHeadLearner if head_only else NativeLearner)(prepared, learning_rate)
+    is_plain = prepared.stage == "head" and type(prepared.model.head) is nn.Linear
+    head_only = is_plain and set(prepared.trained_names) == whole_head
+    return (NativeHeadLearner if head_only else NativeLearner)(prepared, lr)
 
 
 def unsupported(device: torch.device, dtype: torch.dtype) -> str:
@@ -118,12 +105,6 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str:
     if device.type != "cpu" or dtype not in (torch.float32, torch.float64):
         return "it is not in float32 or float64 on a CPU"
     return available("evaluate").reason or available("train").reason
-
-
-def _linear_layers(model: nn.Module, trained: Sequence[str]) -> dict[str, nn.Linear]:
-    """Return the Linear layers whose weight learns; a subclass may do something else with it."""
-    layers = ((name, m) for name, m in model.named_modules() if f"{name}.weight" in trained)
-    return {name: layer for name, layer in layers if type(layer) is nn.Linear}
 
 
 def _with_moments(parameter: torch.Tensor) -> list[torch.Tensor]:

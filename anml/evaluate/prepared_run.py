@@ -1,4 +1,4 @@
-"""The least-squares output layer: a stable solution, for many runs at once."""
+"""What one run of an evaluation works with: its examples, and the model as it is before it learns."""
 
 import copy
 from collections.abc import Sequence
@@ -6,44 +6,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import one_hot, pad
 
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_run
 from anml.errors import CheckpointError, ConfigError
-from anml.evaluate.stages import Features, Stage, advance, head_inputs, latest_stage
+from anml.evaluate.stages import Features, Stage, advance, classify, head_inputs, latest_stage
 from anml.models.heads import MetricHead
 from anml.models.meta_model import MetaModel, belongs_to, draw_kaiming, select_names
 from anml.rng import torch_generator
-
-
-@torch.no_grad()
-def solve(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weights [..., C, d] and biases [..., C], float64, of the minimum-norm least-squares solution.
-
-    inputs [..., n, d], targets [..., n, C]. By orthogonal factors, never by the normal equations, which square the
-    condition number: QR, then the singular values of the small triangle (as LAPACK's gelsd, but on any device and for
-    a batch). Without the directions in which the inputs differ by no more than their own rounding: channels that an
-    InstanceNorm centres and no ReLU clips add up to a constant, and to tell that from the bias takes weights of 1e6,
-    which undo the accuracy once they are float32.
-    """
-    design = torch.nn.functional.pad(inputs.double(), (0, 1), value=1.0)
-    rounding = max(torch.finfo(inputs.dtype).eps, max(design.shape[-2:]) * torch.finfo(torch.float64).eps)
-    wide = design.shape[-2] < design.shape[-1]
-    q, r = torch.linalg.qr(design.mT if wide else design)
-    left, values, right = torch.linalg.svd(r.mT if wide else r, full_matrices=False)
-    if wide:
-        right = right @ q.mT
-    else:
-        left = q @ left
-    kept = values > rounding * values[..., :1]
-    inverse = torch.where(kept, 1 / values.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    solution = right.mT @ (inverse[..., None] * (left.mT @ targets.double()))
-    return solution[..., :-1, :].mT, solution[..., -1, :]
-
-
-# What one run of an evaluation works with: its trajectory, and the model as it is before learning.
 
 # Of all designs that are solved at once: 10 runs of 9,000 x 2,305 in float64.
 _SOLVED_AT_ONCE = 2**31  # bytes
@@ -51,7 +23,7 @@ _SOLVED_AT_ONCE = 2**31  # bytes
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a trial: classes to learn, and examples of each to learn from and to be tested on."""
+    """The size of a run: classes to learn, and examples of each to learn from and to be tested on."""
 
     classes: int
     train_examples: int
@@ -63,12 +35,12 @@ class PreparedRun:
     """One run, ready to learn from.
 
     model: re-initialised, never changed (learners copy it). trained_names: the parameters that learn. redrawn_names:
-    those that each run has its own of from the start, drawn or solved by least squares. train_inputs, test_inputs: what
+    those that differ from run to run from the start, drawn or solved by least squares. train_inputs, test_inputs: what
     `stage` receives, images [n, C, H, W] or their features [n, d]; class after class, labels 0, 1, 2, ... in order of
     learning. betas: of the Adam that learns.
 
-    The model is in eval mode throughout (as in higherANML): InstanceNorm knows no difference, a BatchNorm keeps to the
-    statistics of its training, or a batch of one example would be normalised to nothing.
+    The model is in eval mode throughout (as in higherANML): for an InstanceNorm this makes no difference, a BatchNorm
+    keeps the statistics of its training, which would otherwise normalise a batch of one example to nothing.
     """
 
     shape: Shape
@@ -85,7 +57,7 @@ class PreparedRun:
 
 
 class RunPreparer:
-    """Makes the trials of a sweep; what they have in common is computed once."""
+    """Prepares the runs of a sweep; what they have in common is computed once."""
 
     def __init__(
         self, model: MetaModel, config: EvalConfig, data: ClassImages, dtype: torch.dtype = torch.float32
@@ -93,21 +65,45 @@ class RunPreparer:
         """Take a trained model, which stays as it is, and the split of classes it has never seen."""
         self.config, self.data, self.dtype = config, data, dtype
         self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
-        self.learns = config.eval_method != "zero_shot"
-        self.solves = config.needs_least_squares
-        self.redrawn = select_names(model, _redrawn(config))
-        self.trained = select_names(model, config.opt_params) if self.learns else []
+        # An output layer that starts at zero starts anew, whether it is named or not.
+        head = ("head",) if config.reinit_method == "zero" else ()
+        self.redrawn = select_names(model, (*config.reinit_params, *head))
+        self.trained = select_names(model, config.opt_params) if config.protocol.learns else []
         self.stage: Stage = latest_stage(model, self.trained)
+        before_inputs = {"images": None, "features": model.head_prefix, "head": model.head_layer}[self.stage]
+        encodes_alike = all(belongs_to(name, before_inputs) for name in self.redrawn)
         # Shared unless a run re-draws what lies before its inputs.
-        self.shared = Features(self.model, data, self.stage, dtype) if self._encodes_alike() else None
+        self.shared = Features(self.model, data, self.stage, dtype) if encodes_alike else None
 
     @property
     def largest(self) -> tuple[int, int, int]:
-        """Classes, and training and test examples of each, of the sweep's largest trial."""
+        """Classes, and training and test examples of each, of the sweep's largest runs."""
         return max(self.config.classes), max(self.config.train_examples), max(self.config.test_examples)
 
+    def count_trained(self) -> int:
+        """Count the weights that learn."""
+        return sum(self.model.get_parameter(name).numel() for name in self.trained)
+
+    def example(self, stage: Stage) -> torch.Tensor:
+        """Return what a stage receives of one image, to measure with."""
+        return advance(self.model, self.data.batch(torch.tensor([0]), torch.tensor([0]), self.dtype)[0], stage)
+
+    @torch.no_grad()
+    def layer_outputs(self, stage: Stage) -> list[tuple[nn.Module, torch.Tensor]]:
+        """Return the layers that one example passes from a stage on, each with its output."""
+        example, passed = self.example(stage), list[tuple[nn.Module, torch.Tensor]]()
+
+        def keep(layer: nn.Module, _: object, output: torch.Tensor) -> None:
+            passed.append((layer, output))
+
+        handles = [m.register_forward_hook(keep) for m in self.model.modules() if not any(m.children())]
+        classify(self.model, example, stage)
+        for handle in handles:
+            handle.remove()
+        return passed
+
     def make(self, shape: Shape, runs: Sequence[int]) -> list[PreparedRun]:
-        """Draw the trajectories of these runs and re-initialise a copy of the model for each.
+        """Draw the classes and examples of these runs and re-initialise a copy of the model for each.
 
         Raises ConfigError, DataError, CheckpointError.
         """
@@ -115,58 +111,36 @@ class RunPreparer:
             message = f"{shape.classes} classes do not fit the {self.model.head.out_features} outputs of this model"
             raise ConfigError(message)
         prepared_runs = [self._draw(shape, run) for run in runs]
-        if self.solves:
-            solve_heads(prepared_runs, self.config)
+        if self.config.needs_least_squares:
+            _solve_heads(prepared_runs, self.config)
         return prepared_runs
 
-    def _encodes_alike(self) -> bool:
-        before_inputs = {"images": None, "features": self.model.head_prefix, "head": self.model.head_layer}[self.stage]
-        return all(belongs_to(name, before_inputs) for name in self.redrawn)
-
-    def _own_names(self) -> list[str]:
-        """Return the parameters that differ from run to run before anything is learned."""
-        return select_names(self.model, [*self.redrawn, "head"]) if self.solves else self.redrawn
-
     def _draw(self, shape: Shape, run: int) -> PreparedRun:
-        """Return a trial whose head is not solved yet."""
+        """Return a run whose head is not solved yet."""
         model = copy.deepcopy(self.model)
         for name in self.redrawn:
             _redraw(name, model, self.config, run)
-        trajectory = draw_run(
-            self.data, shape.classes, shape.train_examples, shape.test_examples, self.config.seed, run
-        )
+        solved = ("head",) if self.config.needs_least_squares else ()
+        drawn = draw_run(self.data, shape.classes, shape.train_examples, shape.test_examples, self.config.seed, run)
         labels = torch.arange(shape.classes, device=self.data.images.device)
         return PreparedRun(
-            shape, run, model, self.trained, self._own_names(), self.stage,
-            self._inputs(model, trajectory.classes, trajectory.train_examples),
-            labels.repeat_interleave(shape.train_examples),
-            self._inputs(model, trajectory.classes, trajectory.test_examples),
-            labels.repeat_interleave(shape.test_examples),
+            shape, run, model, self.trained, select_names(model, (*self.redrawn, *solved)), self.stage,
+            self._inputs(model, drawn.classes, drawn.train_examples), labels.repeat_interleave(shape.train_examples),
+            self._inputs(model, drawn.classes, drawn.test_examples), labels.repeat_interleave(shape.test_examples),
             self.config.betas,
         )  # fmt: skip
 
     def _inputs(self, model: MetaModel, classes: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
         """Return the inputs [n * k, ...] of classes [n], examples [n, k]."""
-        every = classes[:, None].expand_as(examples).reshape(-1)
+        classes, examples = classes[:, None].expand_as(examples).reshape(-1), examples.reshape(-1)
         if self.shared is not None:
-            return self.shared.take(every, examples.reshape(-1))
-        return advance(model, self.data.batch(every, examples.reshape(-1), self.dtype)[0], self.stage)
-
-
-def prepare_run(
-    model: MetaModel, config: EvalConfig, data: ClassImages, shape: Shape, run: int, dtype: torch.dtype = torch.float32
-) -> PreparedRun:
-    """Return a single trial. Raises ConfigError, DataError."""
-    return RunPreparer(model, config, data, dtype).make(shape, [run])[0]
-
-
-def _redrawn(config: EvalConfig) -> tuple[str, ...]:
-    """Return the selectors of what starts anew: the output layer, where it is to start at zero, named or not."""
-    return (*config.reinit_params, "head") if config.reinit_method == "zero" else config.reinit_params
+            return self.shared.take(classes, examples)
+        return advance(model, self.data.batch(classes, examples, self.dtype)[0], self.stage)
 
 
 @torch.no_grad()
 def _redraw(name: str, model: MetaModel, config: EvalConfig, run: int) -> None:
+    """Re-initialise a parameter in place."""
     parameter, layer = model.get_parameter(name), model.get_submodule(name.rpartition(".")[0])
     if isinstance(layer, nn.BatchNorm2d):
         layer.reset_running_stats()  # They were of the layers that are being re-drawn.
@@ -183,61 +157,41 @@ def _redraw(name: str, model: MetaModel, config: EvalConfig, run: int) -> None:
         parameter.zero_()
 
 
-def support_examples(labels: torch.Tensor, count: int, seed: int, run: int) -> torch.Tensor:
-    """Return the indexes of `count` random examples (0: the first of each class; all, if there are fewer)."""
-    if count == 0:
-        starts = torch.ones_like(labels, dtype=torch.bool)
-        starts[1:] = labels[1:] != labels[:-1]
-        return starts.nonzero()[:, 0]
-    order = torch.randperm(len(labels), generator=torch_generator(seed, "support", run))
-    return order[:count].to(labels.device)
-
-
 def check_head(model: MetaModel, config: EvalConfig) -> None:
     """Raise ConfigError where the output layer cannot start as it is asked to, or nothing could be learned from it."""
-    if config.needs_least_squares:
-        _linear_head(model)
-    elif config.reinit_method == "zero":
-        _check_zero(model, config)
-
-
-def _check_zero(model: MetaModel, config: EvalConfig) -> None:
-    if isinstance(model.head, MetricHead):
+    starts_at_zero = config.reinit_method == "zero" and not config.needs_least_squares
+    if config.needs_least_squares and not isinstance(model.head, nn.Linear):
+        message = (
+            f"{model.head_layer} is a metric layer: least squares (eval_method: zero_shot, reinit_method: lstsq) need "
+            "logits that are linear in the weights; use reinit_method: kaiming, and an eval_method that learns"
+        )
+        raise ConfigError(message)
+    if starts_at_zero and isinstance(model.head, MetricHead):
         message = f"{model.head_layer} is a metric layer, where zeros are like nothing: use reinit_method: kaiming"
         raise ConfigError(message)
-    if f"{model.head_layer}.weight" not in select_names(model, config.opt_params):
+    learned = select_names(model, config.opt_params) if config.protocol.learns else []
+    if starts_at_zero and learned and f"{model.head_layer}.weight" not in learned:
         message = (
             "opt_params: an output layer of zeros (reinit_method: zero) that does not learn gives the layers before it "
-            "no gradient: nothing would be learned; add head"
+            "no gradient, so that nothing is learned; add head"
         )
         raise ConfigError(message)
 
 
-def _linear_head(model: MetaModel) -> nn.Linear:
-    """Return the output layer that least squares will set. Raises ConfigError for one that it cannot."""
-    if not isinstance(model.head, nn.Linear):
-        message = (
-            f"{model.head_layer} is a metric layer: least squares (eval_method: zero_shot, reinit_method: lstsq) "
-            "needs logits that are linear in the weights, use reinit_method: kaiming"
-        )
-        raise ConfigError(message)
-    return model.head
+def _solve_heads(prepared_runs: Sequence[PreparedRun], config: EvalConfig) -> None:
+    """Set the output layers of runs of one shape to the least-squares solution for one-hot targets.
 
-
-def solve_heads(prepared_runs: Sequence[PreparedRun], config: EvalConfig) -> None:
-    """Set the output layers of trials of one shape to the least-squares solution for one-hot targets.
-
-    Outputs without examples become 0.
+    Outputs without examples become 0. Raises ConfigError for layers that are not linear.
     """
-    heads = [_linear_head(prepared.model) for prepared in prepared_runs]
+    check_head(prepared_runs[0].model, config)
     inputs, targets = zip(*(_support(prepared, config) for prepared in prepared_runs), strict=True)
     # A CPU gains nothing from more at once.
     size = max(1, _SOLVED_AT_ONCE // (inputs[0].numel() * 8)) if inputs[0].is_cuda else 1
     for first in range(0, len(prepared_runs), size):
         now = slice(first, first + size)
         weights, biases = solve(torch.stack(inputs[now]), torch.stack(targets[now]))
-        for head, weight, bias in zip(heads[now], weights, biases, strict=True):
-            set_head(head, weight, bias)
+        for prepared, weight, bias in zip(prepared_runs[now], weights, biases, strict=True):
+            set_head(prepared.model.head, weight, bias)
 
 
 def _support(prepared: PreparedRun, config: EvalConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -248,15 +202,50 @@ def _support(prepared: PreparedRun, config: EvalConfig) -> tuple[torch.Tensor, t
     picked = support_examples(prepared.train_labels, config.init_size, config.seed, prepared.run)
     inputs = head_inputs(prepared.model, prepared.train_inputs[picked], prepared.stage)
     if not inputs.isfinite().all():
-        message = (
-            "least squares: features of this model are not finite, its training diverged. Take an earlier checkpoint."
-        )
+        message = "least squares: features of this model are not finite, its training diverged"
+        message += "; take an earlier checkpoint"
         raise CheckpointError(message)
     return inputs, one_hot(prepared.train_labels[picked], prepared.shape.classes)
 
 
+def support_examples(labels: torch.Tensor, count: int, seed: int, run: int) -> torch.Tensor:
+    """Return the indexes of `count` random examples (0: the first of each class; all, if there are fewer)."""
+    if count == 0:
+        starts = torch.ones_like(labels, dtype=torch.bool)
+        starts[1:] = labels[1:] != labels[:-1]
+        return starts.nonzero()[:, 0]
+    order = torch.randperm(len(labels), generator=torch_generator(seed, "support", run))
+    return order[:count].to(labels.device)
+
+
 @torch.no_grad()
-def set_head(head: nn.Linear, weight: torch.Tensor, bias: torch.Tensor) -> None:
+def solve(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weights [..., C, d] and biases [..., C], float64, of the minimum-norm least-squares solution.
+
+    inputs [..., n, d], targets [..., n, C]. By orthogonal factors, never by the normal equations, which square the
+    condition number: QR, then the singular values of the small triangle (as LAPACK's gelsd, but on any device and for
+    a batch). Without the directions in which the inputs differ by no more than their own rounding: channels that an
+    InstanceNorm centres and no ReLU clips add up to a constant, and to tell that from the bias takes weights of 1e6,
+    which undo the accuracy once they are float32.
+    """
+    design = pad(inputs.double(), (0, 1), value=1.0)
+    rounding = max(torch.finfo(inputs.dtype).eps, max(design.shape[-2:]) * torch.finfo(torch.float64).eps)
+    wide = design.shape[-2] < design.shape[-1]
+    q, r = torch.linalg.qr(design.mT if wide else design)
+    left, values, right = torch.linalg.svd(r.mT if wide else r, full_matrices=False)
+    if wide:
+        right = right @ q.mT
+    else:
+        left = q @ left
+    kept = values > rounding * values[..., :1]
+    inverse = torch.where(kept, 1 / values.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    solution = right.mT @ (inverse[..., None] * (left.mT @ targets.double()))
+    return solution[..., :-1, :].mT, solution[..., -1, :]
+
+
+@torch.no_grad()
+def set_head(head: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> None:
     """Set the first rows of an output layer to weight [C, d] and bias [C], the others to zero."""
-    head.weight.zero_()[: len(weight)] = weight.to(head.weight)
-    head.bias.zero_()[: len(bias)] = bias.to(head.bias)
+    for name, values in (("weight", weight), ("bias", bias)):
+        parameter = head.get_parameter(name)
+        parameter.zero_()[: len(values)] = values.to(parameter)

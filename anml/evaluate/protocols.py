@@ -1,19 +1,29 @@
-"""Scores of a model on the examples it learned and on those held out."""
+"""The functions of the evaluation protocols (anml/config/protocols.py has their properties), and scoring.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+A protocol's function receives
+    learner: learns and predicts the trajectories of `prepared_runs`, all their learning rates included;
+    prepared_runs: runs of one shape: their examples, as the layers that learn receive them, and the model of each;
+    config: the evaluation's settings;
+    progress: to be called with the fraction that is done;
+and yields, each time that it scores, a Score of every trajectory (`score_all`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from anml.config.evaluation import EvalConfig
-from anml.evaluate.learner import BatchLearner, OneTrajectory, Scored, SequenceLearner
+from anml.evaluate.learner import BatchLearner, Logits, Predictor, SequenceLearner
 from anml.evaluate.prepared_run import PreparedRun
 from anml.rng import torch_generator
+
+Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Accuracy of each class of the trajectory, float64 [classes], in [0, 1]."""
+    """Accuracy of each class of a trajectory, float64 [classes], in [0, 1]."""
 
     top1: torch.Tensor
     top5: torch.Tensor
@@ -21,7 +31,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Score:
-    """One scoring: when it was made, and how well each class did."""
+    """One scoring of one trajectory: when it was made, and how well the model knew each class."""
 
     epoch: int
     step: int
@@ -30,33 +40,16 @@ class Score:
     test: ClassScores
 
 
-@dataclass
-class ScoreBoard:
-    """Tests the trajectories of a learner, as learned so far, on all examples, classes not learned yet included."""
+def score_all(
+    logits: Iterable[Logits], prepared: PreparedRun, epoch: int, step: int, classes_trained: int
+) -> list[Score]:
+    """Score every trajectory, given its logits, on all classes of its run, those not learned yet included.
 
-    learner: Scored
-    prepared: PreparedRun
-    kept: list[list[Score]] = field(default_factory=list)
-
-    def score(self, epoch: int, step: int, classes_trained: int) -> None:
-        """Add a score to every trajectory."""
-        prepared = self.prepared
-        self.kept.append(
-            [
-                Score(
-                    epoch,
-                    step,
-                    classes_trained,
-                    class_scores(train, prepared.train_labels, prepared.shape.classes),
-                    class_scores(test, prepared.test_labels, prepared.shape.classes),
-                )
-                for train, test in self.learner.logits()
-            ]
-        )
-
-    def scores(self) -> list[list[Score]]:
-        """Return the scores of each trajectory, in order of time."""
-        return [list(scores) for scores in zip(*self.kept, strict=True)]
+    prepared: any of the runs, which have the same labels.
+    """
+    labels, classes = (prepared.train_labels, prepared.test_labels), prepared.shape.classes
+    parts = ([class_scores(*pair, classes) for pair in zip(both, labels, strict=True)] for both in logits)
+    return [Score(epoch, step, classes_trained, train, test) for train, test in parts]
 
 
 def class_scores(logits: torch.Tensor, labels: torch.Tensor, classes: int) -> ClassScores:
@@ -71,71 +64,48 @@ def class_scores(logits: torch.Tensor, labels: torch.Tensor, classes: int) -> Cl
     return ClassScores(means[0], means[1])
 
 
-# Continual learning: one example at a time, class after class, nothing revisited (ANML, section "Meta-test").
-
-
 def learn_in_sequence(
-    learner: SequenceLearner,
-    prepared: PreparedRun,
-    config: EvalConfig,
-    progress: Callable[[float], None] = lambda done: None,
-) -> list[list[Score]]:
-    """Learn every class of a trial in order; return the scores of each trajectory at the points of `eval_freq`."""
-    board = ScoreBoard(learner, prepared)
-    per_class = prepared.shape.train_examples
-    points = set(config.score_points(prepared.shape.classes))
-    for learned in range(1, prepared.shape.classes + 1):
-        learner.learn_each((learned - 1) * per_class, learned * per_class)
-        if learned in points:
-            board.score(epoch=1, step=learned * per_class, classes_trained=learned)
-        progress(learned / prepared.shape.classes)
-    return board.scores()
+    learner: SequenceLearner, prepared_runs: Sequence[PreparedRun], config: EvalConfig, progress: Progress
+) -> Iterator[list[Score]]:
+    """Learn class after class, one example at a time, and revisit nothing (ANML, section "Meta-test").
 
-
-# The oracle of continual learning: the same examples, but shuffled and in batches.
+    Scores after the numbers of classes that `eval_freq` names.
+    """
+    shape = prepared_runs[0].shape
+    score_points = set(config.score_points(shape.classes))
+    for learned in range(1, shape.classes + 1):
+        last = learned * shape.train_examples
+        learner.learn_each(last - shape.train_examples, last)
+        if learned in score_points:
+            yield score_all(learner.logits(), prepared_runs[0], epoch=1, step=last, classes_trained=learned)
+        progress(learned / shape.classes)
 
 
 def learn_shuffled(
-    learner: BatchLearner,
-    prepared_runs: Sequence[PreparedRun],
-    config: EvalConfig,
-    progress: Callable[[float], None] = lambda done: None,
-) -> list[list[Score]]:
-    """Learn all examples in shuffled batches, each run in an order of its own; return each trajectory's scores.
+    learner: BatchLearner, prepared_runs: Sequence[PreparedRun], config: EvalConfig, progress: Progress
+) -> Iterator[list[Score]]:
+    """Learn the same examples in shuffled batches, each run in its own order: the oracle of learning in sequence.
 
-    Scored after the first step, every `eval_freq` steps and at the end; without `eval_freq`, after every epoch.
+    Scores after the first step, every `eval_freq` steps and at the end; without `eval_freq`, after every epoch.
     """
-    board = ScoreBoard(learner, prepared_runs[0])
-    total = len(prepared_runs[0].train_labels)
-    per_epoch = -(-total // config.batch_size)
-    last = config.epochs * per_epoch
-    points = range(per_epoch, last + 1, per_epoch) if config.eval_freq is None else config.score_points(last)
-    step = 0
+    first = prepared_runs[0]
+    per_epoch = -(-len(first.train_labels) // config.batch_size)
+    last, step = config.epochs * per_epoch, 0
+    score_points = range(per_epoch, last + 1, per_epoch) if config.eval_freq is None else config.score_points(last)
     for epoch in range(1, config.epochs + 1):
-        orders = [_order(config.seed, prepared, epoch).split(config.batch_size) for prepared in prepared_runs]
-        for picks in zip(*orders, strict=True):
-            learner.learn_batch(picks)
+        generators = [torch_generator(config.seed, "order", prepared.run, epoch) for prepared in prepared_runs]
+        orders = [torch.randperm(len(first.train_labels), generator=generator) for generator in generators]
+        for picks in zip(*(order.split(config.batch_size) for order in orders), strict=True):
+            learner.learn_batch([rows.to(first.train_labels.device) for rows in picks])
             step += 1
-            if step in points:
-                board.score(epoch, step, prepared_runs[0].shape.classes)
+            if step in score_points:
+                yield score_all(learner.logits(), first, epoch, step, first.shape.classes)
             progress(step / last)
-    return board.scores()
 
 
-def _order(seed: int, prepared: PreparedRun, epoch: int) -> torch.Tensor:
-    order = torch.randperm(len(prepared.train_labels), generator=torch_generator(seed, "order", prepared.run, epoch))
-    return order.to(prepared.train_labels.device)
-
-
-# No learning at all: a least-squares output layer on the features of some support examples (trial.solve_heads).
-
-
-class _Unlearned(OneTrajectory):
-    name = "zero-shot"
-
-
-def score_without_learning(prepared: PreparedRun) -> list[Score]:
-    """Score the model as the trial made it."""
-    board = ScoreBoard(_Unlearned(prepared), prepared)
-    board.score(epoch=0, step=0, classes_trained=prepared.shape.classes)
-    return board.scores()[0]
+def score_unlearned(
+    learner: Predictor, prepared_runs: Sequence[PreparedRun], config: EvalConfig, progress: Progress
+) -> Iterator[list[Score]]:
+    """Score the models as they were prepared, with their least-squares output layers: nothing is learned."""
+    prepared = prepared_runs[0]
+    yield score_all(learner.logits(), prepared, epoch=0, step=0, classes_trained=prepared.shape.classes)

@@ -1,4 +1,4 @@
-"""How far into a model the inputs of a trial already are: what learning leaves alone is computed once per image.
+"""How far into a model the inputs of a run already are: layers that no learning changes see each image once.
 
 images    -> encode ->  features  -> all of the head but its output layer ->  head  -> output layer -> logits
 """
@@ -8,12 +8,10 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import nn
 from torch.func import functional_call
 
 from anml.data.class_images import ClassImages
 from anml.models.meta_model import MetaModel, belongs_to
-from anml.native.blocks import use_native_blocks
 
 Stage = Literal["images", "features", "head"]
 Weights = dict[str, torch.Tensor]
@@ -42,11 +40,7 @@ def head_inputs(model: MetaModel, inputs: torch.Tensor, stage: Stage) -> torch.T
     if stage == "head":
         return inputs
     received: list[torch.Tensor] = []
-
-    def keep(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        received.append(arguments[0])
-
-    handle = model.head.register_forward_pre_hook(keep)
+    handle = model.head.register_forward_pre_hook(lambda _, arguments: received.append(arguments[0]))
     try:
         predict(model, inputs, stage)
     finally:
@@ -56,11 +50,12 @@ def head_inputs(model: MetaModel, inputs: torch.Tensor, stage: Stage) -> torch.T
 
 def classify(model: MetaModel, inputs: torch.Tensor, stage: Stage, weights: Weights | None = None) -> torch.Tensor:
     """Return logits [n, outputs] of what a stage receives; `weights` replace parameters of these names."""
+    weights = weights or {}
     if stage == "head":
         prefix = f"{model.head_layer}."
-        own = {name.removeprefix(prefix): value for name, value in (weights or {}).items() if name.startswith(prefix)}
-        return functional_call(model.head, own, (inputs,))
-    return functional_call(model, weights or {}, (inputs,), {"part": "classify" if stage == "features" else "all"})
+        of_head = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        return functional_call(model.head, of_head, (inputs,))
+    return functional_call(model, weights, (inputs,), {"part": "classify" if stage == "features" else "all"})
 
 
 @torch.no_grad()
@@ -76,26 +71,23 @@ def _batch_size(images: torch.Tensor) -> int:
     return 512 if images.is_cuda else 16
 
 
-# What the frozen part of a model makes of a split's images, each image once for all runs of a sweep.
-
-
 class Features:
-    """Filled class by class when asked: a class is always one batch, so no value depends on what else was asked for."""
+    """What a stage receives of a split's images, each image once for all runs of a sweep.
+
+    Classes are filled in when a run first asks for them. A class is always one batch, so that no value depends on
+    which others were asked for.
+    """
 
     def __init__(self, model: MetaModel, data: ClassImages, stage: Stage, dtype: torch.dtype) -> None:
         """Use the model as it is (in eval mode, of this dtype) for the images of a split."""
         self.model, self.data, self.dtype = copy.deepcopy(model), data, dtype
         self.stage: Stage = stage
-        self.known: set[int] = set()
+        self.filled: set[int] = set()
         self.values = torch.empty(0)
-
-    def use_native_blocks(self) -> None:
-        """Encode with the kernels in C++."""
-        use_native_blocks(self.model)
 
     def take(self, classes: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
         """Return features [n, d] for index tensors int64 [n]."""
-        for index in sorted(set(classes.tolist()) - self.known):
+        for index in sorted(set(classes.tolist()) - self.filled):
             self._fill(index)
         device = self.values.device
         return self.values[classes.to(device), examples.to(device)]
@@ -104,7 +96,7 @@ class Features:
         examples = torch.arange(self.data.examples_per_class)
         images, _ = self.data.batch(torch.full_like(examples, index), examples, self.dtype)
         values = advance(self.model, images, self.stage)
-        if not self.known:
+        if not self.filled:
             self.values = values.new_empty(self.data.num_classes, *values.shape)
         self.values[index] = values
-        self.known.add(index)
+        self.filled.add(index)

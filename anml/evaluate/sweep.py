@@ -1,86 +1,113 @@
-"""A whole flavor: the product of sizes, runs and learning rates, with everything shared that can be."""
+"""A whole evaluation of one model: the product of sizes, runs and learning rates, and the engine that learns them."""
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
-from anml.evaluate.choose import Engine, choose_engine
+from anml.errors import ConfigError
+from anml.evaluate.lanes import LaneLearner, lanes_that_fit
+from anml.evaluate.learner import ReferenceLearner, Unlearned
+from anml.evaluate.native import NativeBatchLearner, native_learner, unsupported
 from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape
-from anml.evaluate.protocols import Score, learn_in_sequence, learn_shuffled, score_without_learning
+from anml.evaluate.protocols import Progress, Score
 from anml.machine import determinism
 from anml.models.meta_model import MetaModel
+from anml.native.blocks import use_native_blocks
 from anml.results import ClassRow, ResultRow, TrajectoryResult
+
+# What the native kernels save on a core, measured: seconds for each step of a weight, and for each multiplication of a
+# convolution.
+_PER_WEIGHT, _PER_MULTIPLICATION = 0.5e-9, 7e-11
+# How many seconds it takes to build them.
+_BUILD = 60.0
+# Runs whose least squares a GPU solves as one batch; on a CPU lanes gain nothing and are for trying them.
+_SOLVED_TOGETHER, _LANES_ON_CPU = 16, 16
+
+
+Say = Callable[[str], None]
+
+
+class LoadedModel(NamedTuple):
+    """A model to be evaluated: on which images, and how."""
+
+    model: MetaModel
+    card: ModelCard
+    data: ClassImages
+    config: EvalConfig
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One trajectory of a sweep; `lr` is None where nothing is learned."""
+    """One run at one learning rate; `lr` is None where nothing is learned."""
 
     shape: Shape
     run: int
     lr: float | None
 
 
+class Engine(NamedTuple):
+    """A way to learn: its name, why it was chosen, how many trajectories it takes at once, and what makes a learner."""
+
+    name: str
+    why: str
+    lanes: int
+    make: Callable[[Sequence[PreparedRun], Sequence[float]], Any]
+
+
 def sweep_trajectories(config: EvalConfig) -> list[Trajectory]:
-    """Return every point of a sweep; points of the same size and run, which share their trial, are neighbours."""
-    rates: tuple[float | None, ...] = (None,) if config.eval_method == "zero_shot" else config.lr
+    """Return every trajectory of a sweep; those of one size and run, which share what is prepared, are neighbours."""
+    lrs: tuple[float | None, ...] = config.lr if config.protocol.learns else (None,)
     shapes = itertools.product(config.classes, config.train_examples, config.test_examples)
-    return [Trajectory(Shape(*s), run, lr) for s in shapes for run in range(config.runs) for lr in rates]
+    return [Trajectory(Shape(*s), run, lr) for s in shapes for run in range(config.runs) for lr in lrs]
 
 
 def run_sweep(
-    model: MetaModel,
-    card: ModelCard,
-    config: EvalConfig,
-    flavor: str,
-    data: ClassImages,
-    points: Sequence[Trajectory],
-    progress: Callable[[float], None] = lambda done: None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Iterator[TrajectoryResult]:
-    """Evaluate a model at the given points, in order.
+    loaded: LoadedModel, flavor: str, trajectories: Sequence[Trajectory],
+    progress: Progress = lambda done: None, say: Say = lambda text: None,
+) -> Iterator[TrajectoryResult]:  # fmt: skip
+    """Evaluate a model on the given trajectories, in order.
 
-    `progress` receives how many points' worth is done of those not returned yet, `say` which engine it is.
+    `progress` receives how many trajectories' worth is done of those not returned yet, `say` the engine's name.
     """
-    if not points:
+    if not trajectories:
         return
-    preparer = RunPreparer(model, config, data)
-    # By the whole sweep: engines round differently, and the points of an array's task, or those left of a stopped job,
-    # belong to it.
-    engine = choose_engine(config, preparer, config.runs, config.count_trajectories())
-    say(f"engine {engine.name}, {engine.why}{determinism(data.images.device)}")
+    preparer = RunPreparer(loaded.model, loaded.config, loaded.data)
+    # By the whole sweep: engines round differently, and the trajectories of an array's task, or those left of a stopped
+    # job, belong to it.
+    engine = choose_engine(preparer, loaded.config.runs, loaded.config.count_trajectories())
+    say(f"engine {engine.name}, {engine.why}{determinism(loaded.data.images.device)}")
     if engine.name == "native" and preparer.shared is not None:
-        preparer.shared.use_native_blocks()
-    for point, own in _learn(points, preparer, engine, progress, say):
-        rows = [_row(score, point, card, config, flavor, data.name) for score in own]
-        yield TrajectoryResult(rows, [row for score in own for row in _class_rows(score, point)])
+        use_native_blocks(preparer.shared.model)
+    for trajectory, scores in _learn(trajectories, preparer, engine, progress, say):
+        rows = [_row(score, trajectory, loaded, flavor) for score in scores]
+        yield TrajectoryResult(rows, [row for score in scores for row in _class_rows(score, trajectory)])
 
 
 def _learn(
-    points: Sequence[Trajectory],
-    preparer: RunPreparer,
-    engine: Engine,
-    progress: Callable[[float], None],
-    say: Callable[[str], None],
+    trajectories: Sequence[Trajectory], preparer: RunPreparer, engine: Engine, progress: Progress, say: Say
 ) -> Iterator[tuple[Trajectory, list[Score]]]:
-    """Yield every point with its scores, block by block; with fewer trajectories at once where memory is short."""
-    left, lanes, prepared_runs = list(points), engine.lanes, list[PreparedRun]()
+    """Yield every trajectory with its scores, block by block; with fewer at once where memory is short."""
+    left, lanes, prepared_runs = list(trajectories), engine.lanes, list[PreparedRun]()
     while left:
         block = next(blocks(left, lanes))
         try:
-            prepared_runs = _prepared_runs(prepared_runs, preparer, block)
-            scores = _scores(
-                prepared_runs, preparer.config, block, engine, functools.partial(_scaled, progress, len(block))
-            )
+            wanted = list(dict.fromkeys((trajectory.shape, trajectory.run) for trajectory in block))
+            # A run that has more learning rates than fit into a block is prepared once.
+            if [(prepared.shape, prepared.run) for prepared in prepared_runs] != wanted:
+                prepared_runs = preparer.make(block[0].shape, [run for _, run in wanted])
+            scores = _learn_block(block, prepared_runs, preparer.config, engine, progress)
         except torch.OutOfMemoryError:
             if len(block) == 1:
                 raise
+            scores = None
+        if scores is None:  # Outside of the handler, where the exception no longer keeps the block's memory alive.
             lanes, prepared_runs = len(block) // 2, []
             torch.cuda.empty_cache()
             say(f"out of memory: on with {lanes} trajectories at once")
@@ -89,58 +116,88 @@ def _learn(
         left = left[len(block) :]
 
 
-def _prepared_runs(before: list[PreparedRun], preparer: RunPreparer, block: Sequence[Trajectory]) -> list[PreparedRun]:
-    """Return the trials of a block: those of the last one, where they are the same."""
-    shape, runs = block[0].shape, list(dict.fromkeys(point.run for point in block))
-    alike = [(prepared.shape, prepared.run) for prepared in before] == [(shape, run) for run in runs]
-    return before if alike else preparer.make(shape, runs)
+def _learn_block(
+    block: list[Trajectory], prepared_runs: list[PreparedRun], config: EvalConfig, engine: Engine, progress: Progress
+) -> list[list[Score]]:
+    """Return the scores of each trajectory of a block. Raises ConfigError for a protocol that leaves one out."""
+    lrs = [trajectory.lr for trajectory in block if trajectory.run == block[0].run and trajectory.lr is not None]
+    learner = engine.make(prepared_runs, lrs) if config.protocol.learns else Unlearned(prepared_runs)
+    protocol = config.protocol.load()
+    scorings = list(protocol(learner, prepared_runs, config, lambda part: progress(part * len(block))))
+    if not scorings or any(len(scoring) != len(block) for scoring in scorings):
+        message = f"eval_method: {config.eval_method} must yield, once or more, a Score for each of {len(block)} "
+        message += f"trajectories; it yields {[len(scoring) for scoring in scorings] or 'nothing'}"
+        raise ConfigError(message)
+    return [list(scores) for scores in zip(*scorings, strict=True)]
 
 
-def blocks(points: Sequence[Trajectory], lanes: int) -> Iterator[list[Trajectory]]:
-    """Cut points, in order, into blocks of at most `lanes` that are each a product of runs and rates of one shape."""
-    by_run = [list(group) for _, group in itertools.groupby(points, key=lambda point: (point.shape, point.run))]
+def blocks(trajectories: Sequence[Trajectory], lanes: int) -> Iterator[list[Trajectory]]:
+    """Cut trajectories, in order, into blocks of at most `lanes`, each a product of runs and rates of one shape."""
+    by_run = [list(group) for _, group in itertools.groupby(trajectories, key=lambda t: (t.shape, t.run))]
     parts = [run[first : first + lanes] for run in by_run for first in range(0, len(run), lanes)]
-    for _, alike in itertools.groupby(parts, key=lambda part: [(point.shape, point.lr) for point in part]):
+    for _, alike in itertools.groupby(parts, key=lambda part: [(t.shape, t.lr) for t in part]):
         same = list(alike)
         count = max(1, lanes // len(same[0]))
         for first in range(0, len(same), count):
-            yield [point for part in same[first : first + count] for point in part]
+            yield [trajectory for part in same[first : first + count] for trajectory in part]
 
 
-def _scaled(progress: Callable[[float], None], count: int, part: float) -> None:
-    progress(part * count)
+def choose_engine(preparer: RunPreparer, runs: int, trajectories: int) -> Engine:
+    """Return the engine that the config asks for, or the fastest for a sweep of so many runs and trajectories.
+
+    Raises ConfigError.
+    """
+    config, device = preparer.config, preparer.data.images.device
+    asked = config.engine
+    if asked == "lanes" or (asked == "auto" and device.type == "cuda"):
+        lanes = _LANES_ON_CPU
+        if device.type == "cuda":
+            lanes = lanes_that_fit(preparer) if config.protocol.learns else _SOLVED_TOGETHER
+        why = "on a GPU" if asked == "auto" else "asked for"
+        return Engine("lanes", f"{why}, up to {lanes} trajectories at once", lanes, LaneLearner)
+    is_small = asked == "auto" and seconds_saved(preparer, runs, trajectories) < _BUILD
+    reason = "" if asked == "reference" or is_small else unsupported(device, preparer.dtype)
+    if asked == "native" and reason:
+        message = f"engine: native cannot evaluate this: {reason}. Use engine: auto."
+        raise ConfigError(message)
+    if asked == "reference" or is_small or reason:
+        why = "asked for" if asked == "reference" else f"not native: {reason}" if reason else "a small sweep"
+        return Engine("reference", why, 1, lambda prepared_runs, lrs: ReferenceLearner(prepared_runs[0], lrs[0]))
+    learner = NativeBatchLearner if config.protocol.is_shuffled else native_learner
+    why = "the fastest" if asked == "auto" else "asked for"
+    return Engine("native", why, 1, lambda prepared_runs, lrs: learner(prepared_runs[0], lrs[0]))
 
 
-def _scores(
-    prepared_runs: Sequence[PreparedRun],
-    config: EvalConfig,
-    block: Sequence[Trajectory],
-    engine: Engine,
-    progress: Callable[[float], None],
-) -> list[list[Score]]:
-    if config.eval_method == "zero_shot":
-        return [score_without_learning(prepared) for prepared in prepared_runs]
-    rates = [point.lr for point in block if point.run == block[0].run and point.lr is not None]
-    learner = engine.make(prepared_runs, rates)
-    if config.eval_method == "iid":
-        return learn_shuffled(learner, prepared_runs, config, progress)
-    return learn_in_sequence(learner, prepared_runs[0], config, progress)
+def seconds_saved(preparer: RunPreparer, runs: int, trajectories: int) -> float:
+    """Estimate how many seconds native kernels save in a sweep, whether or not they are built already."""
+    config, (classes, train, test) = preparer.config, preparer.largest
+    examples = classes * (train + test)
+    if preparer.stage == "images":
+        is_shuffled = config.protocol.is_shuffled
+        passes, scorings = (config.epochs,) * 2 if is_shuffled else (1, len(config.score_points(classes)))
+        images = trajectories * (3 * classes * train * passes + scorings * examples)
+    else:
+        images = runs * examples
+    steps = trajectories * classes * train if config.protocol.in_sequence else 0
+    outputs = preparer.layer_outputs("images")
+    convolutions = [(layer.weight, output[0, 0]) for layer, output in outputs if isinstance(layer, nn.Conv2d)]
+    multiplications = sum(weight.numel() * positions.numel() for weight, positions in convolutions)
+    return steps * preparer.count_trained() * _PER_WEIGHT + images * multiplications * _PER_MULTIPLICATION
 
 
-def _row(score: Score, point: Trajectory, card: ModelCard, config: EvalConfig, flavor: str, dataset: str) -> ResultRow:
-    learned = slice(0, score.classes_trained)
+def _row(score: Score, trajectory: Trajectory, loaded: LoadedModel, flavor: str) -> ResultRow:
+    """Return one scoring as a row: means over the classes learned so far."""
+    learned, card = slice(0, score.classes_trained), loaded.card
     return ResultRow(
         flavor=flavor,
-        protocol=config.eval_method,
+        protocol=loaded.config.eval_method.rpartition(":")[2],
         model=card.display_name,
-        dataset=dataset,
+        dataset=loaded.data.name,
         checkpoint_step=card.step,
-        classes=point.shape.classes,
-        train_examples=point.shape.train_examples,
-        test_examples=point.shape.test_examples,
-        lr=point.lr,
+        **vars(trajectory.shape),
+        lr=trajectory.lr,
         train_seed=card.seed,
-        run=point.run,
+        run=trajectory.run,
         epoch=score.epoch,
         step=score.step,
         classes_trained=score.classes_trained,
@@ -151,12 +208,8 @@ def _row(score: Score, point: Trajectory, card: ModelCard, config: EvalConfig, f
     )
 
 
-def _class_rows(score: Score, point: Trajectory) -> list[ClassRow]:
-    shape = point.shape
-    return [
-        ClassRow(
-            shape.classes, shape.train_examples, shape.test_examples, point.lr, point.run, score.step,
-            score.classes_trained, position, float(train), float(test),
-        )
-        for position, (train, test) in enumerate(zip(score.train.top1, score.test.top1, strict=True))
-    ]  # fmt: skip
+def _class_rows(score: Score, trajectory: Trajectory) -> list[ClassRow]:
+    shape = trajectory.shape
+    measured = (shape.classes, shape.train_examples, shape.test_examples, trajectory.lr, trajectory.run, score.step)
+    accuracies = enumerate(zip(score.train.top1.tolist(), score.test.top1.tolist(), strict=True))
+    return [ClassRow(*measured, score.classes_trained, position, *pair) for position, pair in accuracies]

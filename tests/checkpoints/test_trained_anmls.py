@@ -9,7 +9,7 @@ import pytest
 from anml.checkpoints import load_model
 from anml.config.evaluation import DataRequest, EvalConfig
 from anml.data import load_images
-from anml.evaluate.sweep import run_sweep, sweep_trajectories
+from anml.evaluate.sweep import LoadedModel, run_sweep, sweep_trajectories
 
 FOLDER = Path(__file__).resolve().parents[2] / "trained_anmls"
 SHIPPED = sorted(path.parent.name for path in FOLDER.glob("*/model.json"))
@@ -50,7 +50,7 @@ def test_a_shipped_model_scores_what_its_card_says_at_10_classes(
     flavor = EvalConfig.model_validate(about(name)["config"]["eval"][said["flavor"]])
     config = flavor.model_copy(update={"classes": (10,), "lr": (said["lr"],), "eval_freq": 0})
     data = load_images(DataRequest(card.dataset, "eval", card.image_shape[1], omniglot_path))
-    results = list(run_sweep(model, card, config, said["flavor"], data, sweep_trajectories(config)))
+    results = list(run_sweep(LoadedModel(model, card, data, config), said["flavor"], sweep_trajectories(config)))
     assert len(results) == said["runs"]
     found = sum(result.rows[-1].test_acc for result in results) / len(results)
     # The same runs; rounding the weights to float16 may move an example or two of 500.

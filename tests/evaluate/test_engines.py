@@ -1,6 +1,8 @@
 """Every evaluation engine against the plain one, in float64: the same weights after as many steps."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -9,17 +11,18 @@ from torch.nn.functional import cross_entropy
 
 from anml.config.evaluation import EvalConfig
 from anml.errors import ConfigError
-from anml.evaluate.choose import choose_engine
 from anml.evaluate.lanes import LaneLearner, bytes_per_lane
 from anml.evaluate.learner import ReferenceLearner
 from anml.evaluate.native import NativeBatchLearner, NativeHeadLearner, native_learner
 from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape
 from anml.evaluate.protocols import class_scores, learn_in_sequence, learn_shuffled
 from anml.evaluate.stages import classify, predict
+from anml.evaluate.sweep import choose_engine
 from anml.models import build_model
 from anml.models.meta_model import MetaModel
 from anml.native import Availability, available
-from anml.native.blocks import NativeStack
+from anml.native.blocks import NativeStack, use_native_blocks
+from tests.evaluate.runs import ignore
 
 SHAPE = Shape(classes=12, train_examples=10, test_examples=5)
 MODELS = {
@@ -47,7 +50,7 @@ def needs_kernels() -> None:
             pytest.skip(available(extension).reason)
 
 
-def make_trials(
+def make_runs(
     kind: str, config: EvalConfig, data, runs: Sequence[int] = (0,), dtype=torch.float64
 ) -> list[PreparedRun]:
     name, args = MODELS[kind]
@@ -71,7 +74,7 @@ def assert_same(model: MetaModel, expected: MetaModel, tolerance: float) -> None
 @pytest.mark.parametrize(("kind", "params"), PARTS)
 def test_native_learning_equals_the_plain_one(data, make_config, kind, params):
     needs_kernels()
-    [prepared] = make_trials(kind, make_config(opt_params=params), data)
+    [prepared] = make_runs(kind, make_config(opt_params=params), data)
     steps, tolerance = TOLERANCE.get(params, (100, 1e-9))
     fast, plain = native_learner(prepared, 0.001), ReferenceLearner(prepared, 0.001)
     assert isinstance(fast, NativeHeadLearner) == (params == "head")
@@ -89,7 +92,7 @@ def test_every_engine_learns_with_the_betas_of_the_config(data, make_config, eng
     name, args = MODELS["anml"]
     preparer = RunPreparer(build_model(name, args, (1, 28, 28), seed=1), config, data, torch.float64)
     [prepared] = preparer.make(SHAPE, [0])
-    learner = choose_engine(config, preparer, 1, 1).make([prepared], [0.001])
+    learner = choose_engine(preparer, 1, 1).make([prepared], [0.001])
     model = copy.deepcopy(prepared.model)
     learned = [model.get_parameter(name).requires_grad_(True) for name in prepared.trained_names]
     adam = torch.optim.Adam(learned, lr=0.001, betas=(0.0, 0.99))
@@ -123,11 +126,11 @@ def test_native_learning_with_any_number_of_threads(data, make_config, threads):
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("rate", [0.0001, 0.001])
-def test_native_float32_predicts_what_the_plain_one_predicts(data, make_config, rate):
+@pytest.mark.parametrize("lr", [0.0001, 0.001])
+def test_native_float32_predicts_what_the_plain_one_predicts(data, make_config, lr):
     needs_kernels()
-    [prepared] = make_trials("anml", make_config(), data, dtype=torch.float32)
-    fast, plain = native_learner(prepared, rate), ReferenceLearner(prepared, rate)
+    [prepared] = make_runs("anml", make_config(), data, dtype=torch.float32)
+    fast, plain = native_learner(prepared, lr), ReferenceLearner(prepared, lr)
     learn(fast, 9000)
     learn(plain, 9000)
     [found], [expected] = (list(learner.logits()) for learner in (fast, plain))
@@ -138,7 +141,7 @@ def test_native_float32_predicts_what_the_plain_one_predicts(data, make_config, 
 @pytest.mark.native
 def test_a_head_that_diverges_is_not_a_head_that_is_right(data, make_config):
     needs_kernels()
-    [prepared] = make_trials("anml", make_config(), data, dtype=torch.float32)
+    [prepared] = make_runs("anml", make_config(), data, dtype=torch.float32)
     prepared.train_inputs[5] = float("inf")
     fast = native_learner(prepared, 0.01)
     fast.learn_each(0, 120)
@@ -149,16 +152,16 @@ def test_a_head_that_diverges_is_not_a_head_that_is_right(data, make_config):
 
 @pytest.mark.parametrize(("kind", "params"), PARTS)
 def test_lanes_equal_their_single_runs(data, make_config, kind, params):
-    prepared_runs = make_trials(kind, make_config(opt_params=params), data, runs=[0, 3])
-    rates = [0.001, 0.003]
+    prepared_runs = make_runs(kind, make_config(opt_params=params), data, runs=[0, 3])
+    lrs = [0.001, 0.003]
     steps, tolerance = TOLERANCE.get(params, (100, 1e-9))
-    lanes = LaneLearner(prepared_runs, rates)
+    lanes = LaneLearner(prepared_runs, lrs)
     learn(lanes, steps)
     found = list(lanes.logits())
     assert len(found) == 4
     for run, prepared in enumerate(prepared_runs):
-        for number, rate in enumerate(rates):
-            plain = ReferenceLearner(prepared, rate)
+        for number, lr in enumerate(lrs):
+            plain = ReferenceLearner(prepared, lr)
             learn(plain, steps)
             [expected] = plain.logits()
             for ours, theirs in zip(found[run * 2 + number], expected, strict=True):
@@ -171,10 +174,10 @@ def test_lanes_equal_their_single_runs(data, make_config, kind, params):
 
 def test_lanes_keep_what_is_re_drawn_but_does_not_learn(data, make_config):
     config = make_config(reinit_params="all", opt_params="head")
-    prepared_runs = make_trials("sanml", config, data, runs=[0, 1]) + make_trials("sanml", config, data, runs=[2])
+    prepared_runs = make_runs("sanml", config, data, runs=[0, 1]) + make_runs("sanml", config, data, runs=[2])
     assert not torch.equal(prepared_runs[0].train_inputs, prepared_runs[1].train_inputs)
     config = make_config(reinit_params=["rln", "fc"], opt_params=["fc", "rln.convBlock1"])
-    prepared_runs = make_trials("sanml", config, data, runs=[0, 1])
+    prepared_runs = make_runs("sanml", config, data, runs=[0, 1])
     lanes, plain = LaneLearner(prepared_runs, [0.001]), ReferenceLearner(prepared_runs[1], 0.001)
     learn(lanes, 20)
     learn(plain, 20)
@@ -183,39 +186,47 @@ def test_lanes_keep_what_is_re_drawn_but_does_not_learn(data, make_config):
 
 def test_lanes_keep_the_solved_head_of_each_run(data, make_config):
     config = make_config(reinit_method="lstsq", reinit_params="nm", opt_params="rln")
-    prepared_runs = make_trials("anml", config, data, runs=[0, 1])
+    prepared_runs = make_runs("anml", config, data, runs=[0, 1])
     lanes, plain = LaneLearner(prepared_runs, [0.001]), ReferenceLearner(prepared_runs[1], 0.001)
     torch.testing.assert_close(list(lanes.logits())[1], next(plain.logits()))
 
 
+def assert_scores_as_alone(protocol, prepared_runs: Sequence[PreparedRun], config: EvalConfig) -> None:
+    together = list(protocol(LaneLearner(prepared_runs, [0.01, 0.003]), prepared_runs, config, ignore))
+    learners = [(ReferenceLearner(run, lr), [run]) for run in prepared_runs for lr in (0.01, 0.003)]
+    alone = [protocol(learner, runs, config, ignore) for learner, runs in learners]
+    assert len(together) > 1
+    for scoring, expected in zip(together, zip(*alone, strict=True), strict=True):
+        assert [score.test.top1.tolist() for score in scoring] == [score.test.top1.tolist() for [score] in expected]
+
+
 def test_lanes_score_a_shuffled_sweep_as_single_runs_do(data, make_config):
     config = make_config(eval_method="iid", batch_size=32, epochs=2, opt_params="all")
-    prepared_runs = make_trials("anml", config, data, runs=[0, 1])
-    together = learn_shuffled(LaneLearner(prepared_runs, [0.01, 0.003]), prepared_runs, config)
-    alone = [
-        learn_shuffled(ReferenceLearner(prepared, rate), [prepared], config)[0]
-        for prepared in prepared_runs
-        for rate in (0.01, 0.003)
-    ]
-    assert [[vars(s.test)["top1"].tolist() for s in scores] for scores in together] == [
-        [vars(s.test)["top1"].tolist() for s in scores] for scores in alone
-    ]
+    prepared_runs = make_runs("anml", config, data, runs=[0, 1])
+    assert_scores_as_alone(learn_shuffled, prepared_runs, config)
 
 
 def test_lanes_score_a_sequence_as_single_runs_do(data, make_config):
     config = make_config(eval_freq=5)
-    prepared_runs = make_trials("anml", config, data, runs=[0, 1])
-    together = learn_in_sequence(LaneLearner(prepared_runs, [0.01, 0.003]), prepared_runs[0], config)
-    alone = [
-        learn_in_sequence(ReferenceLearner(prepared, rate), prepared, config)[0]
-        for prepared in prepared_runs
-        for rate in (0.01, 0.003)
-    ]
-    for ours, theirs in zip(together, alone, strict=True):
-        assert [score.test.top1.tolist() for score in ours] == [score.test.top1.tolist() for score in theirs]
+    prepared_runs = make_runs("anml", config, data, runs=[0, 1])
+    assert_scores_as_alone(learn_in_sequence, prepared_runs, config)
 
 
-def make_maker(config: EvalConfig, data) -> RunPreparer:
+def test_the_memory_of_lanes_goes_with_their_learner(data, make_config):
+    prepared_runs = make_runs("anml", make_config(opt_params="all"), data, runs=[0, 1])
+    gc.collect()
+    gc.disable()  # Only reference counts free memory now, as between two blocks of trajectories.
+    try:
+        learner = LaneLearner(prepared_runs, [0.01, 0.003])
+        learner.learn_each(0, 2)
+        alive = weakref.ref(learner), weakref.ref(learner.inputs), *map(weakref.ref, learner.weights.values())
+        del learner
+        assert [reference() for reference in alive] == [None] * len(alive)
+    finally:
+        gc.enable()
+
+
+def make_preparer(config: EvalConfig, data) -> RunPreparer:
     name, args = MODELS["anml"]
     return RunPreparer(build_model(name, args, (1, 28, 28), seed=1), config, data)
 
@@ -241,14 +252,14 @@ def test_a_lane_that_learns_a_head_takes_its_weights_and_features(data, make_con
 def test_a_large_sweep_on_a_cpu_is_native_and_a_small_one_spares_the_compiler(data, make_config, changes):
     needs_kernels()
     config = make_config(**changes)
-    assert choose_engine(config, make_maker(config, data), runs=1, trajectories=1).name == "reference"
-    assert choose_engine(config, make_maker(config, data), runs=10**8, trajectories=10**8).name == "native"
+    assert choose_engine(make_preparer(config, data), runs=1, trajectories=1).name == "reference"
+    assert choose_engine(make_preparer(config, data), runs=10**8, trajectories=10**8).name == "native"
 
 
 @pytest.mark.parametrize("engine", ["reference", "lanes"])
 def test_an_engine_asked_for_is_taken(data, make_config, engine):
     config = make_config(engine=engine)
-    assert choose_engine(config, make_maker(config, data), 1, 1).name == engine
+    assert choose_engine(make_preparer(config, data), 1, 1).name == engine
 
 
 def test_an_engine_asked_for_in_vain_is_refused_with_the_reason(data, make_config, monkeypatch):
@@ -256,27 +267,27 @@ def test_an_engine_asked_for_in_vain_is_refused_with_the_reason(data, make_confi
     monkeypatch.setattr("anml.evaluate.native.available", lambda extension: Availability(False, reason))
     config = make_config(engine="native")
     with pytest.raises(ConfigError, match=reason):
-        choose_engine(config, make_maker(config, data), 1, 1)
-    assert reason in choose_engine(make_config(), make_maker(config, data), 10**8, 10**8).why
+        choose_engine(make_preparer(config, data), 1, 1)
+    assert reason in choose_engine(make_preparer(make_config(), data), 10**8, 10**8).why
 
 
 @pytest.mark.native
 def test_native_learning_in_batches_equals_the_plain_one(data, make_config):
     needs_kernels()
     config = make_config(eval_method="iid", batch_size=32, epochs=3, opt_params="all")
-    [prepared] = make_trials("anml", config, data)
+    [prepared] = make_runs("anml", config, data)
     fast, plain = NativeBatchLearner(prepared, 0.001), ReferenceLearner(prepared, 0.001)
     assert isinstance(fast.model.rln, NativeStack)
-    learn_shuffled(fast, [prepared], config)
-    learn_shuffled(plain, [prepared], config)
+    for learner in (fast, plain):
+        list(learn_shuffled(learner, [prepared], config, ignore))
     assert_same(fast.model, plain.model, 1e-9)
 
 
 @pytest.mark.native
 def test_native_features_are_those_of_the_plain_encoder(data, make_config):
     needs_kernels()
-    plain, fast = (make_maker(make_config(), data) for _ in range(2))
+    plain, fast = (make_preparer(make_config(), data) for _ in range(2))
     assert fast.shared is not None
-    fast.shared.use_native_blocks()
+    use_native_blocks(fast.shared.model)
     for ours, theirs in zip(fast.make(SHAPE, [0]), plain.make(SHAPE, [0]), strict=True):
         torch.testing.assert_close(ours.train_inputs, theirs.train_inputs)

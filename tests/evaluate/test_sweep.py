@@ -1,4 +1,4 @@
-"""A whole flavor: every point once, rows that say what was measured, and nothing but the seed decides them."""
+"""A whole flavor: every trajectory once, rows that say what was measured, and nothing but the seed decides them."""
 
 import dataclasses
 import random
@@ -10,23 +10,22 @@ import torch
 
 from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
-from anml.evaluate.choose import seconds_saved
 from anml.evaluate.lanes import LaneLearner
 from anml.evaluate.prepared_run import RunPreparer, Shape
-from anml.evaluate.sweep import Trajectory, blocks, run_sweep, sweep_trajectories
+from anml.evaluate.sweep import LoadedModel, Trajectory, blocks, run_sweep, seconds_saved, sweep_trajectories
 from anml.native import available
 from anml.results import ResultRow, TrajectoryResult
 
 
 @pytest.fixture
 def run(model, data) -> Callable[..., list[TrajectoryResult]]:
-    """Run a sweep, or some of its points."""
+    """Run a sweep, or some of its trajectories."""
     card = ModelCard("anml", {}, (1, 28, 28), "ANML small", "omniglot", "meta", step=400, seed=7)
 
-    def run_points(config: EvalConfig, part: slice = slice(None)) -> list[TrajectoryResult]:
-        return list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config)[part]))
+    def run_part(config: EvalConfig, part: slice = slice(None)) -> list[TrajectoryResult]:
+        return list(run_sweep(LoadedModel(model, card, data, config), "olft", sweep_trajectories(config)[part]))
 
-    return run_points
+    return run_part
 
 
 @pytest.fixture
@@ -34,28 +33,32 @@ def config(make_config) -> EvalConfig:
     return make_config(classes=[3, 6], lr=[0.001, 0.01], runs=2, eval_freq=2, train_examples=3, test_examples=2)
 
 
-def test_points_are_the_product_with_rates_innermost(config):
-    points = sweep_trajectories(config)
-    assert len(points) == len(set(points)) == config.count_trajectories() == 8
-    assert [point.lr for point in points] == [0.001, 0.01] * 4
-    assert points[0].shape == Shape(3, 3, 2)
-    assert points[-1].shape == Shape(6, 3, 2)
+def test_trajectories_are_the_product_with_learning_rates_innermost(config):
+    trajectories = sweep_trajectories(config)
+    assert len(trajectories) == len(set(trajectories)) == config.count_trajectories() == 8
+    assert [trajectory.lr for trajectory in trajectories] == [0.001, 0.01] * 4
+    assert trajectories[0].shape == Shape(3, 3, 2)
+    assert trajectories[-1].shape == Shape(6, 3, 2)
 
 
 def test_every_list_of_sizes_takes_part_in_the_product(make_config):
     config = make_config(classes=[3, 6], train_examples=[1, 2], test_examples=[2, 3], lr=[0.1, 0.01, 0.001], runs=2)
-    points = sweep_trajectories(config)
+    trajectories = sweep_trajectories(config)
     wanted = {
         (Shape(classes, train, test), run, lr)
         for classes in (3, 6) for train in (1, 2) for test in (2, 3) for run in (0, 1) for lr in (0.1, 0.01, 0.001)
     }  # fmt: skip
-    assert len(points) == len(wanted)
-    assert {(point.shape, point.run, point.lr) for point in points} == wanted
+    assert len(trajectories) == len(wanted)
+    assert {(trajectory.shape, trajectory.run, trajectory.lr) for trajectory in trajectories} == wanted
 
 
 def test_zero_shot_has_no_learning_rate(make_config):
     config = make_config(eval_method="zero_shot", lr=[0.1, 0.2], runs=3)
-    assert [point.lr for point in sweep_trajectories(config)] == [None] * 3 == [None] * config.count_trajectories()
+    assert (
+        [trajectory.lr for trajectory in sweep_trajectories(config)]
+        == [None] * 3
+        == [None] * config.count_trajectories()
+    )
 
 
 def test_rows_say_what_was_measured(run, config):
@@ -95,18 +98,18 @@ def test_a_part_is_run_by_the_engine_of_the_whole(model, data, config, monkeypat
     card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
     # Pays for eight trajectories, not for one.
     preparer = RunPreparer(model, config, data)
-    seconds = [seconds_saved(preparer, config, runs, trajectories) for runs, trajectories in ((1, 1), (2, 8))]
-    monkeypatch.setattr("anml.evaluate.choose._BUILD", sum(seconds) / 2)
+    seconds = [seconds_saved(preparer, runs, trajectories) for runs, trajectories in ((1, 1), (2, 8))]
+    monkeypatch.setattr("anml.evaluate.sweep._BUILD", sum(seconds) / 2)
     told: list[str] = []
-    for points in (sweep_trajectories(config), sweep_trajectories(config)[:1]):
-        next(run_sweep(model, card, config, "olft", data, points, say=told.append))
+    for trajectories in (sweep_trajectories(config), sweep_trajectories(config)[:1]):
+        next(run_sweep(LoadedModel(model, card, data, config), "olft", trajectories, say=told.append))
     assert told[0] == told[1]
     assert "small" not in told[0]
 
 
 def test_epochs_are_no_work_where_nothing_is_revisited(model, data, make_config):
     configs = [make_config(eval_method="sequential", opt_params="all", epochs=epochs) for epochs in (1, 100)]
-    once, often = (seconds_saved(RunPreparer(model, config, data), config, 1, 1) for config in configs)
+    once, often = (seconds_saved(RunPreparer(model, config, data), 1, 1) for config in configs)
     assert once == often
 
 
@@ -133,7 +136,7 @@ def test_another_seed_meets_other_classes(run, config):
 def test_progress_ends_at_one(model, data, config):
     done: list[float] = []
     card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
-    list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config)[:1], done.append))
+    list(run_sweep(LoadedModel(model, card, data, config), "olft", sweep_trajectories(config)[:1], done.append))
     assert done == sorted(done)
     assert done[-1] == 1
 
@@ -146,17 +149,17 @@ def test_every_engine_gives_the_rows_of_the_plain_one(run, config, engine):
     assert run(config.model_copy(update={"engine": engine})) == plain
 
 
-def shapes(points: list[Trajectory], lanes: int) -> list[list[tuple[int, int, float | None]]]:
-    return [[(p.shape.classes, p.run, p.lr) for p in block] for block in blocks(points, lanes)]
+def shapes(trajectories: list[Trajectory], lanes: int) -> list[list[tuple[int, int, float | None]]]:
+    return [[(p.shape.classes, p.run, p.lr) for p in block] for block in blocks(trajectories, lanes)]
 
 
 def test_blocks_are_products_of_runs_and_rates(config):
-    points = sweep_trajectories(config)  # 2 sizes x 2 runs x 2 rates.
-    assert [len(block) for block in blocks(points, 1)] == [1] * 8
-    assert [len(block) for block in blocks(points, 2)] == [2] * 4
-    assert [len(block) for block in blocks(points, 3)] == [2] * 4
-    assert [len(block) for block in blocks(points, 100)] == [4, 4]
-    assert [point for block in blocks(points, 100) for point in block] == points
+    trajectories = sweep_trajectories(config)  # 2 sizes x 2 runs x 2 rates.
+    assert [len(block) for block in blocks(trajectories, 1)] == [1] * 8
+    assert [len(block) for block in blocks(trajectories, 2)] == [2] * 4
+    assert [len(block) for block in blocks(trajectories, 3)] == [2] * 4
+    assert [len(block) for block in blocks(trajectories, 100)] == [4, 4]
+    assert [trajectory for block in blocks(trajectories, 100) for trajectory in block] == trajectories
 
 
 def test_what_is_left_of_a_sweep_is_cut_into_products_as_well(config):
@@ -175,24 +178,24 @@ def test_encoding_is_shared_by_runs_and_depends_on_the_class_alone(model, data, 
     alone = RunPreparer(model, make_config(), data).make(shape, [1])[0]
     assert torch.equal(together[1].train_inputs, alone.train_inputs)
     assert preparer.shared is not None
-    assert len(preparer.shared.known) <= 12
+    assert len(preparer.shared.filled) <= 12
 
 
 def test_a_sweep_that_memory_is_too_short_for_goes_on_with_fewer_lanes(model, data, config, monkeypatch):
     """The card says how much is free, not how much an algorithm will ask for: it may turn out too optimistic."""
     config = config.model_copy(update={"engine": "lanes"})
     card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
-    expected = list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config)))
+    expected = list(run_sweep(LoadedModel(model, card, data, config), "olft", sweep_trajectories(config)))
     learn = LaneLearner.learn_each
 
     def short_of_memory(self, first: int, last: int) -> None:
-        if len(self.prepared_runs) * len(self.rates) > 1 and first > 2:
+        if len(self.prepared_runs) * len(self.lrs) > 1 and first > 2:
             raise torch.OutOfMemoryError
         learn(self, first, last)
 
     monkeypatch.setattr(LaneLearner, "learn_each", short_of_memory)
     said: list[str] = []
-    found = list(run_sweep(model, card, config, "olft", data, sweep_trajectories(config), say=said.append))
+    found = list(run_sweep(LoadedModel(model, card, data, config), "olft", sweep_trajectories(config), say=said.append))
     assert found == expected
     assert [line for line in said if "out of memory" in line] == [
         "out of memory: on with 2 trajectories at once",

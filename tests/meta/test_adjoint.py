@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from anml import native
+from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode
 from anml.meta.adjoint import AdjointEngine, unsupported
 from anml.meta.engine import Engine, EpisodeOutcome, ReferenceEngine
@@ -30,7 +31,7 @@ MODELS = {
         {"encoder": "convnet", "encoder_args": {"num_blocks": 2, "num_filters": 5, "kernel_size": 5, "stride": [2, 1]}},
     ),
 }
-LEARNING_RATE = 0.1
+INNER = InnerOptimizer(0.1)
 ENGINES = ["sweep", pytest.param("native", marks=pytest.mark.native)]
 CASES = [("sweep", kind) for kind in MODELS] + [
     pytest.param("native", kind, marks=pytest.mark.native) for kind in MODELS if kind != "convnet 5x5"
@@ -49,11 +50,11 @@ def _one_thread() -> Iterator[None]:
 def make_engine(name: str, model: MetaModel, inner: list[str]) -> Engine:
     """Return an engine, or skip the test."""
     if name == "sweep":
-        return AdjointEngine(model, inner, LEARNING_RATE)
+        return AdjointEngine(model, inner, INNER)
     found = native.available("train")
     if not found:
         pytest.skip(found.reason)
-    return NativeEngine(model, inner, LEARNING_RATE)
+    return NativeEngine(model, inner, INNER)
 
 
 def make_model(kind: str, dtype: torch.dtype = torch.float64) -> tuple[MetaModel, list[str]]:
@@ -127,7 +128,7 @@ def test_gradients_are_those_of_the_reference(
     model, inner = make_model(kind)
     episode = make_episode(batch, cycles, remember_only)
     engine = make_engine(name, model, inner)
-    expected = ReferenceEngine(model, inner, LEARNING_RATE).run(episode)
+    expected = ReferenceEngine(model, inner, INNER).run(episode)
     assert_agree(engine.run(episode), expected, model, 1e-9)
 
 
@@ -137,7 +138,7 @@ def test_fifty_updates_stay_with_the_reference(name: str, kind: str) -> None:
     first, inner = make_model(kind)
     second, _ = make_model(kind)
     engine = make_engine(name, second, inner)
-    expected = follow(ReferenceEngine(first, inner, LEARNING_RATE), first, 50)
+    expected = follow(ReferenceEngine(first, inner, INNER), first, 50)
     for parameter, weights in follow(engine, second, 50).items():
         assert (weights - expected[parameter]).norm() <= 1e-7 * expected[parameter].norm(), parameter
 
@@ -148,7 +149,7 @@ def test_float32_is_near_float64(name: str, kind: str) -> None:
     exact, inner = make_model(kind)
     rounded, _ = make_model(kind, torch.float32)
     actual = make_engine(name, rounded, inner).run(make_episode(dtype=torch.float32))
-    expected = ReferenceEngine(exact, inner, LEARNING_RATE).run(make_episode())
+    expected = ReferenceEngine(exact, inner, INNER).run(make_episode())
     for parameter, gradient in expected.gradients.items():
         if not is_true_zero(parameter, exact):
             error = (actual.gradients[parameter] - gradient).norm() / gradient.norm()
@@ -162,7 +163,7 @@ def test_a_dead_image_and_ties_take_the_same_subgradients(name: str) -> None:
     episode.images[1] = 0  # Every window a tie, the norm at variance zero.
     episode.images[2] = (episode.images[2] > 0.5).double()
     engine = make_engine(name, model, inner)
-    expected = ReferenceEngine(model, inner, LEARNING_RATE).run(episode)
+    expected = ReferenceEngine(model, inner, INNER).run(episode)
     assert_agree(engine.run(episode), expected, model, 1e-9)
 
 
@@ -192,7 +193,7 @@ def test_native_with_any_number_of_threads_and_channels(threads: int) -> None:
     episode = make_episode(classes=5, channels=3)
     torch.set_num_threads(threads)
     engine = make_engine("native", model, inner)
-    expected = ReferenceEngine(model, inner, LEARNING_RATE).run(episode)
+    expected = ReferenceEngine(model, inner, INNER).run(episode)
     # An episode of another size first: buffers are kept, what was in them must not matter.
     engine.run(make_episode(batch=5, classes=5, channels=3))
     assert_agree(engine.run(episode), expected, model, 1e-9)
@@ -225,14 +226,14 @@ def test_says_what_it_does_not_support() -> None:
     batch_norm = {"encoder": "convnet", "encoder_args": {"num_blocks": 3, "norm_type": "bn"}}
     model = build_model("classifier", batch_norm, (1, 28, 28), seed=1)
     with pytest.raises(ValueError, match="InstanceNorm"):
-        AdjointEngine(model, [n for n, _ in model.named_parameters()], LEARNING_RATE)
+        AdjointEngine(model, [n for n, _ in model.named_parameters()], INNER)
 
 
 def test_native_says_what_it_does_not_support() -> None:
     model, inner = make_model("convnet 5x5")
     assert "3x3" in unsupported_native(model, inner)
     with pytest.raises(ValueError, match="3x3"):
-        NativeEngine(model, inner, LEARNING_RATE)
+        NativeEngine(model, inner, INNER)
     model, inner = make_model("anml")
     assert not unsupported_native(model, inner)
     assert "float32" in unsupported_native(model.half(), inner)

@@ -10,9 +10,9 @@ from anml.data.episodes import Episode
 from anml.meta.adjoint import AdjointEngine
 from anml.meta.engine import FirstOrderEngine
 from anml.meta.fast import FastEngine
-from anml.meta.functional_episode import FunctionalEpisode, run_lanes, run_one
+from anml.meta.functional_episode import FunctionalEpisode
 from anml.models.meta_model import MetaModel, select_names
-from tests.meta.cases import INNER_LR, PUBLISHED_INNER, make_data, make_episode, make_model
+from tests.meta.cases import INNER, PUBLISHED_INNER, make_data, make_episode, make_model
 
 DATA = make_data()
 
@@ -34,22 +34,16 @@ class Sums(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def one_lane(model: MetaModel, names: list[str]) -> Callable[[Episode], object]:
-    program = FunctionalEpisode(model, names, [INNER_LR], lanes=True, matrices=True)
-    return lambda episode: run_lanes(program, [model], [episode])
-
-
-def one_program(model: MetaModel, names: list[str]) -> Callable[[Episode], object]:
-    program = FunctionalEpisode(model, names, INNER_LR)
-    return lambda episode: run_one(program, model, episode)
+def functional(model: MetaModel, names: list[str]) -> Callable[[Episode], object]:
+    program = FunctionalEpisode(model, names, INNER)
+    return lambda episode: program.run(dict(model.named_parameters()), episode)
 
 
 ENGINES: dict[str, Callable[[MetaModel, list[str]], Callable[[Episode], object]]] = {
-    "sweep": lambda model, names: AdjointEngine(model, names, INNER_LR).run,
-    "fast": lambda model, names: FastEngine(model, names, INNER_LR).run,
-    "first-order": lambda model, names: FirstOrderEngine(model, names, INNER_LR, keep_fast_weights=False).run,
-    "program": one_program,
-    "lanes": one_lane,
+    "sweep": lambda model, names: AdjointEngine(model, names, INNER).run,
+    "fast": lambda model, names: FastEngine(model, names, INNER).run,
+    "first-order": lambda model, names: FirstOrderEngine(model, names, INNER, keep_fast_weights=False).run,
+    "functional": functional,
 }
 
 

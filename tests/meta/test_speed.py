@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode, draw_examples
 from anml.meta.engine import ReferenceEngine
 from anml.meta.fast import FastEngine
@@ -25,7 +26,7 @@ def test_fast_is_three_times_as_fast_as_the_reference() -> None:
     images = torch.rand(30, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([3] * 20 + list(range(10)))
     episode = Episode(images, labels, torch.arange(20)[:, None], 0, (3,))
-    engines = [engine(model, inner, 0.1) for engine in (ReferenceEngine, FastEngine)]
+    engines = [engine(model, inner, InnerOptimizer(0.1)) for engine in (ReferenceEngine, FastEngine)]
     for engine in engines:
         engine.run(episode)
     # A B A B: whatever else the machine does, it does to both.

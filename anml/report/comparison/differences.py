@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from anml.config.model_args import complete_args
+from anml.config.protocols import PROTOCOLS, EvalProtocol, find_protocol
 from anml.config.training import TrainConfig
 
 # In the order in which they are told.
@@ -135,9 +136,15 @@ class Evaluation(NamedTuple):
     unknown: str = ""
 
     @property
+    def protocol(self) -> EvalProtocol:
+        """The protocol. Of a user's own without a config, results tell no more than its name."""
+        is_lost = self.unknown and self.eval_method not in PROTOCOLS
+        return EvalProtocol("") if is_lost else find_protocol(self.eval_method)
+
+    @property
     def pair(self) -> "Evaluation":
         """What a sequential evaluation and its oracle share: all but the order and the batches of the examples."""
-        if self.eval_method == "zero_shot":
+        if not self.protocol.learns:
             return self
         return self._replace(eval_method="", epochs=None, batch_size=None)
 
@@ -146,8 +153,8 @@ def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
     """Return what a flavor of a config does."""
     own = config.eval[flavor]
     request = config.eval_request(own)
-    learns, shuffled = own.eval_method != "zero_shot", own.eval_method == "iid"
-    method = own.reinit_method if learns else "lstsq"
+    learns, shuffled = own.protocol.learns, own.protocol.is_shuffled
+    method = "lstsq" if own.protocol.solves_head else own.reinit_method
     return Evaluation(
         own.eval_method,
         request.name,
@@ -217,7 +224,7 @@ def _in_pairs(matches: Sequence[Alignment]) -> list[Alignment]:
     places: dict[Evaluation, int] = {}
     for match in matches:
         places.setdefault(match.evaluation.pair, len(places))
-    return sorted(matches, key=lambda match: (places[match.evaluation.pair], match.evaluation.eval_method == "iid"))
+    return sorted(matches, key=lambda match: (places[match.evaluation.pair], match.evaluation.protocol.is_shuffled))
 
 
 def _tell_apart(matches: Sequence[Alignment]) -> None:

@@ -36,7 +36,7 @@ class Column:
     @property
     def is_oracle(self) -> bool:
         """Whether the examples come shuffled."""
-        return self.evaluation.eval_method == "iid"
+        return self.evaluation.protocol.is_shuffled
 
     @property
     def effort_differs(self) -> bool:
@@ -130,7 +130,7 @@ def _curves(
     curves = []
     for match in align(evaluations):
         found = {place: lines[place][flavor] for place, flavor in sorted(match.flavors.items())}
-        if match.evaluation.eval_method == "sequential" and len(found) > 1 and max(map(len, found.values())) > 1:
+        if match.evaluation.protocol.in_sequence and len(found) > 1 and max(map(len, found.values())) > 1:
             curves.append(Curve(match.label, *amount, found))
     return curves
 

@@ -6,18 +6,25 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from anml.config.evaluation import EvalConfig
 from anml.evaluate.learner import ReferenceLearner
-from anml.evaluate.prepared_run import PreparedRun, Shape, prepare_run
-from anml.evaluate.protocols import class_scores, learn_in_sequence, learn_shuffled
+from anml.evaluate.prepared_run import PreparedRun, Shape
+from anml.evaluate.protocols import Score, class_scores, learn_in_sequence, learn_shuffled
 from anml.models import build_model
 from anml.models.meta_model import MetaModel, select_names
 from anml.rng import torch_generator
+from tests.evaluate.runs import ignore, prepare_run
 
 SHAPE = Shape(classes=12, train_examples=10, test_examples=5)
 
 
+def learn(protocol, learner: ReferenceLearner, prepared: PreparedRun, config: EvalConfig) -> list[Score]:
+    """Return the scores of one trajectory."""
+    return [score for [score] in protocol(learner, [prepared], config, ignore)]
+
+
 def make_images(model: MetaModel, data, config) -> PreparedRun:
-    """Return the same trial with images for inputs, whatever is learned."""
+    """Return the same run with images for inputs, whatever is learned."""
     everything = config.model_copy(update={"opt_params": ("all",)})
     prepared = prepare_run(model, everything, data, SHAPE, run=0, dtype=torch.float64)
     assert prepared.train_inputs.dim() == 4
@@ -77,7 +84,7 @@ def test_sequential_scores_are_those_of_a_plain_loop(model, data, make_config, p
     prepared = prepare_run(model, config, data, SHAPE, run=0, dtype=torch.float64)
     scores = {
         score.classes_trained: score
-        for score in learn_in_sequence(ReferenceLearner(prepared, 0.003), prepared, config)[0]
+        for score in learn(learn_in_sequence, ReferenceLearner(prepared, 0.003), prepared, config)
     }
 
     images = make_images(model, data, config)
@@ -103,7 +110,7 @@ def test_sequential_is_scored_after_the_first_class_then_periodically_and_at_the
 ):
     config = make_config(eval_freq=eval_freq, train_examples=1)
     prepared = prepare_run(model, config, data, Shape(12, 1, 1), run=0)
-    scores = learn_in_sequence(ReferenceLearner(prepared, 0.001), prepared, config)[0]
+    scores = learn(learn_in_sequence, ReferenceLearner(prepared, 0.001), prepared, config)
     assert [score.classes_trained for score in scores] == points
     assert [score.step for score in scores] == points
 
@@ -111,14 +118,14 @@ def test_sequential_is_scored_after_the_first_class_then_periodically_and_at_the
 def test_classes_not_learned_yet_take_part_in_every_scoring(model, data, make_config):
     config = make_config(eval_freq=3)
     prepared = prepare_run(model, config, data, SHAPE, run=0)
-    scores = learn_in_sequence(ReferenceLearner(prepared, 0.001), prepared, config)[0]
+    scores = learn(learn_in_sequence, ReferenceLearner(prepared, 0.001), prepared, config)
     assert {len(part.top1) for score in scores for part in (score.train, score.test)} == {12}
 
 
 def test_iid_equals_a_plain_loop_over_shuffled_batches(model, data, make_config):
     config = make_config(eval_method="iid", batch_size=32, epochs=2, opt_params="all")
     prepared = prepare_run(model, config, data, SHAPE, run=0, dtype=torch.float64)
-    scores = learn_shuffled(ReferenceLearner(prepared, 0.01), [prepared], config)[0]
+    scores = learn(learn_shuffled, ReferenceLearner(prepared, 0.01), prepared, config)
     plain = copy.deepcopy(prepared.model)
     optimizer = plain_adam(plain, select_names(plain, ["all"]), 0.01)
     for epoch in (1, 2):
@@ -138,12 +145,12 @@ def test_iid_equals_a_plain_loop_over_shuffled_batches(model, data, make_config)
 def test_iid_is_scored_after_optimizer_steps(model, data, make_config, eval_freq, steps):
     config = make_config(eval_method="iid", batch_size=32, epochs=2, eval_freq=eval_freq)
     prepared = prepare_run(model, config, data, SHAPE, run=0)
-    scores = learn_shuffled(ReferenceLearner(prepared, 0.001), [prepared], config)[0]
+    scores = learn(learn_shuffled, ReferenceLearner(prepared, 0.001), prepared, config)
     assert [score.step for score in scores] == steps
     assert {score.classes_trained for score in scores} == {12}
 
 
-def test_learning_leaves_the_trial_as_it_was(model, data, make_config):
+def test_learning_leaves_the_prepared_run_as_it_was(model, data, make_config):
     config = make_config(opt_params="all")
     prepared = prepare_run(model, config, data, SHAPE, run=0)
     before = copy.deepcopy(prepared.model.state_dict())

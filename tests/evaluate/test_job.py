@@ -15,8 +15,8 @@ from anml.config.evaluation import DataRequest, EvalConfig
 from anml.config.load import load_train_config
 from anml.data import load_images
 from anml.data.class_images import ClassImages
-from anml.evaluate.job import _sweep, accuracy_lines, mean_curves
-from anml.evaluate.sweep import run_sweep, sweep_trajectories
+from anml.evaluate.job import accuracy_lines, finish, mean_curves
+from anml.evaluate.sweep import LoadedModel, run_sweep, sweep_trajectories
 from anml.experiment import Experiment
 from anml.models import build_model
 from anml.results import FinishedTrajectories, ResultRow, read_results
@@ -55,8 +55,8 @@ def sweep(engine: Any, finished: FinishedTrajectories, stop_after: int = 10**9) 
     context: Any = SimpleNamespace(
         progress=lambda done, total, unit: reports.append(done / total), stop=lambda: len(reports) >= stop_after
     )
-    data = ClassImages(images, "noise")
-    return _sweep(context, model, card, config, "olft", data, sweep_trajectories(config), finished), reports
+    loaded = LoadedModel(model, card, ClassImages(images, "noise"), config)
+    return finish(context, loaded, "olft", sweep_trajectories(config), finished), reports
 
 
 @pytest.mark.parametrize("engine", ["reference", "lanes"])
@@ -137,7 +137,8 @@ def test_a_validation_is_on_exactly_the_classes_that_training_left_out(
     images = load_images(DataRequest("glyphs", split, 28)).images[first:]  # type: ignore[arg-type]
     model, card = load_model(validated.checkpoint(1))
     config = load_train_config(validated.config_file).config.eval[flavor]
-    directly = run_sweep(model, card, config, flavor, ClassImages(images, name), sweep_trajectories(config))
+    loaded = LoadedModel(model, card, ClassImages(images, name), config)
+    directly = run_sweep(loaded, flavor, sweep_trajectories(config))
     rows = read_results([validated.result(flavor, 1)])
     assert rows == [row for result in directly for row in result.rows]
     assert {row.dataset for row in rows} == {name}

@@ -8,16 +8,24 @@ import torch
 from torch import nn
 
 from anml.cli.check_config import find_problems
+from anml.config.evaluation import EvalConfig
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.errors import CheckpointError, ConfigError
-from anml.evaluate.prepared_run import Shape, check_head, prepare_run, set_head, solve, support_examples
-from anml.evaluate.protocols import score_without_learning
+from anml.evaluate.learner import Unlearned
+from anml.evaluate.prepared_run import PreparedRun, Shape, check_head, set_head, solve, support_examples
+from anml.evaluate.protocols import Score, score_unlearned
 from anml.models import build_model
 from anml.models.meta_model import MetaModel
+from tests.evaluate.runs import ignore, prepare_run
 
 SHAPE = Shape(classes=12, train_examples=10, test_examples=5)
 OML = {"num_filters": 4, "strides": [2, 1, 2], "hidden": 9, "num_classes": 30}
+
+
+def score_once(prepared: PreparedRun, config: EvalConfig) -> Score:
+    [[score]] = score_unlearned(Unlearned([prepared]), [prepared], config, ignore)
+    return score
 
 
 def changed(model: MetaModel, other: MetaModel) -> set[str]:
@@ -125,7 +133,7 @@ def test_zero_shot_is_least_squares_by_numpy(model, data, make_config, kind, ini
     np.testing.assert_allclose(
         prepared.model.get_parameter(f"{model.head_layer}.bias").numpy(), solution[-1], rtol=0, atol=1e-9
     )
-    [score] = score_without_learning(prepared)
+    score = score_once(prepared, config)
     right = (test.numpy() @ solution[:-1] + solution[-1]).argmax(axis=1) == prepared.test_labels.numpy()
     assert score.test.top1.tolist() == right.reshape(12, 5).mean(axis=1).tolist()
     assert (score.epoch, score.step, score.classes_trained) == (0, 0, 12)
@@ -139,7 +147,8 @@ def test_least_squares_of_a_model_that_diverged_are_refused(model, data, make_co
 
 
 def test_zero_shot_learns_something(model, data, make_config):
-    [score] = score_without_learning(prepare_run(model, make_config(eval_method="zero_shot"), data, SHAPE, run=0))
+    config = make_config(eval_method="zero_shot")
+    score = score_once(prepare_run(model, config, data, SHAPE, run=0), config)
     assert score.test.top1.mean() > 3 / 12
     assert score.test.top5.mean() > score.test.top1.mean()
 

@@ -1,0 +1,75 @@
+"""The evaluation protocols, as far as configs and reports must know them: how a model learns new classes and is scored.
+
+A new protocol is an entry here and a function (anml/evaluate/protocols.py says what it receives and yields), or an
+`EvalProtocol` in a user's own file: `eval_method: ./knn.py:KNN`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticKnownError
+
+from anml.errors import ConfigError
+from anml.plugins import is_reference, load_object
+
+
+@dataclass(frozen=True)
+class EvalProtocol:
+    """One evaluation protocol: its function, and the properties that decide which config keys it reads.
+
+    function: the function, or a reference to it (MODULE:NAME), which costs no import until a job uses it.
+    learns: a learner takes steps, at each learning rate of `lr`; otherwise a run is one trajectory without a rate.
+    is_shuffled: the learner takes batches of all classes, mixed (`epochs`, `batch_size`; `eval_freq` counts steps),
+    so that reports show it as the oracle of its sequential counterpart; otherwise it takes example after example.
+    solves_head: least squares set the output layer, whatever `reinit_method` says.
+    """
+
+    function: str | Callable[..., Any]
+    learns: bool = True
+    is_shuffled: bool = False
+    solves_head: bool = False
+
+    @property
+    def in_sequence(self) -> bool:
+        """Whether a learner takes one example at a time, class after class."""
+        return self.learns and not self.is_shuffled
+
+    def load(self) -> Callable[..., Any]:
+        """Return the function."""
+        return load_object(self.function) if isinstance(self.function, str) else self.function
+
+
+PROTOCOLS = {
+    "sequential": EvalProtocol("anml.evaluate.protocols:learn_in_sequence"),
+    "iid": EvalProtocol("anml.evaluate.protocols:learn_shuffled", is_shuffled=True),
+    "zero_shot": EvalProtocol("anml.evaluate.protocols:score_unlearned", learns=False, solves_head=True),
+}
+
+
+def find_protocol(name: str) -> EvalProtocol:
+    """Return the protocol that `eval_method` names or refers to. Raises ConfigError."""
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
+    protocol = load_object(name)
+    if not isinstance(protocol, EvalProtocol):
+        file, _, variable = name.rpartition(":")
+        message = f"{file}: {variable} is no EvalProtocol; write {variable} = EvalProtocol(FUNCTION) there"
+        raise ConfigError(message)
+    return protocol
+
+
+def _check_name(name: str) -> str:
+    if name not in PROTOCOLS and not is_reference(name):
+        error = PydanticKnownError("literal_error", {"expected": ", ".join(PROTOCOLS)})
+        raise error
+    try:
+        find_protocol(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+# The name of a protocol, or FILE.py:NAME or MODULE:NAME of a user's own.
+EvalMethod = Annotated[str, AfterValidator(_check_name)]
