@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from tests.report.test_comparison import CONFIGS
 
 from anml.config.load import load_train_config
 from anml.config.training import TrainConfig
@@ -10,8 +11,7 @@ from anml.report.comparison import differences as module
 from anml.report.comparison.differences import choices
 from anml.report.comparison.model import with_choices
 from tests.report.conftest import cells, compare, contenders_of
-from tests.report.test_comparison import CONFIGS
-from tests.report.test_report_page import words
+from tests.report.test_page import words
 
 
 def config(**changes: Any) -> TrainConfig:
