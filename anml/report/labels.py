@@ -59,7 +59,6 @@ def count(number: int, plural: str) -> str:
 
 
 def sentence(config: TrainConfig) -> str:
-    """Return what was run, in one sentence."""
     seeds, rates = config.training_seeds, config.inner_lrs or ()
     size = config.image_shape[1]
     data = f"{_DATA_SETS.get(config.dataset, config.dataset)} ({config.num_train_classes:,} classes of "

@@ -80,11 +80,12 @@ TRAINING_COLOURS = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, BLACK)
 def find_looks(names: Iterable[str], table: Mapping[str, Look], unique_colours: bool = False) -> dict[str, Look]:
     """Return the look of each name, no two the same: that of the table, else one that follows from the name itself.
 
-    Of several names with one look, the first in alphabetical order keeps it. unique_colours: names that
-    the table lacks have different colours too, as far as there are colours: a look then depends on more other names.
+    Of several names with one look, the first in the table keeps it. unique_colours: names that the table lacks have
+    different colours too, as far as there are colours: a look then depends on more of the other names.
     """
     looks: dict[str, Look] = {}
-    for name in sorted(set(names), key=lambda name: (name.lower() not in table, name)):
+    rank = {name: number for number, name in enumerate(table)}
+    for name in sorted(set(names), key=lambda name: (rank.get(name.lower(), len(rank)), name)):
         start = zlib.crc32(name.encode()) % len(_OTHER_LOOKS)
         others = list(islice(cycle(_OTHER_LOOKS), start, start + len(_OTHER_LOOKS)))
         colours = {look.colour for look in looks.values() if unique_colours}
@@ -168,7 +169,6 @@ def accuracy_line(panel: Axes, results: Sequence[RateResult], look: Look) -> Non
 
 
 def chance_line(panel: Axes, most_classes: int) -> None:
-    """Draw the accuracy of guessing among 1, 2, ... classes."""
     classes = range(1, most_classes + 1)
     panel.plot(classes, [1 / number for number in classes], color=GREY, linestyle=":", label="chance")
 

@@ -90,7 +90,6 @@ PAGE_COLUMNS = (
 
 
 def sweep_of(item: Sweep | ResultRow) -> Sweep:
-    """Return the sweep that a row or a rate's result belongs to."""
     return Sweep(*(getattr(item, name) for name in SWEEP_COLUMNS))
 
 
@@ -241,7 +240,6 @@ def _rows_of(rows: Sequence[ResultRow], best: Sequence[RateResult]) -> list[Resu
 
 
 def as_frame(results: Iterable[RateResult], columns: Sequence[str] = SUMMARY_COLUMNS) -> pd.DataFrame:
-    """Return results as a table with the given columns."""
     return pd.DataFrame([vars(result) for result in results], columns=list(columns)).astype({"lr": float})
 
 

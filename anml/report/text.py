@@ -145,7 +145,6 @@ def table_lines(names: list[str], columns: list[list[str]]) -> list[str]:
 
 
 def aligned(columns: list[list[str]]) -> list[str]:
-    """Return the lines of a table given by its columns."""
     widths = [max(map(len, column)) for column in columns]
     rows = zip(*columns, strict=True)
     return [GAP.join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

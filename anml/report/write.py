@@ -13,21 +13,11 @@ from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.jobs.status import read_jobs
-from anml.report import labels
+from anml.report import labels, tables
 from anml.report.figures import draw_classes, draw_rates, draw_training, read_training
 from anml.report.page import ReportContent, publish, render_page
 from anml.report.style import FLAVORS, figure_style, find_looks, save_png
-from anml.report.tables import (
-    BY_CLASSES_COLUMNS,
-    RateResult,
-    as_frame,
-    best_by_classes,
-    best_rates,
-    missing_results,
-    rate_results,
-    read_scores,
-    write_csv,
-)
+from anml.report.tables import RateResult
 from anml.report.text import accuracy_table, last_checkpoint
 
 FIGURES = ("accuracy-vs-lr.png", "accuracy-vs-classes.png", "training.png")
@@ -60,11 +50,11 @@ def write_report(experiment: Experiment) -> Summary:
     """Write `report/` of an experiment as far as its results go. Each file is replaced as a whole, the page last."""
     experiment = Experiment(experiment.root.absolute())
     config, notices = read_config(experiment)
-    rows, problems = read_scores(experiment)
-    results = rate_results(rows, tuple(config.eval) if config else ())
-    summary, by_classes = best_rates(results), best_by_classes(rows)
+    rows, problems = tables.read_scores(experiment)
+    results = tables.rate_results(rows, tuple(config.eval) if config else ())
+    summary, by_classes = tables.best_rates(results), tables.best_by_classes(rows)
     logs = read_training(experiment)
-    notices += problems + (missing_results(config, rows) if config else [])
+    notices += problems + (tables.missing_results(config, rows) if config else [])
     unit, noun = labels.unit(config), labels.images(next((result.dataset for result in summary), ""))
     looks = find_looks([*(config.eval if config else ()), *(result.flavor for result in results)], FLAVORS)
     drawers = (
@@ -77,8 +67,8 @@ def write_report(experiment: Experiment) -> Summary:
     with tempfile.TemporaryDirectory(dir=experiment.root, prefix=".report.") as name:
         folder = Path(name)
         figures = _draw(folder, drawers)
-        write_csv(folder / "summary.csv", as_frame(summary))
-        write_csv(folder / "by-classes.csv", as_frame(by_classes, BY_CLASSES_COLUMNS))
+        tables.write_csv(folder / "summary.csv", tables.as_frame(summary))
+        tables.write_csv(folder / "by-classes.csv", tables.as_frame(by_classes, tables.BY_CLASSES_COLUMNS))
         (folder / "accuracy.txt").write_text(accuracy_table(summary, unit) + "\n", encoding="utf-8")
         jobs = read_jobs(experiment)
         content = ReportContent(experiment, config, results, summary, by_classes, logs, jobs, figures, notices)

@@ -128,7 +128,6 @@ def _draw(
 
 
 def _file_name(name: str, taken: Mapping[str, int]) -> str:
-    """Return a file name of letters, digits, `-`, `_` and `.` that is not taken."""
     stem = "comparison-" + re.sub(r"[^\w.]+", "-", name).strip("-")
     names = [f"{stem}.png", *(f"{stem}-{number}.png" for number in range(2, len(taken) + 3))]
     return next(name for name in names if name not in taken)

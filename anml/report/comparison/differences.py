@@ -134,7 +134,6 @@ class Evaluation(NamedTuple):
 
     @property
     def is_oracle(self) -> bool:
-        """Whether the examples come shuffled."""
         return self.eval_method == "iid"
 
     @property
@@ -146,7 +145,6 @@ class Evaluation(NamedTuple):
 
 
 def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
-    """Return what a flavor of a config does."""
     keys = config.eval[flavor]
     request = config.eval_request(keys)
     learns, shuffled = keys.eval_method != "zero_shot", keys.eval_method == "iid"
@@ -188,7 +186,6 @@ class Alignment:
 
     @property
     def label(self) -> str:
-        """A name that no other has."""
         return f"{self.name} ({self.difference})" if self.difference else self.name
 
 

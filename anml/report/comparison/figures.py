@@ -26,11 +26,8 @@ LEFT_OF_PANEL, NAME_GAP, NAME_LINES = 1.4, 0.15, 2
 def model_looks(models: Sequence[ComparedModel]) -> list[Look]:
     """Return the look of each model, the same in all figures of a comparison."""
     looks = style.find_looks([model.label for model in models], style.MODELS, unique_colours=True)
-    marked = [model.title.removeprefix(model.label) for model in models]
-    return [
-        looks[model.label]._replace(label=looks[model.label].label + mark)
-        for model, mark in zip(models, marked, strict=True)
-    ]
+    marks = {model.label: model.title.removeprefix(model.label) for model in models}  # ` (incomplete)`, or nothing.
+    return [looks[label]._replace(label=looks[label].label + mark) for label, mark in marks.items()]
 
 
 def draw_accuracies(looks: Sequence[Look], tables: Sequence[Table]) -> Figure | None:

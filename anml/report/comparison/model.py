@@ -8,19 +8,10 @@ from typing import NamedTuple
 from anml.config.training import TrainConfig, model_order
 from anml.experiment import Experiment
 from anml.jobs.status import overall_state, read_jobs
+from anml.report import tables
 from anml.report.comparison.differences import Evaluation, choices, evaluation_of
 from anml.report.statistics import grouped
-from anml.report.tables import (
-    RateResult,
-    best_by_classes,
-    best_rates,
-    finals,
-    main_results,
-    missing_results,
-    rate_results,
-    read_scores,
-    sweep_of,
-)
+from anml.report.tables import RateResult
 from anml.report.text import last_checkpoint
 from anml.report.write import read_config
 from anml.results import ResultRow
@@ -100,7 +91,6 @@ class ComparedModel:
         return evaluation_of(self.config, result.flavor)
 
     def with_flavors(self, flavors: Collection[str]) -> "ComparedModel":
-        """Return it with only these flavors."""
         cells = tuple(cell for cell in self.cells if cell.best.flavor in flavors)
         by_classes = tuple(result for result in self.by_classes if result.flavor in flavors)
         return replace(self, cells=cells, by_classes=by_classes)
@@ -109,14 +99,14 @@ class ComparedModel:
 def read_compared_models(experiment: Experiment) -> list[ComparedModel]:
     """Return the models of an experiment (several with `inner_lrs`), none where it has no results."""
     config, notices = read_config(experiment)
-    rows, problems = read_scores(experiment)
+    rows, problems = tables.read_scores(experiment)
     by_model = grouped(rows, lambda row: row.model)
     trained = {config.for_training(training).display_name for training in config.trainings} if config else set()
     models = []
     for model in sorted(by_model, key=model_order):
         # A model without any results has no line of its own: the lines of the others say that it is missing.
         named = {model} | (trained - by_model.keys())
-        missing = missing_results(config, rows, named) if config else []
+        missing = tables.missing_results(config, rows, named) if config else []
         models.append(_compared_model(experiment, config, by_model[model], missing, [*notices, *problems]))
     return models
 
@@ -129,8 +119,8 @@ def _compared_model(
     notices: Sequence[str],
 ) -> ComparedModel:
     """Return one model of an experiment. rows: of that model."""
-    results = main_results(rate_results(rows, tuple(config.eval) if config else ()))
-    summary = best_rates(results)
+    results = tables.main_results(tables.rate_results(rows, tuple(config.eval) if config else ()))
+    summary = tables.best_rates(results)
     step = last_checkpoint(summary)[0].checkpoint_step
     compared = [row for row in rows if row.checkpoint_step == step]
     best = [result for result in summary if result.checkpoint_step == step]
@@ -141,7 +131,7 @@ def _compared_model(
         config=config,
         step=step,
         cells=tuple(_cells(config, results, best, compared)),
-        by_classes=tuple(best_by_classes(compared)),
+        by_classes=tuple(tables.best_by_classes(compared)),
         state=overall_state(read_jobs(experiment)),
         missing=tuple(missing),
         notices=tuple(notices),
@@ -152,7 +142,7 @@ def _cells(
     config: TrainConfig | None, results: Sequence[RateResult], best: Sequence[RateResult], rows: Sequence[ResultRow]
 ) -> Iterator[Cell]:
     sweeps = grouped(results, lambda result: result.sweep)
-    ends = grouped(finals(rows), lambda row: (sweep_of(row), row.lr))
+    ends = grouped(tables.finals(rows), lambda row: (tables.sweep_of(row), row.lr))
     for result in best:
         rates = sorted(other.lr for other in sweeps[result.sweep] if other.lr is not None)
         runs = {(row.train_seed, row.run): row.test_acc for row in ends[result.sweep, result.lr]}

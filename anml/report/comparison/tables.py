@@ -95,45 +95,43 @@ class Gap:
 
 def comparison_tables(models: Sequence[ComparedModel]) -> list[Table]:
     """Return a table per amount, most classes first."""
-    cells = [(index, cell) for index, model in enumerate(models) for cell in model.cells]
-    amounts = grouped(cells, lambda item: Amount(*(getattr(item[1].best, name) for name in Amount._fields)))
+    amounts = {_amount(cell.best) for model in models for cell in model.cells}
     tables = []
     for amount in sorted(amounts, key=lambda amount: (-amount.classes, *amount)):
-        by_flavor: list[dict[str, Cell]] = [{} for _ in models]
-        for index, cell in amounts[amount]:
-            by_flavor[index][cell.best.flavor] = cell
-        evaluations = [
-            {flavor: model.evaluation(cell.best) for flavor, cell in flavors.items()}
-            for model, flavors in zip(models, by_flavor, strict=True)
-        ]
-        matches = align(evaluations)
+        cells = [{cell.best.flavor: cell for cell in m.cells if _amount(cell.best) == amount} for m in models]
+        matches = _align(models, [{flavor: cell.best for flavor, cell in own.items()} for own in cells])
         columns = []
         for match in matches:
-            in_column = {index: by_flavor[index][flavor] for index, flavor in sorted(match.flavors.items())}
+            in_column = {index: cells[index][flavor] for index, flavor in sorted(match.flavors.items())}
             columns.append(Column(match.label, match.evaluation, in_column))
         tables.append(Table(amount, tuple(columns), tuple(table_notes(models, matches))))
     return tables
 
 
+def _amount(result: RateResult) -> Amount:
+    return Amount(result.dataset, result.classes, result.train_examples, result.test_examples)
+
+
 def comparison_curves(models: Sequence[ComparedModel]) -> list[Curve]:
     """Return a curve per sequential evaluation that two models have, and one of them scored on its way."""
-    results = [result for model in models for result in model.by_classes]
     curves = []
-    for amount in sorted({_curve_amount(result) for result in results}):
+    for amount in sorted({_curve_amount(result) for model in models for result in model.by_classes}):
         lines = [
             grouped((r for r in model.by_classes if _curve_amount(r) == amount), lambda result: result.flavor)
             for model in models
         ]
-        evaluations = [
-            {flavor: model.evaluation(line[0]) for flavor, line in flavors.items()}
-            for model, flavors in zip(models, lines, strict=True)
-        ]
-        for match in align(evaluations):
+        for match in _align(models, [{flavor: line[0] for flavor, line in own.items()} for own in lines]):
             of_curve = {index: lines[index][flavor] for index, flavor in sorted(match.flavors.items())}
             has_curve = len(of_curve) > 1 and max(map(len, of_curve.values())) > 1
             if has_curve and match.evaluation.eval_method == "sequential":
                 curves.append(Curve(match.label, *amount, of_curve))
     return curves
+
+
+def _align(models: Sequence[ComparedModel], flavors: Sequence[Mapping[str, RateResult]]) -> list[Alignment]:
+    """Return which flavors of models, each given with one of its results, are the same evaluation."""
+    pairs = zip(models, flavors, strict=True)
+    return align([{name: model.evaluation(result) for name, result in own.items()} for model, own in pairs])
 
 
 def _curve_amount(result: RateResult) -> tuple[str, int, int]:
@@ -247,7 +245,6 @@ def _other_seeds(models: Sequence[ComparedModel], matches: Sequence[Alignment]) 
 
 
 def comparison_text(models: Sequence[ComparedModel], tables: Sequence[Table]) -> str:
-    """Return the comparison as text for a terminal or a log."""
     columns = [
         ["experiment", *(model.title for model in models)],
         ["folder", *(model.address for model in models)],

@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-from tests.report.test_comparison import CONFIGS
 
 from anml.config.load import load_train_config
 from anml.config.training import TrainConfig
 from anml.report.comparison import differences as module
 from anml.report.comparison.differences import choices
 from anml.report.comparison.model import with_choices
+from tests.report.comparison.test_comparison import CONFIGS
 from tests.report.conftest import cells, compare, contenders_of
 from tests.report.test_page import words
 
