@@ -1,6 +1,5 @@
 """A checkpoint to share: the model without its training state, and a card of its origin and accuracy."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from anml.config.training import TrainConfig, TrainingId
 from anml.errors import CheckpointError, ConfigError
 from anml.experiment import Experiment
 from anml.models.meta_model import find_not_finite
-from anml.report.curves import best_by_classes
-from anml.report.tables import missing_results, read_scores
+from anml.report.tables import BY_CLASSES_COLUMNS, best_by_classes, missing_results, read_scores
 
 
 def export_model(
@@ -65,7 +63,7 @@ def _about(experiment: Experiment, config: TrainConfig, card: ModelCard, half: b
         "git_commit": environment.get("git_commit"),
         "trained_on": _without(environment.get("training_machine"), "host"),
         "weights": str(torch.float16 if half else torch.float32).removeprefix("torch."),
-        "accuracy": [asdict(milestone) for milestone in best_by_classes(rows)],
+        "accuracy": [{name: getattr(best, name) for name in BY_CLASSES_COLUMNS} for best in best_by_classes(rows)],
         "missing": missing_results(this_step, rows),
     }
 

@@ -1,7 +1,7 @@
 """Pages to browse experiments: `experiments/index.html`, and one for each project.
 
-Report jobs of several experiments may write them at once. Each writes what it finds, looks again, and writes again
-until nothing has changed in between: whoever writes last has then seen every report that was there before it.
+Report jobs of several experiments may write them at the same time. Each job writes a page, renders it again, and
+writes again until nothing has changed in between: the last writer has then seen every report.
 """
 
 import shlex
@@ -23,10 +23,10 @@ from anml.report.tables import RateResult, read_summary
 from anml.report.text import accuracy, last_checkpoint
 
 PAGE = "index.html"
-# Every index of ours has it, also those of earlier versions.
-_OURS = '<body class="index">'
+# Every index has it, also those of earlier versions.
+_INDEX_MARK = '<body class="index">'
 COMPARISON = "comparison.html"
-# Somebody is always writing on a busy cluster; their own last look will find what this one missed.
+# On a busy cluster some job is always writing; the last look of that job finds what this one missed.
 MOST_ATTEMPTS = 10
 
 
@@ -37,7 +37,6 @@ class IndexEntry:
     best: test accuracy by flavor at the last checkpoint, for the largest setting, of the best of its models.
     """
 
-    project: str
     group: str
     launched: str
     model: str
@@ -47,26 +46,11 @@ class IndexEntry:
     best: dict[str, RateResult]
 
 
-@dataclass(frozen=True)
-class ProjectTable:
-    """The experiments of a project. compared: when their comparison was written, empty where there is none.
-
-    can_compare: at least two have results. is_stale: a report is newer than the comparison.
-    """
-
-    project: str
-    entries: list[IndexEntry]
-    flavors: list[str]
-    compared: str
-    can_compare: bool
-    is_stale: bool
-
-
 def write_indexes(experiment: Experiment, in_force: Path | None = None) -> list[str]:
     """Write the index of an experiment's project and the index of all projects, in the folder of experiments.
 
     in_force: the folder of experiments that a command was given. Returns a sentence for each page that is not written:
-    above a copy of an experiment, or in place of a page that is not ours.
+    above a copy of an experiment, or in place of a page that is not an index.
     """
     experiments = experiments_folder(experiment, in_force)
     if experiments is None:
@@ -74,14 +58,14 @@ def write_indexes(experiment: Experiment, in_force: Path | None = None) -> list[
                 "; --experiments-dir names another folder"]  # fmt: skip
     project = experiments / experiment.project
     return [
-        *_write_until_settled(project / PAGE, lambda: _render([project], depth=1)),
-        *_write_until_settled(experiments / PAGE, lambda: _render(_projects(experiments), depth=0)),
+        *_write_until_settled(project / PAGE, lambda: _render([project], is_project=True)),
+        *_write_until_settled(experiments / PAGE, lambda: _render(_projects(experiments), is_project=False)),
     ]
 
 
 def _write_until_settled(path: Path, render: Callable[[], str]) -> list[str]:
     """Write a page, unless something else has its name. Returns a sentence then."""
-    if path.exists() and not (path.is_file() and _OURS in path.read_text(encoding="utf-8", errors="replace")):
+    if path.exists() and not (path.is_file() and _INDEX_MARK in path.read_text(encoding="utf-8", errors="replace")):
         return [f"{path}: is not a page of ours, so it is left alone; rename it to get an index of experiments"]
     page = render()
     for _ in range(MOST_ATTEMPTS):
@@ -97,13 +81,13 @@ def _projects(experiments: Path) -> list[Path]:
     return sorted(path for path in experiments.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _render(projects: list[Path], depth: int) -> str:
-    """Return an index of projects as HTML; depth 0: the page lies beside them, 1: inside the only one."""
-    tables = [_table(project) for project in projects]
-    tables = sorted((table for table in tables if table.entries), key=lambda t: t.entries[0].launched, reverse=True)
+def _render(projects: list[Path], is_project: bool) -> str:
+    """Return an index of projects as HTML. is_project: the page lies inside the only one, else beside them."""
+    tables = [table for table in map(_table, projects) if table["entries"]]
+    tables.sort(key=lambda table: table["entries"][0].launched, reverse=True)
     context: dict[str, Any] = {
-        "title": projects[0].name if depth else "Experiments",
-        "is_project": depth == 1,
+        "title": projects[0].name if is_project else "Experiments",
+        "is_project": is_project,
         "accuracy": accuracy,
         "classes": classes,
         "is_validation": is_validation,
@@ -114,18 +98,20 @@ def _render(projects: list[Path], depth: int) -> str:
     return templates().get_template("index.html").render(context)
 
 
-def _table(project: Path) -> ProjectTable:
-    entries = _entries(project)
+def _table(project: Path) -> dict[str, Any]:
+    """Return a project's experiments, the newest first, and what is known of their comparison."""
+    groups = [path for path in sorted(project.iterdir()) if (path / "config.yml").is_file()]
+    entries = sorted((_entry(Experiment(path)) for path in groups), key=lambda entry: entry.launched, reverse=True)
     written = _modified(project / COMPARISON)
     reported = max((_modified(project / entry.group / "report" / PAGE) for entry in entries), default=0.0)
-    return ProjectTable(
-        project=project.name,
-        entries=entries,
-        flavors=_flavors(entries),
-        compared=_minute(datetime.fromtimestamp(written, UTC)) if written else "",
-        can_compare=sum(bool(entry.best) for entry in entries) > 1,
-        is_stale=reported > written,
-    )
+    return {
+        "project": project.name,
+        "entries": entries,
+        "flavors": list(dict.fromkeys(flavor for entry in entries for flavor in entry.best)),
+        "compared": _minute(datetime.fromtimestamp(written, UTC)) if written else "",
+        "can_compare": sum(bool(entry.best) for entry in entries) > 1,
+        "is_stale": reported > written,
+    }
 
 
 def _modified(path: Path) -> float:
@@ -139,28 +125,20 @@ def _minute(time: datetime) -> str:
     return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def _entries(project: Path) -> list[IndexEntry]:
-    """Return a project's experiments, the newest first."""
-    groups = [path for path in sorted(project.iterdir()) if (path / "config.yml").is_file()]
-    return sorted((_entry(Experiment(path)) for path in groups), key=lambda entry: entry.launched, reverse=True)
-
-
-def _flavors(entries: list[IndexEntry]) -> list[str]:
-    """Return the flavors of all entries, in the order in which they first come."""
-    return list(dict.fromkeys(flavor for entry in entries for flavor in entry.best))
-
-
 def _entry(experiment: Experiment) -> IndexEntry:
     config = _raw_config(experiment)
+    try:
+        best = last_checkpoint(read_summary(experiment.report / "summary.csv"))
+    except (OSError, ValueError, TypeError, KeyError):
+        best = []
     return IndexEntry(
-        project=experiment.project,
         group=experiment.group,
         launched=_launched(experiment),
         model=str(config.get("model_name") or config.get("model") or ""),
         dataset=str(config.get("dataset") or ""),
         state=overall_state(read_jobs(experiment)),
         has_report=(experiment.report / PAGE).is_file(),
-        best={point.flavor: point for point in _best(experiment)},
+        best={result.flavor: result for result in best},
     )
 
 
@@ -181,10 +159,3 @@ def _launched(experiment: Experiment) -> str:
     except ValueError:
         time = datetime.fromtimestamp(experiment.config_file.stat().st_mtime, UTC)
     return _minute(time)
-
-
-def _best(experiment: Experiment) -> list[RateResult]:
-    try:
-        return last_checkpoint(read_summary(experiment.report / "summary.csv"))
-    except (OSError, ValueError, TypeError, KeyError):
-        return []

@@ -53,19 +53,16 @@ def count(number: int, plural: str) -> str:
 
 
 def sentence(config: TrainConfig) -> str:
-    """Return what was run, in one sentence."""
-    method = config.method.words
     seeds, rates = config.training_seeds, config.inner_lrs or ()
-    per_class, size = config.examples_per_class, config.image_shape[1]
-    data = f"{_DATA_SETS.get(config.dataset, config.dataset)} ({config.num_train_classes:,} classes of {per_class:,} "
-    data += f"{images(config.dataset)}, {size}x{size} pixels)"
-    amount = count(config.total_steps, unit(config))
-    names = listed([str(seed) for seed in seeds])
-    who = f"seeds {names}" if len(seeds) > 1 else f"seed {names}"
-    who += f", inner learning rates {listed([str(rate) for rate in rates])}" if len(rates) > 1 else ""
-    who += ", each trained on its own" if len(config.trainings) > 1 else ""
-    amount += f"{_options(config)}, {who}"
-    return f"{config.display_name} {method} on {data} for {amount}; {_evaluations(config)}."
+    size = config.image_shape[1]
+    data = f"{_DATA_SETS.get(config.dataset, config.dataset)} ({config.num_train_classes:,} classes of "
+    data += f"{config.examples_per_class:,} {images(config.dataset)}, {size}x{size} pixels)"
+    seed_names = listed([str(seed) for seed in seeds])
+    trainings = f"seeds {seed_names}" if len(seeds) > 1 else f"seed {seed_names}"
+    trainings += f", inner learning rates {listed([str(rate) for rate in rates])}" if len(rates) > 1 else ""
+    trainings += ", each trained on its own" if len(config.trainings) > 1 else ""
+    amount = f"{count(config.total_steps, unit(config))}{_options(config)}, {trainings}"
+    return f"{config.display_name} {config.method.words} on {data} for {amount}; {_evaluations(config)}."
 
 
 def _options(config: TrainConfig) -> str:
@@ -79,18 +76,16 @@ def _options(config: TrainConfig) -> str:
 def _evaluations(config: TrainConfig) -> str:
     if not config.eval:
         return "nothing was to be evaluated"
-    flavors = count(len(config.eval), "flavors")
     most = max(max(flavor.classes) for flavor in config.eval.values())
     held_out = [name for name, flavor in config.eval.items() if flavor.is_validation]
-    what = HELD_OUT if len(held_out) == len(config.eval) else "classes never seen in training"
-    what += f" ({listed(held_out)}: {HELD_OUT})" if 0 < len(held_out) < len(config.eval) else ""
+    which = HELD_OUT if len(held_out) == len(config.eval) else "classes never seen in training"
+    which += f" ({listed(held_out)}: {HELD_OUT})" if 0 < len(held_out) < len(config.eval) else ""
     runs = sorted({flavor.runs for flavor in config.eval.values()})
     each = f"{listed([str(number) for number in runs], 'or')} run{'s' if runs[-1] > 1 else ''} each"
-    return f"evaluated by {flavors} on up to {most:,} {what}, {each}"
+    return f"evaluated by {count(len(config.eval), 'flavors')} on up to {most:,} {which}, {each}"
 
 
 def listed(words: Sequence[str], joint: str = "and") -> str:
-    """Return `a, b and c`."""
     *first, last = words
     return f"{', '.join(first)} {joint} {last}" if first else last
 

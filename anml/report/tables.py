@@ -1,4 +1,4 @@
-"""Results as tables: every point of the sweeps, and the best learning rate of each sweep (the summary)."""
+"""Results as tables: every learning rate of the sweeps, the best one of each (the summary), and accuracy by classes."""
 
 import math
 from collections import Counter
@@ -18,7 +18,7 @@ from anml.report.statistics import estimate, grouped
 from anml.results import ResultRow, read_results
 
 T = TypeVar("T")
-# The train_seed of points that pool several trainings.
+# The train_seed of results that pool several trainings.
 POOLED = "all"
 
 
@@ -29,7 +29,8 @@ class Scores(NamedTuple):
     problems: list[str]
 
 
-class Sweep(NamedTuple):
+@dataclass(frozen=True)
+class Sweep:
     """What a learning rate is chosen for: one flavor of one model's checkpoint with one amount of classes and examples.
 
     Trainings that differ in their seed have the same model, those of several inner learning rates a model each.
@@ -46,22 +47,16 @@ class Sweep(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RateResult:
-    """One learning rate of a sweep, over all runs, at the end of their trajectories. A row of `summary.csv`.
+class RateResult(Sweep):
+    """One learning rate of a sweep over all runs. A row of `summary.csv` (and, with fewer columns, `by-classes.csv`).
 
     train_seed: the training's seed, or `all`. lr: None where nothing is learned. Accuracies are fractions: mean, its
     standard deviation over runs (n - 1), half the width of the mean's 95% interval over runs or over seeds' means.
+    A new column is a field here with a default, for the reports of earlier versions, a line in `_rate_result`, and, to
+    be on the page, one in PAGE_COLUMNS.
     """
 
     train_seed: str
-    flavor: str
-    protocol: str
-    model: str
-    dataset: str
-    checkpoint_step: int
-    classes: int
-    train_examples: int
-    test_examples: int
     lr: float | None
     test_acc: float
     test_std: float
@@ -74,26 +69,41 @@ class RateResult:
 
     @property
     def sweep(self) -> Sweep:
-        """The sweep that it is a point of."""
         return sweep_of(self)
 
 
-def sweep_of(item: "RateResult | ResultRow") -> Sweep:
-    """Return the sweep that a point or a result belongs to."""
-    return Sweep(*(getattr(item, name) for name in Sweep._fields))
+SWEEP_COLUMNS = tuple(field.name for field in fields(Sweep))
+SUMMARY_COLUMNS = tuple(dict.fromkeys(("train_seed", *(field.name for field in fields(RateResult)))))
+BY_CLASSES_COLUMNS = (
+    "flavor", "model", "dataset", "checkpoint_step", "train_examples", "test_examples", "classes", "lr", "test_acc",
+    "test_ci95", "train_acc", "runs", "seeds",
+)  # fmt: skip
+
+# Numbers on the page, in its table of all learning rates: heading, column, format.
+PAGE_COLUMNS = (
+    ("test", "test_acc", "%.4f"),
+    ("std", "test_std", "%.4f"),
+    ("± 95%", "test_ci95", "%.4f"),
+    ("train", "train_acc", "%.4f"),
+    ("runs", "runs", "%d"),
+)
+
+
+def sweep_of(item: Sweep | ResultRow) -> Sweep:
+    return Sweep(*(getattr(item, name) for name in SWEEP_COLUMNS))
 
 
 def read_scores(experiment: Experiment) -> Scores:
     """Read all results of an experiment, the parts of array jobs included. A damaged file is reported, not fatal."""
-    found: dict[tuple, ResultRow] = {}
+    rows: dict[tuple, ResultRow] = {}
     problems = []
     for path in sorted(experiment.results.glob("*.csv")):
         try:
-            # A sweep cut differently on a retry leaves the same scoring in two files: the key keeps one.
-            found |= {(*_trajectory(row), row.epoch, row.step): row for row in read_results([path])}
+            # A sweep that is cut differently on a retry leaves the same scoring in two files: the key keeps one.
+            rows |= {(*_trajectory(row), row.epoch, row.step): row for row in read_results([path])}
         except (DataError, ValueError, TypeError) as error:
             problems.append(f"{path.name} was left out: {error}")
-    return Scores(list(found.values()), problems)
+    return Scores(list(rows.values()), problems)
 
 
 def _trajectory(row: ResultRow) -> tuple:
@@ -106,57 +116,62 @@ def finals(rows: Iterable[ResultRow]) -> list[ResultRow]:
 
 
 def rate_results(rows: Iterable[ResultRow], flavors: Sequence[str] = ()) -> list[RateResult]:
-    """Return a point per learning rate of every sweep, for each training and, of several, pooled over them.
+    """Return the result of every learning rate of every sweep, for each training and, of several, pooled over them.
 
-    flavors: the order of points; flavors not named come behind.
+    flavors: their order; flavors not named come last.
     """
     ends = finals(rows)
-    points = []
-    for group in grouped(ends, lambda row: (sweep_of(row), row.lr, row.train_seed)).values():
-        points.append(_point(str(group[0].train_seed), group))
+    rates = grouped(ends, lambda row: (sweep_of(row), row.lr, row.train_seed)).values()
+    results = [_rate_result(rate, str(rate[0].train_seed)) for rate in rates]
     if len({row.train_seed for row in ends}) > 1:
-        points += [_point(POOLED, group) for group in grouped(ends, lambda row: (sweep_of(row), row.lr)).values()]
-    rank = {flavor: place for place, flavor in enumerate(flavors)}
-    return sorted(points, key=lambda point: _order(point, rank))
+        results += [_rate_result(rate) for rate in grouped(ends, lambda row: (sweep_of(row), row.lr)).values()]
+    rank = {flavor: number for number, flavor in enumerate(flavors)}
+    return sorted(results, key=lambda result: _order(result, rank))
 
 
-def _point(train_seed: str, ends: list[ResultRow]) -> RateResult:
-    test = estimate((row.train_seed, row.test_acc) for row in ends)
+def _rate_result(ends: list[ResultRow], train_seed: str = POOLED, classes: int | None = None) -> RateResult:
+    """Return the result of a learning rate, given one scoring of each of its trajectories.
+
+    classes: how many are learned by then; None: all.
+    """
+    row = ends[0]
+    sweep = {**vars(sweep_of(row)), "classes": classes or row.classes}
+    test = estimate((end.train_seed, end.test_acc) for end in ends)
     return RateResult(
-        train_seed,
-        *sweep_of(ends[0]),
-        lr=ends[0].lr,
+        **sweep,
+        train_seed=train_seed,
+        lr=row.lr,
         test_acc=test.mean,
         test_std=test.std,
         test_ci95=test.half_width,
         interval_over=test.over,
-        train_acc=estimate((row.train_seed, row.train_acc) for row in ends).mean,
+        train_acc=estimate((end.train_seed, end.train_acc) for end in ends).mean,
         runs=test.runs,
         seeds=test.seeds,
-        chance=1 / ends[0].classes,
+        chance=1 / sweep["classes"],
     )
 
 
-def _order(point: RateResult, rank: dict[str, int]) -> tuple:
-    """Most classes first, model by model; of one flavor and checkpoint the pooled points first, then seed by seed.
+def _order(result: RateResult, rank: dict[str, int]) -> tuple:
+    """Most classes first, model by model; of one flavor and checkpoint the pooled results first, then seed by seed.
 
     Held-out background classes come last.
     """
-    sizes = (-point.classes, point.train_examples, point.test_examples)
-    setting = (is_validation(point.dataset), *sizes, *model_order(point.model))
-    flavor = (rank.get(point.flavor, len(rank)), point.flavor, point.protocol, point.dataset)
-    seed = -1 if point.train_seed == POOLED else int(point.train_seed)
-    return (*setting, *flavor, point.checkpoint_step, seed, point.lr or 0.0)
+    sizes = (-result.classes, result.train_examples, result.test_examples)
+    setting = (is_validation(result.dataset), *sizes, *model_order(result.model))
+    flavor = (rank.get(result.flavor, len(rank)), result.flavor, result.protocol, result.dataset)
+    seed = -1 if result.train_seed == POOLED else int(result.train_seed)
+    return (*setting, *flavor, result.checkpoint_step, seed, result.lr or 0.0)
 
 
-def best_rates(points: Iterable[RateResult]) -> list[RateResult]:
+def best_rates(results: Iterable[RateResult]) -> list[RateResult]:
     """Return the summary: of every sweep, the learning rate with the highest mean test accuracy.
 
     Of equal ones the one whose mean is known better, then the smaller. The choice is made on the test accuracy that
     is reported, as in the published tables.
     """
-    sweeps = grouped(points, lambda point: (point.train_seed, point.sweep)).values()
-    return [min(run_most(sweep, lambda point: point.runs), key=_badness) for sweep in sweeps]
+    sweeps = grouped(results, lambda result: (result.train_seed, result.sweep)).values()
+    return [min(run_most(sweep, lambda result: result.runs), key=_badness) for sweep in sweeps]
 
 
 def run_most(rates: Iterable[T], runs: Callable[[T], int]) -> list[T]:
@@ -166,61 +181,100 @@ def run_most(rates: Iterable[T], runs: Callable[[T], int]) -> list[T]:
     return [rate for rate in rates if runs(rate) == most]
 
 
-def _badness(point: RateResult) -> tuple[float, float, float]:
+def _badness(result: RateResult) -> tuple[float, float, float]:
     # Sums in another order differ in the last digits, which must not break a tie.
-    mean = -math.inf if math.isnan(point.test_acc) else round(point.test_acc, 12)
-    spread = math.inf if math.isnan(point.test_std) else round(point.test_std / math.sqrt(point.runs), 12)
-    return (-mean, spread, point.lr or 0.0)
+    mean = -math.inf if math.isnan(result.test_acc) else round(result.test_acc, 12)
+    spread = math.inf if math.isnan(result.test_std) else round(result.test_std / math.sqrt(result.runs), 12)
+    return (-mean, spread, result.lr or 0.0)
 
 
-def main_points(points: Sequence[RateResult]) -> list[RateResult]:
-    """Return the points to show first: those pooled over trainings, or all of them when there is one training."""
-    return [point for point in points if point.train_seed == POOLED] or list(points)
+def main_results(results: Sequence[RateResult]) -> list[RateResult]:
+    """Return the results to show first: those pooled over trainings, or all of them when there is one training."""
+    return [result for result in results if result.train_seed == POOLED] or list(results)
 
 
-def as_frame(points: Iterable[RateResult]) -> pd.DataFrame:
-    """Return points as a table, a column per field of SweepPoint."""
-    table = pd.DataFrame([vars(point) for point in points], columns=[field.name for field in fields(RateResult)])
-    return table.astype({"lr": float})
+def best_by_classes(rows: Iterable[ResultRow]) -> list[RateResult]:
+    """Return the best learning rate for every flavor, checkpoint and number of classes that was scored.
+
+    This is how published tables give accuracies. A trajectory of many classes that is scored after `classes` of them
+    is one of `classes` classes so far: the others have not been seen.
+    """
+    names = ("flavor", "model", "dataset", "checkpoint_step", "train_examples", "test_examples", "classes_trained")
+    groups = grouped(rows, lambda row: tuple(getattr(row, name) for name in names)).values()
+    order = ("checkpoint_step", "flavor", "dataset", "train_examples", "classes")
+    best = [_best_after(group[0].classes_trained, group) for group in groups]
+    return sorted(best, key=lambda result: (*model_order(result.model), *(getattr(result, name) for name in order)))
 
 
-def write_summary(path: Path, summary: Iterable[RateResult]) -> None:
-    """Write a summary as CSV."""
-    as_frame(summary).to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
+def _best_after(classes: int, rows: list[ResultRow]) -> RateResult:
+    # Of several scorings of a trajectory (epochs of an i.i.d. one) the last; of several trajectory lengths the longest.
+    last = {(row.lr, row.train_seed, row.run): row for row in sorted(rows, key=lambda row: (row.classes, row.step))}
+    rates = run_most(grouped(last.values(), lambda row: row.lr).values(), len)
+    results = [_rate_result(rate, classes=classes) for rate in rates]
+    return max(results, key=lambda result: (result.test_acc, -(result.lr or 0.0)))
+
+
+def learning_curve(rows: Sequence[ResultRow], best: Sequence[RateResult]) -> list[RateResult]:
+    """Return the accuracies of a flavor at its best rates, after so many classes: means over those learned so far.
+
+    best: the flavor's part of the summary at one checkpoint, one result per number of classes. Either one long
+    trajectory was scored on its way, or each number of classes has its own sweep; the longer curve is returned.
+    """
+    longest = max(best, key=lambda result: result.classes)
+    on_the_way = grouped(_rows_of(rows, [longest]), lambda row: row.classes_trained)
+    at_the_ends = grouped(finals(_rows_of(rows, best)), lambda row: row.classes_trained)
+    curve = []
+    for classes, scorings in sorted(max(on_the_way, at_the_ends, key=len).items()):
+        # I.i.d. learning is scored several times with all classes in play: its end counts.
+        runs = grouped(scorings, lambda row: (row.train_seed, row.run)).values()
+        curve.append(_rate_result([max(run, key=lambda row: row.step) for run in runs], classes=classes))
+    return curve
+
+
+def _rows_of(rows: Sequence[ResultRow], best: Sequence[RateResult]) -> list[ResultRow]:
+    """Return the rows that results of the summary are made of."""
+    rates = {(result.sweep, result.lr) for result in best}
+    seeds = {result.train_seed for result in best}
+    rows = [row for row in rows if POOLED in seeds or str(row.train_seed) in seeds]
+    return [row for row in rows if (sweep_of(row), row.lr) in rates]
+
+
+def as_frame(results: Iterable[RateResult], columns: Sequence[str] = SUMMARY_COLUMNS) -> pd.DataFrame:
+    return pd.DataFrame([vars(result) for result in results], columns=list(columns)).astype({"lr": float})
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table with as many digits as an accuracy can need."""
+    frame.to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
 
 
 def read_summary(path: Path) -> list[RateResult]:
-    """Read a summary that a report has written. Raises OSError, ValueError or TypeError."""
+    """Read a summary of a report of this or another version. Raises OSError, ValueError or TypeError."""
     empty = {name: [""] for name in ("lr", "test_std", "test_ci95")}
     table = pd.read_csv(path, dtype={"train_seed": str}, keep_default_na=False, na_values=empty)
     if "model" not in table:  # An earlier report's.
         table["model"] = ""
-    records = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    rows = table.to_dict("records")
+    records = [{name: row[name] for name in SUMMARY_COLUMNS if name in row} for row in rows]
     return [RateResult(**{**record, "lr": None if math.isnan(record["lr"]) else record["lr"]}) for record in records]
 
 
-# What a config asks for against what the results hold: a sweep that is incomplete must say so.
-
-
 def missing_results(config: TrainConfig, rows: Sequence[ResultRow], models: Collection[str] | None = None) -> list[str]:
-    """Return a sentence for every flavor and checkpoint that has fewer trajectories than its sweep has points.
+    """Return a sentence for every flavor and checkpoint that has fewer trajectories than its sweep asks for.
 
     models: only of these, by the names that results have (default: all).
     """
-    found = Counter((row.flavor, row.checkpoint_step, row.model, row.train_seed) for row in finals(rows))
+    counts = Counter((row.flavor, row.checkpoint_step, row.model, row.train_seed) for row in finals(rows))
     steps = [*([0] if config.eval_untrained else []), *config.checkpoint_steps]
-    trainings = [(one, config.for_training(one)) for one in config.trainings]
-    trainings = [(one, alone) for one, alone in trainings if models is None or alone.display_name in models]
+    trainings = [(training, config.for_training(training)) for training in config.trainings]
     sentences = []
     for flavor, evaluation in config.eval.items():
+        wanted = evaluation.count_trajectories()
         for step in steps:
-            for one, alone in trainings:
-                has, wanted = found[flavor, step, alone.display_name, alone.seed], evaluation.count_trajectories()
-                if has < wanted:
-                    where = ", ".join(filter(None, (flavor, checkpoint(step, unit(config)), one.words)))
-                    sentences.append(f"{where}: {_amount(has, wanted)}")
+            for training, alone in trainings:
+                count = counts[flavor, step, alone.display_name, alone.seed]
+                if count < wanted and (models is None or alone.display_name in models):
+                    which = ", ".join(filter(None, (flavor, checkpoint(step, unit(config)), training.words)))
+                    amount = f"{count:,} of {wanted:,} trajectories" if count else "no results"
+                    sentences.append(f"{which}: {amount}")
     return sentences
-
-
-def _amount(has: int, wanted: int) -> str:
-    return f"{has:,} of {wanted:,} trajectories" if has else "no results"

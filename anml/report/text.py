@@ -6,17 +6,20 @@ from typing import NamedTuple
 
 from anml.config.facts import is_validation
 from anml.report import labels
-from anml.report.curves import ClassCountAccuracy
 from anml.report.labels import checkpoint
 from anml.report.statistics import Estimate, grouped
-from anml.report.tables import RateResult, main_points
+from anml.report.tables import RateResult, main_results
+
+HEADING = "Test accuracy: mean ± 95% interval of the mean @ the best learning rate"
+WIDTH = 100
+GAP = "  "
 
 
 class Setting(NamedTuple):
     """How much is learned and tested: classes, and examples of each class.
 
-    is_validation: the classes are background classes that training left out. Kept apart from all that is measured on
-    evaluation classes: rates and options were chosen on them.
+    is_validation: the classes are background classes that training left out. They are kept apart from the classes for
+    evaluation: rates and options were chosen on them.
     """
 
     classes: int
@@ -26,12 +29,11 @@ class Setting(NamedTuple):
 
     @property
     def noun(self) -> str:
-        """What the classes are called."""
         return labels.classes(self.is_validation)
 
 
 class AccuracyGrid(NamedTuple):
-    """One model's points in one setting: `cells[flavor][step]`; trained checkpoints first in `steps`, untrained last.
+    """One model's results in one setting: `cells[flavor][step]`; trained checkpoints first in `steps`, untrained last.
 
     model: empty where there is only one.
     """
@@ -43,57 +45,60 @@ class AccuracyGrid(NamedTuple):
 
     @property
     def chance(self) -> float:
-        """Accuracy of guessing among the classes learned."""
         return 1 / self.setting.classes
 
     @property
     def runs(self) -> str:
         """Number of runs behind each mean, in words."""
-        return number_of_runs([point for row in self.cells.values() for point in row.values()])
+        return number_of_runs([result for row in self.cells.values() for result in row.values()])
 
 
-def setting_of(point: RateResult) -> Setting:
-    """Return the setting of a point."""
-    return Setting(point.classes, point.train_examples, point.test_examples, is_validation(point.dataset))
+def setting_of(result: RateResult) -> Setting:
+    return Setting(result.classes, result.train_examples, result.test_examples, is_validation(result.dataset))
+
+
+def setting_and_model(results: Sequence[RateResult]) -> Callable[[RateResult], tuple[Setting, str]]:
+    """Return what gives a result's setting and its model's name, which is empty where there is only one model."""
+    has_several = len({result.model for result in results}) > 1
+    return lambda result: (setting_of(result), result.model if has_several else "")
 
 
 def accuracy_grids(summary: Sequence[RateResult]) -> list[AccuracyGrid]:
     """Return a grid per setting and model in the summary's order, pooled over trainings where there are several."""
     grids = []
-    for (setting, model), points in grouped(main_points(summary), setting_and_model(summary)).items():
-        flavors = grouped(points, lambda point: point.flavor)
-        cells = {flavor: {point.checkpoint_step: point for point in row} for flavor, row in flavors.items()}
-        steps = sorted({point.checkpoint_step for point in points}, key=lambda step: (step == 0, step))
+    for (setting, model), results in grouped(main_results(summary), setting_and_model(summary)).items():
+        flavors = grouped(results, lambda result: result.flavor)
+        cells = {flavor: {result.checkpoint_step: result for result in row} for flavor, row in flavors.items()}
+        steps = sorted({result.checkpoint_step for result in results}, key=lambda step: (step == 0, step))
         grids.append(AccuracyGrid(model, setting, tuple(steps), cells))
     return grids
 
 
-def setting_and_model(points: Sequence[RateResult]) -> Callable[[RateResult], tuple[Setting, str]]:
-    """Return what gives a point's setting and its model's name, which is empty where there is only one model."""
-    has_several = len({point.model for point in points}) > 1
-    return lambda point: (setting_of(point), point.model if has_several else "")
-
-
 def last_checkpoint(summary: Sequence[RateResult]) -> list[RateResult]:
-    """Return a point per flavor: at the last checkpoint, for the setting with the most classes, of the best model.
+    """Return a result per flavor: at the last checkpoint, for the setting with the most classes, of the best model.
 
     Held-out background classes count only where nothing was evaluated on others.
     """
-    points = main_points(summary)
-    points = [point for point in points if setting_of(point) == setting_of(points[0])]
-    last = max((point.checkpoint_step for point in points), default=0)
-    ends = [point for point in points if point.checkpoint_step == last]
-    return [max(group, key=lambda p: p.test_acc) for group in grouped(ends, lambda point: point.flavor).values()]
+    results = main_results(summary)
+    results = [result for result in results if setting_of(result) == setting_of(results[0])]
+    last = max((result.checkpoint_step for result in results), default=0)
+    flavors = grouped((r for r in results if r.checkpoint_step == last), lambda result: result.flavor)
+    return [max(models, key=lambda result: result.test_acc) for models in flavors.values()]
 
 
-def accuracy(point: RateResult) -> str:
+def accuracy(result: RateResult) -> str:
     """Return mean and 95% interval, as `0.734 ± 0.021`."""
-    return f"{point.test_acc:.3f}" + ("" if math.isnan(point.test_ci95) else f" ± {point.test_ci95:.3f}")
+    return f"{result.test_acc:.3f}" + ("" if math.isnan(result.test_ci95) else f" ± {result.test_ci95:.3f}")
 
 
-def number_of_runs(points: Sequence[RateResult | ClassCountAccuracy | Estimate]) -> str:
+def accuracy_at_rate(result: RateResult) -> str:
+    """Return mean, 95% interval and learning rate, as `0.734 ± 0.021 @ 0.001`."""
+    return accuracy(result) + ("" if result.lr is None else f" @ {result.lr:g}")
+
+
+def number_of_runs(results: Sequence[RateResult | Estimate]) -> str:
     """Return `10 runs`, `7 to 10 runs` where some are missing, or `30 runs of 3 seeds`."""
-    runs, seeds = (_range([getattr(point, name) for point in points]) for name in ("runs", "seeds"))
+    runs, seeds = (_range([getattr(result, name) for result in results]) for name in ("runs", "seeds"))
     return f"{runs} run{'' if runs == '1' else 's'}" + ("" if seeds == "1" else f" of {seeds} seeds")
 
 
@@ -102,15 +107,8 @@ def _range(numbers: Sequence[int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-# The accuracy table as plain text, for a terminal or a log.
-
-HEADING = "Test accuracy: mean ± 95% interval of the mean @ the best learning rate"
-WIDTH = 100
-GAP = "  "
-
-
 def accuracy_table(summary: Sequence[RateResult], unit: str = "episodes") -> str:
-    """Return flavors down and checkpoints across, at most 100 columns wide. `unit`: what checkpoints count."""
+    """Return the accuracies as text for a terminal or a log. `unit`: what checkpoints count."""
     grids = accuracy_grids(summary)
     if not grids:
         return "No results yet."
@@ -118,43 +116,35 @@ def accuracy_table(summary: Sequence[RateResult], unit: str = "episodes") -> str
 
 
 def _grid_lines(grid: AccuracyGrid, unit: str) -> list[str]:
-    """Return a caption and as many blocks of columns as it takes to stay within the width."""
     setting = grid.setting
     caption = f"{setting.classes} {setting.noun}, {setting.train_examples} examples of each to learn, "
     caption += f"{setting.test_examples} to test; {grid.runs}"
-    caption = f"{grid.model}: {caption}" if grid.model else caption
-    names = ["flavor", *grid.cells]
-    columns = [_column(grid, step, unit) for step in grid.steps]
+    columns = []
+    for step in grid.steps:
+        results = (row.get(step) for row in grid.cells.values())
+        columns.append([checkpoint(step, unit), *("-" if r is None else accuracy_at_rate(r) for r in results)])
     columns.append(["chance", *(f"{grid.chance:.4f}" for _ in grid.cells)])
-    blocks = blocks_of(columns, WIDTH - max(map(len, names)))
-    return [caption, *(line for block in blocks for line in [*aligned([names, *block]), ""])][:-1]
+    caption = f"{grid.model}: {caption}" if grid.model else caption
+    return [caption, *table_lines(["flavor", *grid.cells], columns)]
 
 
-def _column(grid: AccuracyGrid, step: int, unit: str) -> list[str]:
-    points = (row.get(step) for row in grid.cells.values())
-    return [checkpoint(step, unit), *("-" if point is None else _cell(point) for point in points)]
+def table_lines(names: list[str], columns: list[list[str]]) -> list[str]:
+    """Return the lines of a table, at most WIDTH characters wide: in blocks one below the other where it is wider.
 
-
-def _cell(point: RateResult) -> str:
-    return accuracy(point) + ("" if point.lr is None else f" @ {point.lr:g}")
-
-
-def blocks_of(columns: list[list[str]], width: int) -> list[list[list[str]]]:
-    """Return columns of a table in blocks of at most so many characters."""
-    blocks: list[list[list[str]]] = [[]]
-    left = width
+    names: the first column, which every block begins with. Each column begins with its heading.
+    """
+    blocks = [[names]]
+    width = 0
     for column in columns:
-        needed = len(GAP) + max(map(len, column))
-        if needed > left and blocks[-1]:
-            blocks.append([])
-            left = width
+        width += len(GAP) + max(map(len, column))
+        if width > WIDTH - max(map(len, names)) and len(blocks[-1]) > 1:
+            blocks.append([names])
+            width = len(GAP) + max(map(len, column))
         blocks[-1].append(column)
-        left -= needed
-    return blocks
+    return [line for block in blocks for line in ["", *aligned(block)]][1:]
 
 
 def aligned(columns: list[list[str]]) -> list[str]:
-    """Return the lines of a table given by its columns."""
     widths = [max(map(len, column)) for column in columns]
     rows = zip(*columns, strict=True)
     return [GAP.join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,12 +1,10 @@
 """Writes an experiment's report: table, figures, page."""
 
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from anml.config.facts import is_validation
@@ -15,88 +13,67 @@ from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.jobs.status import read_jobs
-from anml.report import labels
-from anml.report.curves import as_table, best_by_classes
+from anml.report import labels, tables
 from anml.report.figures import draw_classes, draw_rates, draw_training, read_training
-from anml.report.page import ReportContent, render_page
-from anml.report.style import figure_style, save_png
-from anml.report.tables import (
-    RateResult,
-    as_frame,
-    best_rates,
-    missing_results,
-    rate_results,
-    read_scores,
-    write_summary,
-)
+from anml.report.page import ReportContent, publish, render_page
+from anml.report.style import FLAVORS, figure_style, find_looks, save_png
+from anml.report.tables import RateResult
 from anml.report.text import accuracy_table, last_checkpoint
 
 FIGURES = ("accuracy-vs-lr.png", "accuracy-vs-classes.png", "training.png")
-# The figures' type is 11 points; shown so it is about as large as the page's small print.
-PIXELS_PER_INCH = 96
 
 
 @dataclass(frozen=True)
 class Summary:
     """What a report says in short: the best learning rate of every sweep. page: where the report is."""
 
-    points: tuple[RateResult, ...]
+    results: tuple[RateResult, ...]
     page: Path
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """The points as a table, a column per field of SweepPoint."""
-        return as_frame(self.points)
 
     def best_accuracies(self) -> dict[str, float | str]:
         """Return accuracy and learning rate of every flavor at the last checkpoint, for the largest setting.
 
-        On held-out background classes (only where nothing else was evaluated) it is called validation_acc.
-
-        Of several models, those of the one that is best at the flavor, and its name.
+        On held-out background classes (only where nothing else was evaluated) it is called validation_acc. Of several
+        models, the numbers are those of the best one at the flavor, and its name is there.
         """
-        best = last_checkpoint(self.points)
-        rates = {f"best_lr/{point.flavor}": point.lr for point in best if point.lr is not None}
-        has_several = len({point.model for point in self.points}) > 1
-        names = {f"best_model/{point.flavor}": point.model for point in best if has_several}
+        best = last_checkpoint(self.results)
         kind = {True: "validation_acc", False: "test_acc"}
-        accuracies = {f"{kind[is_validation(point.dataset)]}/{point.flavor}": point.test_acc for point in best}
-        return accuracies | rates | names
+        values: dict[str, float | str] = {}
+        values |= {f"{kind[is_validation(result.dataset)]}/{result.flavor}": result.test_acc for result in best}
+        values |= {f"best_lr/{result.flavor}": result.lr for result in best if result.lr is not None}
+        if len({result.model for result in self.results}) > 1:
+            values |= {f"best_model/{result.flavor}": result.model for result in best}
+        return values
 
 
 def write_report(experiment: Experiment) -> Summary:
-    """Write `report/` of an experiment as far as its results go.
-
-    Each file is replaced as a whole, the page last, so that a reader never meets half a report.
-    """
+    """Write `report/` of an experiment as far as its results go. Each file is replaced as a whole, the page last."""
     experiment = Experiment(experiment.root.absolute())
     config, notices = read_config(experiment)
-    rows, problems = read_scores(experiment)
-    points = rate_results(rows, tuple(config.eval) if config else ())
-    summary = best_rates(points)
+    rows, problems = tables.read_scores(experiment)
+    results = tables.rate_results(rows, tuple(config.eval) if config else ())
+    summary, by_classes = tables.best_rates(results), tables.best_by_classes(rows)
     logs = read_training(experiment)
-    notices += problems + (missing_results(config, rows) if config else [])
-    unit, noun = labels.unit(config), labels.images(next((point.dataset for point in summary), ""))
-    marks = config.checkpoint_steps if config else ()
+    notices += problems + (tables.missing_results(config, rows) if config else [])
+    unit, noun = labels.unit(config), labels.images(next((result.dataset for result in summary), ""))
+    looks = find_looks([*(config.eval if config else ()), *(result.flavor for result in results)], FLAVORS)
+    drawers = (
+        lambda: draw_rates(results, looks, unit, noun),
+        lambda: draw_classes(rows, summary, looks, unit, noun),
+        lambda: draw_training(logs, config.checkpoint_steps if config else (), unit),
+    )
 
     experiment.report.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=experiment.root, prefix=".report.") as name:
         folder = Path(name)
-        drawers = (
-            lambda: draw_rates(points, unit, noun),
-            lambda: draw_classes(rows, summary, unit, noun),
-            lambda: draw_training(logs, marks, unit),
-        )
         figures = _draw(folder, drawers)
-        write_summary(folder / "summary.csv", summary)
-        milestones = best_by_classes(rows)
-        as_table(milestones).to_csv(folder / "by-classes.csv", index=False, float_format="%.10g", lineterminator="\n")
+        tables.write_csv(folder / "summary.csv", tables.as_frame(summary))
+        tables.write_csv(folder / "by-classes.csv", tables.as_frame(by_classes, tables.BY_CLASSES_COLUMNS))
         (folder / "accuracy.txt").write_text(accuracy_table(summary, unit) + "\n", encoding="utf-8")
-        content = ReportContent(
-            experiment, config, points, summary, milestones, logs, read_jobs(experiment), figures, notices
-        )
+        jobs = read_jobs(experiment)
+        content = ReportContent(experiment, config, results, summary, by_classes, logs, jobs, figures, notices)
         (folder / "index.html").write_text(render_page(content), encoding="utf-8")
-        _publish(folder, experiment.report)
+        publish(folder, experiment.report, "index.html")
     return Summary(tuple(summary), experiment.report / "index.html")
 
 
@@ -110,20 +87,6 @@ def read_config(experiment: Experiment) -> tuple[TrainConfig | None, list[str]]:
 
 def _draw(folder: Path, drawers: Sequence[Callable[[], Figure | None]]) -> dict[str, int]:
     """Save every figure that there is something to draw for. Returns names and the widths to show them at."""
-    made = {}
     with figure_style():
-        for name, draw in zip(FIGURES, drawers, strict=True):
-            figure = draw()
-            if figure is not None:
-                save_png(figure, folder / name)
-                made[name] = round(figure.get_figwidth() * PIXELS_PER_INCH)
-    return made
-
-
-def _publish(folder: Path, report: Path) -> None:
-    """Move new files into place, the page last; remove figures that have nothing to show any more."""
-    new = sorted(folder.iterdir(), key=lambda path: path.name == "index.html")
-    for path in new:
-        os.replace(path, report / path.name)
-    for name in set(FIGURES) - {path.name for path in new}:
-        (report / name).unlink(missing_ok=True)
+        figures = [(name, draw()) for name, draw in zip(FIGURES, drawers, strict=True)]
+        return {name: save_png(figure, folder / name) for name, figure in figures if figure is not None}

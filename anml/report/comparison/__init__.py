@@ -1,4 +1,4 @@
-"""Several experiments side by side: which of their evaluations are the same, and what each model makes of them."""
+"""Several experiments side by side: a page, figures, and tables as text and CSV."""
 
 import os
 import re
@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
 from anml.config.binding import nearest
 from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.report import labels
-from anml.report.comparison.figures import MOST_PANELS, draw_accuracies, draw_curve
+from anml.report.comparison.figures import MOST_PANELS, draw_accuracies, draw_curve, model_looks
 from anml.report.comparison.model import ComparedModel, read_compared_models, with_choices, with_labels
 from anml.report.comparison.tables import (
     Curve,
@@ -22,22 +21,21 @@ from anml.report.comparison.tables import (
     by_classes_frame,
     comparison_curves,
     comparison_tables,
+    comparison_text,
+    difference,
+    effort,
     gaps_frame,
     gaps_of,
-    write_csv,
+    trained,
 )
-from anml.report.comparison.text import comparison_text, difference, effort, trained
 from anml.report.index import COMPARISON
-from anml.report.page import interval_note, templates
+from anml.report.page import interval_note, publish, templates
 from anml.report.style import figure_style, save_png
+from anml.report.tables import write_csv
 from anml.report.text import accuracy, number_of_runs
-from anml.report.write import PIXELS_PER_INCH
-
-# Writes the comparison of several experiments: a page, figures, and tables as text and CSV.
 
 # Lines under a name, beside its accuracies: with more, rows would be too tall to compare.
 MOST_CHOICES = 5
-_SHOWN_FIGURE = re.compile(r'<img src="(comparison-(?:accuracy|classes-)[^"/]*\.png)"')
 
 
 @dataclass(frozen=True)
@@ -57,96 +55,94 @@ def write_comparison(
     page last. Raises ConfigError where fewer than two experiments have results, and on a flavor that none has.
     """
     output = output.absolute()
-    entries, empty = _read(experiments)
-    entries = with_choices(_only(entries, flavors))
-    tables, curves = comparison_tables(entries), comparison_curves(entries)
-    text = comparison_text(entries, tables)
+    models, empty = _read(experiments)
+    models = with_choices(_with_flavors(models, flavors))
+    tables, curves = comparison_tables(models), comparison_curves(models)
+    text = comparison_text(models, tables)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".comparison.") as name:
         folder = Path(name)
-        figures = _draw(folder, entries, tables, curves)
-        write_csv(folder / "comparison.csv", as_frame(entries, tables))
-        write_csv(folder / "comparison-by-classes.csv", by_classes_frame(entries))
-        write_csv(folder / "comparison-oracle-gaps.csv", gaps_frame(entries, tables))
+        figures = _draw(folder, models, tables, curves)
+        write_csv(folder / "comparison.csv", as_frame(models, tables))
+        write_csv(folder / "comparison-by-classes.csv", by_classes_frame(models))
+        write_csv(folder / "comparison-oracle-gaps.csv", gaps_frame(models, tables))
         (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
-        page = _render(entries, tables, curves, figures, empty, output, command)
+        page = _render(models, tables, curves, figures, empty, output, command)
         (folder / COMPARISON).write_text(page, encoding="utf-8")
-        _publish(folder, output)
+        publish(folder, output, COMPARISON)
     return Comparison(text, output / COMPARISON)
 
 
 def _read(experiments: Sequence[Experiment]) -> tuple[list[ComparedModel], list[str]]:
-    """Return the experiments with results, and the names of those without."""
-    found = [(experiment, read_compared_models(experiment)) for experiment in experiments]
-    entries = with_labels([entry for _, own in found for entry in own])
-    empty = [f"{experiment.project}/{experiment.group}" for experiment, own in found if not own]
-    if len(entries) < 2:
-        have = f"only {entries[0].address} has results" if entries else "no experiment has results yet"
+    """Return the models of experiments with results, and the names of those without."""
+    models: list[ComparedModel] = []
+    empty = []
+    for experiment in experiments:
+        of_experiment = read_compared_models(experiment)
+        models += of_experiment
+        empty += [] if of_experiment else [f"{experiment.project}/{experiment.group}"]
+    if len(models) < 2:
+        have = f"only {models[0].address} has results" if models else "no experiment has results yet"
         without = f" (without: {', '.join(empty)})" if empty else ""
         message = f"{have}{without}; a comparison takes two or more. See: python -m anml status PROJECT/GROUP"
         raise ConfigError(message)
-    return entries, empty
+    return with_labels(models), empty
 
 
-def _only(entries: Sequence[ComparedModel], flavors: Sequence[str]) -> list[ComparedModel]:
-    """Return contenders with the flavors asked for, and those that are the same evaluation under another name."""
+def _with_flavors(models: Sequence[ComparedModel], flavors: Sequence[str]) -> list[ComparedModel]:
+    """Return models with the flavors asked for, and with those that are the same evaluation under another name."""
     if not flavors:
-        return list(entries)
-    known = list(dict.fromkeys(flavor for entry in entries for flavor in entry.flavors))
-    unknown = [flavor for flavor in flavors if flavor not in known]
+        return list(models)
+    names = list(dict.fromkeys(flavor for model in models for flavor in model.flavors))
+    unknown = [flavor for flavor in flavors if flavor not in names]
     if unknown:
-        problems = [f"no flavor {name}{nearest(name, known)}; there are: {', '.join(known)}" for name in unknown]
+        problems = [f"no flavor {name}{nearest(name, names)}; there are: {', '.join(names)}" for name in unknown]
         raise ConfigError(problems)
-    columns = [column for table in comparison_tables(entries) for column in table.columns]
-    cells = [
-        cells for column in columns if not {c.point.flavor for c in column.cells.values()}.isdisjoint(flavors)
-        for cells in column.cells.items()
-    ]  # fmt: skip
-    found = []
-    for place, entry in enumerate(entries):
-        chosen = {cell.point.flavor for other, cell in cells if other == place}
-        found += [entry.with_flavors(chosen)] if chosen else []
-    if len(found) < 2:
-        message = f"only {found[0].address} has results of {', '.join(flavors)}; a comparison takes two or more"
+    chosen: list[set[str]] = [set() for _ in models]
+    for column in [column for table in comparison_tables(models) for column in table.columns]:
+        own_names = {index: cell.best.flavor for index, cell in column.cells.items()}
+        if not set(flavors).isdisjoint(own_names.values()):
+            for index, name in own_names.items():
+                chosen[index].add(name)
+    kept = [model.with_flavors(own) for model, own in zip(models, chosen, strict=True) if own]
+    if len(kept) < 2:
+        message = f"only {kept[0].address} has results of {', '.join(flavors)}; a comparison takes two or more"
         raise ConfigError(message)
-    return found
+    return kept
 
 
 def _draw(
-    folder: Path, entries: Sequence[ComparedModel], tables: Sequence[Table], curves: Sequence[Curve]
+    folder: Path, models: Sequence[ComparedModel], tables: Sequence[Table], curves: Sequence[Curve]
 ) -> dict[str, int]:
     """Save the figures, that of accuracies first. Returns names and the widths to show them at."""
-    titles = [entry.title for entry in entries]
-    made = {}
+    looks = model_looks(models)
+    widths: dict[str, int] = {}
     with figure_style():
-        drawn = [("accuracy", draw_accuracies(titles, tables))]
-        drawn += [(f"classes-{curve.name}", draw_curve(titles, curve)) for curve in curves]
-        for name, figure in drawn:
+        figures = [("accuracy", draw_accuracies(looks, tables))]
+        figures += [(f"classes-{curve.name}", draw_curve(looks, curve)) for curve in curves]
+        for name, figure in figures:
             if figure is not None:
-                file = _file_name(name, made)
-                save_png(figure, folder / file)
-                made[file] = round(figure.get_figwidth() * PIXELS_PER_INCH)
-    return made
+                file = _file_name(name, widths)
+                widths[file] = save_png(figure, folder / file)
+    return widths
 
 
 def _file_name(name: str, taken: Mapping[str, int]) -> str:
-    """Return a file name of letters, digits, `-`, `_` and `.` that is not taken."""
     stem = "comparison-" + re.sub(r"[^\w.]+", "-", name).strip("-")
     names = [f"{stem}.png", *(f"{stem}-{number}.png" for number in range(2, len(taken) + 3))]
     return next(name for name in names if name not in taken)
 
 
 def _render(
-    entries: Sequence[ComparedModel], tables: Sequence[Table], curves: Sequence[Curve], figures: Mapping[str, int],
+    models: Sequence[ComparedModel], tables: Sequence[Table], curves: Sequence[Curve], figures: Mapping[str, int],
     empty: Sequence[str], output: Path, command: str,
 ) -> str:  # fmt: skip
-    points = [point for table in tables for point in table.points]
-    projects = {entry.experiment.root.parent for entry in entries}
+    projects = {model.experiment.root.parent for model in models}
     context: dict[str, Any] = {
-        "index": output.name if projects == {output} else "",
-        "entries": entries,
-        "report_of": lambda entry: _address(entry.experiment, output),
-        "sentence": lambda entry: labels.sentence(entry.config) if entry.config else "",
+        "project": output.name if projects == {output} else "",
+        "models": models,
+        "report_of": lambda model: _address(model.experiment, output),
+        "sentence": lambda model: labels.sentence(model.config) if model.config else "",
         "trained": trained,
         "most_choices": MOST_CHOICES,
         "tables": tables,
@@ -158,7 +154,7 @@ def _render(
         "images": labels.images,
         "classes_of": labels.classes_of,
         "number_of_runs": number_of_runs,
-        "interval_note": interval_note(points),
+        "interval_note": interval_note([result for table in tables for result in table.results]),
         "figures": list(figures.items())[:1],
         "curves": list(zip(curves, list(figures.items())[1:], strict=True)),
         "is_choice": len(tables) > MOST_PANELS,
@@ -172,14 +168,3 @@ def _address(experiment: Experiment, output: Path) -> str:
     """Return the address of a report relative to the page, empty when there is none."""
     page = experiment.report / "index.html"
     return Path(os.path.relpath(page, output)).as_posix() if page.is_file() else ""
-
-
-def _publish(folder: Path, output: Path) -> None:
-    """Move new files into place, the page last; remove figures of the earlier page that have no successor."""
-    page = output / COMPARISON
-    earlier = set(_SHOWN_FIGURE.findall(page.read_text(encoding="utf-8"))) if page.is_file() else set()
-    new = sorted(folder.iterdir(), key=lambda path: path.name == COMPARISON)
-    for path in new:
-        os.replace(path, output / path.name)
-    for address in earlier - {quote(path.name) for path in new}:
-        (output / unquote(address)).unlink(missing_ok=True)

@@ -1,11 +1,13 @@
-"""Which choices tell trainings apart: the keys of their configs that make a difference and are not the same in all.
+"""What tells trainings apart, and which of their evaluations are the same.
 
-A key counts only where it plays a part: `outer_lr` is no choice of `iid` training, `nm_chs` none of a SANML. Left out
-is what a comparison says elsewhere: seeds and amounts beside the checkpoint; sizes of images and of output layers, and
-what is evaluated, in notes and columns.
+The choices of a training are the keys of its config that make a difference and are not the same in all. A key counts
+only where it plays a part: `outer_lr` is no choice of `iid` training, `nm_chs` none of a SANML. What a comparison says
+elsewhere is left out: seeds and amounts (beside the checkpoint), sizes of images and of output layers (in notes), and
+what is evaluated (in columns).
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +16,7 @@ from anml.config.model_args import complete_args
 from anml.config.protocols import PROTOCOLS, EvalProtocol, find_protocol
 from anml.config.training import TrainConfig
 
-# In the order in which they are told.
+# In the order in which a comparison names them.
 _OF_ALL = ("train_method", "model", "dataset", "train_classes", "train_size", "imgs_per_class", "augment")
 _OF_EPISODES = (
     "inner_lr", "outer_lr", "outer_lr_scheduler", "remember_size", "remember_only", "lobotomize", "sample_method",
@@ -25,7 +27,7 @@ _OF_ZAPPING = ("lobo_scale",)
 _OF_UPDATES = ("ema_decay", "max_grad_norm")
 # They name the parameters of one kind of model; of another they are different by nature.
 _OF_ONE_MODEL = ("inner_params", "outer_params")
-# Where nobody has set these, they follow from another key, which is told.
+# Where nobody has set these, they follow from another key, which is named.
 _FOLLOWING = ("train_classes", "train_size", "imgs_per_class", "num_batches")
 # Values that are more than what stands behind the key.
 _RESOLVED: Mapping[str, Callable[[TrainConfig], Any]] = {
@@ -52,10 +54,10 @@ class _Key(NamedTuple):
 def choices(configs: Sequence[TrainConfig | None]) -> list[dict[str, str]]:
     """Return for each config the keys that tell it from others, with its values as they are written in YAML."""
     settings = [_settings(config) if config else {} for config in configs]
-    known = [config for config in configs if config]
-    keys = dict.fromkeys(key for own in settings for key in own)
-    varied = [key for key in keys if _is_choice(key, {own[key] for own in settings if key in own}, known)]
-    return [{key.name: own[key] for key in varied if key in own} for own in settings]
+    readable = [config for config in configs if config]
+    keys = dict.fromkeys(key for values in settings for key in values)
+    varied = [key for key in keys if _is_choice(key, {values[key] for values in settings if key in values}, readable)]
+    return [{key.name: values[key] for key in varied if key in values} for values in settings]
 
 
 def _is_choice(key: _Key, values: set[str], configs: Sequence[TrainConfig]) -> bool:
@@ -68,17 +70,15 @@ def _is_choice(key: _Key, values: set[str], configs: Sequence[TrainConfig]) -> b
 
 def _settings(config: TrainConfig) -> dict[_Key, str]:
     """Return everything that makes a difference to a training."""
-    kind, own = ("episodes", _OF_EPISODES) if config.method.is_episodic else ("batches", _OF_IID)
-    keys = [*map(_Key, _OF_ALL), *(_Key(name, kind) for name in own), *map(_Key, _OF_UPDATES)]
+    scope, names = ("episodes", _OF_EPISODES) if config.method.is_episodic else ("batches", _OF_IID)
+    keys = [*map(_Key, _OF_ALL), *(_Key(name, scope) for name in names), *map(_Key, _OF_UPDATES)]
     keys += [_Key(name, "zapping") for name in _OF_ZAPPING] if config.is_zapped else []
-    keys += [_Key(name, config.model) for name in _OF_ONE_MODEL] if kind == "episodes" else []
-    found = {key: _written(_value(config, key.name)) for key in keys}
-    arguments = _flat("model_args", complete_args(config.model_record))
-    return found | {_Key(name): _written(value) for name, value in arguments}
-
-
-def _value(config: TrainConfig, name: str) -> Any:
-    return _RESOLVED[name](config) if name in _RESOLVED else getattr(config, name)
+    keys += [_Key(name, config.model) for name in _OF_ONE_MODEL] if scope == "episodes" else []
+    values = [
+        (key, _RESOLVED[key.name](config) if key.name in _RESOLVED else getattr(config, key.name)) for key in keys
+    ]
+    values += [(_Key(name), value) for name, value in _flat("model_args", complete_args(config.model_record))]
+    return {key: _written(value) for key, value in values}
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -108,13 +108,11 @@ def _called(name: str | None, arguments: Mapping[str, Any]) -> str | None:
     return f"{name} ({', '.join(f'{key} {_written(value)}' for key, value in arguments.items())})"
 
 
-# What makes two flavors of different experiments the same evaluation: how and on what is learned, not their names.
-
-
 class Evaluation(NamedTuple):
-    """All keys of a flavor's config that change what its accuracy means; None or empty where one plays no part.
+    """What makes two flavors of different experiments the same evaluation: how and on what is learned, not their names.
 
-    Not here, since a comparison allows for them: sizes and rates of the sweep, the number of runs, when to score.
+    All keys of a flavor's config that change what its accuracy means; None or empty where one plays no part. Not here,
+    since a comparison allows for them: sizes and rates of the sweep, the number of runs, when to score.
     held_out_from: of background classes, how many come before those that were held out (each number leaves others).
     unknown: PROJECT/GROUP/FLAVOR where no config tells more; it equals no other.
     """
@@ -142,6 +140,10 @@ class Evaluation(NamedTuple):
         return EvalProtocol("") if is_lost else find_protocol(self.eval_method)
 
     @property
+    def is_oracle(self) -> bool:
+        return self.protocol.is_shuffled
+
+    @property
     def pair(self) -> "Evaluation":
         """What a sequential evaluation and its oracle share: all but the order and the batches of the examples."""
         if not self.protocol.learns:
@@ -150,22 +152,21 @@ class Evaluation(NamedTuple):
 
 
 def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
-    """Return what a flavor of a config does."""
-    own = config.eval[flavor]
-    request = config.eval_request(own)
-    learns, shuffled = own.protocol.learns, own.protocol.is_shuffled
-    method = "lstsq" if own.protocol.solves_head else own.reinit_method
+    keys = config.eval[flavor]
+    request = config.eval_request(keys)
+    learns, shuffled = keys.protocol.learns, keys.protocol.is_shuffled
+    method = "lstsq" if keys.protocol.solves_head else keys.reinit_method
     return Evaluation(
-        own.eval_method,
+        keys.eval_method,
         request.name,
-        opt_params=selectors(config, own.opt_params) if learns else (),
-        reinit_params=selectors(config, own.reinit_params),
+        opt_params=selectors(config, keys.opt_params) if learns else (),
+        reinit_params=selectors(config, keys.reinit_params),
         reinit_method=method,
-        reinit_bias=own.reinit_bias,
-        adam_betas=own.betas if learns else None,
-        init_size=own.init_size if method == "lstsq" else None,
-        epochs=own.epochs if shuffled else None,
-        batch_size=own.batch_size if shuffled else None,
+        reinit_bias=keys.reinit_bias,
+        adam_betas=keys.betas if learns else None,
+        init_size=keys.init_size if method == "lstsq" else None,
+        epochs=keys.epochs if shuffled else None,
+        batch_size=keys.batch_size if shuffled else None,
         imgs_per_class=request.examples,
         allow_incomplete=request.allow_incomplete,
         class_names=request.classes[request.first_class :],
@@ -180,7 +181,7 @@ def selectors(config: TrainConfig, names: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass
 class Alignment:
-    """One evaluation, and what each experiment (by its place) calls it.
+    """One evaluation, and what each model (by its index) calls it.
 
     difference: what tells it from another of the same name, if there is one.
     """
@@ -192,50 +193,38 @@ class Alignment:
 
     @property
     def label(self) -> str:
-        """A name that no other has."""
         return f"{self.name} ({self.difference})" if self.difference else self.name
 
 
-def align(experiments: Sequence[Mapping[str, Evaluation]]) -> list[Alignment]:
-    """Return the evaluations of experiments, each given as {flavor: what it does}; oracles follow sequential ones.
+def align(models: Sequence[Mapping[str, Evaluation]]) -> list[Alignment]:
+    """Return the evaluations of models, each given as {flavor: what it does}; oracles follow sequential ones.
 
-    Flavors of the same name come together first, then others that do the same: two flavors of one experiment never do.
+    Flavors of the same name come together first, then others that do the same: two flavors of one model never do.
     """
-    found: list[Alignment] = []
-    for place, flavors in enumerate(experiments):
-        known = {(match.name, match.evaluation) for match in found}
-        for flavor in sorted(flavors, key=lambda name: (name, flavors[name]) not in known):
-            match = _match_for(flavor, flavors[flavor], place, found)
-            if match is None:
-                found.append(Alignment(flavor, flavors[flavor], {place: flavor}))
+    aligned: list[Alignment] = []
+    for index, flavors in enumerate(models):
+        earlier = {(match.name, match.evaluation) for match in aligned}
+        for flavor in sorted(flavors, key=lambda name: (name, flavors[name]) not in earlier):
+            same = [a for a in aligned if a.evaluation == flavors[flavor] and index not in a.flavors]
+            if same:
+                match = next((match for match in same if match.name == flavor), same[0])
+                match.flavors[index] = flavor
             else:
-                match.flavors[place] = flavor
-    _tell_apart(found)
-    return _in_pairs(found)
+                aligned.append(Alignment(flavor, flavors[flavor], {index: flavor}))
+    _tell_apart(aligned)
+    pairs = list(dict.fromkeys(match.evaluation.pair for match in aligned))
+    return sorted(aligned, key=lambda match: (pairs.index(match.evaluation.pair), match.evaluation.is_oracle))
 
 
-def _match_for(flavor: str, evaluation: Evaluation, place: int, found: Sequence[Alignment]) -> Alignment | None:
-    same = [match for match in found if match.evaluation == evaluation and place not in match.flavors]
-    named = [match for match in same if match.name == flavor]
-    return next(iter(named or same), None)
-
-
-def _in_pairs(matches: Sequence[Alignment]) -> list[Alignment]:
-    places: dict[Evaluation, int] = {}
-    for match in matches:
-        places.setdefault(match.evaluation.pair, len(places))
-    return sorted(matches, key=lambda match: (places[match.evaluation.pair], match.evaluation.protocol.is_shuffled))
-
-
-def _tell_apart(matches: Sequence[Alignment]) -> None:
-    """Say of matches of one name, which do different things, in what they differ."""
-    names = [match.name for match in matches]
-    for match in [match for match in matches if names.count(match.name) > 1]:
+def _tell_apart(aligned: Sequence[Alignment]) -> None:
+    """Say of evaluations of one name, which do different things, in what they differ."""
+    names = Counter(match.name for match in aligned)
+    for match in [match for match in aligned if names[match.name] > 1]:
         if match.evaluation.unknown:
             match.difference = f"config of {match.evaluation.unknown.rpartition('/')[0]} unreadable"
             continue
-        alike = [other.evaluation for other in matches if other.name == match.name and not other.evaluation.unknown]
-        keys = [key for key in Evaluation._fields if len({getattr(other, key) for other in alike}) > 1]
+        others = [o.evaluation for o in aligned if o.name == match.name and not o.evaluation.unknown]
+        keys = [key for key in Evaluation._fields if len({getattr(other, key) for other in others}) > 1]
         match.difference = "; ".join(_worded(key, getattr(match.evaluation, key)) for key in keys)
 
 

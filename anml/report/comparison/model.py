@@ -1,4 +1,4 @@
-"""One of the experiments that are compared: its results at its last checkpoint, and what is missing."""
+"""The models that are compared: their results at the last checkpoint, and what is missing."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -8,32 +8,23 @@ from typing import NamedTuple
 from anml.config.training import TrainConfig, model_order
 from anml.experiment import Experiment
 from anml.jobs.status import overall_state, read_jobs
+from anml.report import tables
 from anml.report.comparison.differences import Evaluation, choices, evaluation_of
-from anml.report.curves import ClassCountAccuracy, best_by_classes
 from anml.report.statistics import grouped
-from anml.report.tables import (
-    RateResult,
-    best_rates,
-    finals,
-    main_points,
-    missing_results,
-    rate_results,
-    read_scores,
-    sweep_of,
-)
+from anml.report.tables import RateResult
 from anml.report.text import last_checkpoint
 from anml.report.write import read_config
 from anml.results import ResultRow
 
 
 class Cell(NamedTuple):
-    """The best rate of one experiment's sweep, among the rates that were tried.
+    """The best rate of one model's sweep, among the rates that were tried.
 
     runs: test accuracy of every (training seed, run) at the best rate. seed: of the evaluation, None where unknown:
     runs of one number and seed have the same classes and examples.
     """
 
-    point: RateResult
+    best: RateResult
     rates: tuple[float, ...]
     runs: dict[tuple[int, int], float]
     seed: int | None
@@ -41,19 +32,19 @@ class Cell(NamedTuple):
     @property
     def edge(self) -> str:
         """Which end of the rates tried the best one is, empty when it lies between others."""
-        if len(self.rates) < 2 or self.point.lr not in (self.rates[0], self.rates[-1]):
+        if len(self.rates) < 2 or self.best.lr not in (self.rates[0], self.rates[-1]):
             return ""
-        return "lowest" if self.point.lr == self.rates[0] else "highest"
+        return "lowest" if self.best.lr == self.rates[0] else "highest"
 
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """An experiment in a comparison.
+    """A model of an experiment in a comparison.
 
-    label: its name there. step: the last checkpoint with results for the most classes; only that one is compared.
-    cells: one per sweep at that checkpoint, pooled over trainings where there are several. milestones: at that
-    checkpoint. missing: what its config asks for and its results do not hold. choices: what of its config tells its
-    training from those of the others.
+    label: its name there. config: of its whole experiment. step: the last checkpoint with results for the most classes;
+    only that one is compared. cells: one per sweep at that checkpoint, pooled over trainings where there are several.
+    by_classes: accuracy after fewer classes at that checkpoint. missing: what its config asks for and its results do
+    not hold. choices: what of its config tells its training from those of the others.
     """
 
     experiment: Experiment
@@ -62,7 +53,7 @@ class ComparedModel:
     config: TrainConfig | None
     step: int
     cells: tuple[Cell, ...]
-    milestones: tuple[ClassCountAccuracy, ...]
+    by_classes: tuple[RateResult, ...]
     state: str
     missing: tuple[str, ...]
     notices: tuple[str, ...]
@@ -70,17 +61,16 @@ class ComparedModel:
 
     @property
     def address(self) -> str:
-        """PROJECT/GROUP."""
         return f"{self.experiment.project}/{self.experiment.group}"
 
     @property
     def flavors(self) -> list[str]:
         """The flavors with results at the checkpoint, in the order of the config."""
-        return list(dict.fromkeys(cell.point.flavor for cell in self.cells))
+        return list(dict.fromkeys(cell.best.flavor for cell in self.cells))
 
     @property
     def title(self) -> str:
-        """Its name, marked when results are missing."""
+        """Its label, marked when results are missing."""
         return f"{self.label} (incomplete)" if self.missing else self.label
 
     @property
@@ -90,37 +80,35 @@ class ComparedModel:
 
     @property
     def own_config(self) -> TrainConfig | None:
-        """The config of its model alone, where the experiment's has several inner learning rates."""
-        alone = [self.config.for_training(one) for one in self.config.trainings] if self.config else []
-        return next((config for config in alone if config.display_name == self.model), self.config)
+        """The config of this model alone, where the experiment's has several inner learning rates."""
+        configs = [self.config.for_training(training) for training in self.config.trainings] if self.config else []
+        return next((config for config in configs if config.display_name == self.model), self.config)
 
-    def evaluation(self, flavor: str, protocol: str, dataset: str) -> Evaluation:
-        """Return what a flavor does, as far as that is known."""
-        if self.config is None or flavor not in self.config.eval:
-            return Evaluation(protocol, dataset, unknown=f"{self.address}/{flavor}")
-        return evaluation_of(self.config, flavor)
+    def evaluation(self, result: RateResult) -> Evaluation:
+        """Return what the flavor of a result does, as far as that is known."""
+        if self.config is None or result.flavor not in self.config.eval:
+            return Evaluation(result.protocol, result.dataset, unknown=f"{self.address}/{result.flavor}")
+        return evaluation_of(self.config, result.flavor)
 
     def with_flavors(self, flavors: Collection[str]) -> "ComparedModel":
-        """Return it with only these flavors."""
-        cells = tuple(cell for cell in self.cells if cell.point.flavor in flavors)
-        return replace(self, cells=cells, milestones=tuple(m for m in self.milestones if m.flavor in flavors))
+        cells = tuple(cell for cell in self.cells if cell.best.flavor in flavors)
+        by_classes = tuple(result for result in self.by_classes if result.flavor in flavors)
+        return replace(self, cells=cells, by_classes=by_classes)
 
 
 def read_compared_models(experiment: Experiment) -> list[ComparedModel]:
-    """Return a contender for each model of an experiment (several with `inner_lrs`), none where it has no results."""
+    """Return the models of an experiment (several with `inner_lrs`), none where it has no results."""
     config, notices = read_config(experiment)
-    rows, problems = read_scores(experiment)
-    notices = (*notices, *problems)
-    models = grouped(rows, lambda row: row.model)
-    # A model without any results is no contender: the others tell that it is missing.
-    absent = {config.for_training(one).display_name for one in config.trainings} - set(models) if config else set()
-    return [
-        _compared_model(
-            experiment, config, models[model],
-            missing_results(config, rows, {model} | absent) if config else [], notices,
-        )
-        for model in sorted(models, key=model_order)
-    ]  # fmt: skip
+    rows, problems = tables.read_scores(experiment)
+    by_model = grouped(rows, lambda row: row.model)
+    trained = {config.for_training(training).display_name for training in config.trainings} if config else set()
+    models = []
+    for model in sorted(by_model, key=model_order):
+        # A model without any results has no line of its own: the lines of the others say that it is missing.
+        named = {model} | (trained - by_model.keys())
+        missing = tables.missing_results(config, rows, named) if config else []
+        models.append(_compared_model(experiment, config, by_model[model], missing, [*notices, *problems]))
+    return models
 
 
 def _compared_model(
@@ -130,19 +118,20 @@ def _compared_model(
     missing: Sequence[str],
     notices: Sequence[str],
 ) -> ComparedModel:
-    """Return the contender that one model of an experiment is. rows: of that model."""
-    points = main_points(rate_results(rows, tuple(config.eval) if config else ()))
-    summary = best_rates(points)
+    """Return one model of an experiment. rows: of that model."""
+    results = tables.main_results(tables.rate_results(rows, tuple(config.eval) if config else ()))
+    summary = tables.best_rates(results)
     step = last_checkpoint(summary)[0].checkpoint_step
     compared = [row for row in rows if row.checkpoint_step == step]
+    best = [result for result in summary if result.checkpoint_step == step]
     return ComparedModel(
         experiment,
         label=rows[0].model,
         model=rows[0].model,
         config=config,
         step=step,
-        cells=tuple(_cells(config, points, [point for point in summary if point.checkpoint_step == step], compared)),
-        milestones=tuple(best_by_classes(compared)),
+        cells=tuple(_cells(config, results, best, compared)),
+        by_classes=tuple(tables.best_by_classes(compared)),
         state=overall_state(read_jobs(experiment)),
         missing=tuple(missing),
         notices=tuple(notices),
@@ -150,27 +139,27 @@ def _compared_model(
 
 
 def _cells(
-    config: TrainConfig | None, points: Sequence[RateResult], best: Sequence[RateResult], rows: Sequence[ResultRow]
+    config: TrainConfig | None, results: Sequence[RateResult], best: Sequence[RateResult], rows: Sequence[ResultRow]
 ) -> Iterator[Cell]:
-    sweeps = grouped(points, lambda point: point.sweep)
-    ends = grouped(finals(rows), lambda row: (sweep_of(row), row.lr))
-    for point in best:
-        rates = sorted(other.lr for other in sweeps[point.sweep] if other.lr is not None)
-        runs = {(row.train_seed, row.run): row.test_acc for row in ends[point.sweep, point.lr]}
-        seed = config.eval[point.flavor].seed if config and point.flavor in config.eval else None
-        yield Cell(point, tuple(rates), runs, seed)
+    sweeps = grouped(results, lambda result: result.sweep)
+    ends = grouped(tables.finals(rows), lambda row: (tables.sweep_of(row), row.lr))
+    for result in best:
+        rates = sorted(other.lr for other in sweeps[result.sweep] if other.lr is not None)
+        runs = {(row.train_seed, row.run): row.test_acc for row in ends[result.sweep, result.lr]}
+        seed = config.eval[result.flavor].seed if config and result.flavor in config.eval else None
+        yield Cell(result, tuple(rates), runs, seed)
 
 
-def with_labels(entries: Sequence[ComparedModel]) -> list[ComparedModel]:
-    """Return contenders named by their models, with the group (and the project) where a model comes twice."""
-    labels = [entry.model for entry in entries]
-    for more in (lambda c: f"{c.model} ({c.experiment.group})", lambda c: f"{c.model} ({c.address})"):
+def with_labels(models: Sequence[ComparedModel]) -> list[ComparedModel]:
+    """Return models with labels: their names, with the group (and the project) where a name comes twice."""
+    labels = [model.model for model in models]
+    for more in (lambda m: f"{m.model} ({m.experiment.group})", lambda m: f"{m.model} ({m.address})"):
         counts = Counter(labels)
-        labels = [label if counts[label] == 1 else more(c) for label, c in zip(labels, entries, strict=True)]
-    return [replace(entry, label=label) for entry, label in zip(entries, labels, strict=True)]
+        labels = [label if counts[label] == 1 else more(m) for label, m in zip(labels, models, strict=True)]
+    return [replace(model, label=label) for model, label in zip(models, labels, strict=True)]
 
 
-def with_choices(entries: Sequence[ComparedModel]) -> list[ComparedModel]:
-    """Return contenders with what tells the training of each from those of the others here."""
-    found = choices([entry.own_config for entry in entries])
-    return [replace(entry, choices=own) for entry, own in zip(entries, found, strict=True)]
+def with_choices(models: Sequence[ComparedModel]) -> list[ComparedModel]:
+    """Return models with what tells the training of each from those of the others here."""
+    differing = choices([model.own_config for model in models])
+    return [replace(model, choices=own) for model, own in zip(models, differing, strict=True)]

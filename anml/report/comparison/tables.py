@@ -1,8 +1,8 @@
-"""The comparison as tables: one per amount of classes and examples, experiments down, evaluations across."""
+"""The comparison as tables: one per amount of classes and examples, models down, evaluations across; CSV and text."""
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pandas as pd
@@ -10,10 +10,13 @@ import pandas as pd
 from anml.config.training import TrainConfig
 from anml.report.comparison.differences import Alignment, Evaluation, align
 from anml.report.comparison.model import Cell, ComparedModel
-from anml.report.curves import ClassCountAccuracy
-from anml.report.labels import listed
+from anml.report.labels import checkpoint, classes_of, count, images, listed, unit
 from anml.report.statistics import Estimate, estimate, grouped
-from anml.report.tables import RateResult
+from anml.report.tables import BY_CLASSES_COLUMNS, SUMMARY_COLUMNS, RateResult
+from anml.report.text import HEADING, accuracy_at_rate, aligned, number_of_runs, table_lines
+
+GAP_HEADING = "What learning in sequence costs: oracle minus sequential, run by run, mean ± 95% interval"
+CHOICE_HEADING = "What the trainings differ in"
 
 
 class Amount(NamedTuple):
@@ -27,22 +30,16 @@ class Amount(NamedTuple):
 
 @dataclass(frozen=True)
 class Column:
-    """One evaluation; cells by the place of the experiment."""
+    """One evaluation; cells by the index of the model."""
 
     name: str
     evaluation: Evaluation
     cells: dict[int, Cell]
 
     @property
-    def is_oracle(self) -> bool:
-        """Whether the examples come shuffled."""
-        return self.evaluation.protocol.is_shuffled
-
-    @property
     def effort_differs(self) -> bool:
-        """Whether experiments had different numbers of runs, of seeds, or of rates to choose from."""
-        efforts = {(cell.point.runs, cell.point.seeds, len(cell.rates)) for cell in self.cells.values()}
-        return len(efforts) > 1
+        """Whether models had different numbers of runs, of seeds, or of rates to choose from."""
+        return len({(cell.best.runs, cell.best.seeds, len(cell.rates)) for cell in self.cells.values()}) > 1
 
 
 @dataclass(frozen=True)
@@ -54,14 +51,13 @@ class Table:
     notes: tuple[str, ...]
 
     @property
-    def points(self) -> list[RateResult]:
-        """The points of all cells."""
-        return [cell.point for column in self.columns for cell in column.cells.values()]
+    def results(self) -> list[RateResult]:
+        return [cell.best for column in self.columns for cell in column.cells.values()]
 
     @property
-    def places(self) -> list[int]:
-        """Places of the experiments that have results here."""
-        return sorted({place for column in self.columns for place in column.cells})
+    def models(self) -> list[int]:
+        """Indexes of the models that have results here."""
+        return sorted({index for column in self.columns for index in column.cells})
 
     @property
     def pairs(self) -> list[list[Column]]:
@@ -71,121 +67,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Curve:
-    """One sequential evaluation: accuracy against classes learned, by the place of the experiment."""
+    """One sequential evaluation: accuracy against classes learned, by the index of the model."""
 
     name: str
     dataset: str
     train_examples: int
     test_examples: int
-    lines: dict[int, list[ClassCountAccuracy]]
-
-
-def comparison_tables(entries: Sequence[ComparedModel]) -> list[Table]:
-    """Return a table per amount, most classes first."""
-    everything = [(place, cell) for place, entry in enumerate(entries) for cell in entry.cells]
-    amounts = grouped(everything, lambda item: Amount(*(getattr(item[1].point, name) for name in Amount._fields)))
-    order = sorted(amounts, key=lambda amount: (-amount.classes, *amount))
-    return [_table(entries, amount, amounts[amount]) for amount in order]
-
-
-def _table(entries: Sequence[ComparedModel], amount: Amount, items: Sequence[tuple[int, Cell]]) -> Table:
-    own: list[dict[str, Cell]] = [{} for _ in entries]
-    for place, cell in items:
-        own[place][cell.point.flavor] = cell
-    evaluations = [
-        {flavor: entry.evaluation(flavor, cell.point.protocol, amount.dataset) for flavor, cell in cells.items()}
-        for entry, cells in zip(entries, own, strict=True)
-    ]
-    aligned = align(evaluations)
-    columns = [
-        Column(
-            match.label,
-            match.evaluation,
-            {place: own[place][flavor] for place, flavor in sorted(match.flavors.items())},
-        )
-        for match in aligned
-    ]
-    return Table(amount, tuple(columns), tuple(table_notes(entries, aligned)))
-
-
-def comparison_curves(entries: Sequence[ComparedModel]) -> list[Curve]:
-    """Return a curve per sequential evaluation that two experiments have, and one of them scored on its way."""
-    amounts: dict[tuple[str, int, int], list[dict[str, list[ClassCountAccuracy]]]] = {}
-    for place, entry in enumerate(entries):
-        for milestone in entry.milestones:
-            key = (milestone.dataset, milestone.train_examples, milestone.test_examples)
-            lines = amounts.setdefault(key, [{} for _ in entries])[place]
-            lines.setdefault(milestone.flavor, []).append(milestone)
-    return [curve for amount in sorted(amounts) for curve in _curves(entries, amount, amounts[amount])]
-
-
-def _curves(
-    entries: Sequence[ComparedModel], amount: tuple[str, int, int], lines: Sequence[dict[str, list[ClassCountAccuracy]]]
-) -> list[Curve]:
-    dataset = amount[0]
-    evaluations = []
-    for entry, own in zip(entries, lines, strict=True):
-        protocols = {cell.point.flavor: cell.point.protocol for cell in entry.cells}
-        evaluations.append({flavor: entry.evaluation(flavor, protocols[flavor], dataset) for flavor in own})
-    curves = []
-    for match in align(evaluations):
-        found = {place: lines[place][flavor] for place, flavor in sorted(match.flavors.items())}
-        if match.evaluation.protocol.in_sequence and len(found) > 1 and max(map(len, found.values())) > 1:
-            curves.append(Curve(match.label, *amount, found))
-    return curves
-
-
-def as_frame(entries: Sequence[ComparedModel], tables: Sequence[Table]) -> pd.DataFrame:
-    """Return a line per cell: whose it is, the fields of SweepPoint as in summary.csv, and the rates tried."""
-    lines = []
-    for table in tables:
-        for column in table.columns:
-            for place, cell in column.cells.items():
-                rates = {
-                    "rates_tried": len(cell.rates),
-                    "lowest_rate": min(cell.rates, default=None),
-                    "highest_rate": max(cell.rates, default=None),
-                }
-                lines.append({**who(entries[place]), "evaluation": column.name, **vars(cell.point), **rates})
-    names = [field.name for field in fields(RateResult)]
-    columns = [*WHO, "evaluation", *names, "rates_tried", "lowest_rate", "highest_rate"]
-    return pd.DataFrame(lines, columns=columns).astype({"lr": float, "lowest_rate": float, "highest_rate": float})
-
-
-def by_classes_frame(entries: Sequence[ComparedModel]) -> pd.DataFrame:
-    """Return a line per experiment, flavor and number of classes scored, with the columns of by-classes.csv."""
-    lines = [{**who(entry), **vars(m)} for entry in entries for m in entry.milestones]
-    return pd.DataFrame(lines, columns=[*WHO, *(field.name for field in fields(ClassCountAccuracy))]).astype(
-        {"lr": float}
-    )
-
-
-WHO: dict[str, Callable[[ComparedModel], object]] = {
-    "experiment": lambda entry: entry.label,
-    "project": lambda entry: entry.experiment.project,
-    "group": lambda entry: entry.experiment.group,
-    "pixels": lambda entry: entry.config.image_shape[1] if entry.config else None,
-    "differs_in": lambda entry: ", ".join(entry.differs_in),
-    "is_incomplete": lambda entry: bool(entry.missing),
-}
-
-
-def who(entry: ComparedModel) -> dict[str, object]:
-    """Return the values of the columns that say whose a line is."""
-    return {name: read(entry) for name, read in WHO.items()}
-
-
-def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table with the digits of the reports' own files."""
-    frame.to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
-
-
-# What learning in sequence costs: how far an oracle is ahead of its sequential flavor, run by run.
+    lines: dict[int, list[RateResult]]
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Accuracy of an oracle minus that of its sequential flavor, by the place of the experiment.
+    """Accuracy of an oracle minus that of its sequential flavor, by the index of the model.
 
     The mean over the runs that both have, of one evaluation seed: a run has the same classes and examples in both, so
     that the interval of the differences is narrower than those of the accuracies.
@@ -197,110 +90,214 @@ class Gap:
 
     @property
     def name(self) -> str:
-        """Return `olft-oracle - olft`."""
         return f"{self.oracle} - {self.sequential}"
+
+
+def comparison_tables(models: Sequence[ComparedModel]) -> list[Table]:
+    """Return a table per amount, most classes first."""
+    amounts = {_amount(cell.best) for model in models for cell in model.cells}
+    tables = []
+    for amount in sorted(amounts, key=lambda amount: (-amount.classes, *amount)):
+        cells = [{cell.best.flavor: cell for cell in m.cells if _amount(cell.best) == amount} for m in models]
+        matches = _align(models, [{flavor: cell.best for flavor, cell in own.items()} for own in cells])
+        columns = []
+        for match in matches:
+            in_column = {index: cells[index][flavor] for index, flavor in sorted(match.flavors.items())}
+            columns.append(Column(match.label, match.evaluation, in_column))
+        tables.append(Table(amount, tuple(columns), tuple(table_notes(models, matches))))
+    return tables
+
+
+def _amount(result: RateResult) -> Amount:
+    return Amount(result.dataset, result.classes, result.train_examples, result.test_examples)
+
+
+def comparison_curves(models: Sequence[ComparedModel]) -> list[Curve]:
+    """Return a curve per sequential evaluation that two models have, and one of them scored on its way."""
+    curves = []
+    for amount in sorted({_curve_amount(result) for model in models for result in model.by_classes}):
+        lines = [
+            grouped((r for r in model.by_classes if _curve_amount(r) == amount), lambda result: result.flavor)
+            for model in models
+        ]
+        for match in _align(models, [{flavor: line[0] for flavor, line in own.items()} for own in lines]):
+            of_curve = {index: lines[index][flavor] for index, flavor in sorted(match.flavors.items())}
+            has_curve = len(of_curve) > 1 and max(map(len, of_curve.values())) > 1
+            if has_curve and match.evaluation.protocol.in_sequence:
+                curves.append(Curve(match.label, *amount, of_curve))
+    return curves
+
+
+def _align(models: Sequence[ComparedModel], flavors: Sequence[Mapping[str, RateResult]]) -> list[Alignment]:
+    """Return which flavors of models, each given with one of its results, are the same evaluation."""
+    pairs = zip(models, flavors, strict=True)
+    return align([{name: model.evaluation(result) for name, result in own.items()} for model, own in pairs])
+
+
+def _curve_amount(result: RateResult) -> tuple[str, int, int]:
+    return (result.dataset, result.train_examples, result.test_examples)
 
 
 def gaps_of(table: Table) -> list[Gap]:
     """Return the gap of every sequential flavor to every oracle of it."""
-    found = []
+    gaps = []
     for columns in table.pairs:
-        for sequential in (column for column in columns if not column.is_oracle):
-            found += [_gap(sequential, oracle) for oracle in columns if oracle.is_oracle]
-    return [gap for gap in found if gap.differences]
+        oracles = [column for column in columns if column.evaluation.is_oracle]
+        for sequential in [column for column in columns if column not in oracles]:
+            gaps += [Gap(sequential.name, oracle.name, _differences(sequential, oracle)) for oracle in oracles]
+    return [gap for gap in gaps if gap.differences]
 
 
-def _gap(sequential: Column, oracle: Column) -> Gap:
+def _differences(sequential: Column, oracle: Column) -> dict[int, Estimate]:
     differences = {}
-    for place in sorted(sequential.cells.keys() & oracle.cells.keys()):
-        low, high = sequential.cells[place], oracle.cells[place]
+    for index in sorted(sequential.cells.keys() & oracle.cells.keys()):
+        low, high = sequential.cells[index], oracle.cells[index]
         both = sorted(low.runs.keys() & high.runs.keys()) if low.seed == high.seed else ()
         if both:
-            differences[place] = estimate((seed, high.runs[seed, run] - low.runs[seed, run]) for seed, run in both)
-    return Gap(sequential.name, oracle.name, differences)
+            differences[index] = estimate((seed, high.runs[seed, run] - low.runs[seed, run]) for seed, run in both)
+    return differences
 
 
-def gaps_frame(entries: Sequence[ComparedModel], tables: Sequence[Table]) -> pd.DataFrame:
-    """Return a line per gap and experiment."""
-    columns = {
+# The columns that say whose a line of a CSV file is.
+MODEL_COLUMNS: dict[str, Callable[[ComparedModel], object]] = {
+    "experiment": lambda model: model.label,
+    "project": lambda model: model.experiment.project,
+    "group": lambda model: model.experiment.group,
+    "pixels": lambda model: model.config.image_shape[1] if model.config else None,
+    "differs_in": lambda model: ", ".join(model.differs_in),
+    "is_incomplete": lambda model: bool(model.missing),
+}
+
+
+def _model_values(model: ComparedModel) -> dict[str, object]:
+    return {name: read(model) for name, read in MODEL_COLUMNS.items()}
+
+
+def as_frame(models: Sequence[ComparedModel], tables: Sequence[Table]) -> pd.DataFrame:
+    """Return a line per cell: whose it is, the columns of summary.csv, and the rates tried."""
+    lines = []
+    for column in [column for table in tables for column in table.columns]:
+        for index, cell in column.cells.items():
+            tried = (len(cell.rates), min(cell.rates, default=None), max(cell.rates, default=None))
+            rates = dict(zip(("rates_tried", "lowest_rate", "highest_rate"), tried, strict=True))
+            lines.append({**_model_values(models[index]), "evaluation": column.name, **vars(cell.best), **rates})
+    names = [*MODEL_COLUMNS, "evaluation", *SUMMARY_COLUMNS, "rates_tried", "lowest_rate", "highest_rate"]
+    return pd.DataFrame(lines, columns=names).astype({"lr": float, "lowest_rate": float, "highest_rate": float})
+
+
+def by_classes_frame(models: Sequence[ComparedModel]) -> pd.DataFrame:
+    """Return a line per model, flavor and number of classes scored, with the columns of by-classes.csv."""
+    lines = [{**_model_values(model), **vars(result)} for model in models for result in model.by_classes]
+    return pd.DataFrame(lines, columns=[*MODEL_COLUMNS, *BY_CLASSES_COLUMNS]).astype({"lr": float})
+
+
+def gaps_frame(models: Sequence[ComparedModel], tables: Sequence[Table]) -> pd.DataFrame:
+    fields = {
         "difference": "mean", "std": "std", "ci95": "half_width", "interval_over": "over", "runs": "runs",
         "seeds": "seeds",
     }  # fmt: skip
-    lines = [
-        {
-            **who(entries[place]),
-            "model": entries[place].model,
-            **table.amount._asdict(),
-            "sequential": gap.sequential,
-            "oracle": gap.oracle,
-            **{name: getattr(value, field) for name, field in columns.items()},
-        }
-        for table in tables
-        for gap in gaps_of(table)
-        for place, value in gap.differences.items()
-    ]
-    return pd.DataFrame(
-        lines,
-        columns=[
-            *WHO,
-            "model",
-            "dataset",
-            "classes",
-            "train_examples",
-            "test_examples",
-            "sequential",
-            "oracle",
-            *columns,
-        ],
-    )
+    lines = []
+    for amount, gap in [(table.amount, gap) for table in tables for gap in gaps_of(table)]:
+        for index, value in gap.differences.items():
+            values = {name: getattr(value, field) for name, field in fields.items()}
+            pair = {"sequential": gap.sequential, "oracle": gap.oracle}
+            model = {**_model_values(models[index]), "model": models[index].model}
+            lines.append({**model, **amount._asdict(), **pair, **values})
+    return pd.DataFrame(lines, columns=[*MODEL_COLUMNS, "model", *Amount._fields, "sequential", "oracle", *fields])
 
 
-# What a reader must know of a table in which not everything is equal.
-
-
-def table_notes(entries: Sequence[ComparedModel], matches: Sequence[Alignment]) -> list[str]:
-    """Return sentences on differences that a table allows for."""
-    places = sorted({place for match in matches for place in match.flavors})
-    here = [entries[place] for place in places]
-    notes = [
-        *_differing(
-            here, lambda config: f"{config.image_shape[1]}x{config.image_shape[1]} pixels", "Images differ in size"
-        ),
-        *_differing(here, lambda config: f"{config.model_record.num_classes:,}", "Outputs differ in number"),
-        *_other_names(entries, matches),
-        *(note for match in matches for note in _other_seeds(entries, match)),
-    ]
-    if unknown := [entry.label for entry in here if entry.config is None]:
-        notes.append(f"What the flavors of {listed(unknown)} do is unknown, so they have columns of their own.")
+def table_notes(models: Sequence[ComparedModel], matches: Sequence[Alignment]) -> list[str]:
+    """Return sentences on differences that a table allows for: its cells are not equal in everything."""
+    shown = [models[index] for index in sorted({index for match in matches for index in match.flavors})]
+    sizes = _differing(shown, lambda config: "{0}x{0} pixels".format(config.image_shape[1]))
+    notes = [f"Images differ in size: {sizes}."] if sizes else []
+    outputs = _differing(shown, lambda config: f"{config.model_record.num_classes:,}")
+    notes += [f"Outputs differ in number: {outputs}."] if outputs else []
+    notes += [*_other_names(models, matches), *_other_seeds(models, matches)]
+    if unreadable := [model.label for model in shown if model.config is None]:
+        notes.append(f"What the flavors of {listed(unreadable)} do is unknown, so they have columns of their own.")
     return notes
 
 
-def _differing(entries: Sequence[ComparedModel], read: Callable[[TrainConfig], Hashable], what: str) -> Iterator[str]:
-    values = {entry.label: read(entry.config) for entry in entries if entry.config}
-    if len(set(values.values())) > 1:
-        yield f"{what}: {_by_value(values)}."
+def _differing(models: Sequence[ComparedModel], read: Callable[[TrainConfig], Hashable]) -> str:
+    return _by_value({model.label: read(model.config) for model in models if model.config})
 
 
 def _by_value(values: Mapping[str, Hashable]) -> str:
-    """Return `ANML and SANML 28, OML 84`."""
+    """Return `ANML and SANML 28, OML 84`, empty where all values are equal."""
     labels = grouped(values, lambda label: values[label])
-    return ", ".join(f"{listed(names)} {value}" for value, names in labels.items())
+    return ", ".join(f"{listed(names)} {value}" for value, names in labels.items()) if len(labels) > 1 else ""
 
 
-def _other_names(entries: Sequence[ComparedModel], matches: Sequence[Alignment]) -> Iterator[str]:
-    for place, entry in enumerate(entries):
-        names = {
-            match.label: match.flavors[place] for match in matches if match.flavors.get(place, match.name) != match.name
-        }
-        if names:
-            yield f"{entry.label} calls {', '.join(f'{label} {name}' for label, name in names.items())}."
+def _other_names(models: Sequence[ComparedModel], matches: Sequence[Alignment]) -> Iterator[str]:
+    for index, model in enumerate(models):
+        others = [match for match in matches if match.flavors.get(index, match.name) != match.name]
+        if others:
+            yield f"{model.label} calls {', '.join(f'{match.label} {match.flavors[index]}' for match in others)}."
 
 
-def _other_seeds(entries: Sequence[ComparedModel], match: Alignment) -> Iterator[str]:
-    seeds = {}
-    for place, flavor in match.flavors.items():
-        config = entries[place].config
-        if config and flavor in config.eval:
-            seeds[entries[place].label] = config.eval[flavor].seed
-    if len(set(seeds.values())) > 1:
-        yield f"{match.label}: seeds differ, so runs are not of the same classes and examples: {_by_value(seeds)}."
+def _other_seeds(models: Sequence[ComparedModel], matches: Sequence[Alignment]) -> Iterator[str]:
+    for match in matches:
+        flavors = [(models[index], flavor) for index, flavor in match.flavors.items()]
+        known = [(model.label, model.config.eval.get(flavor)) for model, flavor in flavors if model.config]
+        if seeds := _by_value({label: evaluation.seed for label, evaluation in known if evaluation}):
+            yield f"{match.label}: seeds differ, so runs are not of the same classes and examples: {seeds}."
+
+
+def comparison_text(models: Sequence[ComparedModel], tables: Sequence[Table]) -> str:
+    columns = [
+        ["experiment", *(model.title for model in models)],
+        ["folder", *(model.address for model in models)],
+        ["checkpoint", *(trained(model) for model in models)],
+        ["state", *(model.state for model in models)],
+    ]
+    lines = [HEADING, "", *aligned(columns)]
+    missing = [f"{model.label}: {sentence}" for model in models for sentence in model.missing]
+    lines += ["", "Incomplete:", *missing] if missing else []
+    keys = dict.fromkeys(key for model in models for key in model.choices)
+    if keys:
+        choices = [[key, *(model.choices.get(key, "-") for model in models)] for key in keys]
+        lines += ["", CHOICE_HEADING, *table_lines(columns[0], choices)]
+    return "\n".join([*lines, *(line for table in tables for line in ["", *_table_text(models, table)])])
+
+
+def trained(model: ComparedModel) -> str:
+    """Return which checkpoint is compared, of how many trainings."""
+    seeds = max((cell.best.seeds for cell in model.cells), default=1)
+    return checkpoint(model.step, unit(model.config)) + (f", {count(seeds, 'seeds')}" if seeds > 1 else "")
+
+
+def _table_text(models: Sequence[ComparedModel], table: Table) -> list[str]:
+    noun, amount = images(table.amount.dataset), table.amount
+    what = f"{amount.classes} {classes_of(amount.dataset)}, {count(amount.train_examples, noun)} of each to learn"
+    caption = f"{what}, {amount.test_examples} to test; {number_of_runs(table.results)}"
+    names = ["experiment", *(models[index].title for index in table.models)]
+    columns = []
+    for column in table.columns:
+        cells = [_cell_text(column, index) for index in table.models]
+        columns.append([column.name, *cells, f"{1 / amount.classes:.4f}"])
+    lines = [caption, *table_lines([*names, "chance"], columns)]
+    gaps = []
+    for gap in gaps_of(table):
+        values = [gap.differences.get(index) for index in table.models]
+        gaps.append([gap.name, *("-" if value is None else difference(value) for value in values)])
+    lines += ["", GAP_HEADING, *table_lines(names, gaps)] if gaps else []
+    return [*lines, *(f"note: {note}" for note in table.notes)]
+
+
+def _cell_text(column: Column, index: int) -> str:
+    if index not in column.cells:
+        return "-"
+    cell = column.cells[index]
+    return accuracy_at_rate(cell.best) + (f" ({effort(cell)})" if column.effort_differs else "")
+
+
+def difference(value: Estimate) -> str:
+    """Return mean and 95% interval of a difference, as `+0.076 ± 0.005`."""
+    return f"{value.mean:+.3f}" + ("" if math.isnan(value.half_width) else f" ± {value.half_width:.3f}")
+
+
+def effort(cell: Cell) -> str:
+    """Return the number of runs, and of the rates that the best was chosen from."""
+    runs = number_of_runs([cell.best])
+    return f"{runs}, {count(len(cell.rates), 'rates')}" if cell.rates else runs

@@ -10,9 +10,9 @@ from anml.errors import ConfigError
 from anml.report.comparison.differences import align, evaluation_of
 from anml.report.write import write_report
 from tests.report.conftest import cells, compare, evaluations, lines
-from tests.report.test_report_page import words
+from tests.report.test_page import words
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 @pytest.mark.usefixtures("no_figures")

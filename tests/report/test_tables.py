@@ -1,18 +1,21 @@
 import pytest
 
-from anml.report.curves import learning_curve
 from anml.report.statistics import half_width
 from anml.report.tables import (
+    BY_CLASSES_COLUMNS,
     POOLED,
     as_frame,
+    best_by_classes,
     best_rates,
     finals,
-    main_points,
+    learning_curve,
+    main_results,
     rate_results,
     read_scores,
     read_summary,
-    write_summary,
+    write_csv,
 )
+from anml.report.write import write_report
 
 
 def test_best_rate_has_the_highest_mean_over_runs(row):
@@ -86,14 +89,14 @@ def test_several_seeds_are_pooled_and_kept_apart(row):
     ]
     summary = best_rates(rate_results(rows))
     assert {point.train_seed: point.lr for point in summary} == {POOLED: 0.001, "1": 0.01, "2": 0.001, "3": 0.001}
-    (pooled,) = main_points(summary)
+    (pooled,) = main_results(summary)
     assert (pooled.runs, pooled.seeds, pooled.interval_over) == (6, 3, "seeds")
     assert pooled.test_ci95 == pytest.approx(0, abs=1e-12)  # All seeds' means are the same.
 
 
 def test_two_seeds_have_an_interval_over_runs(row):
     rows = [row(train_seed=seed, run=run, test_acc=0.1 * (seed + run)) for seed in (1, 2) for run in range(3)]
-    (pooled,) = main_points(rate_results(rows))
+    (pooled,) = main_results(rate_results(rows))
     assert pooled.interval_over == "runs"
     assert pooled.test_ci95 == pytest.approx(half_width([0.1, 0.2, 0.3, 0.2, 0.3, 0.4]))
 
@@ -106,7 +109,7 @@ def test_flavors_come_in_the_order_asked_for(row):
 def test_summary_survives_writing_and_reading(build, tmp_path):
     rows = read_scores(build(seeds=(1, 2, 3)).results().experiment).rows
     summary = best_rates(rate_results(rows))
-    write_summary(tmp_path / "summary.csv", summary)
+    write_csv(tmp_path / "summary.csv", as_frame(summary))
     again = read_summary(tmp_path / "summary.csv")
     assert [point.sweep for point in again] == [point.sweep for point in summary]
     assert [point.lr for point in again] == [point.lr for point in summary]
@@ -114,7 +117,7 @@ def test_summary_survives_writing_and_reading(build, tmp_path):
 
 
 def test_empty_summary_survives_too(tmp_path):
-    write_summary(tmp_path / "summary.csv", [])
+    write_csv(tmp_path / "summary.csv", as_frame([]))
     assert read_summary(tmp_path / "summary.csv") == []
     assert "test_acc" in as_frame([])
 
@@ -127,8 +130,8 @@ def test_curve_follows_the_trajectory_of_the_best_rate(row):
         for learned in (1, 10, 20)
     ]
     curve = learning_curve(rows, best_rates(rate_results(rows)))
-    assert [point.classes_trained for point in curve] == [1, 10, 20]
-    assert [point.test.mean for point in curve] == pytest.approx([0.89, 0.8, 0.7])
+    assert [point.classes for point in curve] == [1, 10, 20]
+    assert [point.test_acc for point in curve] == pytest.approx([0.89, 0.8, 0.7])
 
 
 def test_curve_joins_sweeps_of_several_class_counts(row):
@@ -138,4 +141,48 @@ def test_curve_joins_sweeps_of_several_class_counts(row):
         for lr, acc in sweep.items()
     ]
     curve = learning_curve(rows, best_rates(rate_results(rows)))
-    assert [(point.classes_trained, point.test.mean) for point in curve] == [(10, 0.9), (50, 0.6)]
+    assert [(point.classes, point.test_acc) for point in curve] == [(10, 0.9), (50, 0.6)]
+
+
+def test_every_number_of_classes_has_a_best_rate_of_its_own(row):
+    rows = []
+    for classes, rate, accuracy in [(5, 0.01, 0.9), (5, 0.001, 0.8), (20, 0.01, 0.2), (20, 0.001, 0.6)]:
+        at = {"lr": rate, "step": classes * 15, "classes_trained": classes, "test_acc": accuracy}
+        rows += [row(run=run, **at) for run in (0, 1)]
+    assert [(m.classes, m.lr, m.test_acc, m.runs) for m in best_by_classes(rows)] == [
+        (5, 0.01, pytest.approx(0.9), 2),
+        (20, 0.001, pytest.approx(0.6), 2),
+    ]
+
+
+def test_of_several_scorings_of_one_trajectory_the_last_counts(row):
+    scorings = [(5, 1, 0.9), (9, 2, 0.4)]
+    rows = [row(protocol="iid", step=step, epoch=epoch, test_acc=accuracy) for step, epoch, accuracy in scorings]
+    [milestone] = best_by_classes(rows)
+    assert (milestone.test_acc, milestone.runs) == (0.4, 1)
+
+
+def test_checkpoints_and_data_sets_are_kept_apart(row):
+    rows = [row(checkpoint_step=step, dataset=name) for step in (200, 600) for name in ("glyphs", "omniglot")]
+    assert len(best_by_classes(rows)) == 4
+    assert list(as_frame(best_by_classes(rows), BY_CLASSES_COLUMNS)["checkpoint_step"]) == [200, 200, 600, 600]
+
+
+def test_a_report_has_them_as_a_file_and_on_its_page(build):
+    experiment = build().results().experiment
+    write_report(experiment)
+    assert (experiment.report / "by-classes.csv").read_text().count("olft") > 4
+    assert "After fewer classes" in (experiment.report / "index.html").read_text()
+
+
+def test_a_rate_that_was_run_less_often_is_not_the_best(row):
+    rows = [row(lr=0.01, run=0, test_acc=0.9), *(row(lr=0.001, run=run, test_acc=0.6) for run in range(3))]
+    [milestone] = best_by_classes(rows)
+    assert (milestone.lr, milestone.runs) == (0.001, 3)
+
+
+def test_a_summary_of_another_version_is_read_by_the_names_of_its_columns(tmp_path, row):
+    summary = best_rates(rate_results([row(), row(run=1)]))
+    table = as_frame(summary, ["seconds", *reversed(vars(summary[0]))])
+    write_csv(tmp_path / "summary.csv", table.assign(seconds=1.5))
+    assert read_summary(tmp_path / "summary.csv") == summary

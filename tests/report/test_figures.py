@@ -11,7 +11,7 @@ from anml.report.figures import (
     shown_checkpoints,
     smoothed,
 )
-from anml.report.style import figure_style, save_png, spread
+from anml.report.style import FLAVORS, Look, figure_style, find_looks, save_png, spread
 from anml.report.tables import best_rates, rate_results, read_scores
 
 
@@ -21,13 +21,17 @@ def drawn(figure, tmp_path) -> bytes:
     return (tmp_path / "figure.png").read_bytes()
 
 
+def looks_of(rows) -> dict[str, Look]:
+    return find_looks([row.flavor for row in rows], FLAVORS)
+
+
 def both(rows, tmp_path) -> None:
     """Draw both figures of results."""
     points = rate_results(rows)
     with figure_style():
         figures = [
-            draw_rates(points, "episodes", "drawings"),
-            draw_classes(rows, best_rates(points), "steps", "images"),
+            draw_rates(points, looks_of(rows), "episodes", "drawings"),
+            draw_classes(rows, best_rates(points), looks_of(rows), "steps", "images"),
         ]
     for figure in figures:
         if figure is not None:
@@ -37,7 +41,7 @@ def both(rows, tmp_path) -> None:
 def test_panels_and_lines_are_checkpoints_and_flavors(build):
     rows = read_scores(build().results().experiment).rows
     with figure_style():
-        figure = draw_rates(rate_results(rows), "episodes", "drawings")
+        figure = draw_rates(rate_results(rows), looks_of(rows), "episodes", "drawings")
     assert figure is not None
     assert [axes.get_title() for axes in figure.axes] == ["untrained", "after 200 episodes", "after 600 episodes"]
     assert figure.axes[0].get_xscale() == "log"
@@ -48,11 +52,11 @@ def test_panels_and_lines_are_checkpoints_and_flavors(build):
 
 
 def test_nothing_to_draw(row):
-    assert draw_rates([], "episodes", "drawings") is None
-    assert draw_classes([], [], "episodes", "drawings") is None
+    assert draw_rates([], {}, "episodes", "drawings") is None
+    assert draw_classes([], [], {}, "episodes", "drawings") is None
     assert draw_training([], [600], "episodes") is None
     zero_shot = rate_results([row(protocol="zero_shot", lr=None, step=0)])
-    assert draw_rates(zero_shot, "episodes", "drawings") is None
+    assert draw_rates(zero_shot, {}, "episodes", "drawings") is None
 
 
 @pytest.mark.parametrize(
@@ -118,7 +122,7 @@ def test_png_has_no_time_and_no_version_in_it(build, tmp_path):
 
     def png():
         with figure_style():
-            figure = draw_classes(rows, best_rates(rate_results(rows)), "episodes", "drawings")
+            figure = draw_classes(rows, best_rates(rate_results(rows)), looks_of(rows), "episodes", "drawings")
         return drawn(figure, tmp_path)
 
     first = png()
@@ -154,7 +158,7 @@ def test_a_row_of_more_classes_is_shown_to_its_end(row):
         for flavor, dataset, classes in (("olft", "glyphs", 20), ("held-out", "glyphs-validation", 30))
         for learned in (10, classes)
     ]
-    figure = draw_classes(rows, best_rates(rate_results(rows)), "episodes", "drawings")
+    figure = draw_classes(rows, best_rates(rate_results(rows)), looks_of(rows), "episodes", "drawings")
     assert figure is not None
     assert [panel.get_xlim()[1] >= 30 for panel in figure.axes] == [True, True]
     assert "held-out\nbackground classes" in figure.axes[1].get_ylabel()

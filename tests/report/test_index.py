@@ -27,7 +27,7 @@ def test_newest_first_with_results_state_and_link(build):
     assert "2025-06-01 08:00" in page
     assert 'href="old-1/report/index.html"' in page
     assert "1 of 8 jobs did not succeed" in page
-    point = next(p for p in report(old).points if (p.flavor, p.checkpoint_step) == ("olft", 600))
+    point = next(p for p in report(old).results if (p.flavor, p.checkpoint_step) == ("olft", 600))
     assert f"{point.test_acc:.3f} ± {point.test_ci95:.3f}" in page
     assert "20 classes" in page
     assert "glyphs" in page

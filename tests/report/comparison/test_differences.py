@@ -9,9 +9,9 @@ from anml.config.training import TrainConfig
 from anml.report.comparison import differences as module
 from anml.report.comparison.differences import choices
 from anml.report.comparison.model import with_choices
+from tests.report.comparison.test_comparison import CONFIGS
 from tests.report.conftest import cells, compare, contenders_of
-from tests.report.test_comparison import CONFIGS
-from tests.report.test_report_page import words
+from tests.report.test_page import words
 
 
 def config(**changes: Any) -> TrainConfig:

@@ -12,6 +12,7 @@ from anml.jobs.plan import Job, Plan
 from anml.jobs.status import log_tail, read_jobs
 from anml.process import this_process
 from anml.report.figures import read_training
+from anml.report.tables import as_frame
 from anml.report.write import FIGURES, write_report
 from tests.report.conftest import invented_rows, report
 
@@ -47,7 +48,7 @@ def test_page_holds_the_table(whole):
     page = words(page_of(whole))
     assert "Fraction of right answers on 5 held-out drawings of each class" in page
     assert "flavor after 200 episodes after 600 episodes untrained chance" in page
-    for point in write_report(whole.experiment).points:
+    for point in write_report(whole.experiment).results:
         assert f"{point.test_acc:.3f} ± {point.test_ci95:.3f}" in page
     assert "600 episodes, seed 1" in page
     assert "chosen on the very drawings that are reported" in page
@@ -74,7 +75,7 @@ def test_best_accuracies_are_those_of_the_last_checkpoint(whole):
     summary = write_report(whole.experiment)
     best = summary.best_accuracies()
     assert set(best) == {"test_acc/no-sgd", "test_acc/olft", "best_lr/olft"}
-    table = summary.table
+    table = as_frame(summary.results)
     last = table[(table["flavor"] == "olft") & (table["checkpoint_step"] == 600)]
     assert best["test_acc/olft"] == last["test_acc"].item()
     assert best["best_lr/olft"] == last["lr"].item()
@@ -128,7 +129,7 @@ def test_names_are_escaped(build):
 def test_nothing_to_report_yet(build):
     builder = build().jobs()
     summary = write_report(builder.experiment)
-    assert summary.points == ()
+    assert summary.results == ()
     assert summary.best_accuracies() == {}
     assert "There are no results yet." in summary.page.read_text()
     assert (builder.experiment.report / "accuracy.txt").read_text() == "No results yet.\n"

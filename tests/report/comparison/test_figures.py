@@ -9,11 +9,11 @@ from matplotlib.container import ErrorbarContainer
 from anml.atomic import write_text
 from anml.config.load import dump_config
 from anml.report.comparison.differences import Evaluation
-from anml.report.comparison.figures import draw_accuracies, draw_curve
+from anml.report.comparison.figures import draw_accuracies, draw_curve, model_looks
 from anml.report.comparison.model import Cell
 from anml.report.comparison.tables import Amount, Column, Table, comparison_curves, comparison_tables
-from anml.report.style import figure_style
-from anml.report.tables import main_points, rate_results
+from anml.report.style import Look, figure_style
+from anml.report.tables import main_results, rate_results
 from tests.report.conftest import compare, contenders_of, make_row
 
 
@@ -21,7 +21,7 @@ def test_the_figure_shows_oracles_hollow_to_the_right_of_their_sequential_flavor
     entries = contenders_of(make("ANML").results(), make("OML", olft="1ft", oracle="iid-1ft").results())
     tables = comparison_tables(entries)
     with figure_style():
-        figure = draw_accuracies([c.title for c in entries], tables)
+        figure = draw_accuracies(model_looks(entries), tables)
     assert figure is not None
     (panel,) = figure.axes
     assert [label.get_text() for label in panel.get_xticklabels()] == ["no-sgd", "olft\nolft-oracle"]
@@ -32,7 +32,7 @@ def test_the_figure_shows_oracles_hollow_to_the_right_of_their_sequential_flavor
     ]  # fmt: skip
     columns = {column.name: column for column in tables[0].columns}
     for place in range(2):
-        olft, oracle = (columns[name].cells[place].point.test_acc for name in ("olft", "olft-oracle"))
+        olft, oracle = (columns[name].cells[place].best.test_acc for name in ("olft", "olft-oracle"))
         ((left, is_hollow),) = [(x, hollow) for x, y, hollow in drawn if y == olft]
         ((right, is_oracle_hollow),) = [(x, hollow) for x, y, hollow in drawn if y == oracle]
         assert left < right
@@ -45,10 +45,10 @@ def test_the_curves_are_those_of_the_table_by_classes(make):
     entries = contenders_of(make("ANML").results(), make("SANML").results())
     (curve,) = comparison_curves(entries)
     with figure_style():
-        figure = draw_curve([c.title for c in entries], curve)
+        figure = draw_curve(model_looks(entries), curve)
     drawn = {line.get_label(): line for line in figure.axes[0].get_lines()}
     for entry in entries:
-        own = [m for m in entry.milestones if m.flavor == "olft"]
+        own = [m for m in entry.by_classes if m.flavor == "olft"]
         line = np.asarray(drawn[entry.label].get_xydata())
         assert line.tolist() == [[classes, m.test_acc] for classes, m in zip((1, 5, 10, 15, 20), own, strict=True)]
 
@@ -70,7 +70,7 @@ def test_a_figure_without_a_successor_is_removed_and_nothing_else(make):
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_names_of_evaluations_never_overlap(count: int):
     """Each pair of columns has a long name of its own."""
-    cell = Cell(main_points(rate_results([make_row(run=0), make_row(run=1)]))[0], (0.001,), {}, None)
+    cell = Cell(main_results(rate_results([make_row(run=0), make_row(run=1)]))[0], (0.001,), {}, None)
     columns = [
         Column(
             f"{name}-without-momentum (held out: all after the first {number + 50} classes)",
@@ -80,8 +80,9 @@ def test_names_of_evaluations_never_overlap(count: int):
         for number in range(count)
         for name, protocol in (("olft", "sequential"), ("olft-oracle", "iid"))
     ]  # fmt: skip
+    table = Table(Amount("glyphs-validation", 20, 15, 5), tuple(columns), ())
     with figure_style():
-        figure = draw_accuracies(["ANML"], [Table(Amount("glyphs-validation", 20, 15, 5), tuple(columns), ())])
+        figure = draw_accuracies([Look("black", "o", "ANML")], [table])
         assert figure is not None
         figure.draw_without_rendering()
         labels = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
@@ -100,7 +101,7 @@ def test_what_tells_two_names_from_their_doubles_stands_once_below_both(make):
         write_text(builder.experiment.config_file, dump_config(builder.config))
     entries = contenders_of(*(builder.results() for builder in builders))
     with figure_style():
-        figure = draw_accuracies([c.title for c in entries], comparison_tables(entries))
+        figure = draw_accuracies(model_looks(entries), comparison_tables(entries))
     assert figure is not None
     labels = [label.get_text().split("\n") for label in figure.axes[0].get_xticklabels()]
     assert labels[1][:2] == ["olft", "olft-oracle"]

@@ -6,7 +6,7 @@ from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.report.comparison.model import read_compared_models, with_labels
 from tests.report.conftest import compare
-from tests.report.test_report_page import words
+from tests.report.test_page import words
 
 
 @pytest.mark.usefixtures("no_figures")
