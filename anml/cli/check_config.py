@@ -1,21 +1,29 @@
-"""`python -m anml check-config`: what can only be checked with torch at hand. Reads a config, answers in JSON.
+"""`check-config`: checks a config against its model and its data, for which torch must be imported.
 
-Run by the launcher as a child process, so that login-node commands stay quick.
+The launcher runs it as a child process, so that commands on a login node stay quick.
 """
 
+import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anml.config.folders import check_held_out
 from anml.config.load import load_train_config
 from anml.config.training import TrainConfig
 from anml.errors import AnmlError
 
+if TYPE_CHECKING:
+    pass
 
-def main(arguments: Sequence[str]) -> int:
+
+def check_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=check_config)
+
+
+def check_config(_: argparse.Namespace) -> int:
     """Check the config on standard input and print {"problems": [...], "notices": [...]} as the last line."""
     with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
         file.write(sys.stdin.read())

@@ -98,9 +98,12 @@ def check_with_model(config: TrainConfig) -> list[str]:
 
     Raises ConfigError with every problem. Returns notices.
     """
+    # The child runs in the current folder, where modules that the config refers to may be; -P and the path make sure
+    # that it imports this package, not an `anml` that happens to be in that folder.
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     result = subprocess.run(
-        [sys.executable, "-m", "anml", "check-config"],
-        input=dump_config(config), capture_output=True, text=True, cwd=REPOSITORY, check=False,
+        [sys.executable, "-P", "-m", "anml", "check-config"], env=os.environ | {"PYTHONPATH": path},
+        input=dump_config(config), capture_output=True, text=True, check=False,
     )  # fmt: skip
     try:
         answer = json.loads(result.stdout.splitlines()[-1])
@@ -194,5 +197,9 @@ def _check_same_plan(launch: Launch) -> None:
 
 
 def experiments_dir(chosen: str | None) -> Path:
-    """Return where experiments are kept: the option, ANML_EXPERIMENTS, or `experiments/` beside the code."""
-    return Path(chosen or os.environ.get("ANML_EXPERIMENTS") or REPOSITORY / "experiments").expanduser().resolve()
+    """Return where experiments are kept: the option, ANML_EXPERIMENTS, or `experiments`.
+
+    The last is beside the code in a checkout, and in the current folder where the package is installed.
+    """
+    usual = REPOSITORY / "experiments" if (REPOSITORY / "pyproject.toml").is_file() else "experiments"
+    return Path(chosen or os.environ.get("ANML_EXPERIMENTS") or usual).expanduser().resolve()
