@@ -25,6 +25,7 @@ from anml.experiment import Experiment
 from anml.jobs.plan import Plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+IS_CHECKOUT = (REPOSITORY / "pyproject.toml").is_file()  # Else this package is installed, or frozen code.
 ENTRY_POINTS = ("launch_train.py", "train_anml.py", "eval_anml.py")
 
 
@@ -53,7 +54,12 @@ def describe_environment(command_line: Sequence[str]) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return git's answer about the repository, or None where there is no git or no repository."""
+    """Return git's answer about the repository, or None where there is no git or no repository.
+
+    An installed package may lie in somebody's repository (in a virtual environment), which says nothing about it.
+    """
+    if not IS_CHECKOUT:
+        return None
     try:
         result = subprocess.run(
             ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True, timeout=20
@@ -201,5 +207,5 @@ def experiments_dir(chosen: str | None) -> Path:
 
     The last is beside the code in a checkout, and in the current folder where the package is installed.
     """
-    usual = REPOSITORY / "experiments" if (REPOSITORY / "pyproject.toml").is_file() else "experiments"
+    usual = REPOSITORY / "experiments" if IS_CHECKOUT else "experiments"
     return Path(chosen or os.environ.get("ANML_EXPERIMENTS") or usual).expanduser().resolve()
