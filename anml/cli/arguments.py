@@ -38,7 +38,7 @@ def launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wandb", choices=WANDB_MODES, help="W&B mode (default: see docs)")
     parser.epilog = f"Any sbatch option may be given as --name=value; it overrides the cluster profile. {parser.epilog}"
     own_options = [flag for action in parser._actions for flag in action.option_strings]
-    parser.set_defaults(run="anml.cli.launch:launch", own_options=own_options, sbatch_options=[])
+    parser.set_defaults(own_options=own_options, sbatch_options=[])
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,6 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="which seed to train")
     parser.add_argument("--until-step", metavar="N", type=positive, help="stop after this step (default: at the end)")
     add_job_arguments(parser, wandb_help="W&B mode (default: disabled)")
-    parser.set_defaults(run="anml.cli.train:train")
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +75,6 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-inner-lr", type=float, help=argparse.SUPPRESS)
     for name in ("--step", "--train-seed", "--points-per-job", "--first-task"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
-    parser.set_defaults(run="anml.cli.evaluate:evaluate")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, what: str, required: bool = False) -> None:

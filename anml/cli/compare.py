@@ -30,7 +30,6 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--output", metavar="DIR", type=Path, help="where to write (default: the project's folder)")
     add_experiments_dir_argument(parser)
-    parser.set_defaults(run=compare)
 
 
 def compare(options: argparse.Namespace) -> int:

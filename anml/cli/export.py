@@ -17,7 +17,6 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inner-lr", type=float, help="which training, where there are several inner learning rates")
     parser.add_argument("--seed", type=int, help="which training, where there are several seeds")
     parser.add_argument("--half", action="store_true", help="round the weights to float16: half the size")
-    parser.set_defaults(run=export)
 
 
 def export(options: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """One parser for every command: `anml COMMAND`, `python -m anml COMMAND` and the scripts beside the package.
 
-A command is a line of GROUPS and, in the module which that line names, a function `<command>_arguments(parser)`. This
-function adds the arguments and sets `run`: the function that takes the parsed options, does the work and returns the
-exit code. `run` may be a reference MODULE:NAME: a module that is slow to import is then not imported for --help.
+A command is a line of GROUPS and two functions in the module which that line names: `<command>_arguments(parser)` adds
+its arguments, if it has any, and `<command>(options)` does the work and returns the exit code. The scripts' arguments
+are in arguments.py instead, because their modules are slow to import and --help must answer at once.
 """
 
 import argparse
@@ -10,8 +10,10 @@ import sys
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from types import ModuleType
 
 from anml import __version__
+from anml.cli import arguments
 from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, EXIT_USAGE
 from anml.errors import AnmlError, ConfigError, missing_package
 
@@ -21,7 +23,7 @@ Command = namedtuple("Command", "module help example")
 
 GROUPS = {
     "Experiments": {
-        "launch": Command("arguments", "train and evaluate: plan the jobs, make the experiment folder, submit",
+        "launch": Command("launch", "train and evaluate: plan the jobs, make the experiment folder, submit",
                           "launch -c quickstart.yml --project demo --cluster local"),
         "status": Command("status", "show what ran, what runs, what failed and why", "status demo/GROUP --watch"),
         "retry": Command("status", "submit again what failed or never ran", "retry demo/GROUP"),
@@ -35,9 +37,9 @@ GROUPS = {
         "sync": Command("report", "send the W&B runs that were recorded offline", "sync demo/GROUP"),
     },
     "By hand": {
-        "train": Command("arguments", "run one training, or continue it from its last checkpoint",
+        "train": Command("train", "run one training, or continue it from its last checkpoint",
                          "train -c quickstart.yml --run-dir my-run"),
-        "evaluate": Command("arguments", "evaluate a trained model on classes it has never seen",
+        "evaluate": Command("evaluate", "evaluate a trained model on classes it has never seen",
                             "evaluate -m my-model --classes 10 --lr 0.001"),
     },
     "Set up": {
@@ -54,15 +56,15 @@ GROUPS = {
 COMMANDS = {name: command for commands in GROUPS.values() for name, command in commands.items()}
 
 
-def main(arguments: Sequence[str], program: str = "python -m anml") -> int:
-    """Run the command that the first argument names, and return its exit code.
+def main(words: Sequence[str], program: str = "python -m anml") -> int:
+    """Run the command that the first word names, and return its exit code.
 
-    program: what the user typed before the arguments; a script, which ends in `.py`, stands for one command.
+    program: what the user typed before the words; a script, which ends in `.py`, stands for one command.
     """
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help"):
         print(_usage(program))
-        return EXIT_DONE if arguments else EXIT_USAGE
-    name, *rest = arguments
+        return EXIT_DONE if words else EXIT_USAGE
+    name, *rest = words
     if name == "--version":
         print(VERSION)
         return EXIT_DONE
@@ -77,12 +79,8 @@ def main(arguments: Sequence[str], program: str = "python -m anml") -> int:
     if unknown and "sbatch_options" not in options:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     options.sbatch_options = unknown
-    options.command_line = [program, *rest] if is_script else ["-m", "anml", *arguments]
-    run = options.run
-    if isinstance(run, str):
-        module, _, function = run.partition(":")
-        run = getattr(import_module(module), function)
-    return run(options)
+    options.command_line = [program, *rest] if is_script else ["-m", "anml", *words]
+    return getattr(_module(name), name.replace("-", "_"))(options)
 
 
 def make_parser(name: str, program: str = "") -> argparse.ArgumentParser:
@@ -95,8 +93,16 @@ def make_parser(name: str, program: str = "") -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=VERSION)
-    getattr(import_module(f"anml.cli.{command.module}"), f"{name.replace('-', '_')}_arguments")(parser)
+    function = f"{name.replace('-', '_')}_arguments"
+    if hasattr(arguments, function):
+        getattr(arguments, function)(parser)
+    else:
+        getattr(_module(name), function, lambda _: None)(parser)
     return parser
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"anml.cli.{COMMANDS[name].module}")
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> int:
@@ -150,11 +156,7 @@ _anml() {
 complete -o default -F _anml anml"""
 
 
-def completion_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_print_completion)
-
-
-def _print_completion(_: argparse.Namespace) -> int:
+def completion(_: argparse.Namespace) -> int:
     names = [name for title, commands in GROUPS.items() if title for name in commands]
     cases = []
     for name in names:

@@ -19,10 +19,7 @@ from anml.jobs.job import JobContext, check_folder, run_job
 from anml.jobs.launch import experiments_dir
 from anml.tracking import Tracker
 
-
-def report_arguments(parser: argparse.ArgumentParser) -> None:
-    add_address_arguments(parser)
-    parser.set_defaults(run=report)
+report_arguments = sync_arguments = add_address_arguments
 
 
 def report(options: argparse.Namespace) -> int:
@@ -41,7 +38,6 @@ def report(options: argparse.Namespace) -> int:
 def report_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", required=True)
     add_job_arguments(parser)
-    parser.set_defaults(run=report_job)
 
 
 def report_job(options: argparse.Namespace) -> int:
@@ -64,11 +60,6 @@ def report_job(options: argparse.Namespace) -> int:
         return True
 
     return run_job(experiment, options.job, None, work)
-
-
-def sync_arguments(parser: argparse.ArgumentParser) -> None:
-    add_address_arguments(parser)
-    parser.set_defaults(run=sync)
 
 
 def sync(options: argparse.Namespace) -> int:

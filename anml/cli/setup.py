@@ -12,7 +12,6 @@ from anml.errors import ConfigError
 def clusters_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=["list", "check"], default="list")
     parser.add_argument("name", nargs="?", help="a profile's name, or the path of its file")
-    parser.set_defaults(run=clusters)
 
 
 def clusters(options: argparse.Namespace) -> int:
@@ -44,7 +43,6 @@ def download_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--im-size", metavar="PIXELS", type=positive, help="height and width in pixels (default: the data set's usual)"
     )
-    parser.set_defaults(run=download)
 
 
 def download(options: argparse.Namespace) -> int:

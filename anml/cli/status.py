@@ -23,11 +23,12 @@ _STYLE = {"done": "green", "running": "cyan", "failed": "bold red", "lost": "bol
 LOG_TAIL_LINES = 12
 WATCH_SECONDS = 5.0
 
+retry_arguments = cancel_arguments = add_address_arguments
+
 
 def status_arguments(parser: argparse.ArgumentParser) -> None:
     add_address_arguments(parser)
     parser.add_argument("-w", "--watch", action="store_true", help="keep showing it until every job has ended")
-    parser.set_defaults(run=status)
 
 
 def status(options: argparse.Namespace) -> int:
@@ -42,19 +43,9 @@ def status(options: argparse.Namespace) -> int:
     return EXIT_FAILED if any(report.has_failed for report in reports) else EXIT_DONE
 
 
-def retry_arguments(parser: argparse.ArgumentParser) -> None:
-    add_address_arguments(parser)
-    parser.set_defaults(run=retry)
-
-
 def retry(options: argparse.Namespace) -> int:
     """Submit (or run on this machine) every job that is not done, with the dependencies that are not done either."""
     return run_and_report(load_launch(find_experiment(options)))
-
-
-def cancel_arguments(parser: argparse.ArgumentParser) -> None:
-    add_address_arguments(parser)
-    parser.set_defaults(run=cancel)
 
 
 def cancel(options: argparse.Namespace) -> int:
