@@ -5,4 +5,4 @@ import sys
 from anml.__main__ import start
 
 if __name__ == "__main__":
-    sys.exit(start("anml.cli.launch_train"))
+    sys.exit(start("launch_train.py", "launch"))

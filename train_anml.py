@@ -5,4 +5,4 @@ import sys
 from anml.__main__ import start
 
 if __name__ == "__main__":
-    sys.exit(start("anml.cli.train"))
+    sys.exit(start("train_anml.py", "train"))

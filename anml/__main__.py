@@ -1,4 +1,4 @@
-"""Starts every command, `python -m anml` and the scripts beside the package.
+"""Starts every command: `anml`, `python -m anml` and the scripts beside the package.
 
 Pythons from 3.6 on must be able to read this file, the scripts and `anml/__init__.py`, to say that they are too old.
 """
@@ -6,8 +6,11 @@ Pythons from 3.6 on must be able to read this file, the scripts and `anml/__init
 import sys
 
 
-def start(module: str) -> int:
-    """Run the command of a module and return its exit code; 1 where this Python is too old to run anything."""
+def start(program: str, *command: str) -> int:
+    """Run the command that the arguments name and return its exit code; 1 where this Python is too old.
+
+    program: what the user typed. command: the command that a script stands for, if it does.
+    """
     if sys.version_info < (3, 11):  # noqa: UP036
         version = sys.version.split()[0]
         print(
@@ -16,12 +19,17 @@ def start(module: str) -> int:
             file=sys.stderr,
         )
         return 1
-    from importlib import import_module
+    from anml.cli.main import main, run_command
 
-    from anml.cli.arguments import run_command
+    # Modules of the current folder, which a config may refer to, are found too, after all others.
+    sys.path.append("")
+    return run_command(lambda arguments: main([*command, *arguments], program))
 
-    return run_command(lambda arguments: import_module(module).main(arguments))
+
+def console() -> int:
+    """Run the installed command `anml`."""
+    return start("anml")
 
 
 if __name__ == "__main__":
-    sys.exit(start("anml.cli.subcommands"))
+    sys.exit(start("python -m anml"))

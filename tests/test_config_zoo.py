@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from anml.checkpoints import read_card
-from anml.cli import evaluate, train
+from anml.cli.main import main
 from anml.config.image_folder import ClassSplit
 from anml.config.load import dump_config, load_train_config, smoke_test
 from anml.config.training import TrainConfig
@@ -38,9 +38,9 @@ def train_and_evaluate(name: str, data: str | Path, root: Path) -> tuple[TrainCo
     config, experiment = smoke_test(loaded.config), Experiment(root)
     config = config.for_training(config.trainings[0])
     experiment.config_file.write_text(dump_config(config), encoding="utf-8")
-    assert train.main(["--run-dir", str(root)]) == 0
+    assert main(["train", "--run-dir", str(root)]) == 0
     for flavor in config.eval:
-        assert evaluate.main(["--run-dir", str(root), "--flavor", flavor, "--step", str(STEPS)]) == 0
+        assert main(["evaluate", "--run-dir", str(root), "--flavor", flavor, "--step", str(STEPS)]) == 0
     return config, experiment
 
 

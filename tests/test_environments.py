@@ -1,6 +1,7 @@
 """conda, pip and uv install the same: versions are pinned in one place, everything else refers to it."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -88,9 +89,12 @@ def test_what_the_package_imports_is_pinned() -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel that `pip install .` makes, of a copy: building leaves files behind."""
     folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(REPOSITORY / "anml", folder / "anml", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt", "requirements-dev.txt"):
+    for name in ("anml", "configs", "slurm"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "requirements.txt", "requirements-dev.txt"):
         shutil.copy(REPOSITORY / name, folder)
+    for script in REPOSITORY.glob("*_*.py"):
+        shutil.copy(script, folder)
     build = "import setuptools.build_meta as backend; backend.build_wheel('dist')"
     (folder / "dist").mkdir()
     subprocess.run([sys.executable, "-c", build], cwd=folder, check=True, capture_output=True)
@@ -101,7 +105,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_package_has_its_data_files(wheel: zipfile.ZipFile) -> None:
     paths = [path for path in (REPOSITORY / "anml").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     installed = {name for name in wheel.namelist() if name.startswith("anml/")}
-    assert installed == {str(path.relative_to(REPOSITORY)) for path in paths}
+    shipped = [*(REPOSITORY / "configs").rglob("*.yml"), *(REPOSITORY / "slurm").glob("*.yml")]
+    assert installed == {str(path.relative_to(REPOSITORY)) for path in paths} | {
+        f"anml/{path.relative_to(REPOSITORY)}" for path in shipped
+    }
     assert {Path(name).suffix for name in installed} >= {".py", ".cpp", ".h", ".html", ".css"}
 
 
@@ -112,3 +119,43 @@ def test_the_package_says_what_it_needs(wheel: zipfile.ZipFile) -> None:
     assert required == {*pins("requirements.txt").values()} | {
         f'{line}; extra == "dev"' for line in pins("requirements-dev.txt").values()
     }
+
+
+@pytest.fixture
+def installed(wheel: zipfile.ZipFile, tmp_path: Path):
+    """Run a Python command line in an empty folder, with the package as the wheel installs it."""
+    wheel.extractall(tmp_path / "site")
+    folder = tmp_path / "anywhere"
+    folder.mkdir()
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+        environment.pop("ANML_EXPERIMENTS", None)
+        return subprocess.run(
+            [sys.executable, "-P", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+def test_an_installed_package_launches_its_configs_from_any_folder(installed, tmp_path: Path) -> None:
+    launch = ("-m", "anml", "launch", "--project", "demo", "--cluster", "local", "--dry-run", "-c")
+    plain, in_folder = installed(*launch, "quickstart.yml"), installed(*launch, "configs/quickstart.yml")
+    assert (plain.returncode, plain.stderr, plain.stdout) == (0, in_folder.stderr, in_folder.stdout)
+    assert f"{tmp_path / 'anywhere' / 'experiments' / 'demo'}/" in plain.stdout.splitlines()[0]
+
+
+def test_an_installed_package_freezes_its_scripts(installed, tmp_path: Path) -> None:
+    freeze = "from pathlib import Path; from anml.jobs.launch import copy_code; copy_code(Path('code'))"
+    assert installed("-c", freeze).stderr == ""
+    code = tmp_path / "anywhere" / "code"
+    for name in ("launch_train.py", "train_anml.py", "eval_anml.py"):
+        done = subprocess.run(
+            [sys.executable, name, "--version"], cwd=code, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout.split()[0]) == (0, "anml"), done.stderr
+
+
+def test_the_installed_command_is_called_anml(wheel: zipfile.ZipFile) -> None:
+    (entry_points,) = [name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt")]
+    assert "anml = anml.__main__:console" in wheel.read(entry_points).decode()

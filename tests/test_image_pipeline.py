@@ -10,8 +10,7 @@ import torch
 import yaml
 
 from anml.checkpoints import read_card
-from anml.cli import download, evaluate, train
-from anml.cli.arguments import run_command
+from anml.cli.main import main, run_command
 from anml.config.load import load_train_config
 from anml.train.loop import Training
 from anml.train.run import RunSpec
@@ -63,10 +62,10 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], experiments: Path) -> Callable:
-    """Run a command's `main` in this process; returns its exit code and what it printed."""
+    """Run a command in this process; returns its exit code and what it printed."""
     monkeypatch.delenv("ANML_DATA", raising=False)
 
-    def run(main: Callable, *arguments: object) -> tuple[int, str]:
+    def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
         code = run_command(main)
         printed = capsys.readouterr()
@@ -103,7 +102,7 @@ def test_a_launch_refuses_an_incomplete_copy_before_anything_is_created(run, wri
 
 def test_a_copy_with_less_than_the_config_needs_is_refused(by_hand, write, mini) -> None:
     config = write(TRAIN, allow_incomplete=True, train_classes=6, eval={"a": SMALL | {"test_examples": 6}})
-    code, shown = by_hand(train.main, "-c", config, "--data-path", mini)
+    code, shown = by_hand("train", "-c", config, "--data-path", mini)
     assert code == 2
     assert "training needs 6 classes of 6 examples, found 5 of 8" in shown
     assert "mini-imagenet has 3 evaluation classes of 8 examples; asked for 2 classes of 3 training and 6 test" in shown
@@ -113,20 +112,20 @@ def test_a_model_of_ones_own_folder_is_evaluated_on_the_classes_it_has_not_seen(
     config = write(
         TRAIN, dataset="images-folder", data_path=str(own), imgs_per_class=None, class_split=0.7, train_size=4
     )
-    code, shown = by_hand(train.main, "-c", config, "--run-dir", tmp_path / "run")
+    code, shown = by_hand("train", "-c", config, "--run-dir", tmp_path / "run")
     assert code == 0, shown
     checkpoint = tmp_path / "run" / "checkpoints" / "step-000002"
     card = read_card(checkpoint)
     assert card.class_split is not None
     assert (len(card.class_split["train"]), len(card.class_split["eval"]), card.imgs_per_class) == (4, 2, 6)
-    code, shown = by_hand(evaluate.main, "-c", write(SMALL), "-m", checkpoint, "--data-path", own)
+    code, shown = by_hand("evaluate", "-c", write(SMALL), "-m", checkpoint, "--data-path", own)
     assert (code, "2 classes of images-folder, lr 0.01" in shown) == (0, True), shown
     # One class more than it has not seen, and one that it has.
-    code, shown = by_hand(evaluate.main, "-c", write(SMALL, classes=3), "-m", checkpoint, "--data-path", own)
+    code, shown = by_hand("evaluate", "-c", write(SMALL, classes=3), "-m", checkpoint, "--data-path", own)
     assert "images-folder has 2 evaluation classes of 6 examples" in shown
     seen = [*card.class_split["eval"], card.class_split["train"][0]]
     config = write(SMALL, dataset="images-folder", data_path=str(own), class_split={"eval": seen})
-    code, shown = by_hand(evaluate.main, "-c", config, "-m", checkpoint)
+    code, shown = by_hand("evaluate", "-c", config, "-m", checkpoint)
     assert (code, "the model is trained on 1 of these classes" in shown) == (2, True), shown
 
 
@@ -137,23 +136,23 @@ def test_a_model_of_ones_own_folder_is_validated_on_the_classes_held_out(by_hand
     )
     config = write(TRAIN, dataset="images-folder", data_path=str(own), **split, train_classes=2, eval=flavors)
     run = tmp_path / "run"
-    code, shown = by_hand(train.main, "-c", config, "--run-dir", run)
+    code, shown = by_hand("train", "-c", config, "--run-dir", run)
     assert code == 0, shown
     assert read_card(run / "checkpoints" / "step-000002").train_classes == 2
     given = ("-m", run / "checkpoints" / "step-000002", "--data-path", own, "-o", tmp_path / "a.csv")
-    code, shown = by_hand(evaluate.main, "-c", write(SMALL, split="validation"), *given)
+    code, shown = by_hand("evaluate", "-c", write(SMALL, split="validation"), *given)
     assert (code, "2 held-out background classes of images-folder, lr 0.01" in shown) == (0, True), shown
     assert "images-folder-validation" in (tmp_path / "a.csv").read_text()
-    code, shown = by_hand(evaluate.main, "-c", write(SMALL, split="validation", classes=3), *given)
+    code, shown = by_hand("evaluate", "-c", write(SMALL, split="validation", classes=3), *given)
     assert (code, "has 2 background classes for validation, found 3" in shown) == (2, True), shown
 
 
 def test_a_model_of_characters_is_not_evaluated_on_photographs(by_hand, write, mini, tmp_path) -> None:
     config = write(TRAIN, dataset="glyphs", augment=None, imgs_per_class=None)
-    assert by_hand(train.main, "-c", config, "--run-dir", tmp_path / "run")[0] == 0
+    assert by_hand("train", "-c", config, "--run-dir", tmp_path / "run")[0] == 0
     checkpoint = tmp_path / "run" / "checkpoints" / "step-000002"
     config = write(SMALL, dataset="inet", allow_incomplete=True)
-    code, shown = by_hand(evaluate.main, "-c", config, "-m", checkpoint, "--data-path", mini)
+    code, shown = by_hand("evaluate", "-c", config, "-m", checkpoint, "--data-path", mini)
     assert (code, "takes images of 1 channels, those of the data set have 3" in shown) == (2, True), shown
 
 
@@ -190,22 +189,22 @@ def test_training_sees_augmented_images_and_validation_does_not(write, mini, tmp
 
 
 def test_download_converts_a_local_copy_or_says_where_to_get_one(by_hand, mini, tmp_path) -> None:
-    code, shown = by_hand(download.main, "mini-imagenet")
+    code, shown = by_hand("download", "mini-imagenet")
     assert (code, "cannot be downloaded automatically" in shown) == (1, True)
-    code, shown = by_hand(download.main, "inet", "--data-path", mini)
+    code, shown = by_hand("download", "inet", "--data-path", mini)
     assert (code, "expected 64 train classes" in shown) == (1, True)
-    code, shown = by_hand(download.main, "images-folder", "--data-path", tmp_path)
+    code, shown = by_hand("download", "images-folder", "--data-path", tmp_path)
     assert (code, "converted when an experiment is launched" in shown) == (2, True)
 
 
 def test_download_converts_the_copy_that_the_environment_names(by_hand, mini, monkeypatch) -> None:
     monkeypatch.setenv("ANML_DATA", str(mini))
-    code, shown = by_hand(download.main, "mini-imagenet")
+    code, shown = by_hand("download", "mini-imagenet")
     assert (code, str(mini) in shown.splitlines()[0], "expected 64 train classes" in shown) == (1, True, True)
 
 
 def test_download_says_where_the_arrays_are(by_hand) -> None:
-    code, shown = by_hand(download.main, "glyphs")
+    code, shown = by_hand("download", "glyphs")
     files = dict(line.split() for line in shown.splitlines())
     assert (code, list(files)) == (0, ["train", "eval"])
     assert all(Path(file).is_file() for file in files.values())

@@ -12,7 +12,7 @@ import yaml
 import anml.evaluate.by_hand
 import anml.evaluate.job
 import anml.train.job
-from anml.cli import evaluate, train
+from anml.cli.main import main
 from anml.errors import JobError
 from anml.jobs.job import check_folder
 from anml.machine import determinism, keep_float32, mask_problems, peak_memory, prepare_device
@@ -86,10 +86,10 @@ def test_every_job_passes_on_what_its_config_says(tmp_path: Path, monkeypatch: p
     path, by_hand = tmp_path / "config.yml", tmp_path / "eval.yml"
     path.write_text(yaml.safe_dump(SMALL | {"deterministic": False, "eval": flavors}))
     by_hand.write_text(yaml.safe_dump(FLAVOR | {"deterministic": False}))
-    assert train.main(["--run-dir", str(tmp_path)]) == 0
+    assert main(["train", "--run-dir", str(tmp_path)]) == 0
     for flavor in flavors:
-        assert evaluate.main(["--run-dir", str(tmp_path), "--flavor", flavor, "--step", "1"]) == 0
-    assert evaluate.main(["-c", str(by_hand), "-m", str(tmp_path / "checkpoints/step-000001")]) == 0
+        assert main(["evaluate", "--run-dir", str(tmp_path), "--flavor", flavor, "--step", "1"]) == 0
+    assert main(["evaluate", "-c", str(by_hand), "-m", str(tmp_path / "checkpoints/step-000001")]) == 0
     assert asked == [False, False, True, False]
 
 

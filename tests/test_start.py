@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anml import __version__
-from anml.cli.arguments import run_command
+from anml.cli.main import run_command
 from anml.errors import missing_package
 
 REPOSITORY = Path(__file__).resolve().parent.parent

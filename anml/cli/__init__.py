@@ -1,4 +1,1 @@
-"""The command lines. Each turns arguments into one call and errors into words and an exit code."""
-
-
-# The command lines. Each turns arguments into one call and errors into words and an exit code.
+"""The command line. Each command turns arguments into one call; `main.py` lists them."""

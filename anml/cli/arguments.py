@@ -1,101 +1,140 @@
-"""What the command lines share: errors as words, exit codes, and arguments that several of them take."""
+"""The arguments of launch, train and evaluate, and what the arguments of several commands have in common.
+
+--help must answer at once: what is slow to import (pydantic above all) is imported inside functions here.
+"""
 
 import argparse
 import os
 import stat
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from anml import __version__
-from anml.config.binding import nearest
-from anml.errors import AnmlError, ConfigError, missing_package
-from anml.experiment import Experiment
-from anml.jobs.launch import experiments_dir
+from anml.config import shipped
+from anml.errors import ConfigError
+
+TYPE_CHECKING = False  # typing is slow to import.
+if TYPE_CHECKING:
+    from anml.experiment import Experiment
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
-VERSION = f"anml {__version__}"
+WANDB_MODES = ("online", "offline", "disabled")
+DEVICES = ("auto", "cpu", "cuda")
 
 
-def run_command(main: Callable[[Sequence[str]], int]) -> int:
-    """Run a command and return its exit code: 0 done, 2 the input is wrong, 1 anything else."""
-    try:
-        return main(sys.argv[1:])
-    except ConfigError as error:
-        count = len(error.problems)
-        head = "" if count == 1 else f"{count} problems:\n"
-        print(f"{head}{error}", file=sys.stderr)
-        return EXIT_USAGE
-    except AnmlError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return EXIT_FAILED
-    except ModuleNotFoundError as error:
-        if not (message := missing_package(error)):
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return EXIT_FAILED
-    except BrokenPipeError:
-        return EXIT_FAILED
-    except OSError as error:
-        # A full disk, a folder without permission: the message has it all, a traceback would only hide it.
-        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_FAILED
+def launch_arguments(parser: argparse.ArgumentParser) -> None:
+    clusters = ", ".join(sorted(path.stem for path in shipped("slurm").glob("*.yml")))
+    add_config_arguments(parser, "training config", required=True)
+    parser.add_argument("--project", help="project name: a folder of experiments and a W&B project")
+    parser.add_argument("--entity", help="W&B entity (team or user)")
+    parser.add_argument("--group", help="name of the experiment (default: a new one); an existing one is completed")
+    parser.add_argument("--cluster", metavar="NAME", help=f"cluster profile: {clusters}, or the path of one")
+    add_experiments_dir_argument(parser)
+    parser.add_argument("-n", "--dry-run", action="store_true", help="show jobs and scripts, create nothing")
+    parser.add_argument("--check", action="store_true", help="with --dry-run: check the model and the data as well")
+    parser.add_argument("--st", "--smoke-test", action="store_true", dest="smoke_test", help="everything, but tiny")
+    parser.add_argument("--seed", type=int, help="training seed")
+    parser.add_argument("--wandb", choices=WANDB_MODES, help="W&B mode (default: see docs)")
+    parser.epilog = f"Any sbatch option may be given as --name=value; it overrides the cluster profile. {parser.epilog}"
+    own_options = [flag for action in parser._actions for flag in action.option_strings]
+    parser.set_defaults(own_options=own_options, sbatch_options=[])
 
 
-@contextmanager
-def collecting(problems: list[str]) -> Iterator[None]:
-    """Add the problems of a ConfigError to a list, so that what else is wrong can be found too."""
-    try:
-        yield
-    except ConfigError as error:
-        problems.extend(error.problems)
+def train_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser, "training config")
+    parser.add_argument("--run-dir", metavar="DIR", help="folder of the run (default: experiments/by-hand/<model>)")
+    parser.add_argument("--device", choices=DEVICES, help="where to compute")
+    parser.add_argument("--inner-lr", type=float, help="which inner learning rate to train with")
+    parser.add_argument("--seed", type=int, help="which seed to train")
+    parser.add_argument("--until-step", metavar="N", type=positive, help="stop after this step (default: at the end)")
+    add_job_arguments(parser, wandb_help="W&B mode (default: disabled)")
+
+
+def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser, "evaluation config")
+    parser.add_argument(
+        "-m", "--model", metavar="CHECKPOINT", nargs="+", action="extend",
+        help="folder of a checkpoint (step-NNNNNN), or a state_dict of higherANML (.pth); one or several",
+    )  # fmt: skip
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute")
+    for names, kind, what in (
+        (("--classes",), int, "how many classes to learn"),
+        (("--train-examples",), int, "examples of each class to learn from"),
+        (("--test-examples",), int, "examples of each class to be tested on"),
+        (("-l", "--lr"), float, "learning rate"),
+    ):
+        more = f"{what}; one number or several"
+        parser.add_argument(*names, type=kind, nargs="+", action="extend", metavar="N", help=more)
+    parser.add_argument("-r", "--runs", type=int, help="runs, each with its own classes and examples")
+    parser.add_argument("--seed", type=int, help="seed of the evaluation")
+    parser.add_argument("-o", "--output", metavar="CSV", help="also write the results to this file")
+    add_job_arguments(parser)
+    for name in ("--run-dir", "--flavor"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument("--train-inner-lr", type=float, help=argparse.SUPPRESS)
+    for name in ("--step", "--train-seed", "--points-per-job", "--first-task"):
+        parser.add_argument(name, type=int, help=argparse.SUPPRESS)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, what: str, required: bool = False) -> None:
+    """Add -c, --data-path and --set."""
+    parser.add_argument("-c", "--config", metavar="PATH", type=config_file, required=required, help=what)
+    add_data_path_argument(parser)
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="override a key of the config, e.g. --set inner_lr=0.05 --set eval.olft.runs=3 (repeatable)",
+    )  # fmt: skip
+
+
+def add_data_path_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-path", metavar="DIR", help="where the data set is (default: ANML_DATA, or download)")
+
+
+def add_experiments_dir_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--experiments-dir", metavar="DIR", help="where experiments are (default: ANML_EXPERIMENTS)")
+
+
+def add_address_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add PROJECT/GROUP and --experiments-dir, which `find_experiment` reads."""
+    parser.add_argument("experiment", metavar="PROJECT/GROUP", help="the experiment, or the path of its folder")
+    add_experiments_dir_argument(parser)
+
+
+def add_job_arguments(parser: argparse.ArgumentParser, wandb_help: str = argparse.SUPPRESS) -> None:
+    """Add what the scripts of planned jobs pass along (not meant for typing)."""
+    parser.add_argument("--wandb", choices=WANDB_MODES, default="disabled", help=wandb_help)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--cluster-device", default="auto", help=argparse.SUPPRESS)
+    parser.add_argument("--min-free-gb", type=float, default=0.0, help=argparse.SUPPRESS)
+    parser.add_argument("--max-requeues", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def config_file(text: str) -> Path:
-    """Return the path of a config that exists, for argparse."""
-    path = Path(text)
-    if not path.is_file():
-        message = f"no file {text}{_hint(path)}"
-        raise argparse.ArgumentTypeError(message)
-    return path
+    """Return the path of a config, for argparse: a file that exists, else the shipped config of that name."""
+    folder = shipped("configs")
+    name = text.removeprefix("configs/")
+    for path in (Path(text), folder / name, folder / f"{name}.yml"):
+        if path.is_file():
+            return path
+    message = f"no file {text}{_similar_configs(Path(text), folder)}"
+    raise argparse.ArgumentTypeError(message)
 
 
-def _hint(path: Path) -> str:
-    """Return the files that may be meant: those of similar names, else those beside it."""
-    import difflib  # Only the mistaken pay for it.
+def _similar_configs(path: Path, shipped_configs: Path) -> str:
+    """Return a hint at configs of similar names, else at those beside a path."""
+    import difflib
 
     folder = path if path.is_dir() else path.parent
     beside = sorted(folder.glob("*.yml"))
-    known = {file.stem: str(file) for file in [*sorted(Path("configs").rglob("*.yml")), *beside]}
-    close = [known[name] for name in difflib.get_close_matches(path.stem, known)]
+    shown = {
+        file.stem: str(file.relative_to(shipped_configs.parent)) for file in sorted(shipped_configs.rglob("*.yml"))
+    }
+    shown |= {file.stem: str(file) for file in beside}
+    close = [shown[name] for name in difflib.get_close_matches(path.stem, shown)]
     if close:
         return f"; did you mean {' or '.join(close)}?"
     return f"; in {folder} there are: {', '.join(file.name for file in beside)}" if beside else ""
-
-
-def check_output(option: str, *files: Path) -> None:
-    """Find out now, not after hours of work, whether files can be written: new ones, or regular ones to be replaced.
-
-    Folders, devices and links are not replaced: a link may lead to any of them. Raises ConfigError.
-    """
-    for file in files:
-        if os.path.lexists(file) and not stat.S_ISREG(os.lstat(file).st_mode):
-            message = f"{option} {file}: is a folder, a device or a link, and only files are replaced; name another"
-            raise ConfigError(message)
-        try:
-            folder = next(parent for parent in file.absolute().parents if parent.exists())
-            # Named as `write_text` names its temporary files: they must fit, too.
-            tempfile.NamedTemporaryFile(dir=folder, prefix=f".{file.name}.").close()
-        except OSError as error:
-            message = (
-                f"{option} {file}: cannot be written ({error.strerror}); name one in a folder that you may write to"
-            )
-            raise ConfigError(message) from None
 
 
 def positive(text: str) -> int:
@@ -106,63 +145,67 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_data_path_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --data-path, whose default is that of `data_path_or_default`."""
-    parser.add_argument("--data-path", metavar="DIR", help="where the data set is (default: ANML_DATA, or download)")
+@contextmanager
+def collecting(problems: list[str]) -> Iterator[None]:
+    """Add the problems of a ConfigError to a list, so that the next check can run as well."""
+    try:
+        yield
+    except ConfigError as error:
+        problems.extend(error.problems)
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --version, and --set key=value."""
-    parser.add_argument("--version", action="version", version=VERSION)
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
-        help="override a key of the config, e.g. --set inner_lr=0.05 --set eval.olft.runs=3 (repeatable)",
-    )  # fmt: skip
+def check_output(option: str, *files: Path) -> None:
+    """Check before the work that files can be written: new ones, or regular files to be replaced.
 
+    Folders, devices and links are not replaced: a link may lead to any of them. Raises ConfigError.
+    """
+    import tempfile
 
-def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the scripts of planned jobs pass along (not meant for typing)."""
-    group = parser.add_argument_group("set by job scripts")
-    group.add_argument("--job", help=argparse.SUPPRESS)
-    group.add_argument("--cluster-device", default="auto", help=argparse.SUPPRESS)
-    group.add_argument("--min-free-gb", type=float, default=0.0, help=argparse.SUPPRESS)
-    group.add_argument("--max-requeues", type=int, default=0, help=argparse.SUPPRESS)
+    for file in files:
+        if os.path.lexists(file) and not stat.S_ISREG(os.lstat(file).st_mode):
+            message = f"{option} {file}: is a folder, a device or a link, and only files are replaced; name another"
+            raise ConfigError(message)
+        try:
+            folder = next(parent for parent in file.absolute().parents if parent.exists())
+            # `write_text` gives its temporary files such names: they must not be too long either.
+            tempfile.NamedTemporaryFile(dir=folder, prefix=f".{file.name}.").close()
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror}); name one in a folder that you may write to"
+            message = f"{option} {file}: {reason}"
+            raise ConfigError(message) from None
 
 
 def print_notices(notices: Sequence[str]) -> None:
-    """Print what the user should know, apart from the output proper."""
+    """Print notices on standard error."""
     for notice in notices:
         print(f"note: {notice}", file=sys.stderr)
 
 
-# Finds the experiment that a user means.
+def find_experiment(options: argparse.Namespace) -> "Experiment":
+    """Return the experiment that `add_address_arguments` asked for. Raises ConfigError naming those there are."""
+    from anml.jobs.launch import experiments_dir
 
-
-def add_address_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add PROJECT/GROUP and --experiments-dir."""
-    parser.add_argument("experiment", metavar="PROJECT/GROUP", help="the experiment, or the path of its folder")
-    parser.add_argument("--experiments-dir", metavar="DIR", help="where experiments are (default: ANML_EXPERIMENTS)")
-
-
-def find_experiment(options: argparse.Namespace) -> Experiment:
-    """Return the experiment. Raises ConfigError naming those there are."""
     root = experiments_dir(options.experiments_dir)
-    found = experiment_at(root, options.experiment)
-    if found is None:
+    experiment = experiment_at(root, options.experiment)
+    if experiment is None:
         raise ConfigError(unknown_experiment(root, options.experiment))
-    return found
+    return experiment
 
 
-def experiment_at(root: Path, address: str) -> Experiment | None:
-    """Return the experiment of an address below a folder, or with the path of its own folder."""
-    for candidate in (root / address, Path(address)):
-        if (candidate / "config.yml").is_file():
-            return Experiment(candidate.resolve())
+def experiment_at(root: Path, address: str) -> "Experiment | None":
+    """Return the experiment PROJECT/GROUP below a folder, or the one in the folder of that path."""
+    from anml.experiment import Experiment
+
+    for folder in (root / address, Path(address)):
+        if (folder / "config.yml").is_file():
+            return Experiment(folder.resolve())
     return None
 
 
 def unknown_experiment(root: Path, address: str) -> str:
-    """Return a sentence that names the experiments there are."""
-    known = sorted(f"{c.parent.parent.name}/{c.parent.name}" for c in root.glob("*/*/config.yml"))
-    hint = nearest(address, known) or (f"; there are: {', '.join(known[-10:])}" if known else "")
+    """Return a message that names the experiments there are."""
+    from anml.config.binding import nearest
+
+    addresses = sorted(f"{c.parent.parent.name}/{c.parent.name}" for c in root.glob("*/*/config.yml"))
+    hint = nearest(address, addresses) or (f"; there are: {', '.join(addresses[-10:])}" if addresses else "")
     return f"no experiment {address} in {root}{hint}"

@@ -1,22 +1,31 @@
-"""`python -m anml check-config`: what can only be checked with torch at hand. Reads a config, answers in JSON.
+"""`check-config`: checks a config against its model and its data, for which torch must be imported.
 
-Run by the launcher as a child process, so that login-node commands stay quick.
+The launcher runs it as a child process, so that commands on a login node stay quick.
 """
 
+import argparse
 import functools
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anml.config.folders import check_held_out
 from anml.config.load import load_train_config
 from anml.config.training import TrainConfig
 from anml.errors import AnmlError
 
+if TYPE_CHECKING:
+    from anml.models.meta_model import MetaModel
 
-def main(arguments: Sequence[str]) -> int:
+if TYPE_CHECKING:
+    pass
+
+
+def check_config(_: argparse.Namespace) -> int:
     """Check the config on standard input and print {"problems": [...], "notices": [...]} as the last line."""
     with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
         file.write(sys.stdin.read())
@@ -28,86 +37,69 @@ def main(arguments: Sequence[str]) -> int:
 
 def find_problems(config: TrainConfig) -> list[str]:
     """Return what is wrong between the config, the model it names and the data on this machine."""
+    from anml.evaluate.prepared_run import check_head
+    from anml.meta.schedule import make_schedule, outer_lrs
     from anml.models import build_model
+    from anml.train.iid import make_optimizer
 
     try:
         model = build_model(config.model, config.model_args, config.image_shape, config.seed)
     except AnmlError as error:
         return [str(error)]
-    problems = name_problems(config, model) or _head_problems(config, model)
-    problems += _data_problems(config) + _optimizer_problems(config, model)
-    return problems
-
-
-def _head_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
-    from anml.evaluate.prepared_run import check_head
-
-    problems = []
-    for name, flavor in config.eval.items():
-        try:
+    problems = name_problems(config, model)
+    for name, flavor in config.eval.items() if not problems else ():
+        with _collecting(problems, f"eval.{name}: "):
             check_head(model, flavor)
-        except AnmlError as error:
-            problems.append(f"eval.{name}: {error}")
+    _check_data(config, problems)
+    with _collecting(problems):
+        if config.method.is_episodic:
+            outer_lrs(config)
+        else:
+            make_schedule(config, make_optimizer(config, model))
     return problems
 
 
-def name_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001 (torch is imported late)
+def name_problems(config: TrainConfig, model: "MetaModel") -> list[str]:
     """Return what is wrong with the parameters that a config names."""
     from anml.models.meta_model import check_output_layer, select_names
 
-    checks = [("inner_params", config.inner_params), ("outer_params", config.outer_params)]
+    keys = [("inner_params", config.inner_params), ("outer_params", config.outer_params)]
     for name, flavor in config.eval.items():
-        checks += [(f"eval.{name}.opt_params", flavor.opt_params), (f"eval.{name}.reinit_params", flavor.reinit_params)]
-    problems = []
-    for key, selectors in checks:
-        try:
+        keys += [(f"eval.{name}.opt_params", flavor.opt_params), (f"eval.{name}.reinit_params", flavor.reinit_params)]
+    problems: list[str] = []
+    for key, selectors in keys:
+        with _collecting(problems, f"{key}: "):
             select_names(model, selectors)
-        except AnmlError as error:
-            problems.append(f"{key}: {error}")
-    try:
+    with _collecting(problems, "output_layer: "):
         check_output_layer(model, config.output_layer)
-    except AnmlError as error:
-        problems.append(f"output_layer: {error}")
     return problems
 
 
-def _data_problems(config: TrainConfig) -> list[str]:
-    """Convert the data now, if need be, so that data that are missing, or too few, are found before jobs wait."""
+def _check_data(config: TrainConfig, problems: list[str]) -> None:
+    """Convert the data now where needed, so that missing data, or too few, are found before jobs wait."""
     import torch
 
     from anml.data import load_images
     from anml.data.episodes import check_run
     from anml.train.loop import training_data
 
-    problems: dict[str, None] = {}  # Several flavors may have the same.
-    load = functools.cache(load_images)  # And the same images, each of which loading looks at.
-    try:
+    load = functools.cache(load_images)  # Several flavors have the same images, each of which loading looks at.
+    with _collecting(problems, "data_path: "):
         training_data(config, torch.device("cpu"))
-    except AnmlError as error:
-        problems[f"data_path: {error}"] = None
-    try:
+    with _collecting(problems):
         check_held_out(config)
-    except AnmlError as error:
-        problems[str(error)] = None
     for name, flavor in config.eval.items():
-        at = "" if flavor.data_path == config.data_path else f"eval.{name}."
-        try:
+        flavor_key = "" if flavor.data_path == config.data_path else f"eval.{name}."
+        with _collecting(problems, f"{flavor_key}data_path: "):
             data = load(config.eval_request(flavor)).first_examples(0, flavor.imgs_per_class)
             check_run(data, max(flavor.classes), max(flavor.train_examples), max(flavor.test_examples))
-        except AnmlError as error:
-            problems[f"{at}data_path: {error}"] = None
-    return list(problems)
 
 
-def _optimizer_problems(config: TrainConfig, model) -> list[str]:  # noqa: ANN001
-    from anml.meta.schedule import make_schedule, outer_lrs
-    from anml.train.iid import make_optimizer
-
+@contextmanager
+def _collecting(problems: list[str], key: str = "") -> Iterator[None]:
+    """Add an error of ours to a list, once: several flavors may have the same."""
     try:
-        if not config.method.is_episodic:
-            make_schedule(config, make_optimizer(config, model))
-        else:
-            outer_lrs(config)
+        yield
     except AnmlError as error:
-        return [str(error)]
-    return []
+        if f"{key}{error}" not in problems:
+            problems.append(f"{key}{error}")

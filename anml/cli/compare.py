@@ -1,20 +1,25 @@
-"""`python -m anml compare PROJECT`, or PROJECT/GROUP PROJECT/GROUP ...: several experiments side by side."""
+"""`compare PROJECT`, or `compare PROJECT/GROUP PROJECT/GROUP ...`: several experiments side by side."""
 
 import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from anml.cli.arguments import EXIT_DONE, check_output, experiment_at, print_notices, unknown_experiment
+from anml.cli.arguments import (
+    EXIT_DONE,
+    add_experiments_dir_argument,
+    check_output,
+    experiment_at,
+    print_notices,
+    unknown_experiment,
+)
 from anml.config.binding import nearest
 from anml.errors import ConfigError
 from anml.experiment import Experiment, experiments_folder
 from anml.jobs.launch import experiments_dir
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Write the comparison and print its tables."""
-    parser = argparse.ArgumentParser(prog="python -m anml compare", description=__doc__, allow_abbrev=False)
+def compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names", metavar="PROJECT[/GROUP]", nargs="+",
         help="all experiments of a project that have results, or these, in this order",
@@ -24,40 +29,46 @@ def main(arguments: Sequence[str]) -> int:
         help="only this flavor, whatever an experiment calls it (repeatable; default: all)",
     )  # fmt: skip
     parser.add_argument("--output", metavar="DIR", type=Path, help="where to write (default: the project's folder)")
-    parser.add_argument("--experiments-dir", metavar="DIR", help="where experiments are (default: ANML_EXPERIMENTS)")
-    options = parser.parse_args(arguments)
+    add_experiments_dir_argument(parser)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Write the comparison and print its tables."""
     root = experiments_dir(options.experiments_dir)
     experiments = _experiments(root, options.names)
     output = _output(options.output, experiments, root)
-    check_output("--output", *_earlier(output), output / "comparison.html")
+    # A comparison replaces those written before.
+    earlier = [
+        path for ending in ("html", "csv", "txt", "png") for path in sorted(output.glob(f"comparison*.{ending}"))
+    ]
+    check_output("--output", *earlier, output / "comparison.html")
     from anml.report.comparison import write_comparison
     from anml.report.index import write_indexes
 
-    command = shlex.join(["python", "-m", "anml", "compare", *arguments])
-    comparison = write_comparison(experiments, output, options.flavor, command)
+    comparison = write_comparison(experiments, output, options.flavor, shlex.join(["python", *options.command_line]))
     if output == experiments[0].root.parent:
-        print_notices(write_indexes(experiments[0], root))  # They link to it.
+        print_notices(write_indexes(experiments[0], root))  # The index pages link to the comparison.
     print(comparison.text)
     print(f"\nComparison: {comparison.page}")
     return EXIT_DONE
 
 
 def _experiments(root: Path, names: Sequence[str]) -> list[Experiment]:
-    """Return the experiments that are meant, each once. Raises ConfigError naming every mistake."""
-    found: dict[Path, Experiment] = {}
+    """Return the experiments of names, each once. Raises ConfigError with every unknown name."""
+    experiments: dict[Path, Experiment] = {}
     problems = []
     for name in names:
-        own = experiment_at(root, name)
-        group = [own] if own else _of_project(root, name)
-        problems += [] if group else [_unknown(root, name)]
-        found |= {experiment.root: experiment for experiment in group}
+        single = experiment_at(root, name)
+        named = [single] if single else _of_project(root, name)
+        problems += [] if named else [_unknown(root, name)]
+        experiments |= {experiment.root: experiment for experiment in named}
     if problems:
         raise ConfigError(problems)
-    return list(found.values())
+    return list(experiments.values())
 
 
 def _of_project(root: Path, name: str) -> list[Experiment]:
-    """Return the experiments of a project, by the names of their groups."""
+    """Return the experiments of a project, sorted by group."""
     for folder in (root / name, Path(name)):
         groups = sorted(path.parent for path in folder.glob("[!.]*/config.yml"))
         if groups:
@@ -70,11 +81,6 @@ def _unknown(root: Path, name: str) -> str:
     if "/" in name or not projects:
         return unknown_experiment(root, name)
     return f"no project {name} in {root}{nearest(name, projects) or '; there are: ' + ', '.join(projects)}"
-
-
-def _earlier(output: Path) -> list[Path]:
-    """Return what a comparison may replace in a folder."""
-    return [path for ending in ("html", "csv", "txt", "png") for path in sorted(output.glob(f"comparison*.{ending}"))]
 
 
 def _output(chosen: Path | None, experiments: Sequence[Experiment], root: Path) -> Path:

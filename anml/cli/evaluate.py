@@ -1,4 +1,4 @@
-"""`eval_anml.py`: one evaluation, planned or by hand."""
+"""`evaluate`: one evaluation, planned or by hand."""
 
 import argparse
 import re
@@ -6,15 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from anml.cli.arguments import (
-    add_common_arguments,
-    add_data_path_argument,
-    add_job_arguments,
-    check_output,
-    collecting,
-    config_file,
-    print_notices,
-)
+from anml.cli.arguments import check_output, collecting, print_notices
 from anml.config.evaluation import EvalConfig
 from anml.config.load import load_eval_configs, load_experiment_config
 from anml.errors import ConfigError
@@ -23,49 +15,9 @@ from anml.jobs.job import JobContext, array_task, run_job
 
 # A plain state_dict of higherANML.
 PTH = ".pth"
-_COPY = "import torch; torch.save(%s)"
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the argument parser."""
-    parser = argparse.ArgumentParser(
-        prog="eval_anml.py", description="Evaluate a trained model on classes it has never seen.", allow_abbrev=False
-    )
-    parser.add_argument("-c", "--config", metavar="PATH", type=config_file, help="evaluation config")
-    parser.add_argument(
-        "-m", "--model", metavar="CHECKPOINT", nargs="+", action="extend",
-        help="folder of a checkpoint (step-NNNNNN), or a state_dict of higherANML (.pth); one or several",
-    )  # fmt: skip
-    add_data_path_argument(parser)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
-    for names, kind, what in (
-        (("--classes",), int, "how many classes to learn"),
-        (("--train-examples",), int, "examples of each class to learn from"),
-        (("--test-examples",), int, "examples of each class to be tested on"),
-        (("-l", "--lr"), float, "learning rate"),
-    ):
-        parser.add_argument(
-            *names, type=kind, nargs="+", action="extend", metavar="N", help=f"{what}; one number or several"
-        )
-    parser.add_argument("-r", "--runs", type=int, help="runs, each with its own classes and examples")
-    parser.add_argument("--seed", type=int, help="seed of the evaluation")
-    parser.add_argument("-o", "--output", metavar="CSV", help="also write the results to this file")
-    parser.add_argument(
-        "--wandb", choices=["online", "offline", "disabled"], default="disabled", help=argparse.SUPPRESS
-    )
-    add_common_arguments(parser)
-    add_job_arguments(parser)
-    for name in ("--run-dir", "--flavor"):
-        parser.add_argument(name, help=argparse.SUPPRESS)
-    parser.add_argument("--train-inner-lr", type=float, help=argparse.SUPPRESS)
-    for name in ("--step", "--train-seed", "--points-per-job", "--first-task"):
-        parser.add_argument(name, type=int, help=argparse.SUPPRESS)
-    return parser
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Evaluate."""
-    options = make_parser().parse_args(arguments)
+def evaluate(options: argparse.Namespace) -> int:
     return _planned(options) if options.run_dir else _by_hand(options)
 
 
@@ -76,15 +28,15 @@ def _planned(options: argparse.Namespace) -> int:
         flavors = ", ".join(config.eval)
         message = f"--run-dir takes --flavor and --step; flavors of this experiment: {flavors}; found {options.flavor}"
         raise ConfigError(message)
-    one = config.training_id(options.train_inner_lr, options.train_seed)
+    training = config.training_id(options.train_inner_lr, options.train_seed)
     task = array_task() if options.points_per_job else None
 
     def work(context: JobContext) -> bool:
-        from anml.evaluate.job import evaluate_checkpoint  # torch: after --help and config errors.
+        from anml.evaluate.job import evaluate_checkpoint  # torch is imported after errors of the config are told.
 
         share = None if task is None else task + (options.first_task or 0)
         return evaluate_checkpoint(
-            context, config, experiment, options.flavor, options.step, one, share,
+            context, config, experiment, options.flavor, options.step, training, share,
             options.points_per_job, options.cluster_device, options.wandb, options.min_free_gb,
         )  # fmt: skip
 
@@ -106,7 +58,7 @@ def _by_hand(options: argparse.Namespace) -> int:
     print_notices([*notices, *_assumptions(options.config, config, checkpoints)])
 
     def work(context: JobContext) -> bool:
-        from anml.evaluate.by_hand import evaluate_by_hand  # torch: after --help and config errors.
+        from anml.evaluate.by_hand import evaluate_by_hand  # torch is imported after errors of the config are told.
 
         return evaluate_by_hand(context, configs, checkpoints, options.device, output)
 
@@ -114,12 +66,12 @@ def _by_hand(options: argparse.Namespace) -> int:
 
 
 def _assumptions(path: Path | None, config: EvalConfig, checkpoints: Sequence[Path]) -> list[str]:
-    """Return what nobody has said and is taken for granted."""
+    """Return notices of what this evaluation assumes because the user did not say it."""
     notices = []
     if path is None:
-        classes, rates = (", ".join(f"{value:g}" for value in values) for values in (config.classes, config.lr))
+        classes, lrs = (", ".join(f"{value:g}" for value in values) for values in (config.classes, config.lr))
         notices.append(
-            f"no -c CONFIG: {config.eval_method}, {classes} classes, lr {rates}, {config.runs} runs; "
+            f"no -c CONFIG: {config.eval_method}, {classes} classes, lr {lrs}, {config.runs} runs; "
             "the other defaults are in docs/configs.md"
         )
     for file in checkpoints:
@@ -129,19 +81,18 @@ def _assumptions(path: Path | None, config: EvalConfig, checkpoints: Sequence[Pa
 
 
 def _checkpoints(names: Sequence[str]) -> list[Path]:
-    """Return the paths of checkpoints. Raises ConfigError for each that is none, or is named twice."""
+    """Return the paths of checkpoints. Raises ConfigError with all that are none or are named twice."""
     problems: list[str] = []
-    found: dict[Path, Path] = {}
+    checkpoints: dict[Path, Path] = {}
     for name in names:
         with collecting(problems):
             path = _checkpoint(Path(name).expanduser())
-            if path.resolve() in found:
-                message = f"--model {path}: is the same as {found[path.resolve()]}; name it once"
-                raise ConfigError(message)
-            found[path.resolve()] = path
+            same = checkpoints.setdefault(path.resolve(), path)
+            if same is not path:
+                problems.append(f"--model {path}: is the same as {same}; name it once")
     if problems:
-        raise ConfigError(tuple(problems))
-    return list(found.values())
+        raise ConfigError(problems)
+    return list(checkpoints.values())
 
 
 def _checkpoint(path: Path) -> Path:
@@ -149,29 +100,27 @@ def _checkpoint(path: Path) -> Path:
     if (path / "model.json").is_file() or (path.suffix == PTH and path.is_file()):
         return path
     if path.suffix == ".net":
-        raise ConfigError(_refusal(path))
+        copied = f'torch.load("{path}", map_location="cpu", weights_only=True)["state"], "{path.with_suffix(PTH)}"'
+        message = (
+            f"--model {path}: a .net file holds source code that is executed when it is loaded, so it is never read "
+            f"here. Copy its tensors alone into a {PTH} file and evaluate that: "
+            f"python -c {shlex.quote(f'import torch; torch.save({copied})')}"
+        )
+        raise ConfigError(message)
     if path.is_file():
         message = (
             f"--model {path}: a checkpoint is a folder with model.safetensors and model.json, or a state_dict of "
             f"higherANML ({PTH}); this file cannot be read"
         )
         raise ConfigError(message)
-    # Of an experiment's folder, or beside a checkpoint that is not there.
-    places = [path.glob(f"{depth}/model.json") for depth in ("*", "checkpoints/*", "checkpoints/*/*")]
-    found = sorted({str(card.parent) for place in [*places, path.parent.glob("step-*/model.json")] for card in place})
-    hint = f"; there are: {', '.join(found[-10:])}" if found else ""
+    # The path may be that of an experiment, or of a checkpoint that does not exist beside others that do.
+    patterns = ("*/model.json", "checkpoints/*/model.json", "checkpoints/*/*/model.json")
+    cards = [*path.parent.glob("step-*/model.json"), *(card for pattern in patterns for card in path.glob(pattern))]
+    existing = sorted({str(card.parent) for card in cards})
+    hint = f"; there are: {', '.join(existing[-10:])}" if existing else ""
     what = "no checkpoint here: expected a folder with model.safetensors and model.json"
     message = f"--model {path}: {'no such file' if path.suffix == PTH else what}{hint}"
     raise ConfigError(message)
-
-
-def _refusal(path: Path) -> str:
-    """Return why a .net file is not read, and a command that takes the tensors out without executing the rest."""
-    copied = f'torch.load("{path}", map_location="cpu", weights_only=True)["state"], "{path.with_suffix(PTH)}"'
-    return (
-        f"--model {path}: a .net file holds source code that is executed when it is loaded, so it is never read here. "
-        f"Copy its tensors alone into a {PTH} file and evaluate that: python -c {shlex.quote(_COPY % copied)}"
-    )
 
 
 def _output(name: str) -> Path:

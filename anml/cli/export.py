@@ -1,7 +1,6 @@
-"""`python -m anml export PROJECT/GROUP DIR`: writes a checkpoint to share, with a card of its origin and accuracy."""
+"""`export PROJECT/GROUP DIR`: writes a checkpoint to share, with a card of its origin and accuracy."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from anml.cli.arguments import EXIT_DONE, add_address_arguments, find_experiment, print_notices
@@ -11,45 +10,46 @@ from anml.errors import ConfigError
 from anml.experiment import Experiment
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Export one checkpoint."""
-    parser = argparse.ArgumentParser(prog="python -m anml export", description=__doc__, allow_abbrev=False)
+def export_arguments(parser: argparse.ArgumentParser) -> None:
     add_address_arguments(parser)
     parser.add_argument("target", metavar="DIR", type=Path, help="new folder to write, or an earlier export to replace")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the last that is evaluated)")
     parser.add_argument("--inner-lr", type=float, help="which training, where there are several inner learning rates")
     parser.add_argument("--seed", type=int, help="which training, where there are several seeds")
     parser.add_argument("--half", action="store_true", help="round the weights to float16: half the size")
-    options = parser.parse_args(arguments)
+
+
+def export(options: argparse.Namespace) -> int:
+    """Export one checkpoint."""
     experiment = find_experiment(options)
     config = load_experiment_config(experiment.config_file).config
-    one = _choose(config, options.inner_lr, options.seed)
-    step = _step(experiment, config, one, options.step)
-    from anml.checkpoints.export import export_model  # torch: after --help and config errors.
+    training = _choose(config, options.inner_lr, options.seed)
+    step = _step(experiment, config, training, options.step)
+    from anml.checkpoints.export import export_model  # torch is imported after mistakes are told.
 
-    # Through a link: the folder it leads to is written, and the link stays.
-    missing = export_model(experiment, config, step, one, options.target.expanduser().resolve(), options.half)
+    # If the target is a link, the folder that it leads to is written, and the link stays.
+    missing = export_model(experiment, config, step, training, options.target.expanduser().resolve(), options.half)
     print_notices([f"the card says that results are missing: {sentence}" for sentence in missing])
     print(f"Written: {options.target}")
     sizes = [max(flavor.classes) for flavor in config.eval.values()]
-    print(f"Evaluate it: python eval_anml.py -m {options.target}" + (f" --classes {max(sizes)}" if sizes else ""))
+    print(f"Evaluate it: python -m anml evaluate -m {options.target}" + (f" --classes {max(sizes)}" if sizes else ""))
     return EXIT_DONE
 
 
-def _step(experiment: Experiment, config: TrainConfig, one: TrainingId, wanted: int | None) -> int:
-    """Return the checkpoint asked for, or the last to be evaluated. Raises ConfigError naming those there are."""
+def _step(experiment: Experiment, config: TrainConfig, training: TrainingId, wanted: int | None) -> int:
+    """Return the step asked for, or the last that is evaluated. Raises ConfigError with the steps there are."""
     step = config.checkpoint_steps[-1] if wanted is None else wanted
-    folder = experiment.checkpoint(step, one.tag)
+    folder = experiment.checkpoint(step, training.tag)
     if (folder / "model.json").is_file():
         return step
-    found = sorted(int(card.parent.name.removeprefix("step-")) for card in folder.parent.glob("step-*/model.json"))
-    hint = f"give --step, one of {', '.join(map(str, found))}" if found else "training has not come to any"
+    steps = sorted(int(card.parent.name.removeprefix("step-")) for card in folder.parent.glob("step-*/model.json"))
+    hint = f"give --step, one of {', '.join(map(str, steps))}" if steps else "training has not come to any"
     message = f"{folder}: no checkpoint here; {hint}"
     raise ConfigError(message)
 
 
 def _choose(config: TrainConfig, inner_lr: float | None, seed: int | None) -> TrainingId:
-    """Return the training that is asked for. Raises ConfigError, also where there is one but not as asked for."""
+    """Return the training asked for. Raises ConfigError, also where the only training is another."""
     asked = (("--inner-lr", inner_lr, config.inner_lrs, config.inner_lr), ("--seed", seed, config.seeds, config.seed))
     for flag, wanted, varied, only in asked:
         if wanted is not None and not varied and wanted != only:

@@ -1,49 +1,51 @@
-"""What `launch_train.py` does once its arguments are parsed: decide everything, check it, create, submit."""
+"""`launch`: decide everything, check it, create the experiment, submit its jobs, and say how a local launch went."""
 
 import argparse
 import os
-from collections.abc import Sequence
+import shlex
 from pathlib import Path
 
-from anml.cli.arguments import EXIT_DONE, collecting, print_notices
-from anml.cli.outcome import run_and_tell
+from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, collecting, print_notices
 from anml.config.binding import located
 from anml.config.load import LoadedTrain, load_train_config, smoke_test
 from anml.config.profile import PROFILES, ClusterProfile, load_profile
 from anml.config.training import TrainConfig
-from anml.config.yaml import Source
 from anml.errors import ConfigError
 from anml.experiment import Experiment
+from anml.jobs.job_status import read_status
 from anml.jobs.launch import Launch, check_with_model, create_experiment, experiments_dir, new_group
 from anml.jobs.plan import make_plan
 from anml.jobs.schedulers import default_cluster, with_sbatch_overrides
-from anml.jobs.submission import describe
+from anml.jobs.submission import describe, is_done, run_launch
 from anml.tracking import default_mode
 
-# Stands for the name that a launch would choose.
+# The dry run shows this in place of the name that a launch would draw, so that two dry runs show the same text.
 NEW_GROUP = "NEW-GROUP"
-# Folders; the longest file name that file systems take is 255 bytes.
+# In bytes. File systems take names of 255 bytes, and experiments are made under a longer name first.
 _LONGEST_NAME = 200
 
 
-def launch(options: argparse.Namespace, rest: list[str], own_options: list[str], arguments: Sequence[str]) -> int:
-    """Launch an experiment, or show what a launch would do. `rest` are sbatch options."""
-    loaded, profile = _read(options, rest, own_options)
+def launch(options: argparse.Namespace) -> int:
+    """Launch an experiment, or show what a launch would do."""
+    loaded, profile = _read(options)
     config = smoke_test(loaded.config) if options.smoke_test else loaded.config
-    decided = _decide(options, config, profile, arguments)
+    decided = _decide(options, config, profile)
     print_notices(loaded.notices)
     if options.check or not options.dry_run:
-        print_notices(_check(decided.config, loaded.source))
+        try:
+            print_notices(check_with_model(decided.config))
+        except ConfigError as error:
+            raise ConfigError(located(loaded.source, error.problems)) from None
     if options.dry_run:
         print(describe(decided))
         return EXIT_DONE
     create_experiment(decided, experiments_dir(options.experiments_dir))
-    where = f"Experiment  {decided.experiment.root}"
-    print(f"{where}\nW&B group   {decided.experiment.group} ({decided.wandb_mode})", flush=True)
-    return run_and_tell(decided)
+    print(f"Experiment  {decided.experiment.root}")
+    print(f"W&B group   {decided.experiment.group} ({decided.wandb_mode})", flush=True)
+    return run_and_report(decided)
 
 
-def _read(options: argparse.Namespace, rest: list[str], own_options: list[str]) -> tuple[LoadedTrain, ClusterProfile]:
+def _read(options: argparse.Namespace) -> tuple[LoadedTrain, ClusterProfile]:
     """Return config and profile. Raises ConfigError with every problem of files and command line."""
     problems: list[str] = []
     loaded = profile = None
@@ -52,9 +54,9 @@ def _read(options: argparse.Namespace, rest: list[str], own_options: list[str]) 
     with collecting(problems):
         loaded = load_train_config(options.config, options.overrides, flags)
     with collecting(problems):
-        profile = _choose_profile(loaded.config.cluster if loaded else options.cluster, rest, own_options)
+        profile = _choose_profile(loaded.config.cluster if loaded else options.cluster, options)
     if loaded:
-        problems += _check_names(loaded.config)
+        problems += _name_problems(loaded.config)
     if loaded and loaded.config.seeds and options.seed is not None:
         problems.append(f"--seed {options.seed}: this config trains several; use --set seeds=[{options.seed}]")
     if loaded is None or profile is None or problems:
@@ -62,17 +64,18 @@ def _read(options: argparse.Namespace, rest: list[str], own_options: list[str]) 
     return loaded, profile
 
 
-def _choose_profile(name: str | None, rest: list[str], own_options: list[str]) -> ClusterProfile:
+def _choose_profile(name: str | None, options: argparse.Namespace) -> ClusterProfile:
     if name is None:
         name, why = default_cluster()
         print_notices([f"no --cluster given: using {name}, {why}"])
     profile = load_profile(name, PROFILES)
-    if rest and profile.scheduler == "local":
-        print_notices([f"{' '.join(rest)}: sbatch options have no effect on cluster {profile.name}"])
-    return with_sbatch_overrides(profile, rest, own_options)
+    if options.sbatch_options and profile.scheduler == "local":
+        given = " ".join(options.sbatch_options)
+        print_notices([f"{given}: sbatch options have no effect on cluster {profile.name}"])
+    return with_sbatch_overrides(profile, options.sbatch_options, options.own_options)
 
 
-def _check_names(config: TrainConfig) -> list[str]:
+def _name_problems(config: TrainConfig) -> list[str]:
     """Return what is wrong with the names that become folders."""
     if not config.project:
         return ["--project is missing: it names the folder of experiments and the W&B project"]
@@ -85,38 +88,69 @@ def _check_names(config: TrainConfig) -> list[str]:
     return problems
 
 
-def _decide(
-    options: argparse.Namespace, config: TrainConfig, profile: ClusterProfile, arguments: Sequence[str]
-) -> Launch:
-    """Make every decision before anything is created."""
-    project = _usable(experiments_dir(options.experiments_dir)) / str(config.project)
-    # A name drawn now would not be the launch's; this way two dry runs of a config show the same text.
+def _decide(options: argparse.Namespace, config: TrainConfig, profile: ClusterProfile) -> Launch:
+    """Make every decision before anything is created. Raises ConfigError where nothing can be created."""
+    experiments = experiments_dir(options.experiments_dir)
+    existing = next(folder for folder in (experiments, *experiments.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        message = (
+            f"{experiments}: experiments cannot be kept here, because {existing} is not a folder that you may write "
+            "to; choose another with --experiments-dir or ANML_EXPERIMENTS"
+        )
+        raise ConfigError(message)
+    project = experiments / str(config.project)
     group = config.group or (NEW_GROUP if options.dry_run else new_group(project))
     config = config.model_copy(update={"cluster": profile.name, "group": group})
     mode = options.wandb or profile.wandb or default_mode()
     plan = make_plan(config, profile.points_per_job, profile.max_array_size)
-    root = (project / group).resolve()  # Through links: jobs are found again by the mark of one true path.
+    root = (project / group).resolve()  # Without links: commands find jobs again by this path.
     if profile.scheduler == "slurm" and any(c == "\\" or ord(c) < 32 for c in str(root)):
         message = f"{root}: Slurm cannot take a path with a backslash or a control character; choose another name"
         raise ConfigError(message)
-    return Launch(config, Experiment(root), profile, mode, plan, ["launch_train.py", *arguments])
+    return Launch(config, Experiment(root), profile, mode, plan, options.command_line)
 
 
-def _usable(experiments: Path) -> Path:
-    """Return the folder of experiments. Raises ConfigError when nothing can be made in it."""
-    there = next(folder for folder in (experiments, *experiments.parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        message = (
-            f"{experiments}: experiments cannot be kept here, because {there} is not a folder that you may write to; "
-            "choose another with --experiments-dir or ANML_EXPERIMENTS"
-        )
-        raise ConfigError(message)
-    return experiments
-
-
-def _check(config: TrainConfig, source: Source) -> list[str]:
-    """Check what needs the model and the data, and say in which line what is wrong was written."""
+def run_and_report(launch: Launch) -> int:
+    """Submit the jobs of a launch, or run them on this machine and print the accuracies. Returns the exit code."""
+    # Commands need the path of an experiment only where it is not in the usual folder.
+    root, usual = launch.experiment.root, experiments_dir(None)
+    address = shlex.quote(f"{root.parent.name}/{root.name}" if root.parent.parent == usual else str(root))
+    if launch.profile.scheduler != "local":
+        run_launch(launch, lambda ids: _announce(ids, address))
+        return EXIT_DONE
     try:
-        return check_with_model(config)
-    except ConfigError as error:
-        raise ConfigError(located(source, error.problems)) from None
+        run_launch(launch)
+    except KeyboardInterrupt:
+        print(f"\nStopped. To continue: python -m anml retry {address}")
+        # The jobs of this launcher have ended; a job that another launcher started may still run.
+        if others := _running(launch):
+            print(f"Not stopped, another launcher started it: {', '.join(others)}. "
+                  f"To end it: python -m anml cancel {address}")  # fmt: skip
+        raise
+    report = launch.experiment.report
+    if (report / "accuracy.txt").is_file():
+        print(f"\n{(report / 'accuracy.txt').read_text(encoding='utf-8')}")
+    page = report / "index.html"
+    print(f"Report: {page}" if page.is_file() else "There is no report: see the log of the report job.")
+    work = [job for job in launch.plan.jobs if job.kind != "report"]
+    undone = [job.name for job in work if not all(is_done(launch.experiment, job, task) for task in job.task_numbers)]
+    if undone:
+        print(f"Not done: {', '.join(undone)}. See: python -m anml status {address}")
+    return EXIT_FAILED if undone else EXIT_DONE
+
+
+def _running(launch: Launch) -> list[str]:
+    labels = []
+    for job in launch.plan.jobs:
+        for task in job.task_numbers:
+            status = read_status(launch.experiment.job(job.name, task).status)
+            if status.state == "running" and not status.has_vanished:
+                labels.append(job.label(task))
+    return labels
+
+
+def _announce(ids: dict[str, str], address: str) -> None:
+    print(f"Submitted {len(ids)} jobs:" if ids else "Nothing to submit: every job is done, waits or runs.")
+    for name, id_ in ids.items():
+        print(f"  {id_}  {name}")
+    print(f"Follow them with  python -m anml status {address} --watch")

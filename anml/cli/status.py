@@ -1,9 +1,10 @@
-"""`python -m anml status PROJECT/GROUP`: every job, honestly."""
+"""`status`, `retry` and `cancel`: the jobs of an experiment after its launch."""
 
 import argparse
 import textwrap
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,6 +12,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, add_address_arguments, find_experiment
+from anml.cli.launch import run_and_report
+from anml.jobs.job_status import read_status, write_status
 from anml.jobs.launch import Launch, load_launch
 from anml.jobs.schedulers import make_scheduler
 from anml.jobs.schedulers.base import Scheduler
@@ -20,13 +23,16 @@ _STYLE = {"done": "green", "running": "cyan", "failed": "bold red", "lost": "bol
 LOG_TAIL_LINES = 12
 WATCH_SECONDS = 5.0
 
+retry_arguments = cancel_arguments = add_address_arguments
 
-def main(arguments: Sequence[str]) -> int:
-    """Show the status; with --watch until everything has ended. Exit code 1 when a job failed."""
-    parser = argparse.ArgumentParser(prog="python -m anml status", description=__doc__, allow_abbrev=False)
+
+def status_arguments(parser: argparse.ArgumentParser) -> None:
     add_address_arguments(parser)
     parser.add_argument("-w", "--watch", action="store_true", help="keep showing it until every job has ended")
-    options = parser.parse_args(arguments)
+
+
+def status(options: argparse.Namespace) -> int:
+    """Show every job; with --watch until all have ended. Exit code 1 when a job failed."""
     launch = load_launch(find_experiment(options))
     scheduler = make_scheduler(launch.experiment, launch.profile, launch.wandb_mode)
     reports = job_reports(launch, scheduler)
@@ -35,6 +41,27 @@ def main(arguments: Sequence[str]) -> int:
         reports = _watch(console, launch, scheduler, reports)
     console.print(_page(launch, reports))
     return EXIT_FAILED if any(report.has_failed for report in reports) else EXIT_DONE
+
+
+def retry(options: argparse.Namespace) -> int:
+    """Submit (or run on this machine) every job that is not done, with the dependencies that are not done either."""
+    return run_and_report(load_launch(find_experiment(options)))
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """Cancel what waits or runs, and only jobs of this experiment."""
+    launch = load_launch(find_experiment(options))
+    scheduler = make_scheduler(launch.experiment, launch.profile, launch.wandb_mode)
+    live = scheduler.live_ids()
+    scheduler.cancel(sorted({id_ for ids in live.values() for id_ in ids}))
+    for job in launch.plan.jobs:
+        for task in job.task_numbers if job.name in live else ():
+            status_file = launch.experiment.job(job.name, task).status
+            job_status = read_status(status_file)
+            if job_status.state == "pending":
+                write_status(status_file, replace(job_status, state="cancelled", message="by `cancel`"))
+    print(f"Cancelled: {', '.join(live)}" if live else "Nothing waits or runs.")
+    return EXIT_DONE
 
 
 def _watch(console: Console, launch: Launch, scheduler: Scheduler, reports: list[JobReport]) -> list[JobReport]:
@@ -52,12 +79,10 @@ def _page(launch: Launch, reports: Sequence[JobReport]) -> Group:
     experiment = launch.experiment
     head = f"{experiment.project}/{experiment.group} on {launch.profile.name}: {summary}"
     hours = gpu_hours(launch, reports)
-    lines = [
-        Text(head + (f"; {hours:.2f} GPU-hours" if launch.profile.device in ("cuda", "rocm") else ""), style="bold")
-    ]
+    head += f"; {hours:.2f} GPU-hours" if launch.profile.device in ("cuda", "rocm") else ""
     page = experiment.report / "index.html"
     tail = [Text(f"Report: {page}")] if page.is_file() else []
-    return Group(*lines, _table(reports), *_failures(launch, reports), *tail)
+    return Group(Text(head, style="bold"), _table(reports), *_failures(launch, reports), *tail)
 
 
 def _table(reports: Sequence[JobReport]) -> Table:
@@ -71,7 +96,7 @@ def _table(reports: Sequence[JobReport]) -> Table:
 
 
 def _shown(reports: Sequence[JobReport]) -> list[JobReport]:
-    """Leave out tasks of arrays that are like the one before them: a thousand lines tell nobody anything."""
+    """Leave out tasks of an array that are in the same state as the task before: there may be a thousand."""
     shown: list[JobReport] = []
     for report in reports:
         before = shown[-1] if shown else None
@@ -85,9 +110,9 @@ def _progress(report: JobReport) -> str:
     status = report.status
     if report.state not in ("running", "interrupted", "failed") or not status.total:
         return ""
-    rate = f", {status.rate:.3g}/s" if status.rate else ""
+    speed = f", {status.rate:.3g}/s" if status.rate else ""
     left = (status.total - status.done) / status.rate if status.rate and report.state == "running" else 0
-    return f"{status.done:.0f}/{status.total:.0f} {status.unit}{rate}{f', {_duration(left)} left' if left else ''}"
+    return f"{status.done:.0f}/{status.total:.0f} {status.unit}{speed}{f', {_duration(left)} left' if left else ''}"
 
 
 def _duration(seconds: float) -> str:

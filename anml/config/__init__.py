@@ -1,1 +1,11 @@
-"""Typed, frozen experiment configs out of strict YAML. Nothing here imports torch."""
+"""Typed, frozen experiment configs out of strict YAML, and where the shipped ones are. Nothing here imports torch."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def shipped(name: str) -> Path:
+    """Return the folder `configs` or `slurm`: inside an installed package, beside the package in a checkout."""
+    installed = _PACKAGE / name
+    return installed if installed.is_dir() else _PACKAGE.parent / name

@@ -5,12 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from anml.config import shipped
 from anml.config.binding import Count, Many, NotNegative, Record, bind, nearest
 from anml.config.yaml import read_yaml
 from anml.errors import ConfigError
 
-# Of the profiles that are shipped.
-PROFILES = Path(__file__).resolve().parents[2] / "slurm"
+# The shipped profiles.
+PROFILES = shipped("slurm")
 
 Device = Literal["auto", "cuda", "rocm", "cpu"]
 WandbMode = Literal["online", "offline", "disabled"]

@@ -25,6 +25,7 @@ from anml.experiment import Experiment
 from anml.jobs.plan import Plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+IS_CHECKOUT = (REPOSITORY / "pyproject.toml").is_file()  # Else this package is installed, or frozen code.
 ENTRY_POINTS = ("launch_train.py", "train_anml.py", "eval_anml.py")
 
 
@@ -53,7 +54,12 @@ def describe_environment(command_line: Sequence[str]) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return git's answer about the repository, or None where there is no git or no repository."""
+    """Return git's answer about the repository, or None where there is no git or no repository.
+
+    An installed package may lie in somebody's repository (in a virtual environment), which says nothing about it.
+    """
+    if not IS_CHECKOUT:
+        return None
     try:
         result = subprocess.run(
             ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True, timeout=20
@@ -98,9 +104,12 @@ def check_with_model(config: TrainConfig) -> list[str]:
 
     Raises ConfigError with every problem. Returns notices.
     """
+    # The child runs in the current folder, where modules that the config refers to may be; -P and the path make sure
+    # that it imports this package, not an `anml` that happens to be in that folder.
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     result = subprocess.run(
-        [sys.executable, "-m", "anml", "check-config"],
-        input=dump_config(config), capture_output=True, text=True, cwd=REPOSITORY, check=False,
+        [sys.executable, "-P", "-m", "anml", "check-config"], env=os.environ | {"PYTHONPATH": path},
+        input=dump_config(config), capture_output=True, text=True, check=False,
     )  # fmt: skip
     try:
         answer = json.loads(result.stdout.splitlines()[-1])
@@ -194,5 +203,9 @@ def _check_same_plan(launch: Launch) -> None:
 
 
 def experiments_dir(chosen: str | None) -> Path:
-    """Return where experiments are kept: the option, ANML_EXPERIMENTS, or `experiments/` beside the code."""
-    return Path(chosen or os.environ.get("ANML_EXPERIMENTS") or REPOSITORY / "experiments").expanduser().resolve()
+    """Return where experiments are kept: the option, ANML_EXPERIMENTS, or `experiments`.
+
+    The last is beside the code in a checkout, and in the current folder where the package is installed.
+    """
+    usual = REPOSITORY / "experiments" if IS_CHECKOUT else "experiments"
+    return Path(chosen or os.environ.get("ANML_EXPERIMENTS") or usual).expanduser().resolve()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anml.cli.check_config import name_problems
-from anml.cli.launch_train import main as launch_main
+from anml.cli.main import main
 from anml.config.load import load_eval_config, load_train_config, smoke_test
 from anml.config.yaml import read_yaml
 from anml.jobs.plan import make_plan
@@ -75,7 +75,7 @@ def test_every_training_is_evaluated(path: Path) -> None:
 def test_every_training_is_planned_to_its_end(path: Path, capsys, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("ANML_EXPERIMENTS", str(tmp_path))
     options = ["--project", "p", "--cluster", "local", "--wandb", "disabled", "--dry-run"]
-    assert launch_main(["-c", str(path), *options]) == 0
+    assert main(["launch", "-c", str(path), *options]) == 0
     config = load_train_config(path).config
     jobs = [job.name for job in make_plan(config).jobs]
     shown = capsys.readouterr().out

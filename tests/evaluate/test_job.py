@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from anml.checkpoints import ModelCard, load_model, read_card, save_checkpoint
-from anml.cli import evaluate, train
+from anml.cli.main import main
 from anml.config.evaluation import DataRequest, EvalConfig
 from anml.config.load import load_train_config
 from anml.data import load_images
@@ -108,9 +108,9 @@ def validated(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """An experiment that was trained and evaluated on held-out and on evaluation classes."""
     root = tmp_path_factory.mktemp("validated")
     (root / "config.yml").write_text(VALIDATED)
-    assert train.main(["--run-dir", str(root)]) == 0
+    assert main(["train", "--run-dir", str(root)]) == 0
     for flavor in ("held-out", "unseen"):
-        assert evaluate.main(["--run-dir", str(root), "--flavor", flavor, "--step", "1"]) == 0
+        assert main(["evaluate", "--run-dir", str(root), "--flavor", flavor, "--step", "1"]) == 0
     return Experiment(root)
 
 
@@ -124,7 +124,7 @@ def test_a_job_refuses_a_model_that_is_not_finite(
     with torch.no_grad():
         model.head.weight[0, 0] = torch.inf
     save_checkpoint(diverged.checkpoint(1), model, card, {})
-    assert evaluate.main(["--run-dir", str(diverged.root), "--flavor", "unseen", "--step", "1"]) == 1
+    assert main(["evaluate", "--run-dir", str(diverged.root), "--flavor", "unseen", "--step", "1"]) == 1
     assert f"{diverged.checkpoint(1)}: fc.weight holds numbers that are not finite" in capsys.readouterr().err
     assert not diverged.result("unseen", 1).exists()
 
@@ -148,7 +148,7 @@ def test_a_validation_by_hand_is_that_of_the_experiment(validated: Experiment, t
     config = tmp_path / "eval.yml"
     config.write_text("split: validation\nclasses: 8\nruns: 2\nlr: 0.01\neval_freq: 4\n")
     checkpoint, output = str(validated.checkpoint(1)), tmp_path / "a.csv"
-    assert evaluate.main(["-c", str(config), "-m", checkpoint, "-o", str(output)]) == 0
+    assert main(["evaluate", "-c", str(config), "-m", checkpoint, "-o", str(output)]) == 0
     [planned] = [read_results([validated.result("held-out", 1)])]
     assert [replace(row, flavor="held-out") for row in read_results([output])] == planned
 

@@ -1,13 +1,13 @@
 """Command lines as a user types them, run inside the test's own process: quick, and every bit as real."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from anml.cli.arguments import run_command
+from anml.cli.main import main, run_command
 
 
 class Outcome(NamedTuple):
@@ -22,10 +22,10 @@ class Outcome(NamedTuple):
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], experiments: Path
 ) -> Callable[..., Outcome]:
-    """Run a command's `main` with arguments, errors worded and exit code included."""
+    """Run a command by its name with arguments, errors worded and exit code included."""
     monkeypatch.delenv("ANML_DATA", raising=False)
 
-    def run(main: Callable[[Sequence[str]], int], *arguments: str | Path) -> Outcome:
+    def run(*arguments: str | Path) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
         try:
             code = run_command(main)

@@ -2,7 +2,6 @@
 
 import shutil
 
-from anml.cli.report import main
 from tests.report.conftest import SMALL, start_experiment
 
 
@@ -10,8 +9,8 @@ def test_a_copy_gets_its_report_and_the_folders_above_it_get_nothing(command, ex
     monkeypatch.setattr("anml.report.write._draw", lambda folder, drawers: {})
     start_experiment(experiments / "p" / "g", SMALL).results().jobs()
     copy = shutil.copytree(experiments / "p" / "g", tmp_path / "thesis" / "p" / "g")
-    assert command(main, "p/g").err == ""
-    code, _, notice = command(main, copy)
+    assert command("report", "p/g").err == ""
+    code, _, notice = command("report", copy)
     assert (code, f"note: {copy}: " in notice) == (0, True)
     pages = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("index.html"))
     assert pages == [

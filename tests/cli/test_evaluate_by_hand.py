@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from anml.checkpoints import ModelCard, save_checkpoint
-from anml.cli import evaluate
 from anml.config.evaluation import DataRequest, EvalConfig
 from anml.data import load_images
 from anml.evaluate.by_hand import load_models
@@ -50,7 +49,7 @@ def rows(path: Path, *left_out: str) -> list[dict[str, str]]:
 def test_a_state_dict_gives_the_results_of_the_checkpoint(command, config: Path, tmp_path: Path, pooled: bool) -> None:
     ours = save(tmp_path / "ours", pool_nm_output=pooled)
     for model, output in ((ours, "a.csv"), (tmp_path / "ours-20.pth", "b.csv")):
-        shown = command(evaluate.main, "-c", config, "-m", model, *SMALL, "-o", tmp_path / output)
+        shown = command("evaluate", "-c", config, "-m", model, *SMALL, "-o", tmp_path / output)
         assert (shown.code, shown.err) == (0, "engine reference, a small sweep\n")
         assert shown.out.startswith("3 classes of glyphs, lr 0.01: train ")
     first, second = rows(tmp_path / "a.csv", "model", "train_seed"), rows(tmp_path / "b.csv", "model", "train_seed")
@@ -60,16 +59,14 @@ def test_a_state_dict_gives_the_results_of_the_checkpoint(command, config: Path,
 
 def test_options_take_several_numbers(command, config: Path, tmp_path: Path) -> None:
     several = [*SMALL, "0.001", "--classes", "4"]
-    assert (
-        command(evaluate.main, "-c", config, "-m", save(tmp_path / "a"), *several, "-o", tmp_path / "a.csv").code == 0
-    )
+    assert command("evaluate", "-c", config, "-m", save(tmp_path / "a"), *several, "-o", tmp_path / "a.csv").code == 0
     found = {(row["classes"], row["lr"]) for row in rows(tmp_path / "a.csv")}
     assert found == {(classes, lr) for classes in ("3", "4") for lr in ("0.01", "0.001")}
 
 
 def test_without_a_config_the_defaults_are_told(command, tmp_path: Path) -> None:
     save(tmp_path / "ours")
-    shown = command(evaluate.main, "-m", tmp_path / "ours-20.pth", "--set", "dataset=glyphs", *SMALL)
+    shown = command("evaluate", "-m", tmp_path / "ours-20.pth", "--set", "dataset=glyphs", *SMALL)
     assert shown.code == 0
     assert shown.err.startswith("note: no -c CONFIG: sequential, 3 classes, lr 0.01, 2 runs; ")
 
@@ -77,18 +74,18 @@ def test_without_a_config_the_defaults_are_told(command, tmp_path: Path) -> None
 def test_a_name_without_a_step_is_noticed(command, config: Path, tmp_path: Path) -> None:
     save(tmp_path / "ours")
     (tmp_path / "ours-20.pth").rename(tmp_path / "best.pth")
-    shown = command(evaluate.main, "-c", config, "-m", tmp_path / "best.pth", *SMALL)
+    shown = command("evaluate", "-c", config, "-m", tmp_path / "best.pth", *SMALL)
     assert (shown.code, "does not end in -STEP; checkpoint_step is 0" in shown.err) == (0, True)
 
 
 def test_several_models_are_each_swept(command, config: Path, tmp_path: Path) -> None:
     first, second = save(tmp_path / "a"), save(tmp_path / "b", seed=2, step=40)
     output = tmp_path / "both.csv"
-    shown = command(evaluate.main, "-c", config, "-m", first, second, *SMALL, "-o", output)
+    shown = command("evaluate", "-c", config, "-m", first, second, *SMALL, "-o", output)
     assert shown.code == 0, shown.err
     assert [line.split(": ")[0] for line in shown.out.splitlines()] == ["anml, step 20", "anml, step 40"]
     assert [(r["model"], r["checkpoint_step"]) for r in rows(output)] == [("anml", "20")] * 2 + [("anml", "40")] * 2
-    command(evaluate.main, "-c", config, "-m", second, *SMALL, "-o", tmp_path / "one.csv")
+    command("evaluate", "-c", config, "-m", second, *SMALL, "-o", tmp_path / "one.csv")
     assert rows(output)[2:] == rows(tmp_path / "one.csv")
     table = pq.read_table(output.with_suffix(".parquet"))
     assert table["checkpoint_step"].to_pylist() == [20] * 6 + [40] * 6
@@ -99,21 +96,21 @@ def test_models_may_be_a_list_of_the_config(command, config: Path, tmp_path: Pat
     save(tmp_path / "a")
     save(tmp_path / "b", step=40)
     config.write_text(f"dataset: glyphs\neval_freq: 0\nmodel: [{tmp_path}/a, {tmp_path}/b-40.pth]\n")
-    shown = command(evaluate.main, "-c", config, *SMALL)
+    shown = command("evaluate", "-c", config, *SMALL)
     assert [line.split(": ")[0] for line in shown.out.splitlines()] == ["anml, step 20", "b, step 40"]
 
 
 def test_models_of_one_name_and_step_are_told_apart_by_their_place(command, config: Path, tmp_path: Path) -> None:
     places = [save(tmp_path / run / "step-000020", seed=number) for number, run in enumerate("ab")]
     output = tmp_path / "both.csv"
-    assert command(evaluate.main, "-c", config, "-m", places[0], "-m", places[1], *SMALL, "-o", output).code == 0
+    assert command("evaluate", "-c", config, "-m", places[0], "-m", places[1], *SMALL, "-o", output).code == 0
     assert [row["model"] for row in rows(output)] == ["anml (a/step-000020)"] * 2 + ["anml (b/step-000020)"] * 2
 
 
 def test_every_model_is_checked_before_the_first_is_evaluated(command, config: Path, tmp_path: Path) -> None:
     places = [save(tmp_path / name, step=step) for step, name in enumerate("ab")]
     small = ["-m", *places, "--classes", "21", "--runs", "1", "--set", "opt_params=pn", "--set", "im_size=84"]
-    shown = command(evaluate.main, "-c", config, *small)
+    shown = command("evaluate", "-c", config, *small)
     assert (shown.code, shown.out) == (2, "")
     for place in places:
         assert f"{place}: im_size 84: this model was trained on 28 pixels" in shown.err
@@ -129,7 +126,7 @@ def test_least_squares_of_a_metric_head_are_refused_before_another_model_is_eval
     card = ModelCard("classifier", args, (1, 28, 28), "metric", "glyphs", "meta", 20, 1)
     save_checkpoint(tmp_path / "metric", model, card, {})
     models = ["-m", save(tmp_path / "ours"), tmp_path / "metric"]
-    shown = command(evaluate.main, "-c", config, *models, *SMALL, "--set", "reinit_method=lstsq")
+    shown = command("evaluate", "-c", config, *models, *SMALL, "--set", "reinit_method=lstsq")
     assert (shown.code, shown.out) == (2, "")
     assert f"{tmp_path}/metric: classifier.metric is a metric layer: least squares" in shown.err
 
@@ -144,14 +141,14 @@ def test_checkpoints_that_are_evaluated_on_the_same_images_share_them(tmp_path: 
 def test_a_model_for_other_channels_is_refused(command, config: Path, tmp_path: Path) -> None:
     state = build_model("sanml", {"rln_chs": 3, "num_classes": 5}, (3, 28, 28), seed=1).state_dict()
     torch.save(state, tmp_path / "colour-1.pth")
-    shown = command(evaluate.main, "-c", config, "-m", tmp_path / "colour-1.pth", *SMALL)
+    shown = command("evaluate", "-c", config, "-m", tmp_path / "colour-1.pth", *SMALL)
     assert shown.code == 2
     assert shown.err.endswith("this model takes images of 3 channels, those of the data set have 1\n")
 
 
 def test_what_is_wrong_with_each_name_comes_at_once(command, config: Path, tmp_path: Path) -> None:
     place = save(tmp_path / "a")
-    shown = command(evaluate.main, "-c", config, "-m", place, tmp_path / "no", f"{tmp_path}/./a", config)
+    shown = command("evaluate", "-c", config, "-m", place, tmp_path / "no", f"{tmp_path}/./a", config)
     assert shown.code == 2
     assert shown.err.splitlines() == [
         "3 problems:",
@@ -164,13 +161,13 @@ def test_what_is_wrong_with_each_name_comes_at_once(command, config: Path, tmp_p
 
 def test_a_model_listed_twice_has_its_line(command, config: Path) -> None:
     config.write_text("dataset: glyphs\nmodel: [a, a]\n")
-    shown = command(evaluate.main, "-c", config)
+    shown = command("evaluate", "-c", config)
     assert (shown.code, shown.err) == (2, f'{config}:2: model: "a" is listed twice; remove one\n')
 
 
 def test_a_damaged_state_dict_is_explained(command, config: Path, tmp_path: Path) -> None:
     (tmp_path / "a-1.pth").write_bytes(b"damaged")
-    shown = command(evaluate.main, "-c", config, "-m", tmp_path / "a-1.pth")
+    shown = command("evaluate", "-c", config, "-m", tmp_path / "a-1.pth")
     assert (shown.code, "cannot be read as a state_dict" in shown.err, "Traceback" in shown.err) == (1, True, False)
 
 
@@ -184,7 +181,7 @@ def test_a_model_that_is_not_finite_is_refused_before_another_is_evaluated(
     card = ModelCard("anml", ARGS, (1, 28, 28), "anml", "glyphs", "meta", 20, 1)
     save_checkpoint(tmp_path / "bad", model, card, {})
     torch.save(model.state_dict(), tmp_path / "bad-20.pth")
-    shown = command(evaluate.main, "-c", config, "-m", save(tmp_path / "good"), tmp_path / bad, *SMALL)
+    shown = command("evaluate", "-c", config, "-m", save(tmp_path / "good"), tmp_path / bad, *SMALL)
     assert (shown.code, shown.out) == (1, "")
     assert f"{tmp_path / bad}: fc.bias holds numbers that are not finite" in shown.err
 
@@ -195,16 +192,16 @@ def test_source_code_in_a_checkpoint_is_refused_and_its_tensors_can_be_had(
     state = build_model("anml", ARGS, (1, 28, 28), seed=1).state_dict()
     source = "raise SystemExit('executed')"
     torch.save({"source": source, "class": "ANML", "kwargs": {}, "state": state}, tmp_path / "anml-1-28-28-20.net")
-    shown = command(evaluate.main, "-c", config, "-m", tmp_path / "anml-1-28-28-20.net", *SMALL)
+    shown = command("evaluate", "-c", config, "-m", tmp_path / "anml-1-28-28-20.net", *SMALL)
     assert shown.code == 2
     assert "a .net file holds source code that is executed when it is loaded" in shown.err
     advice = shlex.split(shown.err[shown.err.index("python -c") :])
     subprocess.run([sys.executable, *advice[1:]], check=True)
-    assert command(evaluate.main, "-c", config, "-m", tmp_path / "anml-1-28-28-20.pth", *SMALL).code == 0
+    assert command("evaluate", "-c", config, "-m", tmp_path / "anml-1-28-28-20.pth", *SMALL).code == 0
 
 
 def test_a_state_dict_that_is_not_there_is_a_file_that_is_not_there(command, config: Path, tmp_path: Path) -> None:
-    shown = command(evaluate.main, "-c", config, "-m", tmp_path / "none.pth")
+    shown = command("evaluate", "-c", config, "-m", tmp_path / "none.pth")
     assert shown.code == 2
     assert shown.err.startswith(f"--model {tmp_path / 'none.pth'}: no such file")
 
@@ -212,7 +209,7 @@ def test_a_state_dict_that_is_not_there_is_a_file_that_is_not_there(command, con
 def test_several_data_sets_are_each_swept(command, tmp_path: Path, omniglot_path: str) -> None:
     model = save(tmp_path / "ours")
     given = ("--set", "dataset=[glyphs, omniglot]", "--data-path", omniglot_path, *SMALL)
-    shown = command(evaluate.main, "-m", model, *given, "-o", tmp_path / "a.csv")
+    shown = command("evaluate", "-m", model, *given, "-o", tmp_path / "a.csv")
     assert shown.code == 0, shown.err
     assert [line.split(",")[0] for line in shown.out.splitlines()] == ["3 classes of glyphs", "3 classes of omniglot"]
     assert list(dict.fromkeys(row["dataset"] for row in rows(tmp_path / "a.csv"))) == ["glyphs", "omniglot"]
@@ -220,7 +217,7 @@ def test_several_data_sets_are_each_swept(command, tmp_path: Path, omniglot_path
 
 
 def test_a_data_set_of_a_list_that_is_none_is_refused_before_any_is_evaluated(command, tmp_path: Path) -> None:
-    shown = command(evaluate.main, "-m", save(tmp_path / "ours"), "--set", "dataset=[glyphs, glifs]", *SMALL)
+    shown = command("evaluate", "-m", save(tmp_path / "ours"), "--set", "dataset=[glyphs, glifs]", *SMALL)
     assert (shown.code, shown.out) == (2, "")
     assert '"glifs" is not a data set' in shown.err
 
@@ -230,9 +227,7 @@ VALIDATION = [*SMALL, "--set", "split=validation"]
 
 def test_a_validation_says_what_its_numbers_are_of(command, config: Path, tmp_path: Path) -> None:
     output = tmp_path / "a.csv"
-    shown = command(
-        evaluate.main, "-c", config, "-m", save(tmp_path / "a", train_classes=961), *VALIDATION, "-o", output
-    )
+    shown = command("evaluate", "-c", config, "-m", save(tmp_path / "a", train_classes=961), *VALIDATION, "-o", output)
     assert shown.code == 0, shown.err
     assert shown.out.startswith("3 held-out background classes of glyphs, lr 0.01: train ")
     assert {row["dataset"] for row in rows(output)} == {"glyphs-validation"}
@@ -250,8 +245,8 @@ def test_each_model_is_validated_on_what_it_has_not_seen(tmp_path: Path) -> None
 def test_models_validated_on_different_classes_are_said_not_to_compare(command, config: Path, tmp_path: Path) -> None:
     places = [save(tmp_path / str(count), train_classes=count) for count in (900, 950)]
     note = "left out different classes (all after the first 900, 950): do not compare"
-    assert note in command(evaluate.main, "-c", config, "-m", *places, *VALIDATION).err
-    assert note not in command(evaluate.main, "-c", config, "-m", *places, *SMALL).err
+    assert note in command("evaluate", "-c", config, "-m", *places, *VALIDATION).err
+    assert note not in command("evaluate", "-c", config, "-m", *places, *SMALL).err
 
 
 @pytest.mark.parametrize("model", ["a", "a-20.pth"])
@@ -259,7 +254,7 @@ def test_a_model_of_which_nobody_knows_what_it_has_not_seen_is_not_validated(
     command, config: Path, tmp_path: Path, model: str
 ) -> None:
     save(tmp_path / "a")
-    shown = command(evaluate.main, "-c", config, "-m", tmp_path / model, *VALIDATION)
+    shown = command("evaluate", "-c", config, "-m", tmp_path / model, *VALIDATION)
     assert (shown.code, shown.out) == (2, "")
     assert (
         "split: validation needs background classes that training left out; this model was trained on all" in shown.err
@@ -281,6 +276,6 @@ def test_a_validation_that_cannot_be_is_refused_in_words(
     options = [part for change in changes for part in ("--set", change)]
     given = [option for option in VALIDATION if option not in ("--classes", "3")]
     place = save(tmp_path / "a", train_classes=960)
-    shown = command(evaluate.main, "-c", config, "-m", place, *given, "--set", "classes=3", *options)
+    shown = command("evaluate", "-c", config, "-m", place, *given, "--set", "classes=3", *options)
     assert (shown.code, shown.out) == (2, "")
     assert words in shown.err

@@ -10,7 +10,7 @@ import torch
 from anml.atomic import write_text
 from anml.checkpoints import ModelCard, load_model, save_checkpoint
 from anml.checkpoints.export import export_model
-from anml.cli.export import main
+from anml.cli.main import main
 from anml.config.load import dump_config, load_train_config
 from anml.config.training import TrainConfig, TrainingId
 from anml.errors import CheckpointError
@@ -36,20 +36,18 @@ eval:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """Return the folder of a finished experiment."""
-    from anml.cli.launch_train import main
-
     root = tmp_path_factory.mktemp("experiments")
     config = root / "small.yml"
     config.write_text(SMALL)
     common = ["--experiments-dir", str(root), "--wandb", "disabled", "--cluster", "local"]
-    assert main(["-c", str(config), "--project", "p", "--group", "g", *common]) == 0
+    assert main(["launch", "-c", str(config), "--project", "p", "--group", "g", *common]) == 0
     return root / "p" / "g"
 
 
 def test_an_exported_model_is_the_checkpoint_without_its_training_state(trained, tmp_path, run):
     result = run("-m", "anml", "export", trained, tmp_path / "model")
     assert result.returncode == 0, result.stderr
-    assert f"Evaluate it: python eval_anml.py -m {tmp_path / 'model'} --classes 4" in result.stdout
+    assert f"Evaluate it: python -m anml evaluate -m {tmp_path / 'model'} --classes 4" in result.stdout
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
     shared, card = load_model(tmp_path / "model")
     original, expected = load_model(trained / "checkpoints" / "step-000002")
@@ -92,7 +90,7 @@ def test_a_training_of_several_is_told_by_its_own_rate_and_seed(tmp_path):
     card = ModelCard("anml", alone.model_args, (1, 28, 28), alone.display_name, "glyphs", "meta", 2, 2)
     save_checkpoint(experiment.checkpoint(2, "inner-lr-1e-05-seed-2"), model, card, {})
     options = ["--experiments-dir", str(tmp_path), "--inner-lr", "0.00001", "--seed", "2"]
-    assert main(["p/g", str(tmp_path / "model"), *options]) == 0
+    assert main(["export", "p/g", str(tmp_path / "model"), *options]) == 0
     about = json.loads((tmp_path / "model" / "model.json").read_text())["about"]["config"]
     assert (about["inner_lr"], about["seed"], about["model_name"]) == (1e-5, 2, "anml-inner-lr-1e-05")
     assert not {"inner_lrs", "seeds"} & set(about)
@@ -154,8 +152,8 @@ def test_what_is_not_there_is_told_in_words(trained, tmp_path, run, arguments, w
 def test_an_export_replaces_an_earlier_one_and_fills_an_empty_folder(trained, tmp_path):
     target = tmp_path / "model"
     target.mkdir()
-    assert main([str(trained), str(target)]) == 0
-    assert main([str(trained), str(target), "--half"]) == 0
+    assert main(["export", str(trained), str(target)]) == 0
+    assert main(["export", str(trained), str(target), "--half"]) == 0
     assert json.loads((target / "model.json").read_text())["about"]["weights"] == "float16"
 
 
@@ -168,6 +166,6 @@ def test_any_other_target_is_left_as_it_is(trained, tmp_path, command):
     shutil.copytree(trained / "checkpoints" / "step-000002", checkpoint)
     before = sorted(tmp_path.rglob("*"))
     for target in (precious, file, link, checkpoint):
-        code, _, error = command(main, trained, target)
+        code, _, error = command("export", trained, target)
         assert (code, str(target.resolve()) in error) == (2, True)
     assert sorted(tmp_path.rglob("*")) == before

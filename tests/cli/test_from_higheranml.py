@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anml.cli import evaluate, launch_train, train
-from anml.cli.subcommands import COMMANDS
+from anml.cli.main import COMMANDS, make_parser
 from anml.config.compatibility import EVAL_KEYS, IGNORED_KEYS, TRAIN_KEYS
 from anml.config.evaluation import EvalConfig
 from anml.config.load import load_train_config
@@ -16,7 +15,7 @@ from anml.config.training import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENT = (REPOSITORY / "docs" / "from-higheranml.md").read_text(encoding="utf-8")
-SCRIPTS = {"launch_train.py": launch_train.main, "train_anml.py": train.main, "eval_anml.py": evaluate.main}
+SCRIPTS = {"launch_train.py", "train_anml.py", "eval_anml.py"}
 
 
 def table(heading: str) -> list[tuple[str, str]]:
@@ -42,14 +41,14 @@ def lines_of(script: str) -> list[list[str]]:
 @pytest.mark.parametrize("line", lines_of("launch_train.py"), ids=" ".join)
 def test_launches_are_accepted(command: Callable, line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    shown = command(launch_train.main, *line, "--dry-run")
+    shown = command("launch", *line, "--dry-run")
     assert shown.code == 0, shown.err
 
 
 @pytest.mark.parametrize("line", lines_of("train_anml.py"), ids=" ".join)
 def test_trainings_are_understood(line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    options = train.make_parser().parse_args(line)
+    options = make_parser("train").parse_args(line)
     assert load_train_config(options.config, options.overrides).config.total_steps in (1000, 25000)
 
 
@@ -58,7 +57,7 @@ def test_evaluations_are_understood_up_to_the_checkpoint(
     command: Callable, line: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    shown = command(evaluate.main, *line)
+    shown = command("evaluate", *line)
     assert shown.code == 2
     problems = [line for line in shown.err.splitlines() if line != "2 problems:"]
     assert all("no checkpoint here" in problem or "no such file" in problem for problem in problems)

@@ -1,12 +1,10 @@
-"""`launch_train.py` up to the moment of submission."""
+"""`launch` up to the moment of submission."""
 
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from anml.cli.launch_train import main
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -45,7 +43,7 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture
 def launch(command, config: Path):
     """Launch the config above as project p with more arguments."""
-    return lambda *arguments: command(main, "-c", config, "--project", "p", *arguments)
+    return lambda *arguments: command("launch", "-c", config, "--project", "p", *arguments)
 
 
 def test_dry_run_shows_the_graph(launch) -> None:
@@ -102,18 +100,18 @@ def test_torch_is_not_loaded_for(run: Run, experiments: Path, arguments: list[st
 
 
 def test_help_names_the_clusters(command) -> None:
-    shown = command(main, "--help")
+    shown = command("launch", "--help")
     assert (shown.code, "bdgpu, dggpu, local" in shown.out) == (0, True)
 
 
 def test_a_project_is_needed(command, config: Path) -> None:
-    assert command(main, "-c", config, "--cluster", "local") == (
+    assert command("launch", "-c", config, "--cluster", "local") == (
         2, "", "--project is missing: it names the folder of experiments and the W&B project\n",
     )  # fmt: skip
 
 
 def test_a_config_that_is_not_there_is_told_with_those_that_are(command, config: Path) -> None:
-    shown = command(main, "-c", config.parent / "tarin.yml", "--project", "p")
+    shown = command("launch", "-c", config.parent / "tarin.yml", "--project", "p")
     assert shown.code == 2
     assert f"no file {config.parent / 'tarin.yml'}; did you mean {config}?" in shown.err
 

@@ -1,0 +1,167 @@
+"""One parser for every command: `anml COMMAND`, `python -m anml COMMAND` and the scripts beside the package.
+
+A command is a line of GROUPS and two functions in the module which that line names: `<command>_arguments(parser)` adds
+its arguments, if it has any, and `<command>(options)` does the work and returns the exit code. The scripts' arguments
+are in arguments.py instead, because their modules are slow to import and --help must answer at once.
+"""
+
+import argparse
+import sys
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import ModuleType
+
+from anml import __version__
+from anml.cli import arguments
+from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, EXIT_USAGE
+from anml.errors import AnmlError, ConfigError, missing_package
+
+VERSION = f"anml {__version__}"
+
+Command = namedtuple("Command", "module help example")
+
+GROUPS = {
+    "Experiments": {
+        "launch": Command("launch", "train and evaluate: plan the jobs, make the experiment folder, submit",
+                          "launch -c quickstart.yml --project demo --cluster local"),
+        "status": Command("status", "show what ran, what runs, what failed and why", "status demo/GROUP --watch"),
+        "retry": Command("status", "submit again what failed or never ran", "retry demo/GROUP"),
+        "cancel": Command("status", "end the jobs of an experiment", "cancel demo/GROUP"),
+    },
+    "Results": {
+        "report": Command("report", "write the report of an experiment again", "report demo/GROUP"),
+        "compare": Command("compare", "write a comparison of experiments", "compare demo --flavor olft"),
+        "export": Command("export", "write a checkpoint to share, with a card of its origin",
+                          "export demo/GROUP my-model --half"),
+        "sync": Command("report", "send the W&B runs that were recorded offline", "sync demo/GROUP"),
+    },
+    "By hand": {
+        "train": Command("train", "run one training, or continue it from its last checkpoint",
+                         "train -c quickstart.yml --run-dir my-run"),
+        "evaluate": Command("evaluate", "evaluate a trained model on classes it has never seen",
+                            "evaluate -m my-model --classes 10 --lr 0.001"),
+    },
+    "Set up": {
+        "clusters": Command("setup", "list the cluster profiles, or check one", "clusters check local"),
+        "download": Command("setup", "fetch and convert a data set ahead of time", "download omniglot"),
+        "completion": Command("main", "print a script that completes commands in bash and zsh",
+                              'completion  (put into ~/.bashrc: eval "$(anml completion)")'),
+    },
+    "": {
+        "check-config": Command("check_config", "check a config on standard input against model and data", ""),
+        "report-job": Command("report", "run the report job of an experiment", ""),
+    },
+}  # fmt: skip
+COMMANDS = {name: command for commands in GROUPS.values() for name, command in commands.items()}
+
+
+def main(words: Sequence[str], program: str = "python -m anml") -> int:
+    """Run the command that the first word names, and return its exit code.
+
+    program: what the user typed before the words; a script, which ends in `.py`, stands for one command.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage(program))
+        return EXIT_DONE if words else EXIT_USAGE
+    name, *rest = words
+    if name == "--version":
+        print(VERSION)
+        return EXIT_DONE
+    if name not in COMMANDS:
+        from anml.config.binding import nearest
+
+        print(f"unknown command {name!r}{nearest(name, COMMANDS)}\n\n{_usage(program)}", file=sys.stderr)
+        return EXIT_USAGE
+    is_script = program.endswith(".py")
+    parser = make_parser(name, program if is_script else f"{program} {name}")
+    options, unknown = parser.parse_known_args(rest)
+    if unknown and "sbatch_options" not in options:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.sbatch_options = unknown
+    options.command_line = [program, *rest] if is_script else ["-m", "anml", *words]
+    return getattr(_module(name), name.replace("-", "_"))(options)
+
+
+def make_parser(name: str, program: str = "") -> argparse.ArgumentParser:
+    """Return the parser of a command."""
+    command = COMMANDS[name]
+    parser = argparse.ArgumentParser(
+        prog=program or f"python -m anml {name}",
+        description=f"{command.help[0].upper()}{command.help[1:]}.",
+        epilog=f"Example: anml {command.example}" if command.example else None,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=VERSION)
+    function = f"{name.replace('-', '_')}_arguments"
+    if hasattr(arguments, function):
+        getattr(arguments, function)(parser)
+    else:
+        getattr(_module(name), function, lambda _: None)(parser)
+    return parser
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"anml.cli.{COMMANDS[name].module}")
+
+
+def run_command(main: Callable[[Sequence[str]], int]) -> int:
+    """Run a command and return its exit code: 0 done, 2 the input is wrong, 1 anything else."""
+    try:
+        return main(sys.argv[1:])
+    except ConfigError as error:
+        count = len(error.problems)
+        head = "" if count == 1 else f"{count} problems:\n"
+        print(f"{head}{error}", file=sys.stderr)
+        return EXIT_USAGE
+    except AnmlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        if not (message := missing_package(error)):
+            raise
+        print(f"error: {message}", file=sys.stderr)
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        # A full disk or a folder without permission: the message says enough, and a traceback would hide it.
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def _usage(program: str) -> str:
+    lines = [f"usage: {program} COMMAND ..."]
+    for title, commands in GROUPS.items():
+        if title:
+            lines += ["", f"{title}:"]
+            lines += [f"  {name:10} {c.help}\n{'':13}{program} {c.example}" for name, c in commands.items()]
+    return "\n".join([*lines, "", "Each command has its own --help; --version prints the version."])
+
+
+_COMPLETION = """\
+type compdef >/dev/null 2>&1 && autoload -U +X bashcompinit && bashcompinit
+_anml() {
+    local words=""
+    if [ "$COMP_CWORD" = 1 ]; then
+        words="%s"
+    elif [[ "${COMP_WORDS[COMP_CWORD]}" == -* ]]; then
+        case "${COMP_WORDS[1]}" in
+%s
+        esac
+    fi
+    COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+complete -o default -F _anml anml"""
+
+
+def completion(_: argparse.Namespace) -> int:
+    names = [name for title, commands in GROUPS.items() if title for name in commands]
+    cases = []
+    for name in names:
+        visible = [action for action in make_parser(name)._actions if action.help != argparse.SUPPRESS]
+        flags = " ".join(flag for action in visible for flag in action.option_strings)
+        cases.append(f'            {name}) words="{flags}" ;;')
+    print(_COMPLETION % (" ".join(names), "\n".join(cases)))
+    return EXIT_DONE

@@ -1,0 +1,64 @@
+"""`clusters` and `download`: what to see to before a launch."""
+
+import argparse
+
+from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, add_data_path_argument, positive, print_notices
+from anml.config.evaluation import DataRequest, data_path_or_default
+from anml.config.facts import DATASETS, IMAGES_FOLDER, canonical_dataset
+from anml.config.profile import PROFILES, load_profile, profile_names
+from anml.errors import ConfigError
+
+
+def clusters_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", nargs="?", choices=["list", "check"], default="list")
+    parser.add_argument("name", nargs="?", help="a profile's name, or the path of its file")
+
+
+def clusters(options: argparse.Namespace) -> int:
+    """List profiles, or check one. Exit code 1 when the check finds something wrong."""
+    if options.action == "list":
+        for name in profile_names(PROFILES):
+            profile = load_profile(name, PROFILES)
+            print(f"{name:12} {profile.scheduler}, {profile.device}   ({PROFILES / name}.yml)")
+        return EXIT_DONE
+    if options.name is None:
+        message = f"clusters check: give the name of a profile: {', '.join(profile_names(PROFILES))}"
+        raise ConfigError(message)
+    from anml.jobs.cluster_check import check_cluster
+
+    code = EXIT_DONE
+    for finding in check_cluster(load_profile(options.name, PROFILES)):
+        print(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}", flush=True)
+        code = code if finding.ok else EXIT_FAILED
+    return code
+
+
+def download_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "ImageNet and its relatives cannot be downloaded by a program: copies of them are converted. "
+        f"See docs/data.md. {parser.epilog}"
+    )
+    parser.add_argument("dataset", choices=sorted(DATASETS), type=canonical_dataset)
+    add_data_path_argument(parser)
+    parser.add_argument(
+        "--im-size", metavar="PIXELS", type=positive, help="height and width in pixels (default: the data set's usual)"
+    )
+
+
+def download(options: argparse.Namespace) -> int:
+    """Make the array files that jobs will load."""
+    if options.dataset == IMAGES_FOLDER:
+        message = (
+            f"{IMAGES_FOLDER}: these are your own images: there is nothing to download, and they are converted when an "
+            "experiment is launched that names their folder (data_path)"
+        )
+        raise ConfigError(message)
+    from anml.data import array_file
+
+    size = options.im_size or DATASETS[options.dataset].default_size
+    data_path = data_path_or_default(options.data_path)
+    if data_path:
+        print_notices([f"data path (--data-path or ANML_DATA): {data_path}"])
+    for split in ("train", "eval"):
+        print(f"{split:5} {array_file(DataRequest(options.dataset, split, size, data_path))}")
+    return EXIT_DONE
