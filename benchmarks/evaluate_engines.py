@@ -2,10 +2,11 @@
 
     PYTHONPATH=. python benchmarks/evaluate_engines.py --rounds 5
 
-The plain way: the whole network for every example and every scored image, autograd, torch.optim.Adam as it is by
-default, one trajectory after the other. A sweep of 12 rates x 10 runs at 600 classes (9,000 steps and 13 scorings of
-12,000 images each) is extrapolated from measured parts: steps, scored images and, for the engines, encoding every image
-of the split once. Prints a table; writes benchmarks/results/evaluate-engines.json with the facts of the machine.
+The plain way runs the whole network for every example and every scored image, with autograd and torch.optim.Adam with
+its defaults, one trajectory after the other. The script extrapolates a sweep of 12 rates x 10 runs at 600 classes
+(9,000 steps and 13 scorings of 12,000 images each) from measured parts: steps, scored images and, for the engines,
+encoding every image of the split once. It prints a table and writes benchmarks/results/evaluate-engines.json with the
+facts of the machine.
 """
 
 import argparse

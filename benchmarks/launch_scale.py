@@ -1,9 +1,11 @@
-"""How launching and status scale: a sweep of 1,000 points as an array on a Slurm cluster (the dev cluster will do).
+"""Measures how launching and status scale: a sweep of 1,000 trajectories as an array on a Slurm cluster.
+
+On the development cluster:
 
     eval "$(python slurm/dev-cluster/dev_cluster.py env)"
     python benchmarks/launch_scale.py --cluster slurm/dev-cluster/dggpu.yml
 
-Jobs are submitted on hold and cancelled at the end: nothing runs.
+The script submits the jobs on hold and cancels them at the end, so that none runs.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Measures how cost grows with the sizes of an experiment, one at a time, and draws it on double-logarithmic axes.
+"""Measures how cost grows with each size of an experiment, and draws it on double-logarithmic axes.
 
     PYTHONPATH=. python benchmarks/scaling.py
 
 Training: an episode of ANML by the fastest engine, against inner steps, channels and the remember set. Evaluation: a
-sweep of the output layer alone, against classes, learning rates and runs. Medians of alternating rounds. Writes
+sweep of the output layer alone, against classes, learning rates and runs. Medians of alternating rounds. It writes
 benchmarks/results/scaling.json and docs/images/scaling.png.
 """
 

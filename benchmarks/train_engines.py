@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/train_engines.py --models anml sanml oml --rounds 5
 
-Real sizes by default (RLN 256, NM 112, 1000 classes, 20 steps, 64 images to remember). Optimizer and sampling are not
-part of it. Prints a table; writes benchmarks/results/train-engines.json with the facts of the machine.
+Real sizes by default (RLN 256, NM 112, 1000 classes, 20 steps, 64 images to remember), without optimizer and
+sampling. It prints a table and writes benchmarks/results/train-engines.json with the facts of the machine.
 """
 
 import argparse
