@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from anml.config.folders import check_held_out
+from anml.config.image_folder import check_held_out
 from anml.config.load import load_train_config
 from anml.config.training import TrainConfig
 from anml.errors import AnmlError

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from anml.cli.arguments import EXIT_DONE, add_data_path_argument, positive, print_notices
 from anml.config.evaluation import DataRequest, data_path_or_default
-from anml.config.facts import DATASETS, IMAGES_FOLDER, canonical_dataset
+from anml.config.facts import DATASETS, canonical_dataset
 from anml.errors import ConfigError
 
 
@@ -21,10 +21,10 @@ def main(arguments: Sequence[str]) -> int:
         "--im-size", metavar="PIXELS", type=positive, help="height and width in pixels (default: the data set's usual)"
     )
     options = parser.parse_args(arguments)
-    if options.dataset == IMAGES_FOLDER:
+    if DATASETS[options.dataset].needs_counting:
         message = (
-            f"{IMAGES_FOLDER}: these are your own images: there is nothing to download, and they are converted when an "
-            "experiment is launched that names their folder (data_path)"
+            f"{options.dataset}: these are your own images: there is nothing to download, and they are converted when "
+            "an experiment is launched that names their folder (data_path)"
         )
         raise ConfigError(message)
     from anml.data import array_file

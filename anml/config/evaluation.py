@@ -2,19 +2,60 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from anml.config.binding import Count, Many, NotNegative, OneOrMany, Rate, Record
-from anml.config.facts import IMAGES_FOLDER, Split, validation_name
-from anml.config.image_folder import ClassSplit, ClassSplitKey
+from anml.config.binding import Count, Many, NotNegative, OneOrMany, Rate, Record, name_or_reference
+from anml.config.facts import DATASETS, IMAGES_FOLDER, Dataset, Split, dataset_label, find_dataset, validation_name
+from anml.errors import ConfigError
 
 EvalMethod = Literal["sequential", "iid", "zero_shot"]
 
 
 def _is_list(value: Any) -> str:
     return "counts" if isinstance(value, (list, tuple)) else "period"
+
+
+def _check_dataset(name: str) -> str:
+    try:
+        find_dataset(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+# The name of a data set, or FILE.py:NAME or MODULE:NAME of a user's own.
+DatasetName = Annotated[str, name_or_reference(DATASETS), AfterValidator(_check_dataset)]
+
+
+class ClassSplit(Record):
+    """Names of the classes that training and evaluation use."""
+
+    train: Many[str] = ()
+    eval: Many[str] = ()
+
+
+def _split_kind(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "names"
+    return "split" if isinstance(value, (dict, ClassSplit)) else "fraction"
+
+
+# A fraction, the names of the training classes, or both lists. Told apart first, so that an error speaks of one.
+ClassSplitKey: TypeAlias = Annotated[
+    Annotated[float, Field(ge=0, le=1), Tag("fraction")]
+    | Annotated[Many[str], Field(min_length=1), Tag("names")]
+    | Annotated[ClassSplit, Tag("split")],
+    Discriminator(_split_kind),
+]
+
+
+def folder_facts(split: ClassSplit, examples: int) -> Dataset:
+    """Return the facts of a folder whose classes have been counted."""
+    return DATASETS[IMAGES_FOLDER]._replace(
+        train_classes=len(split.train), eval_classes=len(split.eval), examples_per_class=examples
+    )
 
 
 # How much of a running mean each step keeps: 0, nothing of the steps before.
@@ -35,7 +76,7 @@ class EvalConfig(Record):
     solution, 0 for one per class.
     """
 
-    dataset: str | None = None
+    dataset: DatasetName | None = None
     data_path: str | None = None
     im_size: Count | None = None
     augment: bool = False
@@ -110,7 +151,7 @@ class EvalConfig(Record):
 
 
 class DataRequest(NamedTuple):
-    """A split of a data set at a size, as data.load finds or makes it.
+    """A split of a data set at a size, as anml/data finds or makes it.
 
     classes, examples: of images-folder, the names of the classes and how many images of each.
     allow_incomplete: accept a copy with fewer (or other) classes and images than the data set has.
@@ -129,7 +170,8 @@ class DataRequest(NamedTuple):
     @property
     def name(self) -> str:
         """What results call these images."""
-        return validation_name(self.dataset) if self.first_class else self.dataset
+        label = dataset_label(self.dataset)
+        return validation_name(label) if self.first_class else label
 
 
 def absolute_path(path: str | None) -> str | None:
@@ -152,7 +194,7 @@ def eval_request(
 ) -> DataRequest:
     """Return what to load for an evaluation. An images-folder without a split of its own takes the training's."""
     classes, examples = (), None
-    if dataset == IMAGES_FOLDER:
+    if find_dataset(dataset).needs_counting:
         own = config.class_split if isinstance(config.class_split, ClassSplit) else None
         classes = (own or trained_split or ClassSplit()).eval
         examples = config.imgs_per_class if own else trained_examples

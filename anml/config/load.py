@@ -1,16 +1,16 @@
 """A flavor with a list of data sets stands for one flavor per data set: each becomes a job of its own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anml.config.binding import Record, bind, dotted, located, nearest, problem, show
+from anml.config.binding import Record, bind, dotted, located, nearest, problem, show, value_at
 from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train, ends_early, overlaps
 from anml.config.compatibility import Adopted, adopt_eval, adopt_train
 from anml.config.evaluation import EvalConfig, absolute_path, data_path_or_default
-from anml.config.facts import DATASETS, canonical_dataset
-from anml.config.folders import fill_in_flavor, fill_in_training, flavor_facts
+from anml.config.facts import DATASETS, canonical_dataset, dataset_label
+from anml.config.image_folder import fill_in_flavor, fill_in_training, flavor_facts
 from anml.config.model_args import ENCODER_ARGS, HEAD_ARGS, MODEL_ARGS
 from anml.config.notices import unread_in_evaluation, unread_in_training
 from anml.config.training import TrainConfig
@@ -45,7 +45,7 @@ def _variants(name: str, settings: Any) -> list[tuple[str, Any]]:
     if not isinstance(datasets, list) or not datasets or not all(isinstance(d, str) for d in datasets):
         return [(name, settings)]
     ours = [canonical_dataset(dataset, settings.get("imgs_per_class")) for dataset in datasets]
-    return [(f"{name}-{d}" if len(ours) > 1 else name, settings | {"dataset": d}) for d in ours]
+    return [(f"{name}-{dataset_label(d)}" if len(ours) > 1 else name, settings | {"dataset": d}) for d in ours]
 
 
 def _copy_locations(source: Source, name: str, new_name: str) -> None:
@@ -178,7 +178,48 @@ def _prepare(
         if value is not None:
             _set(source, (key,), value, f"--{key.replace('_', '-')}")
     again = adopt(source)
+    make_references_absolute(source, _REFERENCES)
     return Adopted(list(dict.fromkeys(notices + again.notices)), problems + again.problems)
+
+
+# Keys that may refer to a user's own file; `*` stands for every flavor.
+_REFERENCES: tuple[KeyPath, ...] = (
+    ("model",),
+    ("dataset",),
+    ("train_method",),
+    ("eval_method",),
+    ("model_args", "encoder"),
+    ("model_args", "classifier"),
+    ("eval", "*", "dataset"),
+    ("eval", "*", "eval_method"),
+)
+
+
+def make_references_absolute(source: Source, keys: Iterable[KeyPath]) -> None:
+    """Make `./FILE.py:NAME` absolute in place: it is relative to the config file that says it.
+
+    One that the command line says is relative to the current folder.
+    """
+    for key_path in keys:
+        if "*" in key_path:
+            inside = value_at(source.data, key_path[:1])
+            names = inside if isinstance(inside, dict) else ()
+            make_references_absolute(source, [(key_path[0], name, *key_path[2:]) for name in names])
+            continue
+        parent, key = value_at(source.data, key_path[:-1]), key_path[-1]
+        value = parent.get(key) if isinstance(parent, dict) else None
+        if isinstance(value, list):
+            parent[key] = [_absolute(item, source.locate((*key_path, place))) for place, item in enumerate(value)]
+        elif value is not None:
+            parent[key] = _absolute(value, source.locate(key_path))
+
+
+def _absolute(value: Any, location: Location) -> Any:
+    file, _, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not file.endswith(".py"):
+        return value
+    folder = Path() if location.line is None else Path(location.file).parent
+    return f"{(folder / Path(file).expanduser()).resolve()}:{name}"
 
 
 def _override(source: Source, override: str) -> None:
@@ -262,8 +303,8 @@ def _bind_flavors(
         flavor, found = bind(EvalConfig, source, at, elsewhere)
         problems += check_flavor_name(name, source) + found
         if flavor:
-            dataset = flavor.dataset or str(source.data.get("dataset"))
-            if flavor.dataset or dataset in DATASETS:
+            dataset = training.dataset if training else str(source.data.get("dataset"))
+            if flavor.dataset is None and (training or dataset in DATASETS):
                 flavor = flavor.model_copy(update={"dataset": dataset})
             flavor, found = _count_flavor(flavor, training, source, at, notices)
             facts = flavor_facts(flavor, training)

@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import affine_grid, grid_sample
 from tqdm import tqdm
 
+from anml.config.facts import MeanStd
 from anml.data.contents import Images, digest, joined
 from anml.data.sources import read_images
 from anml.errors import DataError
@@ -126,14 +127,10 @@ class StoredArray:
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
-# Of ImageNet's training images, in red, green and blue, on the scale of [0, 1].
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 @cache  # A copy to a GPU for every batch would have it wait.
-def _imagenet_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+def _on_device(mean_std: MeanStd, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in mean_std)
     return mean, std
 
 
@@ -143,12 +140,12 @@ class ClassImages:
 
     images: uint8 [classes, examples, channels, height, width]. A class's label is its position.
     stored: the file that a large `images` lies in, on a CPU; batches read from it what they need.
-    normalise: whether batches have ImageNet's mean and standard deviation taken out (RGB), or are left in [0, 1].
+    mean_std: what batches are normalised by, channel by channel; None leaves them in [0, 1].
     """
 
     images: torch.Tensor
     name: str
-    normalise: bool = False
+    mean_std: MeanStd | None = None
     stored: StoredArray | None = None
 
     @property
@@ -202,8 +199,8 @@ class ClassImages:
         scaled = pixels.to(torch.float32).div_(255)
         if augment is not None:
             scaled = crop_and_flip(scaled, augment)
-        if self.normalise:
-            mean, std = _imagenet_statistics(pixels.device)
+        if self.mean_std:
+            mean, std = _on_device(self.mean_std, pixels.device)
             scaled = scaled.sub_(mean).div_(std)
         return scaled.to(dtype)
 

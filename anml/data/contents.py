@@ -46,6 +46,15 @@ def identify(source: Path, select: Callable[[], Images], record: Path, beside: S
     return contents
 
 
+def fingerprint(path: Path | None) -> str | None:
+    """Return a checksum of the sizes, dates and inodes of a file or of all files below a folder. Raises DataError."""
+    if path is None:
+        return None
+    files = sorted(f"{folder}/{name}" for folder, _, names in os.walk(path) for name in names) or [str(path)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return hashlib.sha256(repr(list(zip(files, pool.map(_stat, files), strict=True))).encode()).hexdigest()
+
+
 def recorded(record: Path) -> str | None:
     """Return the checksum that was last taken, whatever has become of the images since."""
     return (read_json(record) or {}).get("contents")

@@ -5,12 +5,29 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+from anml.config.evaluation import DataRequest
 from anml.config.image_folder import is_image, list_classes
 from anml.errors import DataError
+
+
+class ImageFiles(NamedTuple):
+    """How the images of a data set are found, chosen and decoded where they are files in folders or archives.
+
+    find: returns the folder or archive of a request. select: returns the paths inside it, class by class, equally many
+    of each. decode: makes uint8 [channels, size, size] of a file's content, the size, and what to call it in errors.
+    beside: returns other files that the choice depends on. check: refuses an array of this shape, converted earlier.
+    All raise DataError.
+    """
+
+    find: Callable[[DataRequest], Path]
+    select: Callable[[DataRequest, Path], list[list[str]]]
+    decode: Callable[[bytes, int, str], bytes]
+    beside: Callable[[Path], list[Path]] = lambda source: []
+    check: Callable[[DataRequest, Sequence[int]], None] = lambda request, shape: None
 
 
 def cache_dir() -> Path:

@@ -12,10 +12,9 @@ import torch
 
 from anml.checkpoints import ModelCard, load_model
 from anml.checkpoints.import_pth import load_pth
-from anml.config.evaluation import DataRequest, EvalConfig, data_path_or_default, eval_request
-from anml.config.facts import DATASETS, IMAGES_FOLDER, DatasetFacts
-from anml.config.folders import check_unseen, fill_in_flavor
-from anml.config.image_folder import ClassSplit
+from anml.config.evaluation import ClassSplit, DataRequest, EvalConfig, data_path_or_default, eval_request
+from anml.config.facts import Dataset, find_dataset
+from anml.config.image_folder import check_unseen, fill_in_flavor
 from anml.config.profile import Device
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
@@ -84,7 +83,7 @@ def load_models(config: EvalConfig, checkpoints: Sequence[Path], device: torch.d
     images: dict[DataRequest, ClassImages] = {}  # Checkpoints of one training share theirs: one copy on the device.
     for path, (model, _), card in zip(checkpoints, loaded, cards, strict=True):
         dataset = config.dataset or card.dataset
-        found = _misfits(model, card, config, DATASETS.get(dataset)) + _validation_problems(card, config, dataset)
+        found = _misfits(model, card, config, find_dataset(dataset)) + _validation_problems(card, config, dataset)
         problems += [f"{path}: {text}" for text in found]
         if not found:
             request = _request_by_hand(config, dataset, card)
@@ -124,7 +123,7 @@ def tell_apart(cards: Sequence[ModelCard], paths: Sequence[Path]) -> list[ModelC
     ]
 
 
-def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, facts: DatasetFacts | None) -> list[str]:
+def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, facts: Dataset | None) -> list[str]:
     """Return why a model cannot be evaluated as the config says."""
     channels, size, outputs = card.image_shape[0], card.image_shape[1], model.head.out_features
     problems = []
@@ -162,9 +161,9 @@ def _validation_problems(card: ModelCard, config: EvalConfig, dataset: str) -> l
             "card does not say (a .pth, an earlier version, allow_incomplete). Train one with train_classes: N; "
             "without split: validation this one is evaluated on the evaluation classes"
         ]
-    if config.allow_incomplete and dataset != IMAGES_FOLDER:
+    if config.allow_incomplete and not find_dataset(dataset).needs_counting:
         return ["split: validation finds the classes by their places, in a complete copy; leave allow_incomplete out"]
-    has = len(card.class_split["train"]) if card.class_split else DATASETS[dataset].train_classes
+    has = len(card.class_split["train"]) if card.class_split else find_dataset(dataset).train_classes
     left = has - card.train_classes
     if max(config.classes) > left:
         return [f"classes: this model has {left} background classes for validation, found {max(config.classes)}"]
@@ -178,7 +177,7 @@ def _request_by_hand(config: EvalConfig, dataset: str, card: ModelCard) -> DataR
     if config.is_validation and card.train_classes:
         names, examples = (trained.train, card.imgs_per_class) if trained else ((), None)
         return DataRequest(dataset, "train", size, data_path, names, examples, first_class=card.train_classes)
-    if dataset == IMAGES_FOLDER:
+    if find_dataset(dataset).needs_counting:
         config = config.model_copy(update={"dataset": dataset})
         if config.class_split is not None or trained is None:
             config, notices = fill_in_flavor(config, None)

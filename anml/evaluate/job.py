@@ -8,7 +8,7 @@ import torch
 
 from anml.checkpoints import ModelCard, load_model
 from anml.config.evaluation import DataRequest, EvalConfig
-from anml.config.facts import DATASETS, is_validation
+from anml.config.facts import find_dataset, is_validation
 from anml.config.profile import Device, WandbMode
 from anml.config.training import TrainConfig, TrainingId
 from anml.data import load_images
@@ -63,7 +63,7 @@ def evaluate_checkpoint(
 
 def load_data(config: EvalConfig, request: DataRequest, card: ModelCard, device: torch.device) -> ClassImages:
     """Load the images of an evaluation. Raises ConfigError when the model takes images of another kind."""
-    channels = DATASETS[request.dataset].channels
+    channels = find_dataset(request.dataset).channels
     if channels != card.image_shape[0]:
         message = f"dataset: {request.dataset} has {channels} channels, the model takes {card.image_shape[0]}"
         raise ConfigError(message)

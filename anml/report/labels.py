@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from anml.config.facts import is_validation, without_validation
+from anml.config.facts import DATASETS, dataset_label, is_validation, without_validation
 from anml.config.training import TrainConfig
 
 _METHODS = {
@@ -11,15 +11,6 @@ _METHODS = {
     "sequential_episodic": "trained in sequence, without meta-learning,",
     "iid": "trained on shuffled batches (i.i.d.)",
 }
-_DATA_SETS = {
-    "omniglot": "Omniglot",
-    "glyphs": "the built-in glyphs",
-    "mini-imagenet": "Mini-ImageNet",
-    "omniimage20": "OmniImage-20",
-    "omniimage100": "OmniImage-100",
-    "images-folder": "a folder of images",
-}
-_IMAGES = {"omniglot": "drawings", "glyphs": "drawings"}
 HELD_OUT = "held-out background classes"
 
 
@@ -30,7 +21,8 @@ def unit(config: TrainConfig | None) -> str:
 
 def images(dataset: str) -> str:
     """Return what the examples of a data set are called."""
-    return _IMAGES.get(without_validation(dataset), "images")
+    facts = DATASETS.get(without_validation(dataset))
+    return facts.noun if facts else "images"
 
 
 def classes(held_out: bool) -> str:
@@ -63,8 +55,8 @@ def sentence(config: TrainConfig) -> str:
     method = _METHODS.get(config.train_method, "trained")
     seeds, rates = config.training_seeds, config.inner_lrs or ()
     per_class, size = config.examples_per_class, config.image_shape[1]
-    data = f"{_DATA_SETS.get(config.dataset, config.dataset)} ({config.num_train_classes:,} classes of {per_class:,} "
-    data += f"{images(config.dataset)}, {size}x{size} pixels)"
+    data = f"{config.facts.display_name or dataset_label(config.dataset)} ({config.num_train_classes:,} classes of "
+    data += f"{per_class:,} {config.facts.noun}, {size}x{size} pixels)"
     amount = count(config.total_steps, unit(config))
     names = listed([str(seed) for seed in seeds])
     who = f"seeds {names}" if len(seeds) > 1 else f"seed {names}"

@@ -194,7 +194,7 @@ def test_a_record_that_cannot_be_used_is_made_again_or_done_without(folder, own_
 
 
 def test_images_that_change_while_they_are_converted_are_told(folder, tmp_path):
-    images = image_folders.select(request_of(folder), folder / "train")
+    images = image_folders.MINI_IMAGENET.select(request_of(folder), folder / "train")
     before = contents.checksum(folder / "train", images)
     drawing(255).save(min(folder.rglob("*.bmp")))
     with (tmp_path / "array").open("wb") as stream, pytest.raises(DataError, match=r"train: .* changed while"):
