@@ -1,11 +1,11 @@
 """A flavor with a list of data sets stands for one flavor per data set: each becomes a job of its own."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anml.config.binding import Record, bind, dotted, located, nearest, problem, show, value_at
+from anml.config.binding import Record, bind, dotted, located, make_references_absolute, nearest, problem, show
 from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train, ends_early, overlaps
 from anml.config.compatibility import Adopted, adopt_eval, adopt_train
 from anml.config.evaluation import EvalConfig, absolute_path, data_path_or_default
@@ -193,33 +193,6 @@ _REFERENCES: tuple[KeyPath, ...] = (
     ("eval", "*", "dataset"),
     ("eval", "*", "eval_method"),
 )
-
-
-def make_references_absolute(source: Source, keys: Iterable[KeyPath]) -> None:
-    """Make `./FILE.py:NAME` absolute in place: it is relative to the config file that says it.
-
-    One that the command line says is relative to the current folder.
-    """
-    for key_path in keys:
-        if "*" in key_path:
-            inside = value_at(source.data, key_path[:1])
-            names = inside if isinstance(inside, dict) else ()
-            make_references_absolute(source, [(key_path[0], name, *key_path[2:]) for name in names])
-            continue
-        parent, key = value_at(source.data, key_path[:-1]), key_path[-1]
-        value = parent.get(key) if isinstance(parent, dict) else None
-        if isinstance(value, list):
-            parent[key] = [_absolute(item, source.locate((*key_path, place))) for place, item in enumerate(value)]
-        elif value is not None:
-            parent[key] = _absolute(value, source.locate(key_path))
-
-
-def _absolute(value: Any, location: Location) -> Any:
-    file, _, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if not file.endswith(".py"):
-        return value
-    folder = Path() if location.line is None else Path(location.file).parent
-    return f"{(folder / Path(file).expanduser()).resolve()}:{name}"
 
 
 def _override(source: Source, override: str) -> None:

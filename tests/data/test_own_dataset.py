@@ -119,7 +119,6 @@ def test_other_data_or_other_code_is_another_array(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"train" else 4', '"train" else 4 + 1', ()),
         ("(5 if", "(3 if", ("TINY", "[5, 6, 3, 28, 28]", "[3, 6, 3, 28, 28]")),
         ("size, size), shade", "size, 2), shade", ("TINY", "[5, 6, 3, 28, 2]")),
         ("np.uint8", "np.float32", ("TINY", "uint8", "float32")),
@@ -128,9 +127,6 @@ def test_other_data_or_other_code_is_another_array(folder: Path) -> None:
 )
 def test_what_a_loader_returns_is_checked(folder: Path, old: str, new: str, words: tuple[str, ...]) -> None:
     (folder / "tiny.py").write_text(CODE.replace(old, new))
-    if not words:
-        load_images(request_of(folder))
-        return
     with pytest.raises(DataError) as error:
         load_images(request_of(folder))
     assert [word for word in words if word not in str(error.value)] == []
@@ -139,7 +135,7 @@ def test_what_a_loader_returns_is_checked(folder: Path, old: str, new: str, word
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("TINY =", "OTHER =", ("defines no TINY", "OTHER")),
+        ("TINY =", "OTHER =", ("defines no TINY",)),
         ("TINY = Dataset(", "TINY = dict(", ("TINY", "Dataset", "dict")),
         ("loader=load,", "", ("loader",)),
         ("channels=3", "channels=0", ("TINY.channels", "found 0")),
