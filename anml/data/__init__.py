@@ -15,8 +15,7 @@ import torch
 from anml.config.evaluation import DataRequest
 from anml.config.facts import DATASETS, Dataset, dataset_label, find_dataset
 from anml.data.class_images import ClassImages, StoredArray, write_array
-from anml.data.contents import fingerprint, identify, recorded
-from anml.data.sources import ImageFiles, cache_dir
+from anml.data.sources import ImageFiles, cache_dir, fingerprint, identify, recorded
 from anml.errors import AnmlError, DataError
 from anml.plugins import frozen_or_given
 

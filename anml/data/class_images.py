@@ -1,7 +1,8 @@
-"""Random resized crops and horizontal flips of a batch, on its device; what is drawn is drawn on the CPU.
+"""Images sorted by class, held as uint8 in memory or in their array file; batches of them, as floats on the device.
 
-As in Szegedy et al. 2015 ("Going deeper with convolutions", section 6): a crop of 8 to 100 % of the image's area with
-an aspect ratio between 3/4 and 4/3, resized to the size of the image.
+A batch may be augmented by random resized crops and horizontal flips, as in Szegedy et al. 2015 ("Going deeper with
+convolutions", section 6): a crop of 8 to 100 % of the image's area with an aspect ratio between 3/4 and 4/3, resized to
+the size of the image.
 """
 
 import os
@@ -18,14 +19,13 @@ from torch.nn.functional import affine_grid, grid_sample
 from tqdm import tqdm
 
 from anml.config.facts import MeanStd
-from anml.data.contents import Images, digest, joined
-from anml.data.sources import read_images
+from anml.data.sources import Images, digest, joined, places_of, read_images
 from anml.errors import DataError
 
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 FLIPPED = 0.5
-# A wide crop of nearly the whole area would stick out: drawn again so often, then the whole image is taken.
+# A wide crop of nearly the whole area would stick out: it is drawn again so often, then the whole image is taken.
 _TRIES = 10
 
 
@@ -61,9 +61,6 @@ def draw_crops(count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.where(fits.any(dim=1)[:, None], tries[torch.arange(count), first], whole)
 
 
-# The array file of a data set: written image by image; a large one stays in its file, and what is drawn is read.
-
-
 def write_array(
     stream: BinaryIO, source: Path, images: Images, size: int, decode: Callable[[bytes, int, str], bytes], contents: str
 ) -> None:
@@ -72,11 +69,12 @@ def write_array(
     decode: makes uint8 [channels, size, size] of a file's content, the size, and what to call it in errors.
     contents: the checksum of the images. Raises DataError, also when they are no longer those.
     """
-    places = {name: place for place, name in enumerate(name for names in images for name in names)}
-    digests = [b""] * sum(map(len, images))
+    places = places_of(images)
+    digests = [b""] * len(places)
     start = 0
+    contents_read = read_images(source, places)
     for place, name, content in tqdm(
-        read_images(source, places), f"converting {source.name}", len(places), unit="images", leave=False, disable=None
+        contents_read, f"converting {source.name}", len(places), unit="images", leave=False, disable=None
     ):
         pixels = decode(content, size, f"{source}: {name}")
         if not start:
@@ -113,17 +111,15 @@ class StoredArray:
 
         view: a part of `tensor`, of some classes and examples but with whole images. Raises DataError.
         """
-        found = torch.empty(len(classes), *view.shape[2:], dtype=torch.uint8)
-        rows = found.numpy().reshape(len(classes), -1)
-        places = self._start + view.storage_offset() + classes * view.stride(0) + examples * view.stride(1)
-        for row, place in zip(rows, places.tolist(), strict=True):
-            if os.preadv(self._descriptor, [row.data], place) != len(row):
+        images = torch.empty(len(classes), *view.shape[2:], dtype=torch.uint8)
+        rows = images.numpy().reshape(len(classes), -1)
+        offsets = self._start + view.storage_offset() + classes * view.stride(0) + examples * view.stride(1)
+        for row, offset in zip(rows, offsets.tolist(), strict=True):
+            if os.preadv(self._descriptor, [row.data], offset) != len(row):
                 message = f"{self.path}: became shorter while it was in use. Delete it; it will be converted again."
                 raise DataError(message)
-        return found
+        return images
 
-
-# Images sorted by class, held as uint8; converted to floats only batch by batch, on the device.
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -150,12 +146,10 @@ class ClassImages:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
         return self.images.shape[0]
 
     @property
     def examples_per_class(self) -> int:
-        """Number of examples of each class."""
         return self.images.shape[1]
 
     def to(self, device: torch.device) -> "ClassImages":

@@ -1,6 +1,7 @@
-"""Mini-ImageNet (Vinyals et al. 2016, split of Ravi & Larochelle 2017): 64, 16 and 20 classes of 600 images.
+"""Data sets that are folders of colour images: Mini-ImageNet, OmniImage, and any folder of a user's own.
 
-Training uses `train`, evaluation `test`; `val` is left alone. Images are 84x84 RGB JPEGs, a folder per WordNet class.
+An image is turned upright as its EXIF tag says, made RGB, cut to its central square, and resized by LANCZOS; one that
+has the wanted size already keeps its pixels.
 """
 
 import io
@@ -16,6 +17,8 @@ from anml.config.image_folder import list_classes, own_split, split_by_fraction
 from anml.data.sources import ImageFiles, find_source, list_images
 from anml.errors import DataError
 
+# Mini-ImageNet (Vinyals et al. 2016, split of Ravi & Larochelle 2017): 64, 16 and 20 classes of 600 images. Training
+# uses `train`, evaluation `test`; `val` is left alone. Images are 84x84 RGB JPEGs, a folder per WordNet class.
 FOLDERS = {"train": "train", "eval": "test"}
 _NAMES = ("mini-imagenet", "mini_imagenet", "miniimagenet", "MiniImageNet")
 _INNER = "processed_images"
@@ -110,12 +113,6 @@ def _read_list(path: Path) -> set[str]:
     return set(names)
 
 
-# Data sets that are folders of colour images: Mini-ImageNet, OmniImage, and any folder a user has.
-#
-# An image is turned upright as its EXIF tag says, made RGB, cut to its central square, and resized by LANCZOS; one that
-# has the wanted size already keeps its pixels.
-
-
 def _find_own_folder(request: DataRequest) -> Path:
     path = Path(request.data_path).expanduser().resolve() if request.data_path else None
     if path is None or not path.is_dir():
@@ -191,11 +188,8 @@ def _incomplete(request: DataRequest, source: object, found: str) -> DataError:
 
 def decode(content: bytes, size: int, where: str) -> bytes:
     """Return the pixels of an image file, uint8 [3, size, size]. Raises DataError that begins with `where`."""
-    from PIL import (
-        Image,
-        ImageOps,
-        UnidentifiedImageError,
-    )  # Converting happens once; loading the array later needs no image library.
+    # Converting happens once; loading the array later needs no image library.
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content)) as image:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from anml.config.evaluation import DataRequest
 from anml.config.facts import Split, find_dataset
-from anml.data import array_file, contents, load_images
+from anml.data import array_file, load_images, sources
 from anml.errors import DataError
 
 MINI = {
@@ -154,7 +154,7 @@ def test_an_incomplete_copy_is_refused(mini):
 
 
 def test_an_incomplete_copy_is_refused_even_if_somebody_accepted_it_before(mini, tmp_path, monkeypatch):
-    monkeypatch.setattr(contents, "_SETTLED_NS", -(10**12))  # The array is known without a look into the archive.
+    monkeypatch.setattr(sources, "_SETTLED_NS", -(10**12))  # The array is known without a look into the archive.
     pack(mini / "processed_images", tmp_path / "all.tar", "inet")
     load("mini-imagenet", tmp_path / "all.tar")
     with pytest.raises(DataError, match=r"found 4 classes of 3"):
