@@ -1,4 +1,7 @@
-"""The base of every config record, and field types that YAML users expect."""
+"""The base of every config record, its field types, and what binds YAML data to a record.
+
+Binding words every mistake: file, line, key, the value found, what is allowed.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticKnownError
 
-from anml.config.yaml import KeyPath, Location, Source
+from anml.config.yaml import KeyPath, Location, Source, value_at
 from anml.plugins import is_reference
 
 T = TypeVar("T")
@@ -48,8 +51,6 @@ def name_or_reference(names: Iterable[str]) -> AfterValidator:
 
     return AfterValidator(check)
 
-
-# Binds YAML data to a record and words every mistake: file, line, key, value found, what is allowed.
 
 R = TypeVar("R", bound=Record)
 
@@ -95,16 +96,6 @@ def bind(
         return None, list(dict.fromkeys(problems))
 
 
-def value_at(data: Any, key_path: KeyPath) -> Any:
-    """Return the value under a key path, or None where there is none."""
-    for key in key_path:
-        try:
-            data = data[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return data
-
-
 def make_references_absolute(source: Source, keys: Iterable[KeyPath]) -> None:
     """Make `./FILE.py:NAME` absolute in place: it is relative to the config file that says it.
 
@@ -134,7 +125,7 @@ def _absolute(value: Any, location: Location) -> Any:
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return "; did you mean X?" for a likely typo, or the beginning of one word alone; else an empty string."""
-    import difflib  # Only the mistaken pay for it.
+    import difflib  # Only a mistake needs it.
 
     words = list(allowed)
     # `val` is meant for validation, though it has more in common with eval.

@@ -1,4 +1,4 @@
-"""A flavor with a list of data sets stands for one flavor per data set: each becomes a job of its own."""
+"""From a YAML file and command-line overrides to a checked config: the only way that configs are made."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +18,8 @@ from anml.config.yaml import KeyPath, Location, Source, dump_yaml, read_value, r
 from anml.errors import ConfigError
 
 
-def one_flavor_per_dataset(source: Source) -> list[str]:
-    """Replace a flavor `olft` on `[omniglot, glyphs]` by `olft-omniglot` and `olft-glyphs`, in place.
+def _split_by_dataset(source: Source) -> list[str]:
+    """Replace a flavor `olft` on `[omniglot, glyphs]` by `olft-omniglot` and `olft-glyphs`, in place; each is a job.
 
     Returns what is wrong: the flavors of an experiment have different names.
     """
@@ -29,32 +29,19 @@ def one_flavor_per_dataset(source: Source) -> list[str]:
             if new_name != name and (new_name in flavors or new_name in source.data["eval"]):
                 message = f"makes a flavor {new_name}, which there is already; rename one, or name a data set once"
                 problems.append(problem(source, ("eval", name, "dataset"), message))
-            _copy_locations(source, name, new_name)
+            source.copy_locations(("eval", name), ("eval", new_name))
             flavors[new_name] = new_settings
     source.data["eval"] = flavors
     return problems
 
 
-def one_per_dataset(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the settings of an evaluation by hand, once for each data set of a list."""
-    return [variant for _, variant in _variants("", settings)]
-
-
 def _variants(name: str, settings: Any) -> list[tuple[str, Any]]:
+    """Return a flavor with a list of data sets once for each of them, named after it; any other flavor as it is."""
     datasets = settings.get("dataset") if isinstance(settings, dict) else None
     if not isinstance(datasets, list) or not datasets or not all(isinstance(d, str) for d in datasets):
         return [(name, settings)]
     ours = [canonical_dataset(dataset, settings.get("imgs_per_class")) for dataset in datasets]
     return [(f"{name}-{dataset_label(d)}" if len(ours) > 1 else name, settings | {"dataset": d}) for d in ours]
-
-
-def _copy_locations(source: Source, name: str, new_name: str) -> None:
-    inside = [key for key in source.locations if key[:2] == ("eval", name)]
-    for key in inside:
-        source.locations[("eval", new_name, *key[2:])] = source.locations[key]
-
-
-# From a YAML file and command-line overrides to a checked config: the one way in.
 
 
 class LoadedTrain(NamedTuple):
@@ -82,7 +69,7 @@ def load_train_config(
     source = read_yaml(path)
     _refuse_other_kind(source, TrainConfig, EvalConfig, "an evaluation config", "configs/train-omni-anml.yml")
     notices, problems = _prepare(source, overrides, options, adopt_train)
-    problems += one_flavor_per_dataset(source)
+    problems += _split_by_dataset(source)
     config, found = _bind_training(source, notices)
     flavors, found_in_flavors = _bind_flavors(source, config, notices)
     problems += found + found_in_flavors
@@ -121,7 +108,7 @@ def load_eval_configs(
     _refuse_other_kind(source, EvalConfig, TrainConfig, "a training config", "configs/eval-omni-anml.yml")
     notices, problems = _prepare(source, overrides, options, adopt_eval)
     configs = []
-    for settings in one_per_dataset(source.data):
+    for _, settings in _variants("", source.data):
         part = replace(source, data=settings)
         config, found = bind(EvalConfig, part)
         problems += found
@@ -154,13 +141,10 @@ def _refuse_other_kind(source: Source, wanted: type[Record], other: type[Record]
     if not isinstance(source.data, dict):
         message = f"{source.locate(())}: a config is made of `key: value` lines, found {show(source.data)}"
         raise ConfigError(message)
-    own, foreign = (
-        set(wanted.model_fields) - set(other.model_fields),
-        set(other.model_fields) - set(wanted.model_fields),
-    )
-    found = [key for key in source.data if key in foreign]
-    if len(found) > len([key for key in source.data if key in own]) + 1:
-        message = f"{source.locate(())}: this is {what} ({', '.join(found[:3])}, ...); give one like {example}"
+    keys, other_keys = set(wanted.model_fields), set(other.model_fields)
+    foreign = [key for key in source.data if key in other_keys - keys]
+    if len(foreign) > len((keys - other_keys) & set(source.data)) + 1:
+        message = f"{source.locate(())}: this is {what} ({', '.join(foreign[:3])}, ...); give one like {example}"
         raise ConfigError(message)
 
 
@@ -323,14 +307,15 @@ def _fill_in(config: TrainConfig, flavors: Mapping[str, EvalConfig]) -> TrainCon
     return config.model_copy(update={"data_path": data_path, "im_size": size, "lobo_scale": scale, "eval": filled})
 
 
-# Shrinks a config until the whole pipeline takes seconds: every job still runs, none of the numbers means anything.
-
 # Widths, in whatever records of model arguments have them; anything else keeps the model as it is.
 _SMALL = {"rln_chs": 8, "nm_chs": 4, "num_filters": 8, "hidden": 16, "hidden_layers": 16, "channels": 8, "width": 8}
 
 
 def smoke_test(config: TrainConfig) -> TrainConfig:
-    """Return the config at the smallest sizes: two episodes, two classes, one run, two rates, one checkpoint."""
+    """Return the config at sizes of seconds: two episodes, two classes, one run, two learning rates, one checkpoint.
+
+    Every job runs; none of the numbers means anything.
+    """
     return config.model_copy(
         update={
             "epochs": 2 if config.train_method != "iid" else 1,

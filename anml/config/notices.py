@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from anml.config.binding import Record, problem, value_at
+from anml.config.binding import Record, problem
 from anml.config.evaluation import EvalConfig
 from anml.config.training import TrainConfig
-from anml.config.yaml import KeyPath, Location, Rank, Source
+from anml.config.yaml import KeyPath, Location, Rank, Source, value_at
 
 R = TypeVar("R", bound=Record)
 
