@@ -1,4 +1,4 @@
-"""Checks that need neither model nor data: does the experiment make sense, before anything is submitted."""
+"""Checks of a config that need neither a model nor data, so that they come before anything is submitted."""
 
 import re
 from collections.abc import Sequence
@@ -85,7 +85,7 @@ def check_fits_model(
 
 
 def _check_validation(flavor: EvalConfig, config: TrainConfig, source: Source, at: KeyPath) -> list[str]:
-    """Refuse `split: validation` of anything but the training's own images: only of those is known which were seen."""
+    """Refuse `split: validation` of other images than the training's: a config knows only which of these were seen."""
     if not flavor.is_validation:
         return []
     what, problems = "split: validation takes background classes of the training, ", []
@@ -240,7 +240,7 @@ def _check_schedule(config: TrainConfig, source: Source) -> list[str]:
 
 
 def _check_engine(config: TrainConfig, source: Source) -> list[str]:
-    """Refuse engines that cannot run, or that would leave what evaluations use ungathered without a word."""
+    """Refuse engines that cannot run, or that would not gather statistics that evaluations use."""
     if config.engine == "graph" and config.device == "cpu":
         return [problem(source, ("engine",), "graph needs a GPU, but device is cpu; use engine: auto")]
     record = config.model_record

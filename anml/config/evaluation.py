@@ -1,4 +1,4 @@
-"""One evaluation ("flavor"): which protocol, on which examples, at which learning rates."""
+"""One evaluation ("flavor"): its protocol, its learning rates, and the images that it needs."""
 
 import os
 from pathlib import Path
@@ -42,7 +42,7 @@ def _split_kind(value: Any) -> str:
     return "split" if isinstance(value, (dict, ClassSplit)) else "fraction"
 
 
-# A fraction, the names of the training classes, or both lists. Told apart first, so that an error speaks of one.
+# A fraction, the names of the training classes, or both lists. The kind comes first: an error speaks of it alone.
 ClassSplitKey: TypeAlias = Annotated[
     Annotated[float, Field(ge=0, le=1), Tag("fraction")]
     | Annotated[Many[str], Field(min_length=1), Tag("names")]
@@ -60,7 +60,7 @@ def folder_facts(split: ClassSplit, examples: int) -> Dataset:
 
 # How much of a running mean each step keeps: 0, nothing of the steps before.
 Decay = Annotated[float, Field(ge=0, lt=1)]
-# A period, or the class counts themselves. Told apart first: an error then speaks of the one that was meant.
+# A period, or the class counts themselves. The kind is told first: an error then speaks of it alone.
 EvalFrequency = Annotated[
     Annotated[NotNegative, Tag("period")] | Annotated[Many[Count], Field(min_length=1), Tag("counts")],
     Discriminator(_is_list),
@@ -97,7 +97,7 @@ class EvalConfig(Record):
     eval_method: EvalMethod = "sequential"
     reinit_method: Literal["kaiming", "zero", "lstsq"] = "kaiming"
     reinit_params: OneOrMany[str] = ("head",)
-    # The published table kept the old bias, the later code zeroes it.
+    # The published table kept the old bias; later code of its authors zeroes it.
     reinit_bias: Literal["zero", "keep"] = "zero"
     opt_params: OneOrMany[str] = ("head",)
     # Adam's; None, torch's (0.9, 0.999), which the published numbers are from.
@@ -107,7 +107,7 @@ class EvalConfig(Record):
     batch_size: Count = 256
     eval_freq: EvalFrequency | None = None
     runs: Count = 10
-    # As for training, whose it is where it is unset.
+    # As for training. Unset: as the training has it.
     deterministic: bool | None = None
     engine: Literal["auto", "reference", "native", "lanes"] = "auto"
     # One seed for all trained models: every model then meets the same classes and examples (paired comparison).
@@ -118,7 +118,7 @@ class EvalConfig(Record):
 
     @property
     def betas(self) -> tuple[float, float]:
-        """What Adam keeps, from step to step, of the mean of gradients and of their squares."""
+        """Adam's decays of the mean of gradients and of their squares."""
         first, second = self.adam_betas or (0.9, 0.999)
         return first, second
 
@@ -147,9 +147,6 @@ class EvalConfig(Record):
         return len(self.classes) * len(self.train_examples) * len(self.test_examples) * self.runs * rates
 
 
-# Which images a job needs: what a config says of them, enough to find or to make their array file.
-
-
 class DataRequest(NamedTuple):
     """A split of a data set at a size, as anml/data finds or makes it.
 
@@ -168,14 +165,18 @@ class DataRequest(NamedTuple):
     first_class: int = 0
 
     @property
+    def folder(self) -> Path | None:
+        """The data path, absolute."""
+        return Path(self.data_path).expanduser().resolve() if self.data_path else None
+
+    @property
     def name(self) -> str:
-        """What results call these images."""
+        """The name of these images in results."""
         label = dataset_label(self.dataset)
         return validation_name(label) if self.first_class else label
 
 
 def absolute_path(path: str | None) -> str | None:
-    """Return a path that no change of folder changes."""
     return str(Path(path).expanduser().resolve()) if path else None
 
 

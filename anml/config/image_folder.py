@@ -18,8 +18,8 @@ from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Folders that split their classes themselves, in any case of letters: the first of the second row that is there holds
-# the evaluation classes. A name missing here makes two classes of `Train/cat` and `Test/cat`, and maybe tests on cats.
+# Names of folders that split a data set, in any case of letters; of several, the first counts. If a name is missing
+# here, `Train/cat` and `Test/cat` are two classes, and a model may be tested on what it was trained on.
 TRAIN_FOLDERS = ("train", "training", "background")
 EVAL_FOLDERS = ("test", "testing", "eval", "evaluation", "val", "valid", "validation")
 DEFAULT_FRACTION = 0.7
@@ -27,7 +27,7 @@ _SHOWN_NAMES = 3
 
 
 class FolderClasses(NamedTuple):
-    """What is used of a folder: its classes by split, how many images of each, and what the user should know."""
+    """The classes that are used of a folder, by split; how many images of each; and notices for the user."""
 
     split: ClassSplit
     examples: int
@@ -341,11 +341,11 @@ def _copies(
 
 
 def _by_likeness(folder: Path, classes: Mapping[str, Sequence[str]], names: set[str]) -> dict[_Likeness, list[str]]:
-    """Return paths of the images that have one of these names. Those that cannot be read are left to their reader."""
+    """Return paths of the images that have one of these names; those that cannot be read are left out."""
     paths: dict[_Likeness, list[str]] = {}
     for path, name in ((f"{label}/{name}", name) for label in classes for name in classes[label] if name in names):
         try:
-            size = os.stat(f"{folder}/{path}").st_size  # Strings: a Path for each would take longer than the rest.
+            size = os.stat(f"{folder}/{path}").st_size  # A Path for each would take longer than the rest.
         except OSError:
             continue
         if size:
@@ -357,4 +357,4 @@ def _digest(path: Path) -> bytes:
     try:
         return hashlib.sha256(path.read_bytes()).digest()
     except OSError:
-        return os.fsencode(path)  # Like no other.
+        return os.fsencode(path)  # It equals no digest.

@@ -87,7 +87,7 @@ def load_experiment_config(
     """
     loaded = load_train_config(path, overrides, options)
     if loaded.config.is_zapped and loaded.source.data.get("lobo_scale") is None:
-        # Of the time before this key, when rows were always drawn so.
+        # It was written before this key, when rows were always drawn so.
         return loaded._replace(config=loaded.config.model_copy(update={"lobo_scale": "each_row"}))
     return loaded
 
@@ -128,7 +128,7 @@ def dump_config(config: Record) -> str:
 
 
 def _without_unset(record: Record) -> dict[str, Any]:
-    """Leave out unset keys of records, but never a null inside free-form mappings: `norm_type: null` is a choice."""
+    """Leave out unset keys of records. A null inside free-form mappings stays: `norm_type: null` is a choice."""
     data = record.model_dump()
     kept = {key: value for key, value in data.items() if value is not None}
     if isinstance(record, TrainConfig):
@@ -137,7 +137,7 @@ def _without_unset(record: Record) -> dict[str, Any]:
 
 
 def _refuse_other_kind(source: Source, wanted: type[Record], other: type[Record], what: str, example: str) -> None:
-    """Say it in one line when a whole config is of the other kind. Raises ConfigError."""
+    """Raise ConfigError with one problem if the whole config is of the other kind."""
     if not isinstance(source.data, dict):
         message = f"{source.locate(())}: a config is made of `key: value` lines, found {show(source.data)}"
         raise ConfigError(message)
@@ -151,7 +151,7 @@ def _refuse_other_kind(source: Source, wanted: type[Record], other: type[Record]
 def _prepare(
     source: Source, overrides: Sequence[str], options: Mapping[str, Any] | None, adopt: Callable[[Source], Adopted]
 ) -> Adopted:
-    """Bring the file, --set and command-line flags together in our own spelling."""
+    """Put --set and command-line flags into the data of the file, and rewrite it into our own spelling."""
     notices, problems = adopt(source)
     for override in overrides:
         try:
@@ -193,7 +193,7 @@ def _set(source: Source, key_path: KeyPath, value: Any, origin: str) -> None:
     target = source.data
     for depth, key in enumerate(key_path[:-1]):
         if key_path[0] == "eval" and depth == 1 and key not in target:
-            # A misspelt flavor would else become one more evaluation, of default size.
+            # A misspelt flavor would otherwise become one more evaluation, of default size.
             hint = nearest(str(key), target) or (f"; there are: {', '.join(target)}" if target else "")
             message = f"{origin} {dotted(key_path)}: there is no flavor {key!r}{hint}"
             raise ConfigError(message)
@@ -210,7 +210,7 @@ def _set(source: Source, key_path: KeyPath, value: Any, origin: str) -> None:
 
 
 def _bind_training(source: Source, notices: list[str]) -> tuple[TrainConfig | None, list[str]]:
-    """Bind and check everything but the flavors. What makes sense is asked only of what is well-formed."""
+    """Bind everything but the flavors, and check it if it is well-formed."""
     without_eval = {key: value for key, value in source.data.items() if key != "eval"}
     elsewhere = _keys_of(EvalConfig, TrainConfig, "belongs to an evaluation; write it below a flavor of eval")
     config, problems = bind(TrainConfig, Source(without_eval, source.locations), elsewhere=elsewhere)
@@ -277,7 +277,7 @@ def _bind_flavors(
 def _count_flavor(
     flavor: EvalConfig, training: TrainConfig | None, source: Source, at: KeyPath, notices: list[str]
 ) -> tuple[EvalConfig, list[str]]:
-    """Name the classes of an evaluation on images-folder. Without a training the checkpoint will tell its own."""
+    """Name the classes of an evaluation on images-folder. By hand, a checkpoint may name them later."""
     if at and training is None:
         return flavor, []  # The training's problems come first: they may be of the same folder.
     try:
@@ -307,7 +307,7 @@ def _fill_in(config: TrainConfig, flavors: Mapping[str, EvalConfig]) -> TrainCon
     return config.model_copy(update={"data_path": data_path, "im_size": size, "lobo_scale": scale, "eval": filled})
 
 
-# Widths, in whatever records of model arguments have them; anything else keeps the model as it is.
+# The widths in model arguments, for a smoke test; other arguments stay.
 _SMALL = {"rln_chs": 8, "nm_chs": 4, "num_filters": 8, "hidden": 16, "hidden_layers": 16, "channels": 8, "width": 8}
 
 
@@ -320,11 +320,11 @@ def smoke_test(config: TrainConfig) -> TrainConfig:
         update={
             "epochs": 2 if config.train_method != "iid" else 1,
             "max_steps": 2,
-            # Building the native kernel, where it is the first time, would take most of the minute.
+            # The first build of the native kernel would take most of the minute.
             "engine": "fast" if config.engine == "auto" else config.engine,
             "eval_steps": (2,),
             "log_freq": 1,
-            # Data as small as a hand-made sample: an incomplete copy is enough to see that every job runs.
+            # An incomplete copy of the data is enough to see that every job runs.
             "allow_incomplete": True,
             "train_classes": min(config.num_train_classes, _most_classes(config)),
             "imgs_per_class": min(config.images_per_class, 8),
@@ -340,7 +340,7 @@ def smoke_test(config: TrainConfig) -> TrainConfig:
 
 
 def _most_classes(config: TrainConfig) -> int:
-    """Return how many classes train: of a sample of four, two where classes are held out for validation."""
+    """Return the most classes that a smoke test trains on; validation needs some of a sample's four."""
     return 2 if any(flavor.is_validation for flavor in config.eval.values()) else 4
 
 

@@ -84,18 +84,17 @@ def value_at(data: Any, key_path: KeyPath, absent: Any = None) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader for what people mean: `1e-3` is a number; octal, base-60 numbers and dates are not guessed at."""
+    """A SafeLoader that takes `1e-3` for a number, and octal numbers, base-60 numbers and dates for text."""
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes exactly the texts that `_Loader` would take for something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write a value out wherever it stands."""
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Escape what is no visible character: some line separators would not come back."""
+        """Escape invisible characters: some line separators would be lost."""
         return self.represent_scalar(f"{_TAG}str", data, style=None if data.isprintable() else '"')
 
 
@@ -134,7 +133,7 @@ def read_value(text: str, origin: str) -> Any:
     """
     reader = _Reader(Source(None))
     reader.source.data = reader.read_text(text, Path(origin)) if text.strip() else None
-    # A command line has no lines.
+    # A command line has no line numbers.
     reader.problems = [problem.replace(f"{origin}:1:", f"{origin}:") for problem in reader.problems]
     return reader.finish().data
 
@@ -167,7 +166,7 @@ class _Reader:
         return self.source
 
     def read_file(self, path: Path, key_path: KeyPath) -> Any:
-        """Return the content of a file; None, and a problem, when it cannot be had."""
+        """Return the content of a file; if it cannot be read, None, and note a problem."""
         if path not in self.nodes:
             self.nodes[path] = self._parse_file(path)
         return self._enter(self.nodes[path], path, key_path)
@@ -276,7 +275,7 @@ class _Reader:
         return own
 
     def _merged(self, node: yaml.Node, key_path: KeyPath) -> dict[str, Any]:
-        """Return the keys of a base, or of several, of which the first has the last word."""
+        """Return the keys of a base, or of several; the first overrides the others."""
         is_list = isinstance(node, yaml.SequenceNode) and node.tag != "!include"
         data: dict[str, Any] = {}
         for child in reversed(node.value) if is_list else [node]:

@@ -33,7 +33,7 @@ def load_images(request: DataRequest) -> ClassImages:
     file, name, mean_std = array_file(request), request.name, find_dataset(request.dataset).mean_std
     array = np.load(file, mmap_mode="r")
     if array.nbytes <= _COPIED_BYTES:
-        # Out of the file: a training of days then survives a cleaned cache.
+        # A copy: a training of days then survives a cleaned cache.
         return ClassImages(torch.from_numpy(np.array(array[request.first_class :])), name, mean_std)
     stored = StoredArray(file)
     return ClassImages(stored.tensor, name, mean_std, stored).other_classes(request.first_class)
@@ -56,10 +56,10 @@ def _array_of_function(request: DataRequest, dataset: Dataset, loader: Callable[
         _check_shape(request, dataset, np.load(file, mmap_mode="r").shape)
         return file
     try:
-        array = loader(request.split, request.size, _resolved(request.data_path))
+        array = loader(request.split, request.size, request.folder)
     except AnmlError:
         raise
-    except Exception as error:  # Whatever a user's function raises is the user's to mend.
+    except Exception as error:  # The user mends whatever the user's function raises.
         message = f"{request.dataset}: loading the split {request.split} failed: {type(error).__name__}: {error}"
         raise DataError(message) from error
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
@@ -93,7 +93,7 @@ def _origin(request: DataRequest, dataset: Dataset, loader: Callable[..., Any]) 
     files = {frozen_or_given(Path(place)) if place.endswith(".py") else _file_of_module(place)}
     files.add(_file_of_module(getattr(loader, "__module__", "")))
     code = sorted(file.read_bytes() for file in files if file.is_file())
-    data = None if dataset.ignores_data_path else fingerprint(_resolved(request.data_path))
+    data = None if dataset.ignores_data_path else fingerprint(request.folder)
     return hashlib.sha256(repr((code, data)).encode()).hexdigest()[:16]
 
 
@@ -102,7 +102,7 @@ def _file_of_module(name: str) -> Path:
 
 
 def _array_of_files(request: DataRequest, files: ImageFiles) -> Path:
-    where = (_resolved(request.data_path), request.classes, request.examples)
+    where = (request.folder, request.classes, request.examples)
     key = hashlib.sha256(repr(where).encode()).hexdigest()[:12]
     record = cache_dir() / f"{dataset_label(request.dataset)}-{request.split}-of-{key}-v{_CONVERSION}.json"
     last = _file(request, contents) if (contents := recorded(record)) else None
@@ -122,17 +122,13 @@ def _array_of_files(request: DataRequest, files: ImageFiles) -> Path:
     return file
 
 
-def _resolved(data_path: str | None) -> Path | None:
-    return Path(data_path).expanduser().resolve() if data_path else None
-
-
 def _file(request: DataRequest, origin: str) -> Path:
     label = dataset_label(request.dataset)
     return cache_dir() / f"{label}-{request.split}-{request.size}px-{origin}-v{_CONVERSION}.npy"
 
 
 def _write(file: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write an array so that ten jobs starting at once never see half a file: each writes its own, one name wins."""
+    """Write an array so that no job sees half a file: each job writes a file of its own and gives it the name."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as temporary:

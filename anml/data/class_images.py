@@ -93,8 +93,8 @@ class StoredArray:
     """An open .npy file, uint8 [classes, examples, channels, height, width].
 
     tensor: all of it, mapped into memory (copy-on-write, as torch wants memory that may be written; nothing writes).
-    Drawing from that would do, but pages that were touched count as this process's memory, and a system with large
-    pages maps megabytes for every image: 128 images of Mini-ImageNet took 200 MB, an epoch the whole file.
+    `read` reads the file instead: pages of mapped memory that were touched count as this process's memory, and a system
+    with large pages maps megabytes for every image (128 images of Mini-ImageNet took 200 MB, an epoch the whole file).
     """
 
     def __init__(self, path: Path) -> None:
@@ -124,7 +124,7 @@ class StoredArray:
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-@cache  # A copy to a GPU for every batch would have it wait.
+@cache  # A GPU would wait for a copy with every batch.
 def _on_device(mean_std: MeanStd, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in mean_std)
     return mean, std

@@ -31,7 +31,7 @@ def _find_mini_imagenet(request: DataRequest) -> Path:
         return data_path
     tops = [data_path, *(data_path / name for name in _NAMES)]
     source = find_source([top / inner for top in tops for inner in (_INNER, ".")], [folder])
-    # Else one archive of everything; a folder of such a name has been looked into.
+    # Otherwise one archive holds both splits; folders of such names were searched above.
     source = source or find_source(tops, [_INNER, *_NAMES], archives_only=True)
     if source is None:
         message = (
@@ -114,11 +114,13 @@ def _read_list(path: Path) -> set[str]:
 
 
 def _find_own_folder(request: DataRequest) -> Path:
-    path = Path(request.data_path).expanduser().resolve() if request.data_path else None
-    if path is None or not path.is_dir():
-        message = f"{path or request.dataset}: there is no such folder; give --data-path a folder of folders of images"
+    folder = request.folder
+    if folder is None or not folder.is_dir():
+        message = (
+            f"{folder or request.dataset}: there is no such folder; --data-path takes a folder of folders of images"
+        )
         raise DataError(message)
-    return path
+    return folder
 
 
 def _select_own_folder(request: DataRequest, source: Path) -> list[list[str]]:
@@ -133,13 +135,13 @@ def _select_own_folder(request: DataRequest, source: Path) -> list[list[str]]:
 
 def _given_path(request: DataRequest) -> Path:
     """Return the data path of a data set that no program may download. Raises DataError without one."""
-    if request.data_path is None:
+    if request.folder is None:
         message = (
             f"{request.dataset} cannot be downloaded automatically: its images are ImageNet's, under ImageNet's terms. "
             "Make or fetch it as docs/data.md says and give its folder with --data-path (or ANML_DATA)."
         )
         raise DataError(message)
-    return Path(request.data_path).expanduser().resolve()
+    return request.folder
 
 
 def _select_whole(request: DataRequest, source: Path, classes: dict[str, list[str]]) -> list[list[str]]:
@@ -207,7 +209,7 @@ def decode(content: bytes, size: int, where: str) -> bytes:
             return np.asarray(upright).transpose(2, 0, 1).tobytes()
     # Pillow calls a broken PNG chunk a SyntaxError.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow names the object that it was given, which tells nobody anything.
+        # Pillow's own message names an object in memory.
         cause = "in no known format" if isinstance(error, UnidentifiedImageError) else error
         message = f"{where}: not an image that can be read ({cause}). Replace this file, or fetch the data again."
         raise DataError(message) from error

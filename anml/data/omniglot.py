@@ -1,6 +1,6 @@
 """Omniglot (Lake, Salakhutdinov & Tenenbaum 2015): 964 background and 659 evaluation characters, 20 drawings each.
 
-Converted once into one array file per split and size. Drawings are 105x105 with white background (1) and black
+Drawings are 105x105 with white background (1) and black
 strokes (0); they stay so: no inversion, as in the published ANML.
 """
 
@@ -35,9 +35,9 @@ DRAWINGS = 20
 def find(request: DataRequest) -> Path:
     """Return the zip or unpacked folder of a split: under the data path, or downloaded. Raises DataError."""
     archive = ARCHIVES[request.split]
-    if request.data_path is None:
+    data_path = request.folder
+    if data_path is None:
         return fetch(archive.file, OFFICIAL_ADDRESS, archive.md5, cache_dir() / "downloads")
-    data_path = Path(request.data_path).expanduser().resolve()
     names = (archive.file, archive.file.removesuffix(".zip"))
     # As downloaded, as cloned (python/), and as torchvision unpacks it (omniglot-py/).
     folders = (".", "omniglot", "python", "omniglot/python", "omniglot-py")

@@ -26,9 +26,9 @@ T = TypeVar("T")
 # Paths inside a source, class by class.
 Images = Sequence[Sequence[str]]
 
-# A file server answers many questions in the time of one.
+# A file server answers many requests at a time.
 _THREADS = 16
-# As coarse as clocks of file systems are: a file that has just changed may change again without showing it.
+# Clocks of file systems are coarse: a file that has just changed may change again and keep its dates.
 _SETTLED_NS = 2_000_000_000
 
 
@@ -77,7 +77,7 @@ def fetch(file: str, base_url: str, md5: str, folder: Path) -> Path:
 
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")
-# A flipped byte also shows as another compression method, a password or a stream that does not inflate.
+# A flipped byte also looks like another compression method, a password or a stream that does not inflate.
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError,
            NotImplementedError, RuntimeError, ValueError)  # fmt: skip
 
@@ -121,7 +121,7 @@ def _members(source: Path) -> list[str]:
 
 
 def read_images(source: Path, places: Mapping[str, int]) -> Iterator[tuple[int, str, bytes]]:
-    """Yield (place, path, content) of the images wanted, one after the other, in whatever order is quickest.
+    """Yield (place, path, content) of the images wanted, one after the other, in the quickest order.
 
     places: which images, by path, and what to call them. Raises DataError.
     """
@@ -134,7 +134,7 @@ def read_images(source: Path, places: Mapping[str, int]) -> Iterator[tuple[int, 
                 yield place, name, _reading(source, lambda name=name: archive.read(name))
     else:
         with _reading(source, lambda: tarfile.open(source)) as archive:
-            # In order of the file: to go back in a compressed tar is to read it anew.
+            # In the order of the file: a step back in a compressed tar means reading it again.
             while member := _reading(source, archive.next):
                 if member.name in places:
                     yield places[member.name], member.name, _reading(source, lambda m=member: _content(archive, m))
@@ -146,7 +146,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _reading(source: Path, read: Callable[[], T]) -> T:
-    """Return what `read` does, with damage told as a DataError."""
+    """Return what `read` returns. Raises DataError where the source is damaged."""
     try:
         return read()
     except _DAMAGE as error:
@@ -158,8 +158,9 @@ def identify(source: Path, select: Callable[[], Images], record: Path, beside: S
     """Return the checksum of the images that `select` chooses, out of `record` while no file has changed.
 
     source: a folder, of which each image is looked at, or an archive, which is one file. beside: other files that
-    `select` reads. A file has changed when its size, dates or inode have. Nobody can set the date of its last change
-    (ctime): a replacement shows even if it has the name, size and modification time of the original. Raises DataError.
+    `select` reads. A file has changed when its size, dates or inode have. No program can set the date of its last
+    change (ctime), so a replacement shows even if it has the original's name, size and modification time. Raises
+    DataError.
     """
     images = select() if source.is_dir() else None
     now = time.time_ns()
@@ -171,7 +172,7 @@ def identify(source: Path, select: Callable[[], Images], record: Path, beside: S
         return known["contents"]
     contents = checksum(source, images or select())
     is_settled = max(changed for *_, changed in stats) < now - _SETTLED_NS
-    with contextlib.suppress(OSError):  # The cache may be somebody else's to write.
+    with contextlib.suppress(OSError):  # The cache may be read-only.
         write_json(record, {"files": files if is_settled else None, "contents": contents})
     return contents
 
@@ -186,7 +187,7 @@ def fingerprint(path: Path | None) -> str | None:
 
 
 def recorded(record: Path) -> str | None:
-    """Return the checksum that was last taken, whatever has become of the images since."""
+    """Return the checksum that was taken last."""
     return (read_json(record) or {}).get("contents")
 
 
