@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anml.config.folders import check_held_out
+from anml.config.image_folder import check_held_out
 from anml.config.load import load_train_config
 from anml.config.training import TrainConfig
 from anml.errors import AnmlError

@@ -4,7 +4,7 @@ import argparse
 
 from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, add_data_path_argument, positive, print_notices
 from anml.config.evaluation import DataRequest, data_path_or_default
-from anml.config.facts import DATASETS, IMAGES_FOLDER, canonical_dataset
+from anml.config.facts import DATASETS, canonical_dataset
 from anml.config.profile import PROFILES, load_profile, profile_names
 from anml.errors import ConfigError
 
@@ -47,10 +47,10 @@ def download_arguments(parser: argparse.ArgumentParser) -> None:
 
 def download(options: argparse.Namespace) -> int:
     """Make the array files that jobs will load."""
-    if options.dataset == IMAGES_FOLDER:
+    if DATASETS[options.dataset].needs_counting:
         message = (
-            f"{IMAGES_FOLDER}: these are your own images: there is nothing to download, and they are converted when an "
-            "experiment is launched that names their folder (data_path)"
+            f"{options.dataset}: these are your own images: there is nothing to download; a launch that names their "
+            "folder (data_path) converts them"
         )
         raise ConfigError(message)
     from anml.data import array_file

@@ -1,14 +1,18 @@
-"""The base of every config record, and field types that YAML users expect."""
+"""The base of every config record, its field types, and what binds YAML data to a record.
+
+Binding words every mistake: file, line, key, the value found, what is allowed.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticKnownError
 
-from anml.config.yaml import KeyPath, Source
+from anml.config.yaml import KeyPath, Location, Source, value_at
 from anml.plugins import is_reference
 
 T = TypeVar("T")
@@ -47,8 +51,6 @@ def name_or_reference(names: Iterable[str]) -> AfterValidator:
 
     return AfterValidator(check)
 
-
-# Binds YAML data to a record and words every mistake: file, line, key, value found, what is allowed.
 
 R = TypeVar("R", bound=Record)
 
@@ -94,19 +96,36 @@ def bind(
         return None, list(dict.fromkeys(problems))
 
 
-def value_at(data: Any, key_path: KeyPath) -> Any:
-    """Return the value under a key path, or None where there is none."""
-    for key in key_path:
-        try:
-            data = data[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return data
+def make_references_absolute(source: Source, keys: Iterable[KeyPath]) -> None:
+    """Make `./FILE.py:NAME` absolute in place: it is relative to the config file that says it.
+
+    One that the command line says is relative to the current folder.
+    """
+    for key_path in keys:
+        if "*" in key_path:
+            inside = value_at(source.data, key_path[:1])
+            names = inside if isinstance(inside, dict) else ()
+            make_references_absolute(source, [(key_path[0], name, *key_path[2:]) for name in names])
+            continue
+        parent, key = value_at(source.data, key_path[:-1]), key_path[-1]
+        value = parent.get(key) if isinstance(parent, dict) else None
+        if isinstance(value, list):
+            parent[key] = [_absolute(item, source.locate((*key_path, place))) for place, item in enumerate(value)]
+        elif value is not None:
+            parent[key] = _absolute(value, source.locate(key_path))
+
+
+def _absolute(value: Any, location: Location) -> Any:
+    file, _, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not file.endswith(".py"):
+        return value
+    folder = Path() if location.line is None else Path(location.file).parent
+    return f"{(folder / Path(file).expanduser()).resolve()}:{name}"
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return "; did you mean X?" for a likely typo, or the beginning of one word alone; else an empty string."""
-    import difflib  # Only the mistaken pay for it.
+    import difflib  # Only a mistake needs it.
 
     words = list(allowed)
     # `val` is meant for validation, though it has more in common with eval.

@@ -1,12 +1,12 @@
-"""Checks that need neither model nor data: does the experiment make sense, before anything is submitted."""
+"""Checks of a config that need neither a model nor data, so that they come before anything is submitted."""
 
 import re
 from collections.abc import Sequence
 
-from anml.config.binding import nearest, problem, show
+from anml.config.binding import problem, show
 from anml.config.evaluation import EvalConfig
-from anml.config.facts import DATASETS, IMAGES_FOLDER, OF_IMAGENET, DatasetFacts
-from anml.config.folders import same_data_path
+from anml.config.facts import IMAGES_FOLDER, Dataset, find_dataset
+from anml.config.image_folder import same_data_path
 from anml.config.model_args import ClassifierArgs
 from anml.config.training import TrainConfig
 from anml.config.yaml import KeyPath, Source
@@ -49,7 +49,7 @@ def check_flavor_name(name: str, source: Source) -> list[str]:
     return []
 
 
-def check_eval(config: EvalConfig, source: Source, at: KeyPath, facts: DatasetFacts | None) -> list[str]:
+def check_eval(config: EvalConfig, source: Source, at: KeyPath, facts: Dataset | None) -> list[str]:
     """Return every problem of one evaluation. `facts` are its data set's, where they are known."""
     problems = []
     if config.augment:
@@ -62,16 +62,12 @@ def check_eval(config: EvalConfig, source: Source, at: KeyPath, facts: DatasetFa
         problems += _check_different(getattr(config, key) or (), source, (*at, key))
     if config.dataset is None:
         return problems
-    if config.dataset not in DATASETS:
-        name = config.dataset
-        message = f"{show(name)} is not a data set; allowed: {', '.join(DATASETS)}{nearest(name, DATASETS)}"
-        return [*problems, problem(source, (*at, "dataset"), message)]
     problems += _check_split(config, source, at)
     return problems + _check_amounts(config, config.dataset, facts, source, at) if facts else problems
 
 
 def check_fits_model(
-    flavor: EvalConfig, config: TrainConfig, facts: DatasetFacts | None, source: Source, at: KeyPath
+    flavor: EvalConfig, config: TrainConfig, facts: Dataset | None, source: Source, at: KeyPath
 ) -> list[str]:
     """Return why an evaluation cannot be made of the model that a config trains."""
     problems = []
@@ -89,7 +85,7 @@ def check_fits_model(
 
 
 def _check_validation(flavor: EvalConfig, config: TrainConfig, source: Source, at: KeyPath) -> list[str]:
-    """Refuse `split: validation` of anything but the training's own images: only of those is known which were seen."""
+    """Refuse `split: validation` of other images than the training's: a config knows only which of these were seen."""
     if not flavor.is_validation:
         return []
     what, problems = "split: validation takes background classes of the training, ", []
@@ -122,14 +118,15 @@ def _check_head(flavor: EvalConfig, config: TrainConfig, source: Source, at: Key
 
 def overlaps(flavor: EvalConfig, config: TrainConfig, source: Source, at: KeyPath) -> list[str]:
     """Return a notice if an evaluation on another data set may meet classes that the model was trained on."""
-    names = {name.rstrip("0123456789") for name in (str(flavor.dataset), config.dataset) if name in OF_IMAGENET}
-    if len(names) < 2:
+    evaluated = find_dataset(flavor.dataset).imagenet_split if flavor.dataset else None
+    trained = config.facts.imagenet_split
+    if evaluated is None or trained in (None, evaluated):
         return []
     message = f"{flavor.dataset} and {config.dataset} share classes of ImageNet: training may have seen some of them"
     return [problem(source, (*at, "dataset"), message)]
 
 
-def _check_amounts(config: EvalConfig, name: str, facts: DatasetFacts, source: Source, at: KeyPath) -> list[str]:
+def _check_amounts(config: EvalConfig, name: str, facts: Dataset, source: Source, at: KeyPath) -> list[str]:
     problems = _check_classes(config, name, facts, source, at)
     has = facts.examples_per_class
     if (config.imgs_per_class or 0) > has:
@@ -143,7 +140,7 @@ def _check_amounts(config: EvalConfig, name: str, facts: DatasetFacts, source: S
     return problems
 
 
-def _check_classes(config: EvalConfig, name: str, facts: DatasetFacts, source: Source, at: KeyPath) -> list[str]:
+def _check_classes(config: EvalConfig, name: str, facts: Dataset, source: Source, at: KeyPath) -> list[str]:
     has, wanted = facts.eval_classes, max(config.classes)
     if wanted <= has:
         return []
@@ -160,12 +157,12 @@ def _check_classes(config: EvalConfig, name: str, facts: DatasetFacts, source: S
 
 
 def _check_split(config: TrainConfig | EvalConfig, source: Source, at: KeyPath) -> list[str]:
-    if config.class_split is None:
+    if config.class_split is None or config.dataset is None:
         return []
     if isinstance(config, EvalConfig) and config.is_validation:
         message = "is for evaluation classes; split: validation takes those that train_classes leaves out; remove it"
         return [problem(source, (*at, "class_split"), message)]
-    if config.dataset == IMAGES_FOLDER:
+    if find_dataset(config.dataset).needs_counting:
         return []
     message = f"{config.dataset} has a split of its own; class_split is for {IMAGES_FOLDER}"
     return [problem(source, (*at, "class_split"), message)]
@@ -233,7 +230,7 @@ def _check_schedule(config: TrainConfig, source: Source) -> list[str]:
 
 
 def _check_engine(config: TrainConfig, source: Source) -> list[str]:
-    """Refuse engines that cannot run, or that would leave what evaluations use ungathered without a word."""
+    """Refuse engines that cannot run, or that would not gather statistics that evaluations use."""
     if config.engine == "graph" and config.device == "cpu":
         return [problem(source, ("engine",), "graph needs a GPU, but device is cpu; use engine: auto")]
     record = config.model_record

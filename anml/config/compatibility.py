@@ -27,7 +27,7 @@ IGNORED_KEYS = {
 
 
 class Adopted(NamedTuple):
-    """What rewriting a config has brought up: notices for the user, and what is wrong."""
+    """What the user should know after a config was rewritten, and what is wrong with it."""
 
     notices: list[str]
     problems: list[str]
@@ -89,16 +89,16 @@ def _flavors_by_name(source: Source) -> list[str]:
         value = {}
     if _is_one_evaluation(value):
         value = {"eval": value}
-        _move(source, ("eval",), ("eval", "eval"))
+        source.copy_locations(("eval",), ("eval", "eval"))
     source.data["eval"] = value
     return problems
 
 
 def _is_one_evaluation(value: Mapping[str, Any]) -> bool:
     """Tell settings (maybe misspelt) from flavors."""
-    known = (*EvalConfig.model_fields, *EVAL_KEYS)
+    keys = (*EvalConfig.model_fields, *EVAL_KEYS)
     has_flavors = any(setting is None or isinstance(setting, dict) for setting in value.values())
-    return not has_flavors and any(key in known or nearest(key, known) for key in value)
+    return not has_flavors and any(key in keys or nearest(key, keys) for key in value)
 
 
 def _join(source: Source, items: list[Any]) -> tuple[dict[str, Any], list[str]]:
@@ -116,13 +116,8 @@ def _join(source: Source, items: list[Any]) -> tuple[dict[str, Any], list[str]]:
                 problems.append(problem(source, ("eval", index, name), f"a flavor of this name is given at {first}"))
             else:
                 joined[name] = item[name]
-                _move(source, ("eval", index, name), ("eval", name))
+                source.copy_locations(("eval", index, name), ("eval", name))
     return joined, problems
-
-
-def _move(source: Source, old: KeyPath, new: KeyPath) -> None:
-    for key_path in [k for k in source.locations if k[: len(old)] == old]:
-        source.locations[(*new, *key_path[len(old) :])] = source.locations[key_path]
 
 
 def _adopt_model_name(data: dict[str, Any]) -> None:

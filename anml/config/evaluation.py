@@ -1,24 +1,65 @@
-"""One evaluation ("flavor"): which protocol, on which examples, at which learning rates."""
+"""One evaluation ("flavor"): its protocol, its learning rates, and the images that it needs."""
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from anml.config.binding import Count, Many, NotNegative, OneOrMany, Rate, Record
-from anml.config.facts import IMAGES_FOLDER, Split, validation_name
-from anml.config.image_folder import ClassSplit, ClassSplitKey
+from anml.config.binding import Count, Many, NotNegative, OneOrMany, Rate, Record, name_or_reference
+from anml.config.facts import DATASETS, IMAGES_FOLDER, Dataset, Split, dataset_label, find_dataset, validation_name
 from anml.config.protocols import EvalMethod, EvalProtocol, find_protocol
+from anml.errors import ConfigError
 
 
 def _is_list(value: Any) -> str:
     return "counts" if isinstance(value, (list, tuple)) else "period"
 
 
+def _check_dataset(name: str) -> str:
+    try:
+        find_dataset(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+# The name of a data set, or FILE.py:NAME or MODULE:NAME of a user's own.
+DatasetName = Annotated[str, name_or_reference(DATASETS), AfterValidator(_check_dataset)]
+
+
+class ClassSplit(Record):
+    """Names of the classes that training and evaluation use."""
+
+    train: Many[str] = ()
+    eval: Many[str] = ()
+
+
+def _split_kind(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "names"
+    return "split" if isinstance(value, (dict, ClassSplit)) else "fraction"
+
+
+# A fraction, the names of the training classes, or both lists. The kind comes first: an error speaks of it alone.
+ClassSplitKey: TypeAlias = Annotated[
+    Annotated[float, Field(ge=0, le=1), Tag("fraction")]
+    | Annotated[Many[str], Field(min_length=1), Tag("names")]
+    | Annotated[ClassSplit, Tag("split")],
+    Discriminator(_split_kind),
+]
+
+
+def folder_facts(split: ClassSplit, examples: int) -> Dataset:
+    """Return the facts of a folder whose classes have been counted."""
+    return DATASETS[IMAGES_FOLDER]._replace(
+        train_classes=len(split.train), eval_classes=len(split.eval), examples_per_class=examples
+    )
+
+
 # How much of a running mean each step keeps: 0, nothing of the steps before.
 Decay = Annotated[float, Field(ge=0, lt=1)]
-# A period, or the class counts themselves. Told apart first: an error then speaks of the one that was meant.
+# A period, or the class counts themselves. The kind is told first: an error then speaks of it alone.
 EvalFrequency = Annotated[
     Annotated[NotNegative, Tag("period")] | Annotated[Many[Count], Field(min_length=1), Tag("counts")],
     Discriminator(_is_list),
@@ -34,7 +75,7 @@ class EvalConfig(Record):
     solution, 0 for one per class.
     """
 
-    dataset: str | None = None
+    dataset: DatasetName | None = None
     data_path: str | None = None
     im_size: Count | None = None
     augment: bool = False
@@ -55,7 +96,7 @@ class EvalConfig(Record):
     eval_method: EvalMethod = "sequential"
     reinit_method: Literal["kaiming", "zero", "lstsq"] = "kaiming"
     reinit_params: OneOrMany[str] = ("head",)
-    # The published table kept the old bias, the later code zeroes it.
+    # The published table kept the old bias; later code of its authors zeroes it.
     reinit_bias: Literal["zero", "keep"] = "zero"
     opt_params: OneOrMany[str] = ("head",)
     # Adam's; None, torch's (0.9, 0.999), which the published numbers are from.
@@ -65,7 +106,7 @@ class EvalConfig(Record):
     batch_size: Count = 256
     eval_freq: EvalFrequency | None = None
     runs: Count = 10
-    # As for training, whose it is where it is unset.
+    # As for training. Unset: as the training has it.
     deterministic: bool | None = None
     engine: Literal["auto", "reference", "native", "lanes"] = "auto"
     # One seed for all trained models: every model then meets the same classes and examples (paired comparison).
@@ -76,7 +117,7 @@ class EvalConfig(Record):
 
     @property
     def betas(self) -> tuple[float, float]:
-        """What Adam keeps, from step to step, of the mean of gradients and of their squares."""
+        """Adam's decays of the mean of gradients and of their squares."""
         first, second = self.adam_betas or (0.9, 0.999)
         return first, second
 
@@ -110,11 +151,8 @@ class EvalConfig(Record):
         return len(self.classes) * len(self.train_examples) * len(self.test_examples) * self.runs * lrs
 
 
-# Which images a job needs: what a config says of them, enough to find or to make their array file.
-
-
 class DataRequest(NamedTuple):
-    """A split of a data set at a size, as data.load finds or makes it.
+    """A split of a data set at a size, as anml/data finds or makes it.
 
     classes, examples: of images-folder, the names of the classes and how many images of each.
     allow_incomplete: accept a copy with fewer (or other) classes and images than the data set has.
@@ -131,13 +169,18 @@ class DataRequest(NamedTuple):
     first_class: int = 0
 
     @property
+    def folder(self) -> Path | None:
+        """The data path, absolute."""
+        return Path(self.data_path).expanduser().resolve() if self.data_path else None
+
+    @property
     def name(self) -> str:
-        """What results call these images."""
-        return validation_name(self.dataset) if self.first_class else self.dataset
+        """The name of these images in results."""
+        label = dataset_label(self.dataset)
+        return validation_name(label) if self.first_class else label
 
 
 def absolute_path(path: str | None) -> str | None:
-    """Return a path that no change of folder changes."""
     return str(Path(path).expanduser().resolve()) if path else None
 
 
@@ -156,7 +199,7 @@ def eval_request(
 ) -> DataRequest:
     """Return what to load for an evaluation. An images-folder without a split of its own takes the training's."""
     classes, examples = (), None
-    if dataset == IMAGES_FOLDER:
+    if find_dataset(dataset).needs_counting:
         own = config.class_split if isinstance(config.class_split, ClassSplit) else None
         classes = (own or trained_split or ClassSplit()).eval
         examples = config.imgs_per_class if own else trained_examples

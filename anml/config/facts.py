@@ -1,14 +1,35 @@
-"""What is known of each data set before it is read: enough to check a config on a login node."""
+"""The data sets, as far as configs and reports must know them before any image is read.
 
-from typing import Literal, NamedTuple
+A new data set is a record here and its loader, or a `Dataset` in a user's own file: `dataset: ./cifar_fs.py:CIFAR_FS`.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+from anml.errors import ConfigError
+from anml.plugins import find_part, load_object
 
 Split = Literal["train", "eval"]
+# Of each channel, on the scale of [0, 1].
+MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
+# Of ImageNet's training images.
+IMAGENET: MeanStd = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-class DatasetFacts(NamedTuple):
-    """Counts of the two splits; `train_classes` are the background classes, `eval_classes` those never trained on.
+class Dataset(NamedTuple):
+    """A data set.
 
+    train_classes, eval_classes: the numbers of background classes and of classes that are never trained on.
+    channels: 1 for grey, 3 for colour. default_size: height and width in pixels.
+    loader: a function (split, size, data_path) -> uint8 [classes, examples, channels, size, size], where data_path is a
+    Path or None; or an `ImageFiles` (data/sources.py); or a reference to one of them, which costs no import until data
+    are loaded.
+    display_name, noun: what reports call the data set and its examples.
     can_augment: whether crops and flips leave an image what it is (a mirrored character may be another one).
+    mean_std: what every batch is normalised by; None leaves pixels in [0, 1].
+    aliases: other names in configs, in small letters and without `-` and `_`.
+    imagenet_split: the name of the division of ImageNet's classes that the data set has, if its images are ImageNet's.
+    needs_counting: whether the user's folder decides which classes there are (config/image_folder.py).
+    ignores_data_path: whether the loader alone makes the images.
     """
 
     train_classes: int
@@ -16,41 +37,100 @@ class DatasetFacts(NamedTuple):
     examples_per_class: int
     channels: int
     default_size: int
+    loader: Any
+    display_name: str = ""
+    noun: str = "images"
     can_augment: bool = False
+    mean_std: MeanStd | None = None
+    aliases: tuple[str, ...] = ()
+    imagenet_split: str | None = None
+    needs_counting: bool = False
+    ignores_data_path: bool = False
 
     def classes(self, split: Split) -> int:
         """Return the number of classes of a split."""
         return self.train_classes if split == "train" else self.eval_classes
 
+    def load(self) -> Any:
+        """Return the loader itself. Raises ConfigError."""
+        return load_object(self.loader) if isinstance(self.loader, str) else self.loader
+
+
+def _photographs(
+    train_classes: int, eval_classes: int, examples: int, loader: str, display_name: str, **options: Any
+) -> Dataset:
+    """Return the record of colour images of 84x84 pixels, normalised as is usual for photographs."""
+    return Dataset(
+        train_classes, eval_classes, examples, 3, 84, f"anml.data.image_folders:{loader}", display_name,
+        can_augment=True, mean_std=IMAGENET, **options,
+    )  # fmt: skip
+
 
 # A user's own folder of folders. Its counts are 0 here: they are known once it has been counted (image_folder.py).
 IMAGES_FOLDER = "images-folder"
+_OMNIIMAGE = ("omniimage", "omnimage", "oimg")
 
 DATASETS = {
-    "omniglot": DatasetFacts(964, 659, 20, channels=1, default_size=28),
-    "glyphs": DatasetFacts(964, 659, 20, channels=1, default_size=28),
-    "mini-imagenet": DatasetFacts(64, 20, 600, channels=3, default_size=84, can_augment=True),
-    "omniimage20": DatasetFacts(700, 300, 20, channels=3, default_size=84, can_augment=True),
-    "omniimage100": DatasetFacts(700, 300, 100, channels=3, default_size=84, can_augment=True),
-    IMAGES_FOLDER: DatasetFacts(0, 0, 0, channels=3, default_size=84, can_augment=True),
-}
+    # Characters are left as the published ANML saw them: not normalised.
+    "omniglot": Dataset(
+        964, 659, 20, 1, 28, "anml.data.omniglot:OMNIGLOT", "Omniglot", noun="drawings", aliases=("omni",)
+    ),
+    "glyphs": Dataset(
+        964, 659, 20, 1, 28, "anml.data.glyphs:draw_split", "the built-in glyphs", noun="drawings",
+        ignores_data_path=True,
+    ),
+    "mini-imagenet": _photographs(
+        64, 20, 600, "MINI_IMAGENET", "Mini-ImageNet", imagenet_split="mini-imagenet",
+        aliases=("miniimagenet", "minimagenet", "inet", "miniinet"),
+    ),
+    "omniimage20": _photographs(
+        700, 300, 20, "OMNIIMAGE", "OmniImage-20", imagenet_split="omniimage",
+        aliases=(*_OMNIIMAGE, "oimg20", "omniimage20", "omnimage20"),
+    ),
+    "omniimage100": _photographs(
+        700, 300, 100, "OMNIIMAGE", "OmniImage-100", imagenet_split="omniimage",
+        aliases=(*_OMNIIMAGE, "oimg100", "omniimage100", "omnimage100"),
+    ),
+    IMAGES_FOLDER: _photographs(
+        0, 0, 0, "OWN_FOLDER", "a folder of images", aliases=("imagefolder", "imagesfolder"), needs_counting=True
+    ),
+}  # fmt: skip
 
 # Ends a data set's name where its held-out background classes are meant: such results are not to be taken for others.
 _VALIDATION = "-validation"
 
-# Made of the same pictures: a model of one has seen classes that another evaluates.
-OF_IMAGENET = ("mini-imagenet", "omniimage20", "omniimage100")
 
-# Names used in configs of higherANML and elsewhere, in small letters and without `-` and `_`.
-DATASET_ALIASES = {
-    "omni": "omniglot",
-    **dict.fromkeys(("miniimagenet", "minimagenet", "inet", "miniinet"), "mini-imagenet"),
-    **dict.fromkeys(("omniimage", "omnimage", "oimg", "oimg20", "omniimage20", "omnimage20"), "omniimage20"),
-    **dict.fromkeys(("oimg100", "omniimage100", "omnimage100"), "omniimage100"),
-    **dict.fromkeys(("imagefolder", "imagesfolder"), IMAGES_FOLDER),
-}
-# Of these names the images per class say which data set is meant.
-_WITHOUT_COUNT = ("omniimage", "omnimage", "oimg")
+def find_dataset(name: str) -> Dataset:
+    """Return the data set of a name, or the user's own that a reference means. Raises ConfigError."""
+    if name in DATASETS:
+        return DATASETS[name]
+    dataset = find_part("data set", name, dict.fromkeys(DATASETS, ""))
+    if fault := _fault(dataset):
+        file, _, variable = name.rpartition(":")
+        message = f"{file}: {variable}{fault}"
+        raise ConfigError(message)
+    return dataset
+
+
+def _fault(dataset: Any) -> str:
+    """Return what is wrong with a user's record, or nothing."""
+    if not isinstance(dataset, Dataset):
+        return f" must be a Dataset (of anml.config.facts), found {type(dataset).__name__}"
+    for key in ("train_classes", "eval_classes", "examples_per_class", "channels", "default_size"):
+        value = getattr(dataset, key)
+        if type(value) is not int or value < 1:
+            return f".{key}: must be a whole number of 1 or more, found {value!r}"
+    if not (callable(dataset.loader) or isinstance(dataset.loader, (str, tuple))):
+        return f".loader: must be a function (split, size, data_path) or a reference to one, found {dataset.loader!r}"
+    counts = [isinstance(values, tuple) and len(values) for values in dataset.mean_std or ()]
+    if counts not in ([], [dataset.channels] * 2):
+        return f".mean_std: must be two tuples, the means and the deviations of {dataset.channels} channels"
+    return ".needs_counting: is for images-folder alone; remove it" if dataset.needs_counting else ""
+
+
+def dataset_label(name: str) -> str:
+    """Return what results call a data set: its name, or of a user's own the name of its record."""
+    return name.rpartition(":")[2]
 
 
 def validation_name(dataset: str) -> str:
@@ -59,7 +139,7 @@ def validation_name(dataset: str) -> str:
 
 
 def is_validation(name: str) -> bool:
-    """Say whether a name that results have is one of held-out background classes."""
+    """Say whether a name in results means background classes that training left out."""
     return name.endswith(_VALIDATION)
 
 
@@ -69,8 +149,12 @@ def without_validation(name: str) -> str:
 
 
 def canonical_dataset(name: str, imgs_per_class: object = None) -> str:
-    """Return our name of a data set that is known by another one; any other name as it is."""
-    plain = name.lower().replace("-", "").replace("_", "")
-    if plain in _WITHOUT_COUNT and imgs_per_class == DATASETS["omniimage100"].examples_per_class:
-        return "omniimage100"
-    return name if name in DATASETS else DATASET_ALIASES.get(plain, name)
+    """Return our name of a data set that is known by another one; any other name as it is.
+
+    Of an alias that several data sets share, the one with `imgs_per_class` examples is meant, else the first.
+    """
+    alias = name.lower().replace("-", "").replace("_", "")
+    names = [ours for ours, dataset in DATASETS.items() if alias in dataset.aliases]
+    if name in DATASETS or not names:
+        return name
+    return next((ours for ours in names if DATASETS[ours].examples_per_class == imgs_per_class), names[0])

@@ -1,7 +1,8 @@
-"""Images that lie in training and in evaluation classes: a model would be tested on what it was trained on.
+"""Folders of images as classes (`dataset: images-folder`): which there are, which train and which evaluate.
 
-Compared are files of the same name, as copying leaves them: most images of a large folder share their size with some
-other, so that going by size alone would read nearly all of it.
+A class is a folder that holds images, at any depth; its name is its path, such as `cats/siamese`. Nothing is decoded
+here. Loading a config fills in the names of the classes and the number of their images, counted once: a config.yml
+that names them reproduces its run, however the folder grows, and jobs that read it count nothing.
 """
 
 import hashlib
@@ -9,116 +10,28 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
-from pydantic import Discriminator, Field, Tag
-
-from anml.config.binding import Many, Record
-from anml.config.facts import DATASETS, IMAGES_FOLDER, DatasetFacts
+from anml.config.evaluation import ClassSplit, ClassSplitKey, EvalConfig, folder_facts
+from anml.config.facts import IMAGES_FOLDER, Dataset, find_dataset
+from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 
-# Name and size of a file: what copies have in common.
-_Likeness = tuple[str, int]
-
-
-def check_copies(
-    folder: Path, train: Mapping[str, Sequence[str]], evaluation: Mapping[str, Sequence[str]], at: str
-) -> None:
-    """Make sure that no image of a training class lies in an evaluation class too, by their files' names per class.
-
-    Raises ConfigError whose problem begins with a dotted key below `at`.
-    """
-    if found := list(_copies(folder, train, evaluation)):
-        original, copy = found[0]
-        message = (
-            f"{at}data_path: {folder}: images of evaluation classes are in training classes too "
-            f"({len(found)} of them): {copy} is {original}; remove them, or leave these classes out with "
-            "class_split: {train: [...], eval: [...]}"
-        )
-        raise ConfigError(message)
-
-
-def _copies(
-    folder: Path, train: Mapping[str, Sequence[str]], evaluation: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[str, str]]:
-    """Yield (image of a training class, the same image of an evaluation class), as paths inside the folder."""
-    shared = set().union(*train.values()) & set().union(*evaluation.values())
-    trained, evaluated = _by_likeness(folder, train, shared), _by_likeness(folder, evaluation, shared)
-    for alike in (likeness for likeness in evaluated if likeness in trained):
-        originals = {_digest(folder / path): path for path in trained[alike]}
-        for path in evaluated[alike]:
-            if original := originals.get(_digest(folder / path)):
-                yield original, path
-
-
-def _by_likeness(folder: Path, classes: Mapping[str, Sequence[str]], names: set[str]) -> dict[_Likeness, list[str]]:
-    """Return paths of the images that have one of these names. Those that cannot be read are left to their reader."""
-    found: dict[_Likeness, list[str]] = {}
-    for path, name in ((f"{label}/{name}", name) for label in classes for name in classes[label] if name in names):
-        try:
-            size = os.stat(f"{folder}/{path}").st_size  # Strings: a Path for each would take longer than the rest.
-        except OSError:
-            continue
-        if size:
-            found.setdefault((name, size), []).append(path)
-    return found
-
-
-def _digest(path: Path) -> bytes:
-    try:
-        return hashlib.sha256(path.read_bytes()).digest()
-    except OSError:
-        return os.fsencode(path)  # Like no other.
-
-
-# Folders of images as classes: which there are, which train and which evaluate. Nothing is decoded here.
-#
-# A class is a folder that holds images, at any depth; its name is its path, such as `cats/siamese`.
-
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Folders that split their classes themselves, in any case of letters: the first of the second row that is there holds
-# the evaluation classes. A name missing here makes two classes of `Train/cat` and `Test/cat`, and maybe tests on cats.
+# Names of folders that split a data set, in any case of letters; of several, the first counts. If a name is missing
+# here, `Train/cat` and `Test/cat` are two classes, and a model may be tested on what it was trained on.
 TRAIN_FOLDERS = ("train", "training", "background")
 EVAL_FOLDERS = ("test", "testing", "eval", "evaluation", "val", "valid", "validation")
 DEFAULT_FRACTION = 0.7
 _SHOWN_NAMES = 3
 
 
-class ClassSplit(Record):
-    """Names of the classes that training and evaluation use."""
-
-    train: Many[str] = ()
-    eval: Many[str] = ()
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "names"
-    return "split" if isinstance(value, (dict, ClassSplit)) else "fraction"
-
-
-# A fraction, the names of the training classes, or both lists. Told apart first, so that an error speaks of one.
-ClassSplitKey: TypeAlias = Annotated[
-    Annotated[float, Field(ge=0, le=1), Tag("fraction")]
-    | Annotated[Many[str], Field(min_length=1), Tag("names")]
-    | Annotated[ClassSplit, Tag("split")],
-    Discriminator(_kind),
-]
-
-
 class FolderClasses(NamedTuple):
-    """What is used of a folder: its classes by split, how many images of each, and what the user should know."""
+    """The classes that are used of a folder, by split; how many images of each; and notices for the user."""
 
     split: ClassSplit
     examples: int
     notices: list[str]
-
-
-def folder_facts(split: ClassSplit, examples: int) -> DatasetFacts:
-    """Return the facts of a folder whose classes have been counted."""
-    return DATASETS[IMAGES_FOLDER]._replace(
-        train_classes=len(split.train), eval_classes=len(split.eval), examples_per_class=examples
-    )
 
 
 def count_folder(
@@ -135,7 +48,7 @@ def count_folder(
     if data_path is None:
         message = f"{at}data_path: {IMAGES_FOLDER} needs the path of a folder with one folder of images per class"
         raise ConfigError(message)
-    folder = Path(data_path).expanduser().resolve()
+    folder = _resolved(data_path)
     classes = list_classes(folder)
     counts = {name: len(files) for name, files in classes.items()}
     if not counts:
@@ -154,13 +67,13 @@ def count_folder(
 
 def list_classes(folder: Path) -> dict[str, list[str]]:
     """Return the image files of each class below a folder, by name of the class; everything is sorted."""
-    found = {}
+    classes = {}
     for path, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not (name.startswith((".", "__")) or _is_loop(path, name))]
         images = sorted(name for name in files if is_image(name))
         if images and Path(path) != folder:
-            found[Path(path).relative_to(folder).as_posix()] = images
-    return dict(sorted(found.items()))
+            classes[Path(path).relative_to(folder).as_posix()] = images
+    return dict(sorted(classes.items()))
 
 
 def _is_loop(path: str, name: str) -> bool:
@@ -198,18 +111,18 @@ def split_by_fraction(classes: Iterable[str], fraction: float) -> ClassSplit:
 
 
 def _split(counts: dict[str, int], class_split: ClassSplitKey | None, default_fraction: float, at: str) -> ClassSplit:
-    own = own_split(counts)
-    if class_split is None and own:
-        names = Counter(name.partition("/")[2] for name in (*own.train, *own.eval))
+    folder_split = own_split(counts)
+    if class_split is None and folder_split:
+        names = Counter(name.partition("/")[2] for name in (*folder_split.train, *folder_split.eval))
         if twice := [name for name, times in names.items() if times > 1]:
             message = (
                 f"{at}data_path: its folders for training and evaluation hold the same classes ({_some(twice)}), but "
                 "evaluation needs classes that training has not seen; give the path of one of these folders"
             )
             raise ConfigError(message)
-        return own
+        return folder_split
     if class_split is None or isinstance(class_split, (int, float)):
-        if own:
+        if folder_split:
             message = f"{at}class_split: the folder is split by its own train and evaluation folders; leave it out"
             raise ConfigError(message)
         return split_by_fraction(counts, default_fraction if class_split is None else class_split)
@@ -275,3 +188,173 @@ def _with_enough(split: ClassSplit, counts: dict[str, int], wanted: int | None, 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN_NAMES]) + (f" and {len(names) - _SHOWN_NAMES} more" if names[_SHOWN_NAMES:] else "")
+
+
+def fill_in_training(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """Return a training config with its classes named, and notices. Raises ConfigError."""
+    if not _is_own_folder(config.dataset) or _is_filled_in(config):
+        return config, []
+    classes = count_folder(config.data_path, config.class_split, config.imgs_per_class)
+    return config.model_copy(update={"class_split": classes.split, "imgs_per_class": classes.examples}), classes.notices
+
+
+def fill_in_flavor(
+    flavor: EvalConfig, training: TrainConfig | None, at: str = "", unseen: bool = True
+) -> tuple[EvalConfig, list[str]]:
+    """Return an evaluation config with its classes named, unless they are the training's, and notices.
+
+    unseen: the model has seen no class of another folder, so that all of them are for evaluation where nothing says
+    otherwise. Raises ConfigError.
+    """
+    if flavor.is_validation or not _is_own_folder(flavor.dataset) or _is_filled_in(flavor):
+        return flavor, []
+    is_same = training is not None and _same_folder(flavor, training)
+    if flavor.class_split is None and (is_same or not unseen):
+        return flavor, []
+    data_path, examples = flavor.data_path, flavor.imgs_per_class
+    if training is not None and is_same:
+        data_path, examples = training.data_path, examples or training.imgs_per_class
+    classes = count_folder(data_path, flavor.class_split, examples, at, default_fraction=0)
+    if training is not None and is_same:
+        check_unseen(classes.split, training.class_split, at)
+        _check_unseen_images(classes, training, at)
+    elif training is not None and (seen := _seen(classes.split, training.class_split)):
+        what = f"{len(seen)} of its classes have names of training classes, such as {seen[0]}"
+        advice = "if they are the same, name the others: class_split: {eval: [...]}"
+        classes.notices.append(f"{at}data_path: {what}; {advice}")
+    return flavor.model_copy(update={"class_split": classes.split, "imgs_per_class": classes.examples}), classes.notices
+
+
+def _seen(split: ClassSplit, trained: object) -> list[str]:
+    return sorted(set(split.eval) & set(trained.train)) if isinstance(trained, ClassSplit) else []
+
+
+def check_unseen(split: ClassSplit, trained: object, at: str = "") -> None:
+    """Make sure that no class of an evaluation was trained on. Raises ConfigError."""
+    if seen := _seen(split, trained):
+        message = f"{at}class_split: the model is trained on {len(seen)} of these classes, such as {seen[0]}"
+        raise ConfigError(message)
+
+
+def _check_unseen_images(evaluated: FolderClasses, training: TrainConfig, at: str) -> None:
+    """Make sure that no image of an evaluation was trained on under another class's name. Raises ConfigError."""
+    if isinstance(training.class_split, ClassSplit):
+        folder = _resolved(str(training.data_path))
+        classes = list_classes(folder)
+        train = {name: classes.get(name, [])[: training.imgs_per_class] for name in training.class_split.train}
+        check_copies(folder, train, {name: classes[name][: evaluated.examples] for name in evaluated.split.eval}, at)
+
+
+def check_held_out(config: TrainConfig) -> None:
+    """Make sure that no image of a background class held out for validation was trained on. Raises ConfigError.
+
+    Reads the folder, which has many classes: once at a launch, not in every job.
+    """
+    if not isinstance(config.class_split, ClassSplit) or not any(f.is_validation for f in config.eval.values()):
+        return
+    folder, names = _resolved(str(config.data_path)), config.class_split.train
+    classes = list_classes(folder)
+    used = {name: classes.get(name, [])[: config.imgs_per_class] for name in names}
+    train, held_out = names[: config.num_train_classes], names[config.num_train_classes :]
+    check_copies(folder, {name: used[name] for name in train}, {name: used[name] for name in held_out}, "")
+
+
+def flavor_facts(flavor: EvalConfig, training: TrainConfig | None) -> Dataset | None:
+    """Return the facts of an evaluation's data set, or None where they are not known. Raises ConfigError.
+
+    With `split: validation`, the classes to evaluate on are those that training leaves out (by hand: at most all).
+    """
+    dataset = find_dataset(flavor.dataset) if flavor.dataset else None
+    if flavor.is_validation and training is not None:
+        is_same = flavor.dataset == training.dataset
+        return training.facts._replace(eval_classes=training.num_held_out_classes) if is_same else None
+    if dataset is None or not dataset.needs_counting:
+        return dataset._replace(eval_classes=dataset.train_classes) if dataset and flavor.is_validation else dataset
+    if flavor.is_validation:
+        return None
+    if isinstance(flavor.class_split, ClassSplit) and flavor.imgs_per_class:
+        return folder_facts(flavor.class_split, flavor.imgs_per_class)
+    return training.facts if training is not None and _same_folder(flavor, training) else None
+
+
+def same_data_path(flavor: EvalConfig, training: TrainConfig) -> bool:
+    """Say whether an evaluation takes its images from where the training does."""
+    if flavor.data_path is None:
+        return True
+    return training.data_path is not None and _resolved(flavor.data_path) == _resolved(training.data_path)
+
+
+def _is_filled_in(config: TrainConfig | EvalConfig) -> bool:
+    return isinstance(config.class_split, ClassSplit) and config.imgs_per_class is not None
+
+
+def _is_own_folder(dataset: str | None) -> bool:
+    return dataset is not None and find_dataset(dataset).needs_counting
+
+
+def _same_folder(flavor: EvalConfig, training: TrainConfig) -> bool:
+    is_counted = _is_own_folder(training.dataset) and training.data_path is not None
+    return is_counted and same_data_path(flavor, training)
+
+
+def _resolved(path: str) -> Path:
+    return Path(path).expanduser().resolve()
+
+
+# Images that lie in training and in evaluation classes: a model would be tested on what it was trained on.
+#
+# Only files of the same name are compared, as copying leaves them: most images of a large folder share their size with
+# some other, so that a comparison by size alone would read nearly all of it.
+
+# Name and size of a file: what copies have in common.
+_Likeness = tuple[str, int]
+
+
+def check_copies(
+    folder: Path, train: Mapping[str, Sequence[str]], evaluation: Mapping[str, Sequence[str]], at: str
+) -> None:
+    """Make sure that no image of a training class lies in an evaluation class too, by their files' names per class.
+
+    Raises ConfigError whose problem begins with a dotted key below `at`.
+    """
+    if copies := list(_copies(folder, train, evaluation)):
+        original, copy = copies[0]
+        message = (
+            f"{at}data_path: {folder}: images of evaluation classes are in training classes too "
+            f"({len(copies)} of them): {copy} is {original}; remove them, or leave these classes out with "
+            "class_split: {train: [...], eval: [...]}"
+        )
+        raise ConfigError(message)
+
+
+def _copies(
+    folder: Path, train: Mapping[str, Sequence[str]], evaluation: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, str]]:
+    """Yield (image of a training class, the same image of an evaluation class), as paths inside the folder."""
+    shared = set().union(*train.values()) & set().union(*evaluation.values())
+    trained, evaluated = _by_likeness(folder, train, shared), _by_likeness(folder, evaluation, shared)
+    for alike in (likeness for likeness in evaluated if likeness in trained):
+        originals = {_digest(folder / path): path for path in trained[alike]}
+        for path in evaluated[alike]:
+            if original := originals.get(_digest(folder / path)):
+                yield original, path
+
+
+def _by_likeness(folder: Path, classes: Mapping[str, Sequence[str]], names: set[str]) -> dict[_Likeness, list[str]]:
+    """Return paths of the images that have one of these names; those that cannot be read are left out."""
+    paths: dict[_Likeness, list[str]] = {}
+    for path, name in ((f"{label}/{name}", name) for label in classes for name in classes[label] if name in names):
+        try:
+            size = os.stat(f"{folder}/{path}").st_size  # A Path for each would take longer than the rest.
+        except OSError:
+            continue
+        if size:
+            paths.setdefault((name, size), []).append(path)
+    return paths
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return os.fsencode(path)  # It equals no digest.

@@ -1,16 +1,16 @@
-"""A flavor with a list of data sets stands for one flavor per data set: each becomes a job of its own."""
+"""From a YAML file and command-line overrides to a checked config: the only way that configs are made."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anml.config.binding import Record, bind, dotted, located, nearest, problem, show
+from anml.config.binding import Record, bind, dotted, located, make_references_absolute, nearest, problem, show
 from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train, ends_early, overlaps
 from anml.config.compatibility import Adopted, adopt_eval, adopt_train
 from anml.config.evaluation import EvalConfig, absolute_path, data_path_or_default
-from anml.config.facts import DATASETS, canonical_dataset
-from anml.config.folders import fill_in_flavor, fill_in_training, flavor_facts
+from anml.config.facts import DATASETS, canonical_dataset, dataset_label
+from anml.config.image_folder import fill_in_flavor, fill_in_training, flavor_facts
 from anml.config.model_args import check_model_args
 from anml.config.notices import unread_in_evaluation, unread_in_training
 from anml.config.training import TrainConfig
@@ -18,8 +18,8 @@ from anml.config.yaml import KeyPath, Location, Source, dump_yaml, read_value, r
 from anml.errors import ConfigError
 
 
-def one_flavor_per_dataset(source: Source) -> list[str]:
-    """Replace a flavor `olft` on `[omniglot, glyphs]` by `olft-omniglot` and `olft-glyphs`, in place.
+def _split_by_dataset(source: Source) -> list[str]:
+    """Replace a flavor `olft` on `[omniglot, glyphs]` by `olft-omniglot` and `olft-glyphs`, in place; each is a job.
 
     Returns what is wrong: the flavors of an experiment have different names.
     """
@@ -29,32 +29,19 @@ def one_flavor_per_dataset(source: Source) -> list[str]:
             if new_name != name and (new_name in flavors or new_name in source.data["eval"]):
                 message = f"makes a flavor {new_name}, which there is already; rename one, or name a data set once"
                 problems.append(problem(source, ("eval", name, "dataset"), message))
-            _copy_locations(source, name, new_name)
+            source.copy_locations(("eval", name), ("eval", new_name))
             flavors[new_name] = new_settings
     source.data["eval"] = flavors
     return problems
 
 
-def one_per_dataset(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the settings of an evaluation by hand, once for each data set of a list."""
-    return [variant for _, variant in _variants("", settings)]
-
-
 def _variants(name: str, settings: Any) -> list[tuple[str, Any]]:
+    """Return a flavor with a list of data sets once for each of them, named after it; any other flavor as it is."""
     datasets = settings.get("dataset") if isinstance(settings, dict) else None
     if not isinstance(datasets, list) or not datasets or not all(isinstance(d, str) for d in datasets):
         return [(name, settings)]
     ours = [canonical_dataset(dataset, settings.get("imgs_per_class")) for dataset in datasets]
-    return [(f"{name}-{d}" if len(ours) > 1 else name, settings | {"dataset": d}) for d in ours]
-
-
-def _copy_locations(source: Source, name: str, new_name: str) -> None:
-    inside = [key for key in source.locations if key[:2] == ("eval", name)]
-    for key in inside:
-        source.locations[("eval", new_name, *key[2:])] = source.locations[key]
-
-
-# From a YAML file and command-line overrides to a checked config: the one way in.
+    return [(f"{name}-{dataset_label(d)}" if len(ours) > 1 else name, settings | {"dataset": d}) for d in ours]
 
 
 class LoadedTrain(NamedTuple):
@@ -82,7 +69,7 @@ def load_train_config(
     source = read_yaml(path)
     _refuse_other_kind(source, TrainConfig, EvalConfig, "an evaluation config", "configs/train-omni-anml.yml")
     notices, problems = _prepare(source, overrides, options, adopt_train)
-    problems += one_flavor_per_dataset(source)
+    problems += _split_by_dataset(source)
     config, found = _bind_training(source, notices)
     flavors, found_in_flavors = _bind_flavors(source, config, notices)
     problems += found + found_in_flavors
@@ -100,7 +87,7 @@ def load_experiment_config(
     """
     loaded = load_train_config(path, overrides, options)
     if loaded.config.is_zapped and loaded.source.data.get("lobo_scale") is None:
-        # Of the time before this key, when rows were always drawn so.
+        # It was written before this key, when rows were always drawn so.
         return loaded._replace(config=loaded.config.model_copy(update={"lobo_scale": "each_row"}))
     return loaded
 
@@ -121,7 +108,7 @@ def load_eval_configs(
     _refuse_other_kind(source, EvalConfig, TrainConfig, "a training config", "configs/eval-omni-anml.yml")
     notices, problems = _prepare(source, overrides, options, adopt_eval)
     configs = []
-    for settings in one_per_dataset(source.data):
+    for _, settings in _variants("", source.data):
         part = replace(source, data=settings)
         config, found = bind(EvalConfig, part)
         problems += found
@@ -141,7 +128,7 @@ def dump_config(config: Record) -> str:
 
 
 def _without_unset(record: Record) -> dict[str, Any]:
-    """Leave out unset keys of records, but never a null inside free-form mappings: `norm_type: null` is a choice."""
+    """Leave out unset keys of records. A null inside free-form mappings stays: `norm_type: null` is a choice."""
     data = record.model_dump()
     kept = {key: value for key, value in data.items() if value is not None}
     if isinstance(record, TrainConfig):
@@ -150,24 +137,21 @@ def _without_unset(record: Record) -> dict[str, Any]:
 
 
 def _refuse_other_kind(source: Source, wanted: type[Record], other: type[Record], what: str, example: str) -> None:
-    """Say it in one line when a whole config is of the other kind. Raises ConfigError."""
+    """Raise ConfigError with one problem if the whole config is of the other kind."""
     if not isinstance(source.data, dict):
         message = f"{source.locate(())}: a config is made of `key: value` lines, found {show(source.data)}"
         raise ConfigError(message)
-    own, foreign = (
-        set(wanted.model_fields) - set(other.model_fields),
-        set(other.model_fields) - set(wanted.model_fields),
-    )
-    found = [key for key in source.data if key in foreign]
-    if len(found) > len([key for key in source.data if key in own]) + 1:
-        message = f"{source.locate(())}: this is {what} ({', '.join(found[:3])}, ...); give one like {example}"
+    keys, other_keys = set(wanted.model_fields), set(other.model_fields)
+    foreign = [key for key in source.data if key in other_keys - keys]
+    if len(foreign) > len((keys - other_keys) & set(source.data)) + 1:
+        message = f"{source.locate(())}: this is {what} ({', '.join(foreign[:3])}, ...); give one like {example}"
         raise ConfigError(message)
 
 
 def _prepare(
     source: Source, overrides: Sequence[str], options: Mapping[str, Any] | None, adopt: Callable[[Source], Adopted]
 ) -> Adopted:
-    """Bring the file, --set and command-line flags together in our own spelling."""
+    """Put --set and command-line flags into the data of the file, and rewrite it into our own spelling."""
     notices, problems = adopt(source)
     for override in overrides:
         try:
@@ -178,7 +162,21 @@ def _prepare(
         if value is not None:
             _set(source, (key,), value, f"--{key.replace('_', '-')}")
     again = adopt(source)
+    make_references_absolute(source, _REFERENCES)
     return Adopted(list(dict.fromkeys(notices + again.notices)), problems + again.problems)
+
+
+# Keys that may refer to a user's own file; `*` stands for every flavor.
+_REFERENCES: tuple[KeyPath, ...] = (
+    ("model",),
+    ("dataset",),
+    ("train_method",),
+    ("eval_method",),
+    ("model_args", "encoder"),
+    ("model_args", "classifier"),
+    ("eval", "*", "dataset"),
+    ("eval", "*", "eval_method"),
+)
 
 
 def _override(source: Source, override: str) -> None:
@@ -195,7 +193,7 @@ def _set(source: Source, key_path: KeyPath, value: Any, origin: str) -> None:
     target = source.data
     for depth, key in enumerate(key_path[:-1]):
         if key_path[0] == "eval" and depth == 1 and key not in target:
-            # A misspelt flavor would else become one more evaluation, of default size.
+            # A misspelt flavor would otherwise become one more evaluation, of default size.
             hint = nearest(str(key), target) or (f"; there are: {', '.join(target)}" if target else "")
             message = f"{origin} {dotted(key_path)}: there is no flavor {key!r}{hint}"
             raise ConfigError(message)
@@ -212,7 +210,7 @@ def _set(source: Source, key_path: KeyPath, value: Any, origin: str) -> None:
 
 
 def _bind_training(source: Source, notices: list[str]) -> tuple[TrainConfig | None, list[str]]:
-    """Bind and check everything but the flavors. What makes sense is asked only of what is well-formed."""
+    """Bind everything but the flavors, and check it if it is well-formed."""
     without_eval = {key: value for key, value in source.data.items() if key != "eval"}
     elsewhere = _keys_of(EvalConfig, TrainConfig, "belongs to an evaluation; write it below a flavor of eval")
     config, problems = bind(TrainConfig, Source(without_eval, source.locations), elsewhere=elsewhere)
@@ -248,8 +246,8 @@ def _bind_flavors(
         flavor, found = bind(EvalConfig, source, at, elsewhere)
         problems += check_flavor_name(name, source) + found
         if flavor:
-            dataset = flavor.dataset or str(source.data.get("dataset"))
-            if flavor.dataset or dataset in DATASETS:
+            dataset = training.dataset if training else str(source.data.get("dataset"))
+            if flavor.dataset is None and (training or dataset in DATASETS):
                 flavor = flavor.model_copy(update={"dataset": dataset})
             flavor, found = _count_flavor(flavor, training, source, at, notices)
             facts = flavor_facts(flavor, training)
@@ -265,7 +263,7 @@ def _bind_flavors(
 def _count_flavor(
     flavor: EvalConfig, training: TrainConfig | None, source: Source, at: KeyPath, notices: list[str]
 ) -> tuple[EvalConfig, list[str]]:
-    """Name the classes of an evaluation on images-folder. Without a training the checkpoint will tell its own."""
+    """Name the classes of an evaluation on images-folder. By hand, a checkpoint may name them later."""
     if at and training is None:
         return flavor, []  # The training's problems come first: they may be of the same folder.
     try:
@@ -295,23 +293,24 @@ def _fill_in(config: TrainConfig, flavors: Mapping[str, EvalConfig]) -> TrainCon
     return config.model_copy(update={"data_path": data_path, "im_size": size, "lobo_scale": scale, "eval": filled})
 
 
-# Shrinks a config until the whole pipeline takes seconds: every job still runs, none of the numbers means anything.
-
-# Widths, in whatever records of model arguments have them; anything else keeps the model as it is.
+# The widths in model arguments, for a smoke test; other arguments stay.
 _SMALL = {"rln_chs": 8, "nm_chs": 4, "num_filters": 8, "hidden": 16, "hidden_layers": 16, "channels": 8, "width": 8}
 
 
 def smoke_test(config: TrainConfig) -> TrainConfig:
-    """Return the config at the smallest sizes: two episodes, two classes, one run, two rates, one checkpoint."""
+    """Return the config at sizes of seconds: two episodes, two classes, one run, two learning rates, one checkpoint.
+
+    Every job runs; none of the numbers means anything.
+    """
     return config.model_copy(
         update={
             "epochs": 2 if config.method.is_episodic else 1,
             "max_steps": 2,
-            # Building the native kernel, where it is the first time, would take most of the minute.
+            # The first build of the native kernel would take most of the minute.
             "engine": "fast" if config.engine == "auto" else config.engine,
             "eval_steps": (2,),
             "log_freq": 1,
-            # Data as small as a hand-made sample: an incomplete copy is enough to see that every job runs.
+            # An incomplete copy of the data is enough to see that every job runs.
             "allow_incomplete": True,
             "train_classes": min(config.num_train_classes, _most_classes(config)),
             "imgs_per_class": min(config.images_per_class, 8),
@@ -327,7 +326,7 @@ def smoke_test(config: TrainConfig) -> TrainConfig:
 
 
 def _most_classes(config: TrainConfig) -> int:
-    """Return how many classes train: of a sample of four, two where classes are held out for validation."""
+    """Return the most classes that a smoke test trains on; validation needs some of a sample's four."""
     return 2 if any(flavor.is_validation for flavor in config.eval.values()) else 4
 
 

@@ -1,18 +1,18 @@
 """Keys that a config gives and that nothing reads: those of another method, or of a setting that stands beside them.
 
-Which these are is a table. A notice tells of them, not an error: a config composed of others brings such keys along.
-For the same reason only what the user wrote is spoken of, and nobody is told of keys that were there before a later
-setting made them idle: `--set train_method=iid` says nothing of the file's inner_lr.
+Two tables say which keys these are. They cause notices, not errors: a config composed of others brings such keys along.
+For the same reason the notices cover only what the user wrote, and no key that a later setting made idle:
+`--set train_method=iid` causes no notice of the file's inner_lr.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from anml.config.binding import Record, problem, value_at
+from anml.config.binding import Record, problem
 from anml.config.evaluation import EvalConfig
 from anml.config.training import TrainConfig
-from anml.config.yaml import KeyPath, Location, Rank, Source
+from anml.config.yaml import KeyPath, Location, Rank, Source, value_at
 
 R = TypeVar("R", bound=Record)
 

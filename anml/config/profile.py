@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from anml.config import shipped
-from anml.config.binding import Count, Many, NotNegative, Record, bind, nearest
+from anml.config.binding import Count, Many, NotNegative, Record, bind, make_references_absolute, nearest
 from anml.config.yaml import read_yaml
 from anml.errors import ConfigError
 
@@ -80,6 +80,7 @@ def load_profile(name: str, folder: Path) -> ClusterProfile:
     source = read_yaml(path)
     if isinstance(source.data, dict):
         source.data.setdefault("name", path.stem)
+        make_references_absolute(source, [("scheduler",)])
     profile, problems = bind(ClusterProfile, source)
     if profile is None:
         raise ConfigError(problems)

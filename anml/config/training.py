@@ -7,9 +7,16 @@ from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from anml.config.binding import Arguments, Count, Fraction, NotNegative, OneOrMany, Rate, Record
-from anml.config.evaluation import DataRequest, EvalConfig, eval_request
-from anml.config.facts import DATASETS, IMAGES_FOLDER, DatasetFacts
-from anml.config.image_folder import ClassSplit, ClassSplitKey, folder_facts
+from anml.config.evaluation import (
+    ClassSplit,
+    ClassSplitKey,
+    DataRequest,
+    DatasetName,
+    EvalConfig,
+    eval_request,
+    folder_facts,
+)
+from anml.config.facts import Dataset, find_dataset
 from anml.config.methods import Method, MethodName, find_method
 from anml.config.model_args import ModelArgs, ModelName, named_part
 from anml.errors import ConfigError
@@ -67,7 +74,6 @@ def model_order(name: str) -> tuple[str, float]:
 
 # One experiment: a model, how it is trained, and the evaluations that follow.
 
-DatasetName = Literal["omniglot", "glyphs", "mini-imagenet", "omniimage20", "omniimage100", "images-folder"]
 LoboScale = Literal["all_rows", "each_row"]
 
 
@@ -163,11 +169,12 @@ class TrainConfig(Record):
     eval: Mapping[str, EvalConfig] = {}
 
     @property
-    def facts(self) -> DatasetFacts:
-        """Counts and sizes of the training data set."""
-        if self.dataset == IMAGES_FOLDER and isinstance(self.class_split, ClassSplit) and self.imgs_per_class:
+    def facts(self) -> Dataset:
+        """The training data set. Raises ConfigError when a user's own is gone."""
+        dataset = find_dataset(self.dataset)
+        if dataset.needs_counting and isinstance(self.class_split, ClassSplit) and self.imgs_per_class:
             return folder_facts(self.class_split, self.imgs_per_class)
-        return DATASETS[self.dataset]
+        return dataset
 
     @property
     def method(self) -> Method:
@@ -188,16 +195,10 @@ class TrainConfig(Record):
     @property
     def train_request(self) -> DataRequest:
         """What to load for training."""
-        is_folder = self.dataset == IMAGES_FOLDER and isinstance(self.class_split, ClassSplit)
-        return DataRequest(
-            self.dataset,
-            "train",
-            self.image_shape[1],
-            self.data_path,
-            self.class_split.train if is_folder else (),  # type: ignore[union-attr]
-            self.imgs_per_class if is_folder else None,
-            bool(self.allow_incomplete),
-        )
+        split = self.class_split if isinstance(self.class_split, ClassSplit) else None
+        classes, examples = (split.train, self.imgs_per_class) if split else ((), None)
+        size, allow_incomplete = self.image_shape[1], bool(self.allow_incomplete)
+        return DataRequest(self.dataset, "train", size, self.data_path, classes, examples, allow_incomplete)
 
     def eval_request(self, flavor: EvalConfig) -> DataRequest:
         """Return what to load for one of the evaluations."""

@@ -1,4 +1,10 @@
-"""The data of a config file, and where each of its keys was written."""
+"""Reads YAML with `!include`, merge keys and the line of every key.
+
+It differs from plain YAML: `1e-3` is a number, `010`, `1:30` and dates are text, a key given twice is an error,
+`!include other.yml` is replaced by the content of that file (a relative path is relative to the including file), and
+`<<: !include base.yml` takes over the keys of a base file, which the keys beside it override; at the top of a file a
+key such as `eval.olft.runs` overrides one deep inside.
+"""
 
 import contextlib
 import re
@@ -32,7 +38,6 @@ class Location:
 
     @property
     def rank(self) -> Rank:
-        """How directly the user wrote it there."""
         if self.line is None:
             return Rank.ON_COMMAND_LINE
         return Rank.INHERITED if self.inherited else Rank.IN_FILE
@@ -56,77 +61,40 @@ class Source:
 
     def forget(self, key_path: KeyPath) -> None:
         """Drop the locations of a key and of everything inside it."""
-        for inside in [known for known in self.locations if known[: len(key_path)] == key_path]:
+        for inside in self._inside(key_path):
             del self.locations[inside]
 
+    def copy_locations(self, old: KeyPath, new: KeyPath) -> None:
+        """Give a key, and everything inside it, the locations of another one."""
+        for inside in self._inside(old):
+            self.locations[(*new, *inside[len(old) :])] = self.locations[inside]
 
-# Keys that reach inside what a base file holds: `eval.olft.runs: 3` changes one setting of one flavor.
-
-
-def holder(data: dict[str, Any], key: str) -> tuple[dict[str, Any], tuple[str | int, ...]]:
-    """Return the mapping whose last key a dotted key names, and the key path of that last key.
-
-    In a list of mappings (`- olft: {...}`) the item with the key is meant; a last key that none of them has becomes a
-    new item. Raises ValueError, in words, where something on the way is not there.
-    """
-    *parents, last = key.split(".")
-    target: Any = data
-    at: tuple[str | int, ...] = ()
-    for depth, part in enumerate(parents):
-        place = ".".join(parents[:depth]) or "the file"
-        known = {name: (mapping, steps) for mapping, steps in _mappings(target) for name in mapping}
-        if part not in known:
-            there_are = f"there are: {', '.join(known)}" if known else "nothing is inside it"
-            message = f"there is no {part!r} in {place}; {there_are}"
-            raise ValueError(message)
-        mapping, steps = known[part]
-        target, at = mapping[part], (*at, *steps, part)
-    if not isinstance(target, (dict, list)):
-        message = f"{'.'.join(parents)} holds no keys, so nothing inside it can be set"
-        raise ValueError(message)
-    owner, steps = _owner(target, last)
-    return owner, (*at, *steps, last)
+    def _inside(self, key_path: KeyPath) -> list[KeyPath]:
+        return [inside for inside in self.locations if inside[: len(key_path)] == key_path]
 
 
-def _owner(target: dict[str, Any] | list[Any], last: str) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Return the mapping that has a key or is to have it, and its place in the target."""
-    for mapping, steps in _mappings(target):
-        if last in mapping or mapping is target:
-            return mapping, steps
-    assert isinstance(target, list)
-    target.append({})
-    return target[-1], (len(target) - 1,)
-
-
-def _mappings(target: Any) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
-    """Return the mappings that keys are looked up in: a mapping itself, or those in a list with their positions."""
-    if isinstance(target, dict):
-        return [(target, ())]
-    items = enumerate(target) if isinstance(target, list) else ()
-    return [(item, (index,)) for index, item in items if isinstance(item, dict)]
-
-
-# YAML with `!include`, merge keys and a line number for every key.
-#
-# What differs from plain YAML: `1e-3` is a number, `010`, `1:30` and dates are text, a key given twice is an error,
-# `!include other.yml` is replaced by the content of that file (a relative path is relative to the including file), and
-# `<<: !include base.yml` takes over the keys of a base file, which the keys beside it override; at the top of a file a
-# key such as `eval.olft.runs` overrides one deep inside.
+def value_at(data: Any, key_path: KeyPath, absent: Any = None) -> Any:
+    """Return the value under a key path, or `absent` where there is none."""
+    for key in key_path:
+        try:
+            data = data[key]
+        except (KeyError, IndexError, TypeError):
+            return absent
+    return data
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader for what people mean: `1e-3` is a number; octal, base-60 numbers and dates are not guessed at."""
+    """A SafeLoader that takes `1e-3` for a number, and octal numbers, base-60 numbers and dates for text."""
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes exactly the texts that `_Loader` would take for something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write a value out wherever it stands."""
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Escape what is no visible character: some line separators would not come back."""
+        """Escape invisible characters: some line separators would be lost."""
         return self.represent_scalar(f"{_TAG}str", data, style=None if data.isprintable() else '"')
 
 
@@ -148,6 +116,9 @@ _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 _Dumper.add_representer(str, _Dumper.represent_str)
 
 
+_ABSENT = object()
+
+
 def read_yaml(path: Path) -> Source:
     """Read a YAML file with everything it includes. Raises ConfigError with every problem, each with file and line."""
     reader = _Reader(Source(None, {(): Location(str(path), 1)}))
@@ -162,7 +133,7 @@ def read_value(text: str, origin: str) -> Any:
     """
     reader = _Reader(Source(None))
     reader.source.data = reader.read_text(text, Path(origin)) if text.strip() else None
-    # A command line has no lines.
+    # A command line has no line numbers.
     reader.problems = [problem.replace(f"{origin}:1:", f"{origin}:") for problem in reader.problems]
     return reader.finish().data
 
@@ -189,13 +160,13 @@ class _Reader:
         """Return what was read. Raises ConfigError with every problem."""
         if self.problems:
             raise ConfigError(tuple(dict.fromkeys(self.problems)))
-        known = self.source.locations.items()
         # A base's keys that were overridden have left their locations behind.
-        self.source.locations = {key: location for key, location in known if _exists(self.source.data, key)}
+        for key in [key for key in self.source.locations if value_at(self.source.data, key, _ABSENT) is _ABSENT]:
+            del self.source.locations[key]
         return self.source
 
     def read_file(self, path: Path, key_path: KeyPath) -> Any:
-        """Return the content of a file; None, and a problem, when it cannot be had."""
+        """Return the content of a file; if it cannot be read, None, and note a problem."""
         if path not in self.nodes:
             self.nodes[path] = self._parse_file(path)
         return self._enter(self.nodes[path], path, key_path)
@@ -276,7 +247,7 @@ class _Reader:
             self._set(data, key, own[key], (*key_path, key))
         for key in inner:
             try:
-                target, at = holder(data, key)
+                target, at = _holder(data, key)
             except ValueError as error:
                 self._problem(self._location(own[key][0]), f"{key}: {error}")
             else:
@@ -287,7 +258,7 @@ class _Reader:
     def _set(self, data: dict[str, Any], key: str, nodes: tuple[yaml.Node, yaml.Node], key_path: KeyPath) -> None:
         key_node, child = nodes
         data[key] = self._build(child, key_path)
-        # Where the key is written, also when the value stands in an included file.
+        # The place where the key is written, even if the value stands in an included file.
         self.source.locations[key_path] = self._location(key_node)
 
     def _own_keys(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
@@ -304,7 +275,7 @@ class _Reader:
         return own
 
     def _merged(self, node: yaml.Node, key_path: KeyPath) -> dict[str, Any]:
-        """Return the keys of a base, or of several, of which the first has the last word."""
+        """Return the keys of a base, or of several; the first overrides the others."""
         is_list = isinstance(node, yaml.SequenceNode) and node.tag != "!include"
         data: dict[str, Any] = {}
         for child in reversed(node.value) if is_list else [node]:
@@ -326,13 +297,40 @@ class _Reader:
         self.problems.append(f"{location}: {message}")
 
 
-def _exists(data: Any, key_path: KeyPath) -> bool:
-    for key in key_path:
-        try:
-            data = data[key]
-        except (KeyError, IndexError, TypeError):
-            return False
-    return True
+def _holder(data: dict[str, Any], key: str) -> tuple[dict[str, Any], KeyPath]:
+    """Return the mapping whose last key a dotted key names, and the key path of that last key.
+
+    In a list of mappings (`- olft: {...}`) the item with the key is meant; a last key that none of them has becomes a
+    new item. Raises ValueError, in words, where something on the way is not there.
+    """
+    *parents, last = key.split(".")
+    target: Any = data
+    at: KeyPath = ()
+    for depth, part in enumerate(parents):
+        keys = {name: (mapping, steps) for mapping, steps in _mappings(target) for name in mapping}
+        if part not in keys:
+            there_are = f"there are: {', '.join(keys)}" if keys else "nothing is inside it"
+            message = f"there is no {part!r} in {'.'.join(parents[:depth]) or 'the file'}; {there_are}"
+            raise ValueError(message)
+        mapping, steps = keys[part]
+        target, at = mapping[part], (*at, *steps, part)
+    if not isinstance(target, (dict, list)):
+        message = f"{'.'.join(parents)} holds no keys, so nothing inside it can be set"
+        raise ValueError(message)
+    for mapping, steps in _mappings(target):
+        if last in mapping or mapping is target:
+            return mapping, (*at, *steps, last)
+    assert isinstance(target, list)
+    target.append({})
+    return target[-1], (*at, len(target) - 1, last)
+
+
+def _mappings(target: Any) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
+    """Return the mappings that keys are looked up in: a mapping itself, or those in a list with their positions."""
+    if isinstance(target, dict):
+        return [(target, ())]
+    items = enumerate(target) if isinstance(target, list) else ()
+    return [(item, (index,)) for index, item in items if isinstance(item, dict)]
 
 
 def _line(error: yaml.YAMLError, text: str) -> int:

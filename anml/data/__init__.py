@@ -1,26 +1,23 @@
-"""Images by class, and the episodes and trajectories drawn from them."""
+"""Loads a split of a named data set as ClassImages, converting it once into one array file that all jobs share."""
 
 import functools
 import hashlib
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from anml.config.evaluation import DataRequest
-from anml.config.facts import DATASETS
-from anml.data import image_folders, omniglot
+from anml.config.facts import DATASETS, Dataset, dataset_label, find_dataset
 from anml.data.class_images import ClassImages, StoredArray, write_array
-from anml.data.contents import identify, recorded
-from anml.data.glyphs import draw_glyphs
-from anml.data.sources import cache_dir
-from anml.errors import DataError
-
-# Loads a split of a named data set as ClassImages, converting it once into one array file that all jobs share.
+from anml.data.sources import ImageFiles, cache_dir, fingerprint, identify, recorded
+from anml.errors import AnmlError, DataError
+from anml.plugins import frozen_or_given
 
 # Part of every file name in the cache: raise it when a conversion changes, and old arrays are left alone.
 _CONVERSION = 2
@@ -28,92 +25,110 @@ _CONVERSION = 2
 _COPIED_BYTES = 150_000_000
 
 
-class _Pictures(NamedTuple):
-    """How the images of a data set are found, chosen and decoded. beside: files that the choice depends on."""
-
-    find: Callable[[DataRequest], Path]
-    select: Callable[[DataRequest, Path], list[list[str]]]
-    decode: Callable[[bytes, int, str], bytes]
-    beside: Callable[[Path], list[Path]]
-
-
-_OMNIGLOT = _Pictures(
-    lambda request: omniglot.find_source(request.split, _resolved(request.data_path), cache_dir()),
-    lambda request, source: omniglot.select(request.split, source),
-    omniglot.decode,
-    lambda source: [],
-)
-_PHOTOGRAPHS = _Pictures(image_folders.find_images, image_folders.select, image_folders.decode, image_folders.beside)
-
-
 def load_images(request: DataRequest) -> ClassImages:
     """Return the images of the background ("train") or the evaluation classes ("eval"), from `first_class` on.
 
     Raises DataError.
     """
-    file, name = array_file(request), request.name
-    # Normalised as is usual for photographs; characters are left as the published ANML saw them.
-    normalise = DATASETS[request.dataset].channels == 3
+    file, name, mean_std = array_file(request), request.name, find_dataset(request.dataset).mean_std
     array = np.load(file, mmap_mode="r")
     if array.nbytes <= _COPIED_BYTES:
-        # Out of the file: a training of days then survives a cleaned cache.
-        return ClassImages(torch.from_numpy(np.array(array[request.first_class :])), name, normalise)
+        # A copy: a training of days then survives a cleaned cache.
+        return ClassImages(torch.from_numpy(np.array(array[request.first_class :])), name, mean_std)
     stored = StoredArray(file)
-    return ClassImages(stored.tensor, name, normalise, stored).other_classes(request.first_class)
+    return ClassImages(stored.tensor, name, mean_std, stored).other_classes(request.first_class)
 
 
 def array_file(request: DataRequest) -> Path:
     """Return the array file of a split, made now if this machine does not have it yet. Raises DataError."""
-    if request.dataset == "glyphs":
-        file = _file(request, "drawn")
-        if not file.exists():
-            _write(file, lambda stream: np.save(stream, _draw(request)))
-        return file
-    is_colour = DATASETS[request.dataset].channels == 3
-    file = _array_of_pictures(request, _PHOTOGRAPHS if is_colour else _OMNIGLOT)
-    if is_colour:
-        image_folders.check_shape(request, np.load(file, mmap_mode="r").shape, Path(str(request.data_path)))
+    dataset = find_dataset(request.dataset)
+    loader = dataset.load()
+    if not isinstance(loader, ImageFiles):
+        return _array_of_function(request, dataset, loader)
+    file = _array_of_files(request, loader)
+    loader.check(request, np.load(file, mmap_mode="r").shape)
     return file
 
 
-def _array_of_pictures(request: DataRequest, pictures: _Pictures) -> Path:
-    where = (_resolved(request.data_path), request.classes, request.examples)
+def _array_of_function(request: DataRequest, dataset: Dataset, loader: Callable[..., Any]) -> Path:
+    file = _file(request, _origin(request, dataset, loader))
+    if file.exists():
+        _check_shape(request, dataset, np.load(file, mmap_mode="r").shape)
+        return file
+    try:
+        array = loader(request.split, request.size, request.folder)
+    except AnmlError:
+        raise
+    except Exception as error:  # The user mends whatever the user's function raises.
+        message = f"{request.dataset}: loading the split {request.split} failed: {type(error).__name__}: {error}"
+        raise DataError(message) from error
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
+        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        message = f"{request.dataset}: its loader must return a numpy array of uint8, found {kind}"
+        raise DataError(message)
+    _check_shape(request, dataset, array.shape)
+    _write(file, lambda stream: np.save(stream, array))
+    return file
+
+
+def _check_shape(request: DataRequest, dataset: Dataset, shape: Sequence[int]) -> None:
+    """Raise DataError unless an array has the shape that its record promises, or fewer images where that is allowed."""
+    counts = (dataset.classes(request.split), dataset.examples_per_class)
+    expected = (*counts, dataset.channels, request.size, request.size)
+    is_image = len(shape) == len(expected) and tuple(shape[2:]) == expected[2:]
+    if is_image and (tuple(shape) == expected or (request.allow_incomplete and min(shape) > 0)):
+        return
+    message = (
+        f"{request.dataset}: its loader must return [classes, examples, channels, size, size] = {list(expected)} for "
+        f"the split {request.split}, found {list(shape)}. Correct the loader, or the counts in its Dataset."
+    )
+    raise DataError(message)
+
+
+def _origin(request: DataRequest, dataset: Dataset, loader: Callable[..., Any]) -> str:
+    """Return what the array of a function is made of: its code, and the files below the data path."""
+    if dataset.ignores_data_path and request.dataset in DATASETS:
+        return "drawn"
+    place = request.dataset.rpartition(":")[0]
+    files = {frozen_or_given(Path(place)) if place.endswith(".py") else _file_of_module(place)}
+    files.add(_file_of_module(getattr(loader, "__module__", "")))
+    code = sorted(file.read_bytes() for file in files if file.is_file())
+    data = None if dataset.ignores_data_path else fingerprint(request.folder)
+    return hashlib.sha256(repr((code, data)).encode()).hexdigest()[:16]
+
+
+def _file_of_module(name: str) -> Path:
+    return Path(str(getattr(sys.modules.get(name), "__file__", "")))
+
+
+def _array_of_files(request: DataRequest, files: ImageFiles) -> Path:
+    where = (request.folder, request.classes, request.examples)
     key = hashlib.sha256(repr(where).encode()).hexdigest()[:12]
-    record = cache_dir() / f"{request.dataset}-{request.split}-of-{key}-v{_CONVERSION}.json"
+    record = cache_dir() / f"{dataset_label(request.dataset)}-{request.split}-of-{key}-v{_CONVERSION}.json"
     last = _file(request, contents) if (contents := recorded(record)) else None
     if request.data_path is None and last and last.is_file():
         return last  # What is downloaded has a known checksum: it need not be kept.
     try:
-        source = pictures.find(request)
+        source = files.find(request)
     except DataError:
         if last and last.is_file():
             return last  # The images are gone from there.
         raise
-    select = functools.cache(lambda: pictures.select(request, source))
-    contents = identify(source, select, record, pictures.beside(source))
+    select = functools.cache(lambda: files.select(request, source))
+    contents = identify(source, select, record, files.beside(source))
     file = _file(request, contents)
     if not file.exists():
-        _write(file, lambda stream: write_array(stream, source, select(), request.size, pictures.decode, contents))
+        _write(file, lambda stream: write_array(stream, source, select(), request.size, files.decode, contents))
     return file
 
 
-def _resolved(data_path: str | None) -> Path | None:
-    return Path(data_path).expanduser().resolve() if data_path else None
-
-
 def _file(request: DataRequest, origin: str) -> Path:
-    return cache_dir() / f"{request.dataset}-{request.split}-{request.size}px-{origin}-v{_CONVERSION}.npy"
-
-
-def _draw(request: DataRequest) -> np.ndarray:
-    facts = DATASETS[request.dataset]
-    first = {"train": 0, "eval": facts.train_classes}[request.split]
-    classes = range(first, first + facts.classes(request.split))
-    return draw_glyphs(classes, drawings=facts.examples_per_class, size=request.size)
+    label = dataset_label(request.dataset)
+    return cache_dir() / f"{label}-{request.split}-{request.size}px-{origin}-v{_CONVERSION}.npy"
 
 
 def _write(file: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write an array so that ten jobs starting at once never see half a file: each writes its own, one name wins."""
+    """Write an array so that no job sees half a file: each job writes a file of its own and gives it the name."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as temporary:

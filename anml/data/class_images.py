@@ -1,7 +1,8 @@
-"""Random resized crops and horizontal flips of a batch, on its device; what is drawn is drawn on the CPU.
+"""Images sorted by class, held as uint8 in memory or in their array file; batches of them, as floats on the device.
 
-As in Szegedy et al. 2015 ("Going deeper with convolutions", section 6): a crop of 8 to 100 % of the image's area with
-an aspect ratio between 3/4 and 4/3, resized to the size of the image.
+A batch may be augmented by random resized crops and horizontal flips, as in Szegedy et al. 2015 ("Going deeper with
+convolutions", section 6): a crop of 8 to 100 % of the image's area with an aspect ratio between 3/4 and 4/3, resized to
+the size of the image.
 """
 
 import os
@@ -17,14 +18,14 @@ import torch
 from torch.nn.functional import affine_grid, grid_sample
 from tqdm import tqdm
 
-from anml.data.contents import Images, digest, joined
-from anml.data.sources import read_images
+from anml.config.facts import MeanStd
+from anml.data.sources import Images, digest, joined, places_of, read_images
 from anml.errors import DataError
 
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 FLIPPED = 0.5
-# A wide crop of nearly the whole area would stick out: drawn again so often, then the whole image is taken.
+# A wide crop of nearly the whole area would stick out: it is drawn again so often, then the whole image is taken.
 _TRIES = 10
 
 
@@ -60,9 +61,6 @@ def draw_crops(count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.where(fits.any(dim=1)[:, None], tries[torch.arange(count), first], whole)
 
 
-# The array file of a data set: written image by image; a large one stays in its file, and what is drawn is read.
-
-
 def write_array(
     stream: BinaryIO, source: Path, images: Images, size: int, decode: Callable[[bytes, int, str], bytes], contents: str
 ) -> None:
@@ -71,11 +69,12 @@ def write_array(
     decode: makes uint8 [channels, size, size] of a file's content, the size, and what to call it in errors.
     contents: the checksum of the images. Raises DataError, also when they are no longer those.
     """
-    places = {name: place for place, name in enumerate(name for names in images for name in names)}
-    digests = [b""] * sum(map(len, images))
+    places = places_of(images)
+    digests = [b""] * len(places)
     start = 0
+    contents_read = read_images(source, places)
     for place, name, content in tqdm(
-        read_images(source, places), f"converting {source.name}", len(places), unit="images", leave=False, disable=None
+        contents_read, f"converting {source.name}", len(places), unit="images", leave=False, disable=None
     ):
         pixels = decode(content, size, f"{source}: {name}")
         if not start:
@@ -94,8 +93,8 @@ class StoredArray:
     """An open .npy file, uint8 [classes, examples, channels, height, width].
 
     tensor: all of it, mapped into memory (copy-on-write, as torch wants memory that may be written; nothing writes).
-    Drawing from that would do, but pages that were touched count as this process's memory, and a system with large
-    pages maps megabytes for every image: 128 images of Mini-ImageNet took 200 MB, an epoch the whole file.
+    `read` reads the file instead: pages of mapped memory that were touched count as this process's memory, and a system
+    with large pages maps megabytes for every image (128 images of Mini-ImageNet took 200 MB, an epoch the whole file).
     """
 
     def __init__(self, path: Path) -> None:
@@ -112,28 +111,22 @@ class StoredArray:
 
         view: a part of `tensor`, of some classes and examples but with whole images. Raises DataError.
         """
-        found = torch.empty(len(classes), *view.shape[2:], dtype=torch.uint8)
-        rows = found.numpy().reshape(len(classes), -1)
-        places = self._start + view.storage_offset() + classes * view.stride(0) + examples * view.stride(1)
-        for row, place in zip(rows, places.tolist(), strict=True):
-            if os.preadv(self._descriptor, [row.data], place) != len(row):
+        images = torch.empty(len(classes), *view.shape[2:], dtype=torch.uint8)
+        rows = images.numpy().reshape(len(classes), -1)
+        offsets = self._start + view.storage_offset() + classes * view.stride(0) + examples * view.stride(1)
+        for row, offset in zip(rows, offsets.tolist(), strict=True):
+            if os.preadv(self._descriptor, [row.data], offset) != len(row):
                 message = f"{self.path}: became shorter while it was in use. Delete it; it will be converted again."
                 raise DataError(message)
-        return found
+        return images
 
-
-# Images sorted by class, held as uint8; converted to floats only batch by batch, on the device.
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
-# Of ImageNet's training images, in red, green and blue, on the scale of [0, 1].
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
-
-@cache  # A copy to a GPU for every batch would have it wait.
-def _imagenet_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+@cache  # A GPU would wait for a copy with every batch.
+def _on_device(mean_std: MeanStd, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in mean_std)
     return mean, std
 
 
@@ -143,22 +136,20 @@ class ClassImages:
 
     images: uint8 [classes, examples, channels, height, width]. A class's label is its position.
     stored: the file that a large `images` lies in, on a CPU; batches read from it what they need.
-    normalise: whether batches have ImageNet's mean and standard deviation taken out (RGB), or are left in [0, 1].
+    mean_std: what batches are normalised by, channel by channel; None leaves them in [0, 1].
     """
 
     images: torch.Tensor
     name: str
-    normalise: bool = False
+    mean_std: MeanStd | None = None
     stored: StoredArray | None = None
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
         return self.images.shape[0]
 
     @property
     def examples_per_class(self) -> int:
-        """Number of examples of each class."""
         return self.images.shape[1]
 
     def to(self, device: torch.device) -> "ClassImages":
@@ -202,8 +193,8 @@ class ClassImages:
         scaled = pixels.to(torch.float32).div_(255)
         if augment is not None:
             scaled = crop_and_flip(scaled, augment)
-        if self.normalise:
-            mean, std = _imagenet_statistics(pixels.device)
+        if self.mean_std:
+            mean, std = _on_device(self.mean_std, pixels.device)
             scaled = scaled.sub_(mean).div_(std)
         return scaled.to(dtype)
 

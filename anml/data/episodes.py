@@ -1,4 +1,4 @@
-"""Draws what a model meets: training episodes, shuffled batches, and test-train trajectories of unseen classes."""
+"""Draws what a model learns from: training episodes, shuffled batches, and test-train runs of unseen classes."""
 
 from typing import NamedTuple
 
@@ -77,7 +77,7 @@ def query_start(config: TrainConfig) -> int:
 
 
 def _check_enough(count: int, data: ClassImages, sample_method: str) -> None:
-    # Fewer would not fail: the inner loop would silently learn from the remember set instead.
+    # With fewer, the inner loop would learn from the remember set, without an error.
     has = data.examples_per_class * (1 if sample_method == "single" else data.num_classes)
     if count > has:
         message = f"an inner loop of {count} different examples ({sample_method}), but there are only {has}"

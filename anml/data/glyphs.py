@@ -10,10 +10,13 @@ exp, whose last bit differs between machines), then small whole numbers, which f
 """
 
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from anml.config.facts import DATASETS, Split
 
 Floats = NDArray[np.float64]
 
@@ -63,6 +66,13 @@ class _Character(NamedTuple):
     room: Floats  # [points, 2] width and height of a point's stroke: small strokes bend less
     stroke: NDArray[np.intp]  # [points] the stroke a point belongs to
     curves: NDArray[np.intp]  # [curves, 3] the points of each quadratic piece
+
+
+def draw_split(split: Split, size: int, data_path: Path | None = None) -> NDArray[np.uint8]:
+    """Draw all classes of a split: uint8 [classes, drawings, 1, size, size]."""
+    facts = DATASETS["glyphs"]
+    first = 0 if split == "train" else facts.train_classes
+    return draw_glyphs(range(first, first + facts.classes(split)), facts.examples_per_class, size)
 
 
 def draw_glyphs(classes: range, drawings: int = 20, size: int = 28, seed: int = 0) -> NDArray[np.uint8]:

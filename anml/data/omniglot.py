@@ -1,6 +1,6 @@
 """Omniglot (Lake, Salakhutdinov & Tenenbaum 2015): 964 background and 659 evaluation characters, 20 drawings each.
 
-Converted once into one array file per split and size. Drawings are 105x105 with white background (1) and black
+Drawings are 105x105 with white background (1) and black
 strokes (0); they stay so: no inversion, as in the published ANML.
 """
 
@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anml.data.sources import fetch, list_images
+from anml.config.evaluation import DataRequest
+from anml.data.sources import ImageFiles, cache_dir, fetch, list_images
 from anml.errors import DataError
 
 OFFICIAL_ADDRESS = "https://github.com/brendenlake/omniglot/raw/master/python"
@@ -31,11 +32,12 @@ ARCHIVES = {
 DRAWINGS = 20
 
 
-def find_source(split: str, data_path: Path | None, cache: Path) -> Path:
+def find(request: DataRequest) -> Path:
     """Return the zip or unpacked folder of a split: under the data path, or downloaded. Raises DataError."""
-    archive = ARCHIVES[split]
+    archive = ARCHIVES[request.split]
+    data_path = request.folder
     if data_path is None:
-        return fetch(archive.file, OFFICIAL_ADDRESS, archive.md5, cache / "downloads")
+        return fetch(archive.file, OFFICIAL_ADDRESS, archive.md5, cache_dir() / "downloads")
     names = (archive.file, archive.file.removesuffix(".zip"))
     # As downloaded, as cloned (python/), and as torchvision unpacks it (omniglot-py/).
     folders = (".", "omniglot", "python", "omniglot/python", "omniglot-py")
@@ -49,12 +51,12 @@ def find_source(split: str, data_path: Path | None, cache: Path) -> Path:
     raise DataError(message)
 
 
-def select(split: str, source: Path) -> list[list[str]]:
+def select(request: DataRequest, source: Path) -> list[list[str]]:
     """Return the drawings of each character: paths inside the source, characters and drawings in order of their path.
 
     Raises DataError unless all characters are there with all their drawings.
     """
-    archive = ARCHIVES[split]
+    archive = ARCHIVES[request.split]
     characters = list_images(source)
     counts = {len(drawings) for drawings in characters.values()}
     if len(characters) != archive.classes or counts != {DRAWINGS}:
@@ -77,3 +79,6 @@ def decode(content: bytes, size: int, where: str) -> bytes:
     except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG chunk a SyntaxError.
         message = f"{where}: a drawing that cannot be read ({error}). Fetch the data again."
         raise DataError(message) from error
+
+
+OMNIGLOT = ImageFiles(find, select, decode)

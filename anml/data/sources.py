@@ -1,16 +1,51 @@
-"""Downloads with a progress bar and a checksum, once per machine."""
+"""Where images come from: downloads; folders, tars and zips of images; and the checksum of the images they hold.
 
+The checksum is of the images' bytes, and is taken again only when one of the files was touched.
+"""
+
+import contextlib
+import hashlib
+import itertools
 import lzma
 import os
 import tarfile
+import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+from anml.atomic import read_json, write_json
+from anml.config.evaluation import DataRequest
 from anml.config.image_folder import is_image, list_classes
 from anml.errors import DataError
+
+T = TypeVar("T")
+# Paths inside a source, class by class.
+Images = Sequence[Sequence[str]]
+
+# A file server answers many requests at a time.
+_THREADS = 16
+# Clocks of file systems are coarse: a file that has just changed may change again and keep its dates.
+_SETTLED_NS = 2_000_000_000
+
+
+class ImageFiles(NamedTuple):
+    """How the images of a data set are found, chosen and decoded where they are files in folders or archives.
+
+    find: returns the folder or archive of a request. select: returns the paths inside it, class by class, equally many
+    of each. decode: makes uint8 [channels, size, size] of a file's content, the size, and what to call it in errors.
+    beside: returns other files that the choice depends on. check: refuses an array of this shape, converted earlier.
+    All raise DataError.
+    """
+
+    find: Callable[[DataRequest], Path]
+    select: Callable[[DataRequest, Path], list[list[str]]]
+    decode: Callable[[bytes, int, str], bytes]
+    beside: Callable[[Path], list[Path]] = lambda source: []
+    check: Callable[[DataRequest, Sequence[int]], None] = lambda request, shape: None
 
 
 def cache_dir() -> Path:
@@ -41,12 +76,8 @@ def fetch(file: str, base_url: str, md5: str, folder: Path) -> Path:
     return Path(path)
 
 
-# A folder, a tar or a zip with folders of images: lists them by class and reads them.
-
-T = TypeVar("T")
-
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")
-# A flipped byte also shows as another compression method, a password or a stream that does not inflate.
+# A flipped byte also looks like another compression method, a password or a stream that does not inflate.
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError,
            NotImplementedError, RuntimeError, ValueError)  # fmt: skip
 
@@ -90,7 +121,7 @@ def _members(source: Path) -> list[str]:
 
 
 def read_images(source: Path, places: Mapping[str, int]) -> Iterator[tuple[int, str, bytes]]:
-    """Yield (place, path, content) of the images wanted, one after the other, in whatever order is quickest.
+    """Yield (place, path, content) of the images wanted, one after the other, in the quickest order.
 
     places: which images, by path, and what to call them. Raises DataError.
     """
@@ -103,7 +134,7 @@ def read_images(source: Path, places: Mapping[str, int]) -> Iterator[tuple[int, 
                 yield place, name, _reading(source, lambda name=name: archive.read(name))
     else:
         with _reading(source, lambda: tarfile.open(source)) as archive:
-            # In order of the file: to go back in a compressed tar is to read it anew.
+            # In the order of the file: a step back in a compressed tar means reading it again.
             while member := _reading(source, archive.next):
                 if member.name in places:
                     yield places[member.name], member.name, _reading(source, lambda m=member: _content(archive, m))
@@ -115,9 +146,98 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _reading(source: Path, read: Callable[[], T]) -> T:
-    """Return what `read` does, with damage told as a DataError."""
+    """Return what `read` returns. Raises DataError where the source is damaged."""
     try:
         return read()
     except _DAMAGE as error:
         message = f"{source}: damaged or unreadable ({error}). Delete it and fetch it again."
+        raise DataError(message) from error
+
+
+def identify(source: Path, select: Callable[[], Images], record: Path, beside: Sequence[Path] = ()) -> str:
+    """Return the checksum of the images that `select` chooses, out of `record` while no file has changed.
+
+    source: a folder, of which each image is looked at, or an archive, which is one file. beside: other files that
+    `select` reads. A file has changed when its size, dates or inode have. No program can set the date of its last
+    change (ctime), so a replacement shows even if it has the original's name, size and modification time. Raises
+    DataError.
+    """
+    images = select() if source.is_dir() else None
+    now = time.time_ns()
+    stats = _each(source, images, _stat) if images else [_stat(str(source))]
+    stats += [_stat(str(path)) for path in beside]
+    files = hashlib.sha256(repr((source.name, images, stats)).encode()).hexdigest()
+    known = read_json(record) or {}
+    if known.get("files") == files:
+        return known["contents"]
+    contents = checksum(source, images or select())
+    is_settled = max(changed for *_, changed in stats) < now - _SETTLED_NS
+    with contextlib.suppress(OSError):  # The cache may be read-only.
+        write_json(record, {"files": files if is_settled else None, "contents": contents})
+    return contents
+
+
+def fingerprint(path: Path | None) -> str | None:
+    """Return a checksum of the sizes, dates and inodes of a file or of all files below a folder. Raises DataError."""
+    if path is None:
+        return None
+    files = sorted(f"{folder}/{name}" for folder, _, names in os.walk(path) for name in names) or [str(path)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return hashlib.sha256(repr(list(zip(files, pool.map(_stat, files), strict=True))).encode()).hexdigest()
+
+
+def recorded(record: Path) -> str | None:
+    """Return the checksum that was taken last."""
+    return (read_json(record) or {}).get("contents")
+
+
+def checksum(source: Path, images: Images) -> str:
+    """Return the checksum of images: the same wherever they lie, in a folder or in an archive. Raises DataError."""
+    if source.is_dir():
+        return joined(images, _each(source, images, _digest))
+    places = places_of(images)
+    digests = {place: digest(content) for place, _, content in read_images(source, places)}
+    return joined(images, (digests[place] for place in sorted(digests)))
+
+
+def places_of(images: Images) -> dict[str, int]:
+    """Return the position of each image among all, by its path."""
+    return {name: place for place, name in enumerate(itertools.chain.from_iterable(images))}
+
+
+def joined(images: Images, digests: Iterable[bytes]) -> str:
+    """Return the checksum of images from those of each, in their order."""
+    whole = hashlib.sha256(repr([len(files) for files in images]).encode())
+    for each in digests:
+        whole.update(each)
+    return whole.hexdigest()[:16]
+
+
+def digest(content: bytes) -> bytes:
+    """Return the checksum of one image file."""
+    return hashlib.sha256(content).digest()
+
+
+def _each(source: Path, images: Images, read: Callable[[str], T]) -> list[T]:
+    """Return what `read` makes of the path of each image; classes are read side by side."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        classes = pool.map(lambda files: [read(f"{source}/{name}") for name in files], images)
+        return list(itertools.chain.from_iterable(classes))
+
+
+def _stat(path: str) -> tuple[int, int, int, int]:
+    stat = _read_file(path, os.stat)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns
+
+
+def _digest(path: str) -> bytes:
+    return digest(_read_file(path, lambda path: Path(path).read_bytes()))
+
+
+def _read_file(path: str, read: Callable[[str], T]) -> T:
+    """Return what `read` makes of the path of an image. Raises DataError."""
+    try:
+        return read(path)
+    except OSError as error:
+        message = f"{path}: cannot be read ({error.strerror}). Put it back or remove the link to it."
         raise DataError(message) from error

@@ -11,10 +11,9 @@ import torch
 
 from anml.checkpoints import ModelCard, load_model
 from anml.checkpoints.import_pth import load_pth
-from anml.config.evaluation import DataRequest, EvalConfig, data_path_or_default, eval_request
-from anml.config.facts import DATASETS, IMAGES_FOLDER
-from anml.config.folders import check_unseen, fill_in_flavor
-from anml.config.image_folder import ClassSplit
+from anml.config.evaluation import ClassSplit, DataRequest, EvalConfig, data_path_or_default, eval_request
+from anml.config.facts import find_dataset
+from anml.config.image_folder import check_unseen, fill_in_flavor
 from anml.config.profile import Device
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
@@ -117,7 +116,7 @@ def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, dataset: str
     problems = []
     if config.im_size not in (None, size):
         problems.append(f"im_size {config.im_size}: this model was trained on {size} pixels")
-    if dataset in DATASETS and (has := DATASETS[dataset].channels) != channels:
+    if (has := find_dataset(dataset).channels) != channels:
         problems.append(f"this model takes images of {channels} channels, those of the data set have {has}")
     if max(config.classes) > outputs:
         problems.append(f"{max(config.classes)} classes do not fit the {outputs} outputs of this model")
@@ -146,11 +145,9 @@ def _validation_problems(card: ModelCard, config: EvalConfig, dataset: str) -> l
             "card does not say (a .pth, an earlier version, allow_incomplete). Train one with train_classes: N; "
             "without split: validation this one is evaluated on the evaluation classes"
         ]
-    if config.allow_incomplete and dataset != IMAGES_FOLDER:
-        return [
-            "split: validation finds the classes by their positions, in a complete copy; leave allow_incomplete out"
-        ]
-    has = len(card.class_split["train"]) if card.class_split else DATASETS[dataset].train_classes
+    if config.allow_incomplete and not find_dataset(dataset).needs_counting:
+        return ["split: validation finds the classes by their places, in a complete copy; leave allow_incomplete out"]
+    has = len(card.class_split["train"]) if card.class_split else find_dataset(dataset).train_classes
     left = has - card.train_classes
     if max(config.classes) > left:
         return [f"classes: this model has {left} background classes for validation, found {max(config.classes)}"]
@@ -164,7 +161,7 @@ def _request(config: EvalConfig, dataset: str, card: ModelCard) -> DataRequest:
     if config.is_validation and card.train_classes:
         names, examples = (trained.train, card.imgs_per_class) if trained else ((), None)
         return DataRequest(dataset, "train", size, data_path, names, examples, first_class=card.train_classes)
-    if dataset == IMAGES_FOLDER:
+    if find_dataset(dataset).needs_counting:
         config = config.model_copy(update={"dataset": dataset})
         if config.class_split is not None or trained is None:
             config, notices = fill_in_flavor(config, None)

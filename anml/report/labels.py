@@ -2,18 +2,9 @@
 
 from collections.abc import Sequence
 
-from anml.config.facts import is_validation, without_validation
+from anml.config.facts import DATASETS, dataset_label, is_validation, without_validation
 from anml.config.training import TrainConfig
 
-_DATA_SETS = {
-    "omniglot": "Omniglot",
-    "glyphs": "the built-in glyphs",
-    "mini-imagenet": "Mini-ImageNet",
-    "omniimage20": "OmniImage-20",
-    "omniimage100": "OmniImage-100",
-    "images-folder": "a folder of images",
-}
-_IMAGES = {"omniglot": "drawings", "glyphs": "drawings"}
 HELD_OUT = "held-out background classes"
 
 
@@ -24,7 +15,8 @@ def unit(config: TrainConfig | None) -> str:
 
 def images(dataset: str) -> str:
     """Return what the examples of a data set are called."""
-    return _IMAGES.get(without_validation(dataset), "images")
+    facts = DATASETS.get(without_validation(dataset))
+    return facts.noun if facts else "images"
 
 
 def classes(held_out: bool) -> str:
@@ -55,8 +47,8 @@ def count(number: int, plural: str) -> str:
 def sentence(config: TrainConfig) -> str:
     seeds, rates = config.training_seeds, config.inner_lrs or ()
     size = config.image_shape[1]
-    data = f"{_DATA_SETS.get(config.dataset, config.dataset)} ({config.num_train_classes:,} classes of "
-    data += f"{config.examples_per_class:,} {images(config.dataset)}, {size}x{size} pixels)"
+    data = f"{config.facts.display_name or dataset_label(config.dataset)} ({config.num_train_classes:,} classes of "
+    data += f"{config.examples_per_class:,} {config.facts.noun}, {size}x{size} pixels)"
     seed_names = listed([str(seed) for seed in seeds])
     trainings = f"seeds {seed_names}" if len(seeds) > 1 else f"seed {seed_names}"
     trainings += f", inner learning rates {listed([str(rate) for rate in rates])}" if len(rates) > 1 else ""

@@ -12,7 +12,7 @@ import torch
 
 from anml.atomic import write_text
 from anml.checkpoints import ModelCard, is_complete, load_model, load_training_state, save_checkpoint, steps_saved
-from anml.config.image_folder import ClassSplit
+from anml.config.evaluation import ClassSplit
 from anml.config.model_args import complete_args
 from anml.config.training import TrainConfig
 from anml.data import load_images

@@ -219,7 +219,7 @@ def test_several_data_sets_are_each_swept(command, tmp_path: Path, omniglot_path
 def test_a_data_set_of_a_list_that_is_none_is_refused_before_any_is_evaluated(command, tmp_path: Path) -> None:
     shown = command("evaluate", "-m", save(tmp_path / "ours"), "--set", "dataset=[glyphs, glifs]", *SMALL)
     assert (shown.code, shown.out) == (2, "")
-    assert '"glifs" is not a data set' in shown.err
+    assert '"glifs" is not allowed' in shown.err
 
 
 VALIDATION = [*SMALL, "--set", "split=validation"]

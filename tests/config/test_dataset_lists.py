@@ -40,4 +40,4 @@ def test_a_flavor_of_that_name_is_not_overwritten(problems) -> None:
 
 def test_an_unknown_data_set_of_a_list_is_told(problems) -> None:
     (found,) = problems(BASE, "eval.olft.dataset=[glyphs, cifar]")
-    assert 'eval.olft-cifar.dataset: "cifar" is not a data set' in found
+    assert 'eval.olft-cifar.dataset: "cifar" is not allowed' in found

@@ -8,7 +8,7 @@ import torch
 
 from anml.cli.check_config import name_problems
 from anml.cli.main import main
-from anml.config.load import load_eval_config, load_train_config, smoke_test
+from anml.config.load import LoadedTrain, load_eval_config, load_train_config, smoke_test
 from anml.config.yaml import read_yaml
 from anml.jobs.plan import make_plan
 from anml.models import build_model
@@ -61,69 +61,74 @@ def load(name: str):
     return load_train_config(CONFIGS / f"{name}.yml").config
 
 
-@pytest.mark.parametrize("path", TRAININGS, ids=name_of)
-def test_every_training_config_loads_without_a_notice(path: Path) -> None:
-    assert load_train_config(path).notices == []
+@pytest.fixture(scope="module")
+def trainings() -> dict[str, LoadedTrain]:
+    """Every training config, loaded."""
+    return {name_of(path): load_train_config(path) for path in TRAININGS}
 
 
-@pytest.mark.parametrize("path", TRAININGS, ids=name_of)
-def test_every_training_is_evaluated(path: Path) -> None:
-    assert load_train_config(path).config.eval
+def test_every_training_config_loads_without_a_notice_and_is_evaluated(trainings: dict[str, LoadedTrain]) -> None:
+    assert {name: loaded.notices for name, loaded in trainings.items() if loaded.notices} == {}
+    assert [name for name, loaded in trainings.items() if not loaded.config.eval] == []
 
 
-@pytest.mark.parametrize("path", TRAININGS, ids=name_of)
-def test_every_training_is_planned_to_its_end(path: Path, capsys, tmp_path: Path, monkeypatch) -> None:
+def test_every_training_is_planned_to_its_end(
+    trainings: dict[str, LoadedTrain], capsys, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setenv("ANML_EXPERIMENTS", str(tmp_path))
     options = ["--project", "p", "--cluster", "local", "--wandb", "disabled", "--dry-run"]
-    assert main(["launch", "-c", str(path), *options]) == 0
-    config = load_train_config(path).config
-    jobs = [job.name for job in make_plan(config).jobs]
-    shown = capsys.readouterr().out
-    assert [name for name in jobs if f"\n  {name}" not in shown] == []
-    for one in config.trainings:
-        assert "-".join(filter(None, (f"train-step-{config.total_steps:06d}", one.tag))) in jobs
+    missing = {}
+    for name, loaded in trainings.items():
+        assert main(["launch", "-c", str(CONFIGS / f"{name}.yml"), *options]) == 0, name
+        jobs = [job.name for job in make_plan(loaded.config).jobs]
+        last_step = f"train-step-{loaded.config.total_steps:06d}"
+        last = ["-".join(filter(None, (last_step, training.tag))) for training in loaded.config.trainings]
+        shown = capsys.readouterr().out
+        missing[name] = [job for job in jobs if f"\n  {job}" not in shown] + [job for job in last if job not in jobs]
+    assert {name: jobs for name, jobs in missing.items() if jobs} == {}
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("path", TRAININGS, ids=name_of)
-def test_every_parameter_that_a_training_names_exists(path: Path) -> None:
-    config = smoke_test(load_train_config(path).config)  # Narrow layers have the same names.
-    model = build_model(config.model, config.model_args, config.image_shape, seed=1)
-    assert name_problems(config, model) == []
+def test_every_parameter_that_a_training_names_exists(trainings: dict[str, LoadedTrain]) -> None:
+    problems = {}
+    for name, loaded in trainings.items():
+        config = smoke_test(loaded.config)  # Narrow layers have the same names.
+        model = build_model(config.model, config.model_args, config.image_shape, seed=1)
+        problems[name] = name_problems(config, model)
+    assert {name: found for name, found in problems.items() if found} == {}
 
 
-@pytest.mark.parametrize("path", EVALUATIONS, ids=name_of)
-def test_every_evaluation_config_loads_without_a_notice(path: Path) -> None:
-    assert load_eval_config(path).notices == []
+def test_every_evaluation_config_loads_without_a_notice() -> None:
+    assert {path.name: notices for path in EVALUATIONS if (notices := load_eval_config(path).notices)} == {}
 
 
-@pytest.mark.parametrize("path", LISTS, ids=name_of)
-def test_lists_that_others_include_hold_something(path: Path) -> None:
-    assert isinstance(read_yaml(path).data, list)
+def test_lists_that_others_include_hold_something() -> None:
+    assert [path.name for path in LISTS if not isinstance(read_yaml(path).data, list)] == []
 
 
-@pytest.mark.parametrize("path", [*LISTS, *PARTS], ids=name_of)
-def test_every_part_is_included_by_a_config(path: Path) -> None:
-    users = (user.read_text() for user in CONFIGS.rglob("*.yml"))
-    assert any(re.search(rf"!include (\.\./)?{re.escape(path.name)}", text) for text in users)
+def test_every_part_is_included_by_a_config() -> None:
+    texts = "\n".join(user.read_text() for user in CONFIGS.rglob("*.yml"))
+    parts = [path.name for path in (*LISTS, *PARTS)]
+    assert [name for name in parts if not re.search(rf"!include (\.\./)?{re.escape(name)}", texts)] == []
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yml")), ids=name_of)
-def test_every_config_begins_by_saying_what_it_is(path: Path) -> None:
-    first, second = path.read_text(encoding="utf-8").splitlines()[:2]
-    assert first.startswith("# ")
-    assert not second.startswith("#")
+def test_every_config_begins_by_saying_what_it_is() -> None:
+    beginnings = {path.name: path.read_text(encoding="utf-8").splitlines()[:2] for path in CONFIGS.rglob("*.yml")}
+    wrong = {name for name, (first, second) in beginnings.items() if not first.startswith("# ") or second[:1] == "#"}
+    assert wrong == set()
 
 
 def test_every_config_is_covered() -> None:
     assert set(CONFIGS.rglob("*.yml")) == {*TRAININGS, OWN_FOLDER, *EVALUATIONS, *LISTS, *PARTS}
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_the_zoo_has_every_model_under_its_known_name(name: str) -> None:
-    config = load(name)
-    kind = config.model_args["encoder"] if config.model == "classifier" else config.model
-    assert (kind, config.train_method, config.dataset, list(config.eval)) == ZOO[name]
+def test_the_zoo_has_every_model_under_its_known_name(trainings: dict[str, LoadedTrain]) -> None:
+    zoo = {}
+    for name in ZOO:
+        config = trainings[name].config
+        kind = config.model_args["encoder"] if config.model == "classifier" else config.model
+        zoo[name] = (kind, config.train_method, config.dataset, list(config.eval))
+    assert zoo == ZOO
 
 
 def test_the_parts_of_an_oml_make_the_same_network() -> None:

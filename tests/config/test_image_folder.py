@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from anml.config.folders import check_held_out
-from anml.config.image_folder import ClassSplit, is_image, list_classes, split_by_fraction
+from anml.config.evaluation import ClassSplit
+from anml.config.image_folder import check_held_out, is_image, list_classes, split_by_fraction
 from anml.config.load import dump_config, load_train_config, smoke_test
 from anml.errors import ConfigError
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from anml.config.facts import IMAGENET
 from anml.config.training import TrainConfig
 from anml.data import class_images
-from anml.data.class_images import IMAGENET_MEAN, IMAGENET_STD, ClassImages, crop_and_flip, draw_crops
+from anml.data.class_images import ClassImages, crop_and_flip, draw_crops
 from anml.data.episodes import draw_episode, shuffled_batch
 from anml.rng import torch_generator
 
@@ -15,7 +16,7 @@ from anml.rng import torch_generator
 @pytest.fixture
 def data() -> ClassImages:
     generator = torch.Generator().manual_seed(1)
-    return ClassImages(torch.randint(256, (4, 6, 3, 16, 16), dtype=torch.uint8, generator=generator), "noise", True)
+    return ClassImages(torch.randint(256, (4, 6, 3, 16, 16), dtype=torch.uint8, generator=generator), "noise", IMAGENET)
 
 
 def generator() -> torch.Generator:
@@ -64,7 +65,7 @@ def test_half_of_the_images_are_mirrored(monkeypatch) -> None:
 
 def test_photographs_are_normalised_after_augmentation(data) -> None:
     index = torch.tensor([0, 1])
-    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
     raw = data.images[index, index].float() / 255
     assert torch.allclose(data.batch(index, index)[0], (raw - mean) / std)
     augmented = data.batch(index, index, augment=generator())[0]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from anml.config.evaluation import DataRequest
-from anml.data import array_file, contents, image_folders, load_images, omniglot
+from anml.data import array_file, image_folders, load_images, omniglot, sources
 from anml.data.class_images import write_array
 from anml.errors import DataError
 from tests.data.test_image_folders import pack
@@ -29,7 +29,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trust the dates of files that have changed just now, so that no test needs to wait."""
-    monkeypatch.setattr(contents, "_SETTLED_NS", -(10**12))
+    monkeypatch.setattr(sources, "_SETTLED_NS", -(10**12))
 
 
 def drawing(brightness: int) -> Image.Image:
@@ -131,7 +131,7 @@ def pack_bitmaps(source: Path, archive: Path) -> None:
 @pytest.mark.usefixtures("trusting")
 def test_images_that_nobody_touched_are_not_read_again(folder, monkeypatch):
     before = load(folder)
-    monkeypatch.setattr(contents, "checksum", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(sources, "checksum", lambda *_: pytest.fail("read again"))
     assert torch.equal(load(folder), before)
 
 
@@ -139,7 +139,7 @@ def test_images_that_nobody_touched_are_not_read_again(folder, monkeypatch):
 def test_dates_are_trusted_only_once_they_are_past(folder, monkeypatch, seconds, is_seen):
     """A file may change twice within one tick of a file system's clock."""
     date = time.time_ns() - seconds * 10**9
-    monkeypatch.setattr(contents, "_stat", lambda path: (1, 1, 1, date))
+    monkeypatch.setattr(sources, "_stat", lambda path: (1, 1, 1, date))
     before = load(folder)
     drawing(255).save(min(folder.rglob("*.bmp")))
     assert torch.equal(load(folder), before) is not is_seen
@@ -194,8 +194,8 @@ def test_a_record_that_cannot_be_used_is_made_again_or_done_without(folder, own_
 
 
 def test_images_that_change_while_they_are_converted_are_told(folder, tmp_path):
-    images = image_folders.select(request_of(folder), folder / "train")
-    before = contents.checksum(folder / "train", images)
+    images = image_folders.MINI_IMAGENET.select(request_of(folder), folder / "train")
+    before = sources.checksum(folder / "train", images)
     drawing(255).save(min(folder.rglob("*.bmp")))
     with (tmp_path / "array").open("wb") as stream, pytest.raises(DataError, match=r"train: .* changed while"):
         write_array(stream, folder / "train", images, 84, image_folders.decode, before)

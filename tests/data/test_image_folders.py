@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from anml.config.evaluation import DataRequest
-from anml.config.facts import Split
-from anml.data import array_file, contents, image_folders, load_images
+from anml.config.facts import Split, find_dataset
+from anml.data import array_file, load_images, sources
 from anml.errors import DataError
 
 MINI = {
@@ -154,7 +154,7 @@ def test_an_incomplete_copy_is_refused(mini):
 
 
 def test_an_incomplete_copy_is_refused_even_if_somebody_accepted_it_before(mini, tmp_path, monkeypatch):
-    monkeypatch.setattr(contents, "_SETTLED_NS", -(10**12))  # The array is known without a look into the archive.
+    monkeypatch.setattr(sources, "_SETTLED_NS", -(10**12))  # The array is known without a look into the archive.
     pack(mini / "processed_images", tmp_path / "all.tar", "inet")
     load("mini-imagenet", tmp_path / "all.tar")
     with pytest.raises(DataError, match=r"found 4 classes of 3"):
@@ -275,7 +275,8 @@ def omni(tmp_path: Path, make_images: Callable) -> Path:
 
 def classes_of(dataset: str, data_path: Path, split: str) -> list[str]:
     request = DataRequest(dataset, split, 84, str(data_path), allow_incomplete=True)  # type: ignore[arg-type]
-    return [Path(images[0]).parent.name for images in image_folders.select(request, image_folders.find_images(request))]
+    files = find_dataset(request.dataset).load()
+    return [Path(images[0]).parent.name for images in files.select(request, files.find(request))]
 
 
 def test_seven_of_ten_classes_of_omniimage_train_by_the_hash_of_their_names(omni):

@@ -19,8 +19,8 @@ DRAW = """
 import sys
 from pathlib import Path
 import torch
-from anml.config.data_request import DataRequest
-from anml.data import load
+from anml import data as load
+from anml.config.evaluation import DataRequest
 torch.set_num_threads(1)
 load.array_file = lambda *request: Path(sys.argv[1])
 data = load.load_images(DataRequest("mini-imagenet", "train", 84, None))
@@ -33,8 +33,8 @@ assert images.shape[1:] == (3, 84, 84) and data.images.shape == (64, 600, 3, 84,
 CONVERT = """
 import sys
 from pathlib import Path
-from anml.config.data_request import DataRequest
-from anml.data.load import array_file
+from anml.config.evaluation import DataRequest
+from anml.data import array_file
 file = array_file(DataRequest("images-folder", "train", 550, sys.argv[1], ("a", "b"), 150))
 assert file.stat().st_size > 270_000_000
 """

@@ -124,9 +124,9 @@ def test_a_truncated_zip_is_told(archive):
 def test_usual_places_are_searched(tmp_path, place):
     folder = tmp_path / place / "images_evaluation"
     folder.mkdir(parents=True)
-    assert omniglot.find_source("eval", tmp_path, tmp_path / "cache").samefile(folder)
+    assert omniglot.find(DataRequest("omniglot", "eval", 28, str(tmp_path))).samefile(folder)
 
 
 def test_a_data_path_without_the_data_names_what_was_expected(tmp_path):
     with pytest.raises(DataError, match=r"expected images_background\.zip or the folder images_background"):
-        omniglot.find_source("train", tmp_path, tmp_path / "cache")
+        omniglot.find(DataRequest("omniglot", "train", 28, str(tmp_path)))

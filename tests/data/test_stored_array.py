@@ -8,6 +8,7 @@ import torch
 
 from anml import data
 from anml.config.evaluation import DataRequest
+from anml.config.facts import IMAGENET
 from anml.data.class_images import ClassImages
 from anml.data.episodes import shuffled_batch
 from anml.errors import DataError
@@ -30,7 +31,7 @@ def stored(file: Path) -> ClassImages:
 
 @pytest.fixture
 def held(file: Path) -> ClassImages:
-    return ClassImages(torch.from_numpy(np.load(file)), "mini-imagenet", normalise=True)
+    return ClassImages(torch.from_numpy(np.load(file)), "mini-imagenet", mean_std=IMAGENET)
 
 
 def test_it_is_left_in_its_file(stored):
