@@ -16,7 +16,7 @@ from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.jobs.launch import Launch, check_with_model, create_experiment, experiments_dir, new_group
 from anml.jobs.plan import make_plan
-from anml.jobs.schedulers import default_cluster, with_sbatch_overrides
+from anml.jobs.schedulers import default_cluster, scheduler_class
 from anml.jobs.submission import describe
 from anml.tracking import default_mode
 
@@ -67,9 +67,10 @@ def _choose_profile(name: str | None, rest: list[str], own_options: list[str]) -
         name, why = default_cluster()
         print_notices([f"no --cluster given: using {name}, {why}"])
     profile = load_profile(name, PROFILES)
-    if rest and profile.scheduler == "local":
+    scheduler = scheduler_class(profile.scheduler)
+    if rest and scheduler.runs_here:
         print_notices([f"{' '.join(rest)}: sbatch options have no effect on cluster {profile.name}"])
-    return with_sbatch_overrides(profile, rest, own_options)
+    return scheduler.with_options(profile, rest, own_options)
 
 
 def _check_names(config: TrainConfig) -> list[str]:
@@ -96,9 +97,7 @@ def _decide(
     mode = options.wandb or profile.wandb or default_mode()
     plan = make_plan(config, profile.points_per_job, profile.max_array_size)
     root = (project / group).resolve()  # Through links: jobs are found again by the mark of one true path.
-    if profile.scheduler == "slurm" and any(c == "\\" or ord(c) < 32 for c in str(root)):
-        message = f"{root}: Slurm cannot take a path with a backslash or a control character; choose another name"
-        raise ConfigError(message)
+    scheduler_class(profile.scheduler).check_root(root)
     return Launch(config, Experiment(root), profile, mode, plan, ["launch_train.py", *arguments])
 
 

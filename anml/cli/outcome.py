@@ -6,12 +6,13 @@ from anml.cli.arguments import EXIT_DONE, EXIT_FAILED
 from anml.jobs.job_status import read_status
 from anml.jobs.launch import Launch, experiments_dir
 from anml.jobs.plan import Job
+from anml.jobs.schedulers import scheduler_class
 from anml.jobs.submission import is_done, run_launch
 
 
 def run_and_tell(launch: Launch) -> int:
     """Run a launch. Returns the exit code."""
-    if launch.profile.scheduler != "local":
+    if not scheduler_class(launch.profile.scheduler).runs_here:
         run_launch(launch, lambda ids: _announce(launch, ids))
         return EXIT_DONE
     try:

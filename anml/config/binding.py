@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticKnownError
 
 from anml.config.yaml import KeyPath, Source
+from anml.plugins import is_reference
 
 T = TypeVar("T")
 
@@ -33,6 +34,18 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 # Arguments that another record (or torch) will check; a key without a value stands for none.
 Arguments = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
+
+
+def name_or_reference(names: Iterable[str]) -> AfterValidator:
+    """Return what accepts one of these names, or a reference to a user's own part (plugins.py)."""
+
+    def check(value: str) -> str:
+        if value in names or is_reference(value):
+            return value
+        kind = "literal_error"
+        raise PydanticKnownError(kind, {"expected": ", ".join(names)})
+
+    return AfterValidator(check)
 
 
 # Binds YAML data to a record and words every mistake: file, line, key, value found, what is allowed.

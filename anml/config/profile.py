@@ -5,12 +5,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from anml.config.binding import Count, Many, NotNegative, Record, bind, nearest
+from anml.config.binding import Count, Many, NotNegative, Record, bind, name_or_reference, nearest
 from anml.config.yaml import read_yaml
 from anml.errors import ConfigError
+from anml.plugins import is_reference
 
 # Of the profiles that are shipped.
 PROFILES = Path(__file__).resolve().parents[2] / "slurm"
+
+# The backends; each is a subclass of jobs.schedulers.Scheduler.
+SCHEDULERS = {
+    "slurm": "anml.jobs.schedulers.slurm:SlurmScheduler",
+    "local": "anml.jobs.schedulers.local:LocalScheduler",
+}
 
 Device = Literal["auto", "cuda", "rocm", "cpu"]
 WandbMode = Literal["online", "offline", "disabled"]
@@ -43,6 +50,7 @@ class JobOptions(Record):
 class ClusterProfile(Record):
     """Everything that differs from one cluster to the next.
 
+    scheduler: a key of SCHEDULERS, or the user's own FILE.py:CLASS (seen from the profile) or MODULE:CLASS.
     setup: shell lines run before the job (module load, conda activate, exports). max_array_size: the site's
     MaxArraySize (`scontrol show config`). array_throttle: tasks of an array that run at once. points_per_job: sweep
     points of one job (absent: a whole flavor is one job). signal_seconds: how long before the time limit a training
@@ -51,7 +59,7 @@ class ClusterProfile(Record):
     """
 
     name: str
-    scheduler: Literal["slurm", "local"]
+    scheduler: Annotated[str, name_or_reference(SCHEDULERS)]
     device: Device = "auto"
     setup: Many[str] = ()
     python: str | None = None
@@ -82,6 +90,11 @@ def load_profile(name: str, folder: Path) -> ClusterProfile:
     profile, problems = bind(ClusterProfile, source)
     if profile is None:
         raise ConfigError(problems)
+    file, _, backend = profile.scheduler.rpartition(":")
+    if is_reference(profile.scheduler) and file.endswith(".py"):
+        # The file is looked for beside the profile; jobs run in another folder.
+        located = (path.parent / Path(file).expanduser()).resolve()
+        return profile.model_copy(update={"scheduler": f"{located}:{backend}"})
     return profile
 
 
