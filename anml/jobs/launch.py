@@ -63,6 +63,7 @@ def copy_code(target: Path, user_references: Sequence[str] = ()) -> None:
 
 def describe_environment(command_line: Sequence[str]) -> dict[str, Any]:
     """Return where an experiment comes from. Versions are those of the launching python."""
+    versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     return {
         "launch_id": uuid.uuid4().hex,
         "launched": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -73,7 +74,8 @@ def describe_environment(command_line: Sequence[str]) -> dict[str, Any]:
         "executable": sys.executable,
         "platform": platform.platform(),
         "host": platform.node(),
-        "packages": _versions(),
+        # From package metadata: the launcher does not import torch.
+        "packages": dict(sorted(versions.items(), key=lambda item: item[0].lower())),
     }
 
 
@@ -86,12 +88,6 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return result.stdout.strip()
-
-
-def _versions() -> dict[str, str]:
-    """Read versions from package metadata: the launcher does not import torch."""
-    versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from anml.experiment import Experiment
 from anml.jobs.job_status import JobStatus, write_status
 from anml.jobs.launch import Launch, record
 from anml.jobs.plan import Job, Plan
-from anml.jobs.schedulers import SchedulerState, States, make_scheduler
+from anml.jobs.schedulers import SchedulerState, make_scheduler
 from anml.jobs.schedulers.slurm import SlurmScheduler
 from anml.jobs.status import JobOutcome, gpu_hours, read_jobs, verdict
 
@@ -134,5 +134,5 @@ def test_the_log_of_a_failed_job_is_shown_as_a_terminal_would(tmp_path: Path) ->
 class Forgetful(SlurmScheduler):
     """Slurm, some minutes after all jobs have ended."""
 
-    def states(self) -> States:
-        return {}
+    def queue(self) -> Iterator:
+        return iter(())

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
@@ -78,8 +78,8 @@ class Scheduler(ABC):
         """Submit tasks of a job whose script is written and return their id. Raises SubmissionError."""
 
     @abstractmethod
-    def states(self) -> States:
-        """Return what the scheduler knows of the experiment's jobs. Raises SubmissionError when it cannot be asked."""
+    def queue(self) -> Iterable[tuple[str, int | None, SchedulerState]]:
+        """Yield name, task and state of the experiment's jobs, the newest last. Raises SubmissionError."""
 
     @abstractmethod
     def cancel(self, ids: Sequence[str]) -> None:
@@ -89,13 +89,20 @@ class Scheduler(ABC):
         """Return the job's script. Pure."""
         return f"#!/bin/bash\n{self.script_body(job)}"
 
+    def states(self) -> States:
+        """Return the state of every task in the queue; of a task that was submitted twice, the newer."""
+        states: States = {}
+        for name, task, state in self.queue():
+            states.setdefault(name, {})[task] = state
+        return states
+
     def live_ids(self) -> dict[str, list[str]]:
-        """Return the ids of all that waits or runs, by job name. Raises SubmissionError."""
-        ids: dict[str, list[str]] = {}
-        for name, tasks in self.states().items():
-            if live := sorted({state.id for state in tasks.values() if state.is_live}):
-                ids[name] = live
-        return ids
+        """Return the ids of all that waits or runs, by job name; double submissions have several."""
+        ids: dict[str, dict[str, None]] = {}
+        for name, _, state in self.queue():
+            if state.is_live:
+                ids.setdefault(name, {})[state.id] = None
+        return {name: list(unique) for name, unique in ids.items()}
 
     def finish(self, plan: Plan) -> None:  # noqa: B027
         """Run what was submitted to its end, if `runs_here`."""

@@ -18,7 +18,7 @@ from anml.errors import SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.job_status import ENDED, JobStatus, State, duration, read_status, unmet_need, write_status
 from anml.jobs.plan import Job, Plan
-from anml.jobs.schedulers import Scheduler, SchedulerState, States
+from anml.jobs.schedulers import Scheduler, SchedulerState
 from anml.jobs.schedulers.slurm import SlurmScheduler, environment_outside_slurm, parse_sbatch_options
 from anml.process import Process, this_process
 
@@ -123,29 +123,27 @@ class LocalScheduler(Scheduler):
         with _ended_as_by_ctrl_c():
             try:
                 while waiting or running:
-                    waiting = [i for i in waiting if self._is_wanted(*i) and not self._is_hopeless(*i, plan)]
-                    self._start_ready(waiting, running, plan)
+                    # Another process may have cancelled a job that waits.
+                    waiting = [i for i in waiting if self._status(*i).state == "pending" and not self._skip(*i, plan)]
+                    ready = [i for i in waiting if all(self._state(name, plan) in ENDED for name in i[0].after)]
+                    for item in ready[: self.profile.job_limit - len(running)]:
+                        waiting.remove(item)
+                        running.append(self._start(*item))
                     time.sleep(POLL_SECONDS)
                     running = [item for item in running if not self._has_ended(item)]
             except KeyboardInterrupt:
                 self._interrupt(running)
                 raise
 
-    def states(self) -> States:
-        """Return what runs, and what waits for a launcher that still runs; all else is in the jobs' status files."""
-        states: States = {}
+    def queue(self) -> Iterator[tuple[str, int | None, SchedulerState]]:
+        """Yield what runs, and what waits for a launcher that still runs; all else is in the jobs' status files."""
         for status_file, status in self._unended():
             name, task = self.experiment.job_of(status_file)
             if status.process.presence == "alive" and (status.state == "pending" or self._runs(name, status.process)):
-                phase = "waiting" if status.state == "pending" else "running"
-                states.setdefault(name, {})[task] = SchedulerState(name, phase)
-        return states
+                yield name, task, SchedulerState(name, "waiting" if status.state == "pending" else "running")
 
     def live_ids(self) -> dict[str, list[str]]:
-        """Return the names of what waits or runs: they are the ids.
-
-        Raises SubmissionError where this machine cannot tell: a job would run twice, or a stranger be ended for it.
-        """
+        """Raise SubmissionError where this machine cannot tell: a job would run twice, or a stranger's process end."""
         files = {file: status.process for file, status in self._unended() if status.process.presence == "unknown"}
         if files:
             shown = ", ".join(str(file.parent.relative_to(self.experiment.jobs)) for file in files)
@@ -156,7 +154,7 @@ class LocalScheduler(Scheduler):
                 "status.json of these jobs, and use it here."
             )
             raise SubmissionError(message)
-        return {name: [name] for name in self.states()}
+        return super().live_ids()
 
     def cancel(self, ids: Sequence[str]) -> None:
         """End the named jobs that wait or run on this machine, also those of another launcher."""
@@ -185,15 +183,6 @@ class LocalScheduler(Scheduler):
             return False
         return arguments[2] == name and Path(arguments[1]).resolve() == self.experiment.root.resolve()
 
-    def _start_ready(self, waiting: list, running: list[Running], plan: Plan) -> None:
-        for item in list(waiting):
-            if len(running) >= self.profile.job_limit:
-                return
-            job, task = item
-            if all(self._state(name, plan) in ENDED for name in job.after):
-                waiting.remove(item)
-                running.append(self._start(job, task))
-
     def _start(self, job: Job, task: int | None) -> Running:
         folder = self.experiment.job(job.name, task)
         folder.log.parent.mkdir(parents=True, exist_ok=True)
@@ -217,17 +206,18 @@ class LocalScheduler(Scheduler):
                 _signal(item.process, signal.SIGKILL)
             return False
         if status.state not in ENDED:
-            status = replace(status, state="failed", message=_cause(code), ended=time.time())
+            killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
+            message = killed or f"ended with exit code {code} before it could say why"
+            status = replace(status, state="failed", message=message, ended=time.time())
             write_status(folder.status, status)
         item.display.end(status, folder.log)
         return True
 
-    def _is_wanted(self, job: Job, task: int | None) -> bool:
-        """Say whether a job that waits has not been cancelled meanwhile, by another process."""
-        return read_status(self.experiment.job(job.name, task).status).state == "pending"
+    def _status(self, job: Job, task: int | None) -> JobStatus:
+        return read_status(self.experiment.job(job.name, task).status)
 
-    def _is_hopeless(self, job: Job, task: int | None, plan: Plan) -> bool:
-        """Skip a job that needs another's success when that one ended without it."""
+    def _skip(self, job: Job, task: int | None, plan: Plan) -> bool:
+        """Skip a job that needs another's success when that one ended without it. Return whether it did."""
         failed = [n for n in job.after if not job.after_any and self._state(n, plan) in set(ENDED) - {"done"}]
         if failed:
             status_file = self.experiment.job(job.name, task).status
@@ -236,7 +226,7 @@ class LocalScheduler(Scheduler):
 
     def _state(self, name: str, plan: Plan) -> State:
         """Return the state of a whole job: that of its worst task."""
-        tasks = [read_status(self.experiment.job(name, task).status) for task in plan.job(name).task_numbers]
+        tasks = [self._status(plan.job(name), task) for task in plan.job(name).task_numbers]
         # A job that another launcher started may have been killed together with that launcher.
         states = {"failed" if status.has_vanished else status.state for status in tasks}
         return next(state for state in _WORST_FIRST if state in states)
@@ -285,9 +275,3 @@ def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
 def _signal_group(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, number)
-
-
-def _cause(code: int) -> str:
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"ended with exit code {code} before it could say why"

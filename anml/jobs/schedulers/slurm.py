@@ -21,7 +21,7 @@ from anml.config.training import TrainConfig
 from anml.errors import ConfigError, SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.plan import Job, JobKind
-from anml.jobs.schedulers import CheckResult, Phase, Scheduler, SchedulerState, States
+from anml.jobs.schedulers import CheckResult, Phase, Scheduler, SchedulerState
 
 if TYPE_CHECKING:
     from simple_slurm import Slurm
@@ -109,27 +109,13 @@ class SlurmScheduler(Scheduler):
                 new = set(self.live_ids().get(job.name, [])) - before
                 if new:
                     return new.pop()
-            return self._sbatch(job, after, tasks)
+            result = _run(self.command(job, after, tasks))
+            if result.returncode != 0 or not result.stdout.strip():
+                message = f"{job.name}: sbatch refused it: {result.stderr.strip() or result.stdout.strip()}"
+                raise SubmissionError(message)
+            return result.stdout.strip().splitlines()[-1].split(";")[0]
 
         return _patiently(look_then_submit)
-
-    def states(self) -> States:
-        """Return what squeue says of the experiment's jobs. It forgets a job some minutes after its end."""
-        states: States = {}
-        for name, task, state in self._queue():
-            tasks = states.setdefault(name, {})
-            # A job submitted again has a higher id: the newer one counts.
-            if task not in tasks or int(tasks[task].id) < int(state.id):
-                tasks[task] = state
-        return states
-
-    def live_ids(self) -> dict[str, list[str]]:
-        """Return the ids of all that waits or runs, those of double submissions included."""
-        live: dict[str, list[str]] = {}
-        for name, _, state in self._queue():
-            if state.is_live and state.id not in live.setdefault(name, []):
-                live[name].append(state.id)
-        return {name: ids for name, ids in live.items() if ids}
 
     def cancel(self, ids: Sequence[str]) -> None:
         if not ids:
@@ -140,8 +126,8 @@ class SlurmScheduler(Scheduler):
             message = f"scancel {' '.join(ids)} failed: {' '.join(problems)}"
             raise SubmissionError(message)
 
-    def _queue(self) -> Iterator[tuple[str, int | None, SchedulerState]]:
-        """Yield name, task and state of every job of the experiment that Slurm knows."""
+    def queue(self) -> Iterator[tuple[str, int | None, SchedulerState]]:
+        """Yield what squeue says. It forgets a job some minutes after its end."""
         owner = self.experiment.root.stat().st_uid if self.experiment.root.exists() else os.getuid()
         fields = "--format=%j|%F|%K|%T|%r"
         command = ["squeue", f"--user={owner}", "--array", "--noheader", "--states=all", fields]
@@ -150,8 +136,8 @@ class SlurmScheduler(Scheduler):
             # Taking silence for an empty queue would submit everything again.
             message = f"squeue failed, so the state of the jobs is not known: {result.stderr.strip()}"
             raise SubmissionError(message)
-        for line in result.stdout.splitlines():
-            name, id_, index, state, reason = line.rsplit("|", 4)
+        lines = [line.rsplit("|", 4) for line in result.stdout.splitlines()]
+        for name, id_, index, state, reason in sorted(lines, key=lambda line: int(line[1])):
             if name.endswith(f".{self.mark}"):
                 task = int(index) if index.isdigit() else None
                 yield name.removesuffix(f".{self.mark}"), task, _state(id_, state, reason)
@@ -171,13 +157,6 @@ class SlurmScheduler(Scheduler):
         if self.profile.requeue and job.kind != "report":
             return options | {"requeue": True, "signal": f"B:USR1@{self.profile.signal_seconds}"}
         return options | {"no-requeue": True}
-
-    def _sbatch(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> str:
-        result = _run(self.command(job, after, tasks))
-        if result.returncode != 0 or not result.stdout.strip():
-            message = f"{job.name}: sbatch refused it: {result.stderr.strip() or result.stdout.strip()}"
-            raise SubmissionError(message)
-        return result.stdout.strip().splitlines()[-1].split(";")[0]
 
     @classmethod
     def with_options(cls, profile: ClusterProfile, arguments: list[str], own_options: list[str]) -> ClusterProfile:
@@ -336,20 +315,19 @@ def _patiently(ask: Callable[[], T]) -> T:
     """Call until the controller answers, with growing pauses. Raises SubmissionError when it stays away."""
     from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential  # A dry run asks nobody.
 
+    def say_waiting(state: "RetryCallState") -> None:
+        if state.attempt_number == 1:
+            print("waiting for Slurm's controller ...", file=sys.stderr, flush=True)
+
     retrying = Retrying(
         retry=retry_if_exception_type(_ControllerAwayError), stop=stop_after_delay(PATIENCE_SECONDS),
-        wait=wait_exponential(multiplier=0.5, max=15), reraise=True, before_sleep=_say_waiting,
+        wait=wait_exponential(multiplier=0.5, max=15), reraise=True, before_sleep=say_waiting,
     )  # fmt: skip
     try:
         return retrying(ask)
     except _ControllerAwayError as error:
         message = f"Slurm's controller did not answer for {PATIENCE_SECONDS:.0f} s: {error}"
         raise SubmissionError(message) from None
-
-
-def _say_waiting(state: "RetryCallState") -> None:
-    if state.attempt_number == 1:
-        print("waiting for Slurm's controller ...", file=sys.stderr, flush=True)
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:

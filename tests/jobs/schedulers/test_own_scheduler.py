@@ -51,10 +51,10 @@ class Background(Scheduler):
         (queue / f"{id_}.pid").write_text(str(pid))
         return id_
 
-    def states(self):
-        live = [file.stem for file in (self.experiment.root / "queue").glob("*.pid")
-                if not file.with_suffix(".code").exists()]
-        return {id_.rpartition(".")[0]: {None: SchedulerState(id_, "running")} for id_ in live}
+    def queue(self):
+        for file in (self.experiment.root / "queue").glob("*.pid"):
+            if not file.with_suffix(".code").exists():
+                yield file.stem.rpartition(".")[0], None, SchedulerState(file.stem, "running")
 
     def cancel(self, ids):
         for id_ in ids:
@@ -168,7 +168,7 @@ def test_queued_jobs_use_the_copy_of_its_file(launch, profile: Path, run: Callab
         ("Mine = 3", ["mine.py:Mine", "anml.jobs.schedulers.Scheduler"]),
         (
             "from anml.jobs.schedulers import Scheduler\nclass Mine(Scheduler): pass",
-            ["mine.py:Mine", "cancel, command, states, submit, task_variable"],
+            ["mine.py:Mine", "cancel, command, queue, submit, task_variable"],
         ),
         ("", ["mine.py", "Mine"]),
     ],
