@@ -8,7 +8,7 @@ from anml.atomic import read_json
 
 @dataclass(frozen=True)
 class JobFolder:
-    """What belongs to one job (or to one task of an array): its script, log and status."""
+    """The files of one job, or of one task of an array."""
 
     root: Path
     task: int | None = None
@@ -114,7 +114,7 @@ class Experiment:
 def experiments_folder(experiment: Experiment, in_force: Path | None = None) -> Path | None:
     """Return the folder of experiments that an experiment lies in: the one in force, or the one it was launched into.
 
-    None where it lies in neither, as a copy does: the folders above it are then not ours to write to.
+    None where it lies in neither, as a copy does: commands must not write to the folders above it then.
     """
     root = experiment.root.resolve()
     launched_into = (read_json(experiment.environment_file) or {}).get("experiments_dir")

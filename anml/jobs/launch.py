@@ -23,7 +23,7 @@ from anml.config.training import TrainConfig
 from anml.errors import ConfigError, JobError
 from anml.experiment import Experiment
 from anml.jobs.plan import Plan
-from anml.plugins import copy_sources, is_reference
+from anml.plugins import USER_CODE, copy_sources, is_reference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENTRY_POINTS = ("launch_train.py", "train_anml.py", "eval_anml.py")
@@ -181,6 +181,10 @@ def load_launch(experiment: Experiment) -> Launch:
         raise ConfigError(message)
     config = load_experiment_config(experiment.config_file).config
     profile = ClusterProfile(**data["cluster"])
+    file, _, backend = profile.scheduler.rpartition(":")
+    frozen = experiment.code / USER_CODE / Path(file).name
+    if file.endswith(".py") and not Path(file).is_file() and frozen.is_file():
+        profile = profile.model_copy(update={"scheduler": f"{frozen}:{backend}"})
     return Launch(config, experiment, profile, data["wandb"], Plan.from_json(data["jobs"]))
 
 

@@ -1,4 +1,4 @@
-"""A scheduler from outside the package: one class in a file, named by a profile; its jobs are real processes."""
+"""A scheduler from outside the package: a class in a file, which a profile names. Its jobs are real processes."""
 
 import json
 import time
@@ -155,11 +155,13 @@ def test_a_dry_run_shows_its_scripts_and_other_options_are_refused(run: Callable
     assert (refused.returncode, "--mem=3G" in refused.stderr) == (2, True)
 
 
-def test_queued_jobs_use_the_copy_of_its_file(launch, profile: Path, run: Callable) -> None:
+def test_queued_jobs_and_commands_use_the_copy_of_its_file(launch, profile: Path, run: Callable) -> None:
     experiment = launch(Job("train", "train", ("-c", WORK)))
     (profile.parent / "background.py").write_text("raise RuntimeError")
     assert (experiment.code / "user_code" / "background.py").read_text() == BACKGROUND
     wait_for(experiment, "train", "done")
+    (profile.parent / "background.py").unlink()
+    assert run("-m", "anml", "status", experiment.root).returncode == 0
 
 
 @pytest.mark.parametrize(
