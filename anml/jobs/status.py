@@ -70,9 +70,9 @@ def read_jobs(experiment: Experiment, scheduler: Scheduler | None = None) -> lis
         is_submitted = job.name in plan.get("submitted", {})
         for task in job.task_numbers:
             folder = experiment.job(job.name, task)
-            status, known = read_status(folder.status), _scheduler_state(states.get(job.name, {}), task)
-            is_forgotten = scheduler is not None and scheduler.forgets_ended_jobs and known is None and is_submitted
-            state, message = verdict(status, known, lost_need, everything_ended or is_forgotten, is_submitted)
+            status, answer = read_status(folder.status), _scheduler_state(states.get(job.name, {}), task)
+            is_forgotten = scheduler is not None and scheduler.forgets_ended_jobs and answer is None and is_submitted
+            state, message = verdict(status, answer, lost_need, everything_ended or is_forgotten, is_submitted)
             outcomes.append(JobOutcome(job, task, state, message, status, folder))
     return outcomes
 
@@ -92,22 +92,22 @@ def _scheduler_state(tasks: dict[int | None, SchedulerState], task: int | None) 
 
 def verdict(
     status: JobStatus,
-    known: SchedulerState | None,
+    answer: SchedulerState | None,
     lost_need: str = "",
     has_ended: bool = False,
     is_submitted: bool = True,
 ) -> tuple[State, str]:
     """Return the state of a task and why it is so. Where job and scheduler disagree, the worse state counts.
 
-    known: the scheduler's answer, if it knows the task. lost_need: a job that the task needs and that did not succeed.
+    answer: the scheduler's answer, if it knows the task. lost_need: a job that the task needs and that did not succeed.
     has_ended: whether the task has ended for certain.
     """
-    if known is not None and known.is_live:
-        return _live(status, known)
+    if answer is not None and answer.is_live:
+        return _live(status, answer)
     if status.state in ("done", "failed", "skipped", "cancelled"):
         return status.state, status.message
-    if known is not None:
-        return _ended(status, known)
+    if answer is not None:
+        return _ended(status, answer)
     if status.state == "interrupted":
         return status.state, status.message
     if status.state == "pending" and lost_need:
@@ -125,26 +125,26 @@ def verdict(
     return status.state, status.message
 
 
-def _live(status: JobStatus, known: SchedulerState) -> tuple[State, str]:
-    if known.phase == "waiting in vain":
-        return "failed", f"waits for ever: a job it needs did not succeed ({known.words})"
-    if known.phase == "waiting":
-        words = ["requeued"] * (status.attempt > 0) + [f"waiting: {known.words}" if known.words else "waiting"]
+def _live(status: JobStatus, answer: SchedulerState) -> tuple[State, str]:
+    if answer.phase == "waiting in vain":
+        return "failed", f"waits for ever: a job it needs did not succeed ({answer.words})"
+    if answer.phase == "waiting":
+        words = ["requeued"] * (status.attempt > 0) + [f"waiting: {answer.words}" if answer.words else "waiting"]
         return "pending", ", ".join(words)
     if status.state == "done":
         return "done", ""
-    return "running", known.words or ("" if status.state == "running" else "starting")
+    return "running", answer.words or ("" if status.state == "running" else "starting")
 
 
-def _ended(status: JobStatus, known: SchedulerState) -> tuple[State, str]:
+def _ended(status: JobStatus, answer: SchedulerState) -> tuple[State, str]:
     """Return the verdict on a job that did not write itself how it ended."""
-    if known.phase == "skipped":
-        return "skipped", f"a job it needs did not succeed ({known.words})"
-    if known.phase == "cancelled":
+    if answer.phase == "skipped":
+        return "skipped", f"a job it needs did not succeed ({answer.words})"
+    if answer.phase == "cancelled":
         return "cancelled", "cancelled in the scheduler"
-    if known.phase == "completed":
+    if answer.phase == "completed":
         return "failed", "the scheduler calls it completed, but the job did not write that it was done"
-    return "failed", f"the scheduler says {known.words}" + (f": {status.message}" if status.message else "")
+    return "failed", f"the scheduler says {answer.words}" + (f": {status.message}" if status.message else "")
 
 
 def overall_state(outcomes: Sequence[JobOutcome]) -> str:
