@@ -19,7 +19,7 @@ from anml.experiment import Experiment
 from anml.jobs.plan import Job, JobKind, Plan
 from anml.plugins import find_part
 
-# The job scripts say with it by which scheduler they are run.
+# With it, a job script tells python which scheduler runs the job.
 SCHEDULER_VARIABLE = "ANML_SCHEDULER"
 
 # skipped: a job that it needs did not succeed. waiting in vain: the same, but the scheduler keeps it.
@@ -119,9 +119,9 @@ class Scheduler(ABC):
         if self.can_requeue and profile.requeue and job.kind != "report":
             argv += ["--max-requeues", str(profile.max_requeues)]
         lines = [
-            # Ignored until python handles it: the warning before the time limit would else end a job that is starting.
+            # Else the warning before the time limit would end a job whose python does not handle it yet.
             "trap '' USR1",
-            # On a machine that others use as well, threads that spin while they wait cost up to four times the speed.
+            # Threads that spin while they wait make jobs up to four times slower on a machine that others use too.
             'export PYTHONUNBUFFERED=1 OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"',
             f"export {SCHEDULER_VARIABLE}={shlex.quote(profile.scheduler)}",
             *profile.setup,

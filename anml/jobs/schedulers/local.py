@@ -25,10 +25,10 @@ from anml.process import Process, this_process
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-# How long children get to save their work after Ctrl-C.
+# Seconds that the jobs get to save their work after Ctrl-C.
 GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.1
-# Between two lines about the same job, where there is no terminal.
+# Seconds between two lines about the same job, where there is no terminal.
 LINE_SECONDS = 15.0
 _STARTING = "{desc}: starting, {elapsed}"
 _RUNNING = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]"
@@ -91,7 +91,7 @@ class Running:
 class LocalScheduler(Scheduler):
     """Queues on `submit`, runs on `finish`."""
 
-    # As Slurm's: the code that earlier versions have frozen reads that one.
+    # The same as Slurm's: the code that earlier versions have frozen reads that one.
     task_variable = SlurmScheduler.task_variable
     runs_here = True
 
@@ -169,10 +169,10 @@ class LocalScheduler(Scheduler):
             write_status(file, cancelled)
             if status.state == "running" and self._runs(self.experiment.job_of(file)[0], status.process):
                 _signal_group(status.pid, signal.SIGKILL)
-                write_status(file, cancelled)  # Its last word may have come between.
+                write_status(file, cancelled)  # The job may have written its status in between.
 
     def _unended(self) -> list[tuple[Path, JobStatus]]:
-        """Return the status files of what was waiting for a launcher, or running, when it was last heard of."""
+        """Return the status files, and the statuses, of jobs that wait for a launcher or run, as written."""
         statuses = [(file, read_status(file)) for file in sorted(self.experiment.jobs.rglob("status.json"))]
         return [(file, status) for file, status in statuses if status.pid and status.state in ("running", "pending")]
 
@@ -202,7 +202,7 @@ class LocalScheduler(Scheduler):
         status = read_status(folder.status)
         item.display.show(status)
         if code is None:
-            if status.state == "cancelled":  # While it was starting: nobody else knows its process yet.
+            if status.state == "cancelled":  # While it was starting, when `cancel` did not know its process.
                 _signal(item.process, signal.SIGKILL)
             return False
         if status.state not in ENDED:
@@ -248,7 +248,7 @@ class LocalScheduler(Scheduler):
 
 @contextlib.contextmanager
 def _ended_as_by_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, and SIGHUP of a closed terminal, do what Ctrl-C does: else the jobs would go on without a launcher.
+    """Let SIGTERM, and SIGHUP of a closed terminal, do what Ctrl-C does; else the jobs would run on without a launcher.
 
     They have sessions of their own. Under nohup SIGHUP stays ignored.
     """
@@ -267,7 +267,7 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
 
 
 def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
-    """Send a signal to a job of our own; once it has ended, its id may be another's."""
+    """Send a signal to a job that this launcher started, unless it has ended: another process may have its id then."""
     if process.poll() is None:
         _signal_group(process.pid, number)
 
