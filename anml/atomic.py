@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whatever is killed when."""
+"""Files and folders that appear whole or not at all, whenever a process is killed."""
 
 import json
 import os
@@ -27,7 +27,6 @@ def write_text(path: Path, text: str, mode: int = 0o644) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON that a person can read."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 

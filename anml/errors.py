@@ -13,7 +13,7 @@ class AnmlError(Exception):
 
 
 class ConfigError(AnmlError):
-    """The user's input is wrong. Holds every problem found, so that they are mended in one go."""
+    """The user's input is wrong. problems: all of them, so that the user can correct them at once."""
 
     exit_code = 2
 
@@ -23,7 +23,7 @@ class ConfigError(AnmlError):
 
 
 class DataError(AnmlError):
-    """A data set is missing, damaged, or does not hold what was asked of it."""
+    """A data set is missing or damaged, or lacks what was asked for."""
 
 
 class CheckpointError(AnmlError):
@@ -41,7 +41,7 @@ class JobError(AnmlError):
 def missing_package(error: Exception) -> str:
     """Return one line about a package that this code imports and this Python lacks; "" for any other error.
 
-    What a user's code or another package imports is not ours to judge: there a traceback says more.
+    Where a user's code or another package imports it, a traceback says more.
     """
     if not isinstance(error, ModuleNotFoundError):
         return ""

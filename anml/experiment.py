@@ -1,4 +1,4 @@
-"""The experiment folder: every path is a property of one object, and so is nobody else's business."""
+"""The experiment folder: every path in it is a property of one object."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from anml.atomic import read_json
 
 @dataclass(frozen=True)
 class JobFolder:
-    """What belongs to one job (or to one task of an array): its script, log and status."""
+    """The files of one job, or of one task of an array."""
 
     root: Path
     task: int | None = None
@@ -19,32 +19,31 @@ class JobFolder:
         return self.root / "job.sh"
 
     @property
-    def _own(self) -> Path:
-        return self.root if self.task is None else self.root / f"task-{self.task:04d}"
+    def _task_root(self) -> Path:
+        return self.root if self.task is None else self.root / task_name(self.task)
 
     @property
     def log(self) -> Path:
         """Everything the job printed, appended across requeues."""
-        return self._own / "log.txt"
+        return self._task_root / "log.txt"
 
     @property
     def status(self) -> Path:
-        """The job's own word on its state and progress."""
-        return self._own / "status.json"
+        """State and progress, as the job writes them (jobs/job_status.py)."""
+        return self._task_root / "status.json"
 
 
 @dataclass(frozen=True)
 class Experiment:
     """`experiments/<project>/<group>/` and every path in it.
 
-    tag: which of several trainings (`config.variation.Variation.tag`); empty when there is only one.
+    tag: which of several trainings (`config.training.TrainingId.tag`); empty when there is only one.
     """
 
     root: Path
 
     @property
     def project(self) -> str:
-        """Name of the project."""
         return self.root.parent.name
 
     @property
@@ -79,17 +78,14 @@ class Experiment:
 
     @property
     def results(self) -> Path:
-        """Folder of the evaluations' results."""
         return self.root / "results"
 
     @property
     def report(self) -> Path:
-        """Folder of the report."""
         return self.root / "report"
 
     @property
     def jobs(self) -> Path:
-        """Folder of the jobs' folders."""
         return self.root / "jobs"
 
     def job_of(self, status_file: Path) -> tuple[str, int | None]:
@@ -98,16 +94,13 @@ class Experiment:
         return name, int(task[0].removeprefix("task-")) if task else None
 
     def job(self, name: str, task: int | None = None) -> JobFolder:
-        """Return the folder of a job."""
         return JobFolder(self.jobs / name, task)
 
     def checkpoints(self, tag: str = "") -> Path:
-        """Return the folder of the checkpoints of a training."""
         return self.root / "checkpoints" / tag
 
     def checkpoint(self, step: int, tag: str = "") -> Path:
-        """Return the folder of one checkpoint."""
-        return self.checkpoints(tag) / f"step-{step:06d}"
+        return self.checkpoints(tag) / step_name(step)
 
     def metrics(self, tag: str = "") -> Path:
         """Return the training's log, one JSON object a line."""
@@ -121,7 +114,7 @@ class Experiment:
 def experiments_folder(experiment: Experiment, in_force: Path | None = None) -> Path | None:
     """Return the folder of experiments that an experiment lies in: the one in force, or the one it was launched into.
 
-    None where it lies in neither, as a copy does: the folders above it are then not ours to write to.
+    None where it lies in neither, as a copy does: commands must not write to the folders above it then.
     """
     root = experiment.root.resolve()
     launched_into = (read_json(experiment.environment_file) or {}).get("experiments_dir")
@@ -129,7 +122,17 @@ def experiments_folder(experiment: Experiment, in_force: Path | None = None) -> 
     return next((folder for folder in folders if (folder / root.parent.name / root.name).resolve() == root), None)
 
 
+def step_name(step: int) -> str:
+    """Return `step-010000`, the name of a checkpoint's folder."""
+    return f"step-{step:06d}"
+
+
+def task_name(task: int) -> str:
+    """Return `task-0003`, the name of the folder of an array task."""
+    return f"task-{task:04d}"
+
+
 def result_name(flavor: str, step: int, tag: str = "", task: int | None = None) -> str:
     """Return `<flavor>-step-010000[-seed-1][-task-0003]`, the name of results files and evaluation jobs."""
-    parts = [flavor, f"step-{step:06d}", tag, "" if task is None else f"task-{task:04d}"]
+    parts = [flavor, step_name(step), tag, "" if task is None else task_name(task)]
     return "-".join(filter(None, parts))

@@ -1,6 +1,6 @@
-"""Processes told apart for certain: a process id alone may belong to a stranger by now.
+"""The identity of a process: its id alone is not enough, since a later process may have the same.
 
-Whether a recorded process still runs is asked here and nowhere else. Linux answers in /proc, other systems by `ps`.
+Only this module asks whether a recorded process still runs: Linux answers in /proc, other systems by `ps`.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 Presence = Literal["alive", "gone", "unknown"]
 _PROC = Path("/proc")
-# A file's time comes from the clock of the machine that has the disk, a process's start from its own machine's.
+# In seconds. A file's time is of the file server's clock, a process's start of its own machine's.
 _CLOCK_SLACK = 60.0
 _NEVER = -1.0
 

@@ -1,12 +1,13 @@
 """Weights & Biases: one group per launch, one run per training and per evaluation job.
 
 The local files (metrics/*.jsonl, results/*.csv) are the truth; W&B receives a copy. The mode is decided once, at
-launch: wandb cannot fall back in a process whose online start has failed.
+launch: a process whose online start has failed cannot log offline either.
 """
 
 import hashlib
 import netrc
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,15 +26,12 @@ def default_mode() -> WandbMode:
     wanted = os.environ.get("WANDB_MODE", "")
     if wanted in ("online", "offline", "disabled"):
         return wanted
-    return "online" if os.environ.get("WANDB_API_KEY") or _has_login() else "offline"
-
-
-def _has_login() -> bool:
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC", str(Path("~/.netrc").expanduser()))).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    file = os.environ.get("NETRC", str(Path("~/.netrc").expanduser()))
+    has_login = False
+    with suppress(OSError, netrc.NetrcParseError):
+        has_login = netrc.netrc(file).authenticators(host) is not None
+    return "online" if os.environ.get("WANDB_API_KEY") or has_login else "offline"
 
 
 class Tracker:
@@ -46,8 +44,11 @@ class Tracker:
         self.run = None
         if mode == "disabled":
             return
-        import wandb  # A second and a half: only jobs that log pay for it.
+        import wandb  # Takes a second and a half.
 
+        # The names of experiments are not unique: groups of the same name may exist on other machines.
+        launch = (read_json(experiment.environment_file) or {}).get("launch_id", str(experiment.root))
+        run_id = hashlib.sha256(f"{launch}/{name}".encode()).hexdigest()[:16]
         experiment.wandb_dir.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS)
         try:
@@ -57,16 +58,16 @@ class Tracker:
                 group=experiment.group,
                 job_type=job_type,
                 name=f"{experiment.group}/{name}",
-                id=_run_id(experiment, name),
+                id=run_id,
                 resume="allow" if mode == "online" else None,
                 config=config.model_dump(mode="json"),
                 dir=experiment.wandb_dir,
-                reinit="create_new",  # Seeds that are trained together have a run each.
+                reinit="create_new",  # Trainings of one process have a run each.
                 mode=mode,
                 settings=settings,
             )
         except wandb.Error as error:
-            # A side service that is away must not cost GPU-hours. Offline in the same process fails too, so: without.
+            # The job goes on: W&B holds copies only. In offline mode this process would fail too.
             print(f"W&B cannot be reached ({error}); going on without it. The local files are complete.", flush=True)
 
     def log(self, values: dict[str, Any], step: int) -> None:
@@ -75,7 +76,6 @@ class Tracker:
             self.run.log(values, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Set summary values."""
         if self.run is not None:
             self.run.summary.update(values)
 
@@ -83,9 +83,3 @@ class Tracker:
         """End the run and wait until its files are written (or sent)."""
         if self.run is not None:
             self.run.finish(exit_code=exit_code)
-
-
-def _run_id(experiment: Experiment, name: str) -> str:
-    """Return an id that no other experiment's run has: groups of the same name may exist on other machines."""
-    launch = (read_json(experiment.environment_file) or {}).get("launch_id", str(experiment.root))
-    return hashlib.sha256(f"{launch}/{name}".encode()).hexdigest()[:16]

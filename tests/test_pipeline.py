@@ -100,7 +100,7 @@ def test_launched_code_is_the_frozen_copy(run: Run, experiments: Path, tmp_path:
     config = write_config(tmp_path, epochs=2, eval_steps=[2], eval={})
     assert launch(run, config).returncode == 0
     root = experiments / "p" / "g"
-    frozen = root / "code" / "anml" / "train_job.py"
+    frozen = root / "code" / "anml" / "train" / "job.py"
     frozen.write_text(frozen.read_text().replace("training on", "frozen code trains on"))
     (root / "jobs/train-step-000002/status.json").unlink()
     assert run("-m", "anml", "retry", "p/g").returncode == 0

@@ -15,7 +15,7 @@ from anml.experiment import Experiment
 from anml.jobs.job_status import read_status
 from anml.jobs.launch import Launch, check_with_model, create_experiment, experiments_dir, new_group
 from anml.jobs.plan import make_plan
-from anml.jobs.schedulers import default_cluster, with_sbatch_overrides
+from anml.jobs.schedulers import default_cluster, scheduler_class
 from anml.jobs.submission import describe, is_done, run_launch
 from anml.tracking import default_mode
 
@@ -69,10 +69,11 @@ def _choose_profile(name: str | None, options: argparse.Namespace) -> ClusterPro
         name, why = default_cluster()
         print_notices([f"no --cluster given: using {name}, {why}"])
     profile = load_profile(name, PROFILES)
-    if options.sbatch_options and profile.scheduler == "local":
+    scheduler = scheduler_class(profile.scheduler)
+    if options.sbatch_options and scheduler.runs_here:
         given = " ".join(options.sbatch_options)
         print_notices([f"{given}: sbatch options have no effect on cluster {profile.name}"])
-    return with_sbatch_overrides(profile, options.sbatch_options, options.own_options)
+    return scheduler.with_options(profile, options.sbatch_options, options.own_options)
 
 
 def _name_problems(config: TrainConfig) -> list[str]:
@@ -104,9 +105,7 @@ def _decide(options: argparse.Namespace, config: TrainConfig, profile: ClusterPr
     mode = options.wandb or profile.wandb or default_mode()
     plan = make_plan(config, profile.points_per_job, profile.max_array_size)
     root = (project / group).resolve()  # Without links: commands find jobs again by this path.
-    if profile.scheduler == "slurm" and any(c == "\\" or ord(c) < 32 for c in str(root)):
-        message = f"{root}: Slurm cannot take a path with a backslash or a control character; choose another name"
-        raise ConfigError(message)
+    scheduler_class(profile.scheduler).check_root(root)
     return Launch(config, Experiment(root), profile, mode, plan, options.command_line)
 
 
@@ -115,7 +114,7 @@ def run_and_report(launch: Launch) -> int:
     # Commands need the path of an experiment only where it is not in the usual folder.
     root, usual = launch.experiment.root, experiments_dir(None)
     address = shlex.quote(f"{root.parent.name}/{root.name}" if root.parent.parent == usual else str(root))
-    if launch.profile.scheduler != "local":
+    if not scheduler_class(launch.profile.scheduler).runs_here:
         run_launch(launch, lambda ids: _announce(ids, address))
         return EXIT_DONE
     try:

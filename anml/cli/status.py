@@ -13,13 +13,12 @@ from rich.text import Text
 
 from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, add_address_arguments, find_experiment
 from anml.cli.launch import run_and_report
-from anml.jobs.job_status import read_status, write_status
+from anml.jobs.job_status import duration, read_status, write_status
 from anml.jobs.launch import Launch, load_launch
-from anml.jobs.schedulers import make_scheduler
-from anml.jobs.schedulers.base import Scheduler
-from anml.jobs.status import JobReport, gpu_hours, job_reports, log_tail
+from anml.jobs.schedulers import Scheduler, make_scheduler
+from anml.jobs.status import GOING, JobOutcome, gpu_hours, log_tail, read_jobs
 
-_STYLE = {"done": "green", "running": "cyan", "failed": "bold red", "lost": "bold red", "cancelled": "red"}
+_STYLE = {"done": "green", "running": "cyan", "failed": "bold red", "cancelled": "red"}
 LOG_TAIL_LINES = 12
 WATCH_SECONDS = 5.0
 
@@ -35,12 +34,12 @@ def status(options: argparse.Namespace) -> int:
     """Show every job; with --watch until all have ended. Exit code 1 when a job failed."""
     launch = load_launch(find_experiment(options))
     scheduler = make_scheduler(launch.experiment, launch.profile, launch.wandb_mode)
-    reports = job_reports(launch, scheduler)
+    reports = read_jobs(launch.experiment, scheduler)
     console = Console(highlight=False)
     if options.watch:
         reports = _watch(console, launch, scheduler, reports)
     console.print(_page(launch, reports))
-    return EXIT_FAILED if any(report.has_failed for report in reports) else EXIT_DONE
+    return EXIT_FAILED if any(report.state in ("failed", "skipped", "cancelled") for report in reports) else EXIT_DONE
 
 
 def retry(options: argparse.Namespace) -> int:
@@ -64,16 +63,16 @@ def cancel(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _watch(console: Console, launch: Launch, scheduler: Scheduler, reports: list[JobReport]) -> list[JobReport]:
+def _watch(console: Console, launch: Launch, scheduler: Scheduler, reports: list[JobOutcome]) -> list[JobOutcome]:
     with Live(_page(launch, reports), console=console, auto_refresh=False, transient=True) as live:
-        while any(report.state in ("pending", "running", "completing", "configuring") for report in reports):
+        while any(report.state in GOING for report in reports):
             time.sleep(WATCH_SECONDS)
-            reports = job_reports(launch, scheduler)
+            reports = read_jobs(launch.experiment, scheduler)
             live.update(_page(launch, reports), refresh=True)
     return reports
 
 
-def _page(launch: Launch, reports: Sequence[JobReport]) -> Group:
+def _page(launch: Launch, reports: Sequence[JobOutcome]) -> Group:
     counts = {state: sum(r.state == state for r in reports) for state in dict.fromkeys(r.state for r in reports)}
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     experiment = launch.experiment
@@ -85,19 +84,23 @@ def _page(launch: Launch, reports: Sequence[JobReport]) -> Group:
     return Group(Text(head, style="bold"), _table(reports), *_failures(launch, reports), *tail)
 
 
-def _table(reports: Sequence[JobReport]) -> Table:
+def _table(reports: Sequence[JobOutcome]) -> Table:
     table = Table(Column("job", no_wrap=True), "state", "progress", "time", "why", box=None, pad_edge=False)
     for report in _shown(reports):
         state = Text(report.state, style=_STYLE.get(report.state, ""))
         table.add_row(
-            Text(report.label), state, _progress(report), _duration(report.status.elapsed), Text(report.reason)
+            Text(report.label),
+            state,
+            _progress(report),
+            duration(report.status.elapsed) if report.status.elapsed else "",
+            Text(report.message),
         )
     return table
 
 
-def _shown(reports: Sequence[JobReport]) -> list[JobReport]:
+def _shown(reports: Sequence[JobOutcome]) -> list[JobOutcome]:
     """Leave out tasks of an array that are in the same state as the task before: there may be a thousand."""
-    shown: list[JobReport] = []
+    shown: list[JobOutcome] = []
     for report in reports:
         before = shown[-1] if shown else None
         same = before and before.job.name == report.job.name and before.state == report.state
@@ -106,26 +109,18 @@ def _shown(reports: Sequence[JobReport]) -> list[JobReport]:
     return shown
 
 
-def _progress(report: JobReport) -> str:
+def _progress(report: JobOutcome) -> str:
     status = report.status
     if report.state not in ("running", "interrupted", "failed") or not status.total:
         return ""
     speed = f", {status.rate:.3g}/s" if status.rate else ""
     left = (status.total - status.done) / status.rate if status.rate and report.state == "running" else 0
-    return f"{status.done:.0f}/{status.total:.0f} {status.unit}{speed}{f', {_duration(left)} left' if left else ''}"
+    return f"{status.done:.0f}/{status.total:.0f} {status.unit}{speed}{f', {duration(left)} left' if left else ''}"
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}" if hours else f"{minutes}m{rest:02}" if minutes else f"{rest}s"
-
-
-def _failures(launch: Launch, reports: Sequence[JobReport]) -> list[Text]:
+def _failures(launch: Launch, reports: Sequence[JobOutcome]) -> list[Text]:
     texts = []
-    for report in [r for r in reports if r.state in ("failed", "lost")][:3]:
+    for report in [r for r in reports if r.state == "failed"][:3]:
         log = launch.experiment.job(report.job.name, report.task).log
         texts.append(Text(f"\n{report.label} failed. The end of {log}:", style="red"))
         texts.append(Text(textwrap.indent(log_tail(log, LOG_TAIL_LINES), "  ") or "  (no log)"))

@@ -6,12 +6,27 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from anml.config import shipped
-from anml.config.binding import Count, Many, NotNegative, Record, bind, make_references_absolute, nearest
+from anml.config.binding import (
+    Count,
+    Many,
+    NotNegative,
+    Record,
+    bind,
+    make_references_absolute,
+    name_or_reference,
+    nearest,
+)
 from anml.config.yaml import read_yaml
 from anml.errors import ConfigError
 
 # The shipped profiles.
 PROFILES = shipped("slurm")
+
+# The backends; each is a subclass of jobs.schedulers.Scheduler.
+SCHEDULERS = {
+    "slurm": "anml.jobs.schedulers.slurm:SlurmScheduler",
+    "local": "anml.jobs.schedulers.local:LocalScheduler",
+}
 
 Device = Literal["auto", "cuda", "rocm", "cpu"]
 WandbMode = Literal["online", "offline", "disabled"]
@@ -44,6 +59,7 @@ class JobOptions(Record):
 class ClusterProfile(Record):
     """Everything that differs from one cluster to the next.
 
+    scheduler: a key of SCHEDULERS, or the user's own FILE.py:CLASS (seen from the profile) or MODULE:CLASS.
     setup: shell lines run before the job (module load, conda activate, exports). max_array_size: the site's
     MaxArraySize (`scontrol show config`). array_throttle: tasks of an array that run at once. points_per_job: sweep
     points of one job (absent: a whole flavor is one job). signal_seconds: how long before the time limit a training
@@ -52,7 +68,7 @@ class ClusterProfile(Record):
     """
 
     name: str
-    scheduler: Literal["slurm", "local"]
+    scheduler: Annotated[str, name_or_reference(SCHEDULERS)]
     device: Device = "auto"
     setup: Many[str] = ()
     python: str | None = None

@@ -1,9 +1,8 @@
-"""Checks the folder that a job writes to."""
+"""The frame of a job: status, signals, requeue, exit code. What the job does is handed in."""
 
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,8 +14,11 @@ from tqdm import tqdm
 
 from anml.errors import AnmlError, JobError, missing_package
 from anml.experiment import Experiment
-from anml.jobs.job_status import StatusFile
-from anml.jobs.schedulers.base import TASK_VARIABLE
+from anml.jobs.job_status import State, StatusFile
+from anml.jobs.schedulers import scheduler_of_this_job
+
+# sysexits.h, EX_TEMPFAIL: stopped before the end with the work saved; run it again.
+EXIT_INTERRUPTED = 75
 
 
 def check_folder(folder: Path, min_free_gb: float) -> None:
@@ -30,15 +32,10 @@ def check_folder(folder: Path, min_free_gb: float) -> None:
         raise JobError(message)
 
 
-# A job's frame: status, signals, requeue, and an honest exit code. What the job does is handed in.
-
-# sysexits.h, EX_TEMPFAIL: stopped before the end with the work saved; run it again.
-EXIT_INTERRUPTED = 75
-
-
 def array_task() -> int | None:
     """Return this process's array task number, or None outside an array."""
-    value = os.environ.get(TASK_VARIABLE)
+    scheduler = scheduler_of_this_job()
+    value = os.environ.get(scheduler.task_variable) if scheduler else None
     return int(value) if value else None
 
 
@@ -63,7 +60,7 @@ class StopRequest:
 
 @dataclass
 class JobContext:
-    """What the work of a job gets: when to stop, and whom to tell how far it is."""
+    """What the work of a job gets: when to stop, and where to report progress."""
 
     stop: StopRequest
     status: StatusFile | None
@@ -107,36 +104,29 @@ def run_job(
     return _stopped_early(status, context.stop.received, max_requeues)
 
 
-def _end(status: StatusFile | None, state: str, message: str, code: int) -> int:
+def _end(status: StatusFile | None, state: State, message: str, code: int) -> int:
     if message:
         print(message, file=sys.stderr, flush=True)
     if status is not None:
-        status.end(state, message)  # type: ignore[arg-type]
+        status.end(state, message)
     return code
 
 
 def _stopped_early(status: StatusFile | None, received: signal.Signals | None, max_requeues: int) -> int:
-    """Requeue a Slurm job whose time limit is near; its dependents keep waiting, since its id stays the same.
+    """Requeue a job whose time limit is near; its dependents keep waiting, since its id stays the same.
 
-    Only then: after scancel a requeue would bring the job back, and at preemption Slurm has requeued it already.
+    Only then: after a cancel a requeue would bring the job back, and at preemption the scheduler requeues it.
     """
     why = f"stopped by {received.name}, work saved" if received else "stopped, work saved"
-    slurm_id = os.environ.get("SLURM_JOB_ID")
-    if slurm_id is None or received != signal.SIGUSR1 or max_requeues == 0:
+    scheduler = scheduler_of_this_job() if received == signal.SIGUSR1 and max_requeues else None
+    restarts = scheduler.restarts() if scheduler else None
+    if scheduler is None or restarts is None:
         return _end(status, "interrupted", why, EXIT_INTERRUPTED)
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if restarts >= max_requeues:
         message = f"{why}; not requeued again after {restarts} times (max_requeues of the profile)"
         return _end(status, "failed", message, 1)
-    array_id, task_id = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get(TASK_VARIABLE)
-    # A task's own name: the bare id would requeue the whole array.
-    target = f"{array_id}_{task_id}" if array_id and task_id else slurm_id
+    # Before the requeue itself, at which the scheduler may end this process.
     _end(status, "requeued", f"{why}; requeued", 0)
-    try:
-        result = subprocess.run(["scontrol", "requeue", target], capture_output=True, text=True, check=False)
-    except OSError as error:
-        return _end(status, "interrupted", f"{why}; scontrol cannot be run here: {error}", EXIT_INTERRUPTED)
-    # scontrol may say no and still exit with 0.
-    if result.returncode != 0 or result.stderr.strip():
-        return _end(status, "interrupted", f"{why}; scontrol requeue: {result.stderr.strip()}", EXIT_INTERRUPTED)
+    if problem := scheduler.requeue():
+        return _end(status, "interrupted", f"{why}; {problem}", EXIT_INTERRUPTED)
     return EXIT_INTERRUPTED

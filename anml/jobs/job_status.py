@@ -1,4 +1,4 @@
-"""What a job says of itself: `jobs/<job>/status.json`, written by the job, read by everyone else."""
+"""The status file of a job, `jobs/<job>/status.json`: the job writes it, all others read it."""
 
 import time
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +11,7 @@ from anml.process import Process, recorded_process, this_process
 # interrupted: stopped before its end with its work saved; skipped: a job it needs did not succeed.
 State = Literal["pending", "running", "done", "failed", "interrupted", "requeued", "skipped", "cancelled"]
 ENDED: tuple[State, ...] = ("done", "failed", "interrupted", "skipped", "cancelled")
-# A running job writes its status every second; one silent for so long is not running, whatever it last said.
+# A running job writes its status every second. One that has not for so long does not run any more.
 SILENCE_SECONDS = 300.0
 
 
@@ -53,18 +53,27 @@ class JobStatus:
 
     @property
     def silence(self) -> float:
-        """Seconds since its last word."""
+        """Seconds since the job last wrote its status."""
         return time.time() - (self.updated or 0.0)
 
     @property
     def has_vanished(self) -> bool:
-        """Say whether a job will never say how it ended, because its process is gone."""
+        """Whether the process of a job is gone, so that the job will never write how it ended."""
         return self.state in ("running", "pending") and self.process.presence == "gone"
 
 
 def unmet_need(name: str) -> str:
-    """Word why a job is skipped: another one, which it needs, ended without success."""
+    """Return why a job is skipped. name: the job that it needs and that ended without success."""
     return f"needs {name}, which did not succeed"
+
+
+def duration(seconds: float) -> str:
+    """Return a run time, as `12.3 s`, `3 min 20 s` or `2 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
 def read_status(path: Path) -> JobStatus:
@@ -77,7 +86,6 @@ def read_status(path: Path) -> JobStatus:
 
 
 def write_status(path: Path, status: JobStatus) -> None:
-    """Write a job's status."""
     write_json(path, asdict(status))
 
 
@@ -100,7 +108,6 @@ class StatusFile:
         write_status(path, self.status)
 
     def progress(self, done: float, total: float, unit: str) -> None:
-        """Record how far the job is."""
         now = time.time()
         if self._first_done is None:
             self._first_done, self._first_time = done, now
@@ -111,7 +118,6 @@ class StatusFile:
             self._write(updated=now)
 
     def end(self, state: State, message: str = "") -> None:
-        """Record how the job ended."""
         now = time.time()
         self._write(state=state, message=message, updated=now, ended=now)
 

@@ -1,4 +1,4 @@
-"""Freezes what an experiment was launched with: the code, the git state, the packages."""
+"""From a checked config to an experiment folder: frozen code, where it comes from, and what was submitted."""
 
 import importlib.metadata
 import itertools
@@ -23,22 +23,48 @@ from anml.config.training import TrainConfig
 from anml.errors import ConfigError, JobError
 from anml.experiment import Experiment
 from anml.jobs.plan import Plan
+from anml.plugins import USER_CODE, copy_sources, is_reference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IS_CHECKOUT = (REPOSITORY / "pyproject.toml").is_file()  # Else this package is installed, or frozen code.
 ENTRY_POINTS = ("launch_train.py", "train_anml.py", "eval_anml.py")
 
 
-def copy_code(target: Path) -> None:
-    """Copy the package and its entry points: editing the repository then changes nothing in a launched experiment."""
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-    shutil.copytree(REPOSITORY / "anml", target / "anml", ignore=ignore)
-    for name in ENTRY_POINTS:
-        shutil.copy2(REPOSITORY / name, target / name)
+# The keys of a config that may refer to a user's own code; * stands for every flavor.
+REFERENCE_KEYS = (
+    "model", "model_args.encoder", "model_args.classifier", "dataset", "train_method", "eval.*.eval_method",
+    "eval.*.dataset",
+)  # fmt: skip
+
+
+def references(config: TrainConfig, profile: ClusterProfile) -> list[str]:
+    """Return the references to a user's own code in a config and a profile."""
+    data = config.model_dump(mode="json")
+    values = [value for key in REFERENCE_KEYS for value in _values(data, key.split("."))] + [profile.scheduler]
+    return list(dict.fromkeys(value for value in values if isinstance(value, str) and is_reference(value)))
+
+
+def _values(data: Any, path: Sequence[str]) -> list[Any]:
+    if not path or not isinstance(data, dict):
+        return [] if path else [data]
+    keys = data if path[0] == "*" else [path[0]]
+    return [value for key in keys for value in _values(data.get(key), path[1:])]
+
+
+def copy_code(target: Path, user_references: Sequence[str] = ()) -> None:
+    """Copy the package, its entry points and the user's own code: editing them changes nothing in queued jobs."""
+    copies = {"anml": REPOSITORY / "anml"} | {name: REPOSITORY / name for name in ENTRY_POINTS}
+    for name, source in (copies | copy_sources(user_references)).items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        else:
+            shutil.copy2(source, target / name)
 
 
 def describe_environment(command_line: Sequence[str]) -> dict[str, Any]:
     """Return where an experiment comes from. Versions are those of the launching python."""
+    versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     return {
         "launch_id": uuid.uuid4().hex,
         "launched": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -49,7 +75,8 @@ def describe_environment(command_line: Sequence[str]) -> dict[str, Any]:
         "executable": sys.executable,
         "platform": platform.platform(),
         "host": platform.node(),
-        "packages": _versions(),
+        # From package metadata: the launcher does not import torch.
+        "packages": dict(sorted(versions.items(), key=lambda item: item[0].lower())),
     }
 
 
@@ -67,15 +94,6 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return result.stdout.strip()
-
-
-def _versions() -> dict[str, str]:
-    """Read versions from package metadata: the launcher does not import torch."""
-    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
-
-
-# From a checked config to an experiment folder: its frozen code, its record of what was submitted.
 
 
 @dataclass(frozen=True)
@@ -136,7 +154,7 @@ def create_experiment(launch: Launch, experiments: Path) -> None:
     # Made under another name: the group appears whole, and of two launches at once, one gets it.
     with tempfile.TemporaryDirectory(dir=experiment.root.parent, prefix=".new-") as name:
         new = Experiment(Path(name) / experiment.group)
-        copy_code(new.code)
+        copy_code(new.code, references(launch.config, launch.profile))
         environment = describe_environment(launch.command_line)
         write_json(new.environment_file, environment | {"experiments_dir": str(experiments)})
         write_text(new.config_file, config_text)
@@ -150,14 +168,16 @@ def create_experiment(launch: Launch, experiments: Path) -> None:
 def record(launch: Launch, ids: dict[str, str], forget: Sequence[str] = ()) -> None:
     """Write plan.json: the jobs, and the scheduler's ids of those submitted."""
     before = read_plan_file(launch.experiment)
-    known: dict[str, Any] = {name: v for name, v in before.get("submitted", {}).items() if name not in forget}
+    submitted = {name: job for name, job in before.get("submitted", {}).items() if name not in forget}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    known |= {name: {"id": id_, "time": now} for name, id_ in ids.items() if known.get(name, {}).get("id") != id_}
+    submitted |= {
+        name: {"id": id_, "time": now} for name, id_ in ids.items() if submitted.get(name, {}).get("id") != id_
+    }
     data = {
         "cluster": launch.profile.model_dump(mode="json"),
         "wandb": launch.wandb_mode,
         "jobs": launch.plan.to_json(),
-        "submitted": known,
+        "submitted": submitted,
     }
     write_json(launch.experiment.plan_file, data)
 
@@ -170,6 +190,10 @@ def load_launch(experiment: Experiment) -> Launch:
         raise ConfigError(message)
     config = load_experiment_config(experiment.config_file).config
     profile = ClusterProfile(**data["cluster"])
+    file, _, backend = profile.scheduler.rpartition(":")
+    frozen = experiment.code / USER_CODE / Path(file).name
+    if file.endswith(".py") and not Path(file).is_file() and frozen.is_file():
+        profile = profile.model_copy(update={"scheduler": f"{frozen}:{backend}"})
     return Launch(config, experiment, profile, data["wandb"], Plan.from_json(data["jobs"]))
 
 

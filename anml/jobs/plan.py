@@ -1,11 +1,10 @@
 """The plan: an experiment's jobs and their dependencies, as pure data. A dry run shows it, a launch submits it."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
-from anml.config.evaluation import EvalConfig
 from anml.config.training import TrainConfig, TrainingId
 from anml.experiment import result_name
 
@@ -44,16 +43,13 @@ class Plan:
     jobs: tuple[Job, ...]
 
     def job(self, name: str) -> Job:
-        """Return a job by name."""
         return next(job for job in self.jobs if job.name == name)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return the plan as plain data."""
         return [asdict(job) for job in self.jobs]
 
     @staticmethod
     def from_json(data: Iterable[dict[str, Any]]) -> "Plan":
-        """Return the plan that `to_json` wrote."""
         return Plan(tuple(Job(**{**job, "argv": tuple(job["argv"]), "after": tuple(job["after"])}) for job in data))
 
 
@@ -61,46 +57,33 @@ def make_plan(config: TrainConfig, points_per_job: int | None = None, max_array_
     """Return the jobs of an experiment (DESIGN: training in segments, evaluations after each, a report at the end)."""
     jobs: list[Job] = []
     # What one job trains: one training, or all of them.
-    for trained in [config.trainings] if config.train_together else [(one,) for one in config.trainings]:
+    for trained in [config.trainings] if config.train_together else [(training,) for training in config.trainings]:
         previous: tuple[str, ...] = ()
         for number, step in enumerate(config.checkpoint_steps):
-            segment = _segment(step, trained[0] if len(trained) == 1 else TrainingId(), previous)
+            training = trained[0] if len(trained) == 1 else TrainingId()
+            argv = ("train_anml.py", "--until-step", str(step), *training.flags())
+            segment = Job(result_name("train", step, training.tag), "train", argv, previous)
             jobs.append(segment)
             steps = [0, step] if number == 0 and config.eval_untrained else [step]
-            for one, evaluated, (flavor, evaluation) in product(trained, steps, config.eval.items()):
-                jobs += _evaluation(flavor, evaluation, evaluated, one, segment.name, points_per_job, max_array_size)
+            for training, evaluated, (flavor, evaluation) in product(trained, steps, config.eval.items()):
+                argv = ("eval_anml.py", "--flavor", flavor, "--step", str(evaluated), *training.flags("--train-"))
+                job = Job(result_name(flavor, evaluated, training.tag), "evaluate", argv, (segment.name,))
+                points = evaluation.count_trajectories()
+                per_job = points_per_job or points
+                jobs += [job] if points <= per_job else _split(job, points, per_job, max_array_size)
             previous = (segment.name,)
     report = Job("report", "report", ("-m", "anml", "report-job"), tuple(job.name for job in jobs), after_any=True)
     return Plan((*jobs, report))
 
 
-def _segment(step: int, one: TrainingId, previous: tuple[str, ...]) -> Job:
-    argv = ("train_anml.py", "--until-step", str(step), *one.flags())
-    return Job(result_name("train", step, one.tag), "train", argv, previous)
-
-
-def _evaluation(
-    flavor: str,
-    config: EvalConfig,
-    step: int,
-    one: TrainingId,
-    segment: str,
-    points_per_job: int | None,
-    max_array_size: int,
-) -> list[Job]:
-    """Return one job for a flavor, or arrays of jobs when its sweep has more points than a job may take."""
-    name = result_name(flavor, step, one.tag)
-    argv = ["eval_anml.py", "--flavor", flavor, "--step", str(step), *one.flags("--train-")]
-    points = config.count_trajectories()
-    if points_per_job is None or points <= points_per_job:
-        return [Job(name, "evaluate", tuple(argv), (segment,))]
-    argv += ["--points-per-job", str(points_per_job)]
+def _split(job: Job, points: int, points_per_job: int, max_array_size: int) -> list[Job]:
+    """Return the arrays of jobs for a sweep that has more points than a job may take."""
+    argv = (*job.argv, "--points-per-job", str(points_per_job))
     tasks = -(-points // points_per_job)
-    jobs = []
+    arrays = []
     for part, first in enumerate(range(0, tasks, max_array_size)):
         # MaxArraySize caps the largest index as well, so every array counts from 0 and adds its own offset.
         count = min(max_array_size, tasks - first)
-        part_name = name if tasks <= max_array_size else f"{name}-part-{part + 1}"
-        part_argv = (*argv, "--first-task", str(first))
-        jobs.append(Job(part_name, "evaluate", part_argv, (segment,), tasks=count))
-    return jobs
+        name = job.name if tasks <= max_array_size else f"{job.name}-part-{part + 1}"
+        arrays.append(replace(job, name=name, argv=(*argv, "--first-task", str(first)), tasks=count))
+    return arrays

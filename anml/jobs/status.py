@@ -1,17 +1,19 @@
-"""How the jobs of an experiment ended: what their status files say, and what follows for those that cannot say."""
+"""What became of the jobs of an experiment: one verdict for each, for the status and for the report.
+
+It is put together from the status files that jobs write, and from what the scheduler says, if it is asked.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from anml.atomic import read_json
-from anml.config.profile import ClusterProfile
 from anml.experiment import Experiment, JobFolder
-from anml.jobs.job_status import SILENCE_SECONDS, JobStatus, State, read_status, unmet_need
+from anml.jobs.job_status import SILENCE_SECONDS, JobStatus, State, duration, read_status, unmet_need
 from anml.jobs.launch import Launch, read_plan_file
 from anml.jobs.plan import Job, Plan
-from anml.jobs.schedulers.base import Scheduler, SchedulerState, States
+from anml.jobs.schedulers import Scheduler, SchedulerState, scheduler_class
 from anml.process import this_process
 
 GOING: tuple[State, ...] = ("running", "requeued", "pending")
@@ -23,7 +25,7 @@ _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """State of one job, or of one task of an array."""
+    """State of one job, or of one task of an array. message: why it is so."""
 
     job: Job
     task: int | None
@@ -34,7 +36,6 @@ class JobOutcome:
 
     @property
     def name(self) -> str:
-        """The job's name."""
         return self.job.name
 
     @property
@@ -44,44 +45,106 @@ class JobOutcome:
 
     @property
     def log_tail(self) -> str:
-        """The last lines of its log."""
         return log_tail(self.folder.log)
 
 
-def read_jobs(experiment: Experiment) -> list[JobOutcome]:
-    """Return the outcome of every job but the report itself, in the order of the plan."""
+def read_jobs(experiment: Experiment, scheduler: Scheduler | None = None) -> list[JobOutcome]:
+    """Return the outcome of every job, in the order of the plan.
+
+    Without a scheduler the status files alone are read, and the report job is left out: it may be the one that asks.
+    Raises SubmissionError when the scheduler cannot be asked.
+    """
+    plan = read_plan_file(experiment)
+    states = scheduler.states() if scheduler else {}
     report = read_status(experiment.job("report").status)
-    # The report job runs when all others have ended, so what still says "running" then was killed.
-    everything_ended = report.state == "running" and report.process == this_process()
+    # The report job runs when all others have ended.
+    everything_ended = scheduler is None and report.state == "running" and report.process == this_process()
+    # An interrupted job ends the wait of the jobs behind it, unless a launcher here is to continue it.
+    ends_waits = BAD if scheduler is None or scheduler.forgets_ended_jobs else ("failed", "cancelled", "skipped")
     outcomes: list[JobOutcome] = []
-    for job in _planned(experiment):
-        if job.kind != "report":
-            needs = () if job.after_any else job.after
-            broken = next((o.name for o in outcomes if o.name in needs and o.state in BAD), None)
-            outcomes += [_outcome(experiment, job, task, broken, everything_ended) for task in job.task_numbers]
+    for job in _planned(plan):
+        if scheduler is None and job.kind == "report":
+            continue
+        needs = () if job.after_any else job.after
+        lost_need = next((o.name for o in outcomes if o.name in needs and o.state in ends_waits), "")
+        is_submitted = job.name in plan.get("submitted", {})
+        for task in job.task_numbers:
+            folder = experiment.job(job.name, task)
+            status, answer = read_status(folder.status), _scheduler_state(states.get(job.name, {}), task)
+            is_forgotten = scheduler is not None and scheduler.forgets_ended_jobs and answer is None and is_submitted
+            state, message = verdict(status, answer, lost_need, everything_ended or is_forgotten, is_submitted)
+            outcomes.append(JobOutcome(job, task, state, message, status, folder))
     return outcomes
 
 
-def _outcome(
-    experiment: Experiment, job: Job, task: int | None, broken: str | None, everything_ended: bool
-) -> JobOutcome:
-    folder = experiment.job(job.name, task)
-    status = read_status(folder.status)
-    state, message = status.state, status.message
-    is_silent = status.silence > SILENCE_SECONDS
-    if state == "running" and (everything_ended or is_silent or status.has_vanished):
-        state, message = "failed", "ended before it could say why (out of memory, time limit or a lost node?)"
-    elif state == "pending" and broken:
-        # A scheduler drops such jobs without a word in their status files.
-        state, message = "skipped", unmet_need(broken)
-    return JobOutcome(job, task, state, message, status, folder)
-
-
-def _planned(experiment: Experiment) -> list[Job]:
+def _planned(plan: dict[str, Any]) -> Sequence[Job]:
+    """Return the jobs in plan.json; none where it is damaged."""
     try:
-        return list(Plan.from_json((read_json(experiment.plan_file) or {})["jobs"]).jobs)
+        return Plan.from_json(plan["jobs"]).jobs
     except (KeyError, TypeError):
-        return []
+        return ()
+
+
+def _scheduler_state(tasks: dict[int | None, SchedulerState], task: int | None) -> SchedulerState | None:
+    """Return the state of a task; a scheduler may name an array as a whole while none of its tasks runs."""
+    return tasks.get(task) or (tasks.get(None) if len(tasks) == 1 else None)
+
+
+def verdict(
+    status: JobStatus,
+    answer: SchedulerState | None,
+    lost_need: str = "",
+    has_ended: bool = False,
+    is_submitted: bool = True,
+) -> tuple[State, str]:
+    """Return the state of a task and why it is so. Where job and scheduler disagree, the worse state counts.
+
+    answer: the scheduler's answer, if it knows the task. lost_need: a job that the task needs and that did not succeed.
+    has_ended: whether the task has ended for certain.
+    """
+    if answer is not None and answer.is_live:
+        return _live(status, answer)
+    if status.state in ("done", "failed", "skipped", "cancelled"):
+        return status.state, status.message
+    if answer is not None:
+        return _ended(status, answer)
+    if status.state == "interrupted":
+        return status.state, status.message
+    if status.state == "pending" and lost_need:
+        return "skipped", unmet_need(lost_need)
+    if status.has_vanished and status.state == "running":
+        return "failed", "its process is gone: killed, or the machine was restarted"
+    if has_ended:
+        return "failed", "it ended and did not say why (out of memory, time limit or a lost node?): see its log"
+    if status.state == "running" and status.silence > SILENCE_SECONDS:
+        return "failed", f"it has not written its status for {duration(status.silence)} (a lost node?): see its log"
+    if status.has_vanished:
+        return "pending", "not started, and the launcher is gone: use retry"
+    if status.state == "pending" and not (is_submitted and status.attempt):
+        return "pending", "not started" if is_submitted else "never submitted"
+    return status.state, status.message
+
+
+def _live(status: JobStatus, answer: SchedulerState) -> tuple[State, str]:
+    if answer.phase == "waiting in vain":
+        return "failed", f"waits for ever: a job it needs did not succeed ({answer.words})"
+    if answer.phase == "waiting":
+        words = ["requeued"] * (status.attempt > 0) + [f"waiting: {answer.words}" if answer.words else "waiting"]
+        return "pending", ", ".join(words)
+    if status.state == "done":
+        return "done", ""
+    return "running", answer.words or ("" if status.state == "running" else "starting")
+
+
+def _ended(status: JobStatus, answer: SchedulerState) -> tuple[State, str]:
+    """Return the verdict on a job that did not write itself how it ended."""
+    if answer.phase == "skipped":
+        return "skipped", f"a job it needs did not succeed ({answer.words})"
+    if answer.phase == "cancelled":
+        return "cancelled", "cancelled in the scheduler"
+    if answer.phase == "completed":
+        return "failed", "the scheduler calls it completed, but the job did not write that it was done"
+    return "failed", f"the scheduler says {answer.words}" + (f": {status.message}" if status.message else "")
 
 
 def overall_state(outcomes: Sequence[JobOutcome]) -> str:
@@ -98,10 +161,17 @@ def overall_state(outcomes: Sequence[JobOutcome]) -> str:
 def count_states(outcomes: Iterable[JobOutcome]) -> str:
     """Return how many jobs are in which state, as `97 done, 3 failed`; the best first."""
     states = [outcome.state for outcome in outcomes]
-    order = [state for state in ("done", *GOING, *BAD) if state in states]
     if len(states) == 1:
         return states[0]
-    return ", ".join(f"{states.count(state)} {state}" for state in order)
+    return ", ".join(f"{states.count(state)} {state}" for state in ("done", *GOING, *BAD) if state in states)
+
+
+def gpu_hours(launch: Launch, outcomes: Sequence[JobOutcome]) -> float:
+    """Return the hours that jobs have held GPUs: run time x GPUs that the profile asks for."""
+    if launch.profile.device not in ("cuda", "rocm"):
+        return 0.0
+    gpus = scheduler_class(launch.profile.scheduler).gpus
+    return sum(o.status.elapsed * gpus(launch.profile, o.job.kind) for o in outcomes) / 3600
 
 
 def log_tail(path: Path, lines: int = TAIL_LINES) -> str:
@@ -114,126 +184,3 @@ def log_tail(path: Path, lines: int = TAIL_LINES) -> str:
         return ""
     shown = [_TERMINAL_CODES.sub("", line.rstrip("\r")).rpartition("\r")[2].rstrip() for line in text.split("\n")]
     return "\n".join([line for line in shown if line][-lines:])
-
-
-# What became of an experiment's jobs, put together from the scheduler's word and the jobs' own.
-
-
-@dataclass(frozen=True)
-class JobReport:
-    """One line of the status: a job, or one task of an array."""
-
-    job: Job
-    task: int | None
-    state: str
-    reason: str
-    status: JobStatus
-
-    @property
-    def label(self) -> str:
-        """The job's name, with its task."""
-        return self.job.label(self.task)
-
-    @property
-    def has_failed(self) -> bool:
-        """Say whether the job ended without doing its work."""
-        return self.state in ("failed", "skipped", "cancelled", "lost")
-
-
-def job_reports(launch: Launch, scheduler: Scheduler) -> list[JobReport]:
-    """Return the state of every job and task. Raises SubmissionError when the scheduler cannot be asked."""
-    states = scheduler.states()
-    submitted = read_plan_file(launch.experiment).get("submitted", {})
-    forgets = launch.profile.scheduler == "slurm"
-    reports: list[JobReport] = []
-    for job in launch.plan.jobs:
-        # Dependencies come first in a plan, so what became of them is known.
-        failed = {r.job.name for r in reports if r.has_failed}
-        needs = next((name for name in job.after if not job.after_any and name in failed), "")
-        for task in job.task_numbers:
-            status = read_status(launch.experiment.job(job.name, task).status)
-            known = _scheduler_state(states, job, task)
-            state, reason = _combine(status, known, job.name in submitted)
-            if forgets and known is None and job.name in submitted and state in ("pending", "running", "lost"):
-                state, reason = _forgotten(needs)
-            reports.append(JobReport(job, task, state, reason, status))
-    return reports
-
-
-def _forgotten(needs: str) -> tuple[str, str]:
-    """Word the end of a job that said nothing and that Slurm, some minutes after its end, does not know any more."""
-    if needs:
-        return "skipped", unmet_need(needs)
-    return "failed", "ended without a word, and the scheduler has forgotten it: see its log"
-
-
-def gpu_hours(launch: Launch, reports: Sequence[JobReport]) -> float:
-    """Return the hours that jobs have held GPUs: run time x GPUs that the profile asks for (`gres: gpu:2`)."""
-    return sum(report.status.elapsed * _gpus(launch.profile, report.job) for report in reports) / 3600
-
-
-def _gpus(profile: ClusterProfile, job: Job) -> int:
-    gres = str(profile.sbatch.for_kind(job.kind).get("gres", ""))
-    if profile.device not in ("cuda", "rocm") or not gres.startswith("gpu"):
-        return 0
-    count = gres.rsplit(":", 1)[-1]
-    return int(count) if count.isdigit() else 1
-
-
-def _scheduler_state(states: States, job: Job, task: int | None) -> SchedulerState | None:
-    tasks = states.get(job.name, {})
-    return tasks.get(task) or (next(iter(tasks.values())) if len(tasks) == 1 and None in tasks else None)
-
-
-def _combine(status: JobStatus, known: SchedulerState | None, submitted: bool) -> tuple[str, str]:
-    """Return the state to show and why. Where the two disagree, the less hopeful one is shown."""
-    if known is not None and known.is_live:
-        return _live(status, known)
-    if status.state in ("done", "failed", "skipped", "cancelled"):
-        return status.state, status.message
-    if known is not None:
-        return _ended(status, known)
-    return _unknown(status, submitted)
-
-
-def _live(status: JobStatus, known: SchedulerState) -> tuple[str, str]:
-    if known.state == "PENDING":
-        if known.reason == "DependencyNeverSatisfied":
-            return "failed", "waits for ever: a job it needs did not succeed (DependencyNeverSatisfied)"
-        again = "requeued, " if status.attempt else ""
-        return "pending", f"{again}waiting: {known.reason}"
-    if known.state == "RUNNING" and status.state in ("running", "pending", "requeued", "interrupted"):
-        return "running", "" if status.state == "running" else "starting"
-    return status.state if status.state == "done" else known.state.lower(), known.reason
-
-
-def _ended(status: JobStatus, known: SchedulerState) -> tuple[str, str]:
-    """Word the end of a job that did not say itself how it ended."""
-    if known.reason == "DependencyNeverSatisfied":
-        return "skipped", "a job it needs did not succeed (DependencyNeverSatisfied)"
-    if known.state == "CANCELLED":
-        return "cancelled", "cancelled in the scheduler"
-    if known.state == "COMPLETED":
-        return "failed", "the scheduler calls it completed, but the job never said it was done"
-    return (
-        "failed",
-        f"the scheduler says {known.state} ({known.reason}){': ' + status.message if status.message else ''}",
-    )
-
-
-def _unknown(status: JobStatus, submitted: bool) -> tuple[str, str]:
-    """Word the state of a job the scheduler does not know."""
-    if status.state == "running":
-        if status.has_vanished:
-            return "failed", "its process is gone: killed, or the machine was restarted"
-        if status.silence > SILENCE_SECONDS:
-            minutes = f"{status.silence / 60:.0f} minutes"
-            return "lost", f"the scheduler does not know it, and it has been silent for {minutes}"
-        return "running", ""
-    if status.state == "interrupted":
-        return "interrupted", status.message
-    if status.has_vanished:
-        return "pending", "not started, and the launcher is gone: use retry"
-    if submitted and status.attempt == 0:
-        return "pending", "not started"
-    return "pending", "never submitted" if not submitted else status.message

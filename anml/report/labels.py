@@ -80,12 +80,3 @@ def _evaluations(config: TrainConfig) -> str:
 def listed(words: Sequence[str], joint: str = "and") -> str:
     *first, last = words
     return f"{', '.join(first)} {joint} {last}" if first else last
-
-
-def duration(seconds: float) -> str:
-    """Return a run time, as `3 min 20 s`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

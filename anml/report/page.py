@@ -15,6 +15,7 @@ from anml.atomic import read_json
 from anml.config.facts import is_validation
 from anml.config.training import TrainConfig
 from anml.experiment import Experiment
+from anml.jobs.job_status import duration
 from anml.jobs.status import BAD, JobOutcome, count_states, overall_state
 from anml.report import labels
 from anml.report.figures import MOST_COLUMNS, MOST_ROWS, TrainingLog
@@ -119,7 +120,7 @@ def _job_lines(experiment: Experiment, jobs: Sequence[JobOutcome]) -> list[dict[
             "name": name if tasks[0].task is None else f"{name} ({len(tasks)} tasks)",
             "states": count_states(tasks),
             "is_bad": any(task.state in BAD for task in tasks),
-            "run_time": labels.duration(sum(task.status.elapsed for task in tasks)),
+            "run_time": duration(sum(task.status.elapsed for task in tasks)),
             "attempts": max(task.status.attempt for task in tasks),
             "log": _log_address(experiment, tasks[0]) if len(tasks) == 1 else "",
         }

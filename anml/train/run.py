@@ -19,6 +19,7 @@ from anml.data import load_images
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_validation
 from anml.errors import DataError, JobError
+from anml.experiment import step_name
 from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.meta.schedule import outer_lrs
 from anml.models import build_model
@@ -233,7 +234,7 @@ def last_good_step(checkpoints: Path, *others: Path) -> int:
 
 def step_folder(checkpoints: Path, step: int) -> Path:
     """Return the folder of one checkpoint."""
-    return checkpoints / f"step-{step:06d}"
+    return checkpoints / step_name(step)
 
 
 def training_data(config: TrainConfig, device: torch.device) -> tuple[ClassImages, ClassImages]:

@@ -1,21 +1,192 @@
-"""The table of schedulers, and the cluster to use when none is named."""
+"""What a scheduler is, and which one a profile names. A backend is one class in a file beside this one.
 
+The table of backends is `config.profile.SCHEDULERS`; a user's own is `scheduler: ./FILE.py:CLASS` in a profile.
+"""
+
+import os
+import shlex
 import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, TypeAlias
 
-from anml.config.profile import ClusterProfile
+from anml.config.profile import SCHEDULERS, ClusterProfile
+from anml.errors import ConfigError
 from anml.experiment import Experiment
-from anml.jobs.schedulers.base import Scheduler
-from anml.jobs.schedulers.local import LocalScheduler
-from anml.jobs.schedulers.slurm import SlurmScheduler
+from anml.jobs.plan import Job, JobKind, Plan
+from anml.plugins import find_part
 
-# The table of schedulers, and the cluster to use when none is named.
+# With it, a job script tells python which scheduler runs the job.
+SCHEDULER_VARIABLE = "ANML_SCHEDULER"
+
+# skipped: a job that it needs did not succeed. waiting in vain: the same, but the scheduler keeps it.
+Phase: TypeAlias = Literal["waiting", "waiting in vain", "running", "completed", "cancelled", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class SchedulerState:
+    """What a scheduler says of a job or of one task of it. words: the scheduler's own, for people."""
+
+    id: str
+    phase: Phase
+    words: str = ""
+
+    @property
+    def is_live(self) -> bool:
+        return self.phase in ("waiting", "waiting in vain", "running")
+
+
+# By job name, then by task (None: not an array).
+States: TypeAlias = dict[str, dict[int | None, SchedulerState]]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What the check of one property of a cluster has found."""
+
+    ok: bool
+    what: str
+
+
+class Scheduler(ABC):
+    """Renders and runs the jobs of one experiment.
+
+    Before the time limit, a scheduler that can warn sends SIGUSR1: a training then saves its work, and calls `requeue`.
+    """
+
+    # The environment variable that tells an array task its number.
+    task_variable: ClassVar[str]
+    # Whether the launch runs the jobs itself, in `finish`, and waits for their end.
+    runs_here: ClassVar[bool] = False
+    # Whether `states` no longer names a job that has ended.
+    forgets_ended_jobs: ClassVar[bool] = False
+    # Whether `requeue` works.
+    can_requeue: ClassVar[bool] = False
+
+    def __init__(self, experiment: Experiment, profile: ClusterProfile, wandb_mode: str) -> None:
+        self.experiment, self.profile, self.wandb_mode = experiment, profile, wandb_mode
+
+    @abstractmethod
+    def command(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> list[str]:
+        """Return the command line that submits tasks of a job after the jobs with the given ids. Pure."""
+
+    @abstractmethod
+    def submit(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> str:
+        """Submit tasks of a job whose script is written and return their id. Raises SubmissionError."""
+
+    @abstractmethod
+    def queue(self) -> Iterable[tuple[str, int | None, SchedulerState]]:
+        """Yield name, task and state of the experiment's jobs, the newest last. Raises SubmissionError."""
+
+    @abstractmethod
+    def cancel(self, ids: Sequence[str]) -> None:
+        """End jobs. Raises SubmissionError when they go on."""
+
+    def render(self, job: Job) -> str:
+        """Return the job's script. Pure."""
+        return f"#!/bin/bash\n{self.script_body(job)}"
+
+    def states(self) -> States:
+        """Return the state of every task in the queue; of a task that was submitted twice, the newer."""
+        states: States = {}
+        for name, task, state in self.queue():
+            states.setdefault(name, {})[task] = state
+        return states
+
+    def live_ids(self) -> dict[str, list[str]]:
+        """Return the ids of all that waits or runs, by job name; double submissions have several."""
+        ids: dict[str, dict[str, None]] = {}
+        for name, _, state in self.queue():
+            if state.is_live:
+                ids.setdefault(name, {})[state.id] = None
+        return {name: list(unique) for name, unique in ids.items()}
+
+    def finish(self, plan: Plan) -> None:  # noqa: B027
+        """Run what was submitted to its end, if `runs_here`."""
+
+    def script_body(self, job: Job) -> str:
+        """Return the shell lines that run a job out of the experiment's own copy of the code.
+
+        `exec` puts python in the shell's place, so that signals from the scheduler reach it.
+        """
+        profile = self.profile
+        argv = [*job.argv, "--run-dir", str(self.experiment.root), "--job", job.name]
+        argv += ["--cluster-device", profile.device, "--wandb", self.wandb_mode]
+        argv += ["--min-free-gb", f"{profile.min_free_gb:g}"]
+        if self.can_requeue and profile.requeue and job.kind != "report":
+            argv += ["--max-requeues", str(profile.max_requeues)]
+        lines = [
+            # Else the warning before the time limit would end a job whose python does not handle it yet.
+            "trap '' USR1",
+            # Threads that spin while they wait make jobs up to four times slower on a machine that others use too.
+            'export PYTHONUNBUFFERED=1 OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"',
+            f"export {SCHEDULER_VARIABLE}={shlex.quote(profile.scheduler)}",
+            *profile.setup,
+            f"cd {shlex.quote(str(self.experiment.code))} || exit 1",
+            f"exec {shlex.join([profile.python or sys.executable, *argv])}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def with_options(cls, profile: ClusterProfile, arguments: list[str], own_options: list[str]) -> ClusterProfile:
+        """Return the profile with the scheduler's options of the command line on top.
+
+        own_options: the launcher's own, offered beside the scheduler's when one is misspelt. Raises ConfigError.
+        """
+        if arguments:
+            message = f"{' '.join(arguments)}: neither options of this command nor of {profile.scheduler}"
+            raise ConfigError(message)
+        return profile
+
+    @classmethod  # noqa: B027
+    def check_root(cls, root: Path) -> None:
+        """Raise ConfigError where the scheduler cannot take the path of an experiment."""
+
+    @classmethod
+    def check(cls, profile: ClusterProfile) -> Iterator[CheckResult]:
+        """Check what a profile promises of the scheduler, without submitting anything."""
+        yield from ()
+
+    @classmethod
+    def gpus(cls, profile: ClusterProfile, kind: JobKind) -> int:
+        """Return how many GPUs a job of a kind holds."""
+        return 0
+
+    @classmethod
+    def restarts(cls) -> int | None:
+        """Return how often the job that calls this was requeued; None where it is no job of this scheduler."""
+        return None
+
+    @classmethod
+    def requeue(cls) -> str:
+        """Put the job that calls this back into the queue, under its own id. Return what went wrong, or ""."""
+        return "not possible"
+
+
+def scheduler_class(name: str) -> type[Scheduler]:
+    """Return the backend that a profile names. Raises ConfigError."""
+    backend = find_part("scheduler", name, SCHEDULERS)
+    if not (isinstance(backend, type) and issubclass(backend, Scheduler)):
+        message = f"{name}: is no subclass of anml.jobs.schedulers.Scheduler"
+        raise ConfigError(message)
+    if missing := sorted(backend.__abstractmethods__ | ({"task_variable"} - set(dir(backend)))):
+        message = f"{name}: lacks {', '.join(missing)} (see anml.jobs.schedulers.Scheduler)"
+        raise ConfigError(message)
+    return backend
 
 
 def make_scheduler(experiment: Experiment, profile: ClusterProfile, wandb_mode: str) -> Scheduler:
-    """Return the scheduler that a profile names."""
-    if profile.scheduler == "local":
-        return LocalScheduler(experiment, profile, wandb_mode)
-    return SlurmScheduler(experiment, profile, wandb_mode)
+    """Return the scheduler of an experiment. Raises ConfigError."""
+    return scheduler_class(profile.scheduler)(experiment, profile, wandb_mode)
+
+
+def scheduler_of_this_job() -> type[Scheduler] | None:
+    """Return the scheduler that runs this process as a job, or None for a process that no job script has started."""
+    name = os.environ.get(SCHEDULER_VARIABLE)
+    return scheduler_class(name) if name else None
 
 
 def default_cluster() -> tuple[str, str]:
@@ -23,19 +194,3 @@ def default_cluster() -> tuple[str, str]:
     if shutil.which("sbatch"):
         return "dggpu", "because this machine has sbatch"
     return "local", "because this machine has no sbatch"
-
-
-def with_sbatch_overrides(profile: ClusterProfile, arguments: list[str], own_options: list[str]) -> ClusterProfile:
-    """Return the profile with sbatch options of the command line on top.
-
-    own_options: the launcher's own options, offered beside sbatch's when one is misspelt. Raises ConfigError.
-    """
-    if not arguments and profile.scheduler != "slurm":
-        return profile
-    from anml.jobs.schedulers.slurm import check_profile_options, parse_sbatch_options
-
-    if profile.scheduler == "slurm":
-        check_profile_options(profile)
-    overrides = parse_sbatch_options(arguments, own_options)
-    by_kind = {kind: {**getattr(profile.sbatch, kind), **overrides} for kind in ("train", "evaluate", "report")}
-    return profile.model_copy(update={"sbatch": profile.sbatch.model_copy(update=by_kind)})

@@ -1,39 +1,41 @@
-"""Shows a running local job: a progress bar at a terminal, a line now and then where output goes to a file."""
+"""The machine at hand as a scheduler: scripts run as processes, in the order of their dependencies."""
 
-import sys
-import time
-from typing import TYPE_CHECKING
-
-from anml.jobs.job_status import JobStatus
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 import contextlib
 import os
 import re
 import signal
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anml.config.profile import ClusterProfile
 from anml.errors import SubmissionError
 from anml.experiment import Experiment
-from anml.jobs.job_status import ENDED, State, read_status, unmet_need, write_status
+from anml.jobs.job_status import ENDED, JobStatus, State, duration, read_status, unmet_need, write_status
 from anml.jobs.plan import Job, Plan
-from anml.jobs.schedulers.base import TASK_VARIABLE, SchedulerState, States, script_body
+from anml.jobs.schedulers import Scheduler, SchedulerState
+from anml.jobs.schedulers.slurm import SlurmScheduler, environment_outside_slurm, parse_sbatch_options
 from anml.process import Process, this_process
 
-# Between two lines about the same job, where there is no terminal.
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+# Seconds that the jobs get to save their work after Ctrl-C.
+GRACE_SECONDS = 30.0
+POLL_SECONDS = 0.1
+# Seconds between two lines about the same job, where there is no terminal.
 LINE_SECONDS = 15.0
 _STARTING = "{desc}: starting, {elapsed}"
 _RUNNING = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]"
 
 
 class JobDisplay:
-    """What a person sees of one job."""
+    """Shows a job to a person: a progress bar at a terminal, else a line now and then."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -41,7 +43,6 @@ class JobDisplay:
         self.last_line = time.monotonic()
 
     def show(self, status: JobStatus) -> None:
-        """Show how far the job is."""
         if self.bar is not None:
             if status.total:
                 self.bar.bar_format, self.bar.unit, self.bar.total = _RUNNING, status.unit, status.total
@@ -51,14 +52,13 @@ class JobDisplay:
             self.last_line = time.monotonic()
             self._line(f"{self.label}: {status.done:.0f} of {status.total:.0f} {status.unit}")
 
-    def end(self, status: JobStatus, log: str) -> None:
-        """Show how the job ended."""
+    def end(self, status: JobStatus, log: Path) -> None:
         if self.bar is not None:
             self.bar.close()
         if status.state != "done":
             self._line(f"{self.label}: {status.state}: {status.message or 'see the log'}\n  log: {log}")
         elif self.bar is None:
-            self._line(f"{self.label}: done in {status.elapsed:.0f} s")
+            self._line(f"{self.label}: done in {duration(status.elapsed)}")
 
     def _line(self, text: str) -> None:
         if self.bar is not None:
@@ -72,12 +72,7 @@ def _bar(label: str) -> "tqdm":
     return tqdm(desc=label, bar_format=_STARTING)
 
 
-# Runs a plan on the machine at hand: the same scripts as processes, in dependency order, with a job limit.
-
-# How long children get to save their work after Ctrl-C.
-GRACE_SECONDS = 30.0
-POLL_SECONDS = 0.1
-# A job of several tasks is as its worst task is; while one is still to come, nothing is decided.
+# The state of an array is that of its task that comes first here: while a task is to come, the array has not ended.
 _WORST_FIRST: tuple[State, ...] = (
     "running", "requeued", "pending", "failed", "cancelled", "interrupted", "skipped", "done"
 )  # fmt: skip
@@ -93,19 +88,24 @@ class Running:
     display: JobDisplay
 
 
-class LocalScheduler:
+class LocalScheduler(Scheduler):
     """Queues on `submit`, runs on `finish`."""
 
+    # The same as Slurm's: the code that earlier versions have frozen reads that one.
+    task_variable = SlurmScheduler.task_variable
+    runs_here = True
+
     def __init__(self, experiment: Experiment, profile: ClusterProfile, wandb_mode: str) -> None:
-        self.experiment, self.profile, self.wandb_mode = experiment, profile, wandb_mode
+        super().__init__(experiment, profile, wandb_mode)
         self.queued: list[tuple[Job, int | None]] = []
 
-    def render(self, job: Job) -> str:
-        """Return the job's script."""
-        return f"#!/bin/bash\n{script_body(job, self.experiment, self.profile, self.wandb_mode)}"
+    @classmethod
+    def with_options(cls, profile: ClusterProfile, arguments: list[str], own_options: list[str]) -> ClusterProfile:
+        """Return the profile as it is: sbatch options are checked and have no effect. Raises ConfigError."""
+        parse_sbatch_options(arguments, own_options)
+        return profile
 
     def command(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> list[str]:
-        """Return the command line that runs the job's script."""
         return ["bash", str(self.experiment.job(job.name).script)]
 
     def submit(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> str:
@@ -123,28 +123,27 @@ class LocalScheduler:
         with _ended_as_by_ctrl_c():
             try:
                 while waiting or running:
-                    waiting = [i for i in waiting if self._is_wanted(*i) and not self._is_hopeless(*i, plan)]
-                    self._start_ready(waiting, running, plan)
+                    # Another process may have cancelled a job that waits.
+                    waiting = [i for i in waiting if self._status(*i).state == "pending" and not self._skip(*i, plan)]
+                    ready = [i for i in waiting if all(self._state(name, plan) in ENDED for name in i[0].after)]
+                    for item in ready[: self.profile.job_limit - len(running)]:
+                        waiting.remove(item)
+                        running.append(self._start(*item))
                     time.sleep(POLL_SECONDS)
                     running = [item for item in running if not self._has_ended(item)]
             except KeyboardInterrupt:
                 self._interrupt(running)
                 raise
 
-    def states(self) -> States:
-        """Return what runs, and what waits for a launcher that still runs; all else is in the jobs' status files."""
-        found: States = {}
+    def queue(self) -> Iterator[tuple[str, int | None, SchedulerState]]:
+        """Yield what runs, and what waits for a launcher that still runs; all else is in the jobs' status files."""
         for status_file, status in self._unended():
             name, task = self.experiment.job_of(status_file)
             if status.process.presence == "alive" and (status.state == "pending" or self._runs(name, status.process)):
-                found.setdefault(name, {})[task] = SchedulerState(name, status.state.upper())
-        return found
+                yield name, task, SchedulerState(name, "waiting" if status.state == "pending" else "running")
 
     def live_ids(self) -> dict[str, list[str]]:
-        """Return the names of what waits or runs: they are the ids.
-
-        Raises SubmissionError where this machine cannot tell: a job would run twice, or a stranger be ended for it.
-        """
+        """Raise SubmissionError where this machine cannot tell: a job would run twice, or a stranger's process end."""
         files = {file: status.process for file, status in self._unended() if status.process.presence == "unknown"}
         if files:
             shown = ", ".join(str(file.parent.relative_to(self.experiment.jobs)) for file in files)
@@ -155,7 +154,7 @@ class LocalScheduler:
                 "status.json of these jobs, and use it here."
             )
             raise SubmissionError(message)
-        return {name: [name] for name in self.states()}
+        return super().live_ids()
 
     def cancel(self, ids: Sequence[str]) -> None:
         """End the named jobs that wait or run on this machine, also those of another launcher."""
@@ -170,35 +169,24 @@ class LocalScheduler:
             write_status(file, cancelled)
             if status.state == "running" and self._runs(self.experiment.job_of(file)[0], status.process):
                 _signal_group(status.pid, signal.SIGKILL)
-                write_status(file, cancelled)  # Its last word may have come between.
+                write_status(file, cancelled)  # The job may have written its status in between.
 
     def _unended(self) -> list[tuple[Path, JobStatus]]:
-        """Return the status files of what was waiting for a launcher, or running, when it was last heard of."""
+        """Return the status files, and the statuses, of jobs that wait for a launcher or run, as written."""
         statuses = [(file, read_status(file)) for file in sorted(self.experiment.jobs.rglob("status.json"))]
         return [(file, status) for file, status in statuses if status.pid and status.state in ("running", "pending")]
 
     def _runs(self, name: str, process: Process) -> bool:
-        """Say whether a process is there and is this job: where an experiment was copied, it is the original's."""
+        """Say whether a process is this job. Where an experiment was copied, the process is the original's."""
         arguments = re.search(r" --run-dir (.+) --job (\S+)", process.command_line)
         if arguments is None or process.presence != "alive":
             return False
         return arguments[2] == name and Path(arguments[1]).resolve() == self.experiment.root.resolve()
 
-    def _start_ready(self, waiting: list, running: list[Running], plan: Plan) -> None:
-        for item in list(waiting):
-            if len(running) >= self.profile.job_limit:
-                return
-            job, task = item
-            if all(self._state(name, plan) in ENDED for name in job.after):
-                waiting.remove(item)
-                running.append(self._start(job, task))
-
     def _start(self, job: Job, task: int | None) -> Running:
         folder = self.experiment.job(job.name, task)
         folder.log.parent.mkdir(parents=True, exist_ok=True)
-        # Of a Slurm job that this may run in, nothing must reach our jobs: they would take themselves for parts of it.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        environment |= {} if task is None else {TASK_VARIABLE: str(task)}
+        environment = environment_outside_slurm() | ({} if task is None else {self.task_variable: str(task)})
         if self.profile.job_limit > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.profile.job_limit)))
         with folder.log.open("ab") as log:
@@ -214,21 +202,22 @@ class LocalScheduler:
         status = read_status(folder.status)
         item.display.show(status)
         if code is None:
-            if status.state == "cancelled":  # While it was starting: nobody else knows its process yet.
+            if status.state == "cancelled":  # While it was starting, when `cancel` did not know its process.
                 _signal(item.process, signal.SIGKILL)
             return False
         if status.state not in ENDED:
-            status = replace(status, state="failed", message=_cause(code), ended=time.time())
+            killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
+            message = killed or f"ended with exit code {code} before it could say why"
+            status = replace(status, state="failed", message=message, ended=time.time())
             write_status(folder.status, status)
-        item.display.end(status, str(folder.log))
+        item.display.end(status, folder.log)
         return True
 
-    def _is_wanted(self, job: Job, task: int | None) -> bool:
-        """Say whether a job that waits has not been cancelled meanwhile, by another process."""
-        return read_status(self.experiment.job(job.name, task).status).state == "pending"
+    def _status(self, job: Job, task: int | None) -> JobStatus:
+        return read_status(self.experiment.job(job.name, task).status)
 
-    def _is_hopeless(self, job: Job, task: int | None, plan: Plan) -> bool:
-        """Skip a job that needs another's success when that one ended without it."""
+    def _skip(self, job: Job, task: int | None, plan: Plan) -> bool:
+        """Skip a job that needs another's success when that one ended without it. Return whether it did."""
         failed = [n for n in job.after if not job.after_any and self._state(n, plan) in set(ENDED) - {"done"}]
         if failed:
             status_file = self.experiment.job(job.name, task).status
@@ -237,8 +226,8 @@ class LocalScheduler:
 
     def _state(self, name: str, plan: Plan) -> State:
         """Return the state of a whole job: that of its worst task."""
-        tasks = [read_status(self.experiment.job(name, task).status) for task in plan.job(name).task_numbers]
-        # Of another launcher's job that is killed nobody writes down that it failed.
+        tasks = [self._status(plan.job(name), task) for task in plan.job(name).task_numbers]
+        # A job that another launcher started may have been killed together with that launcher.
         states = {"failed" if status.has_vanished else status.state for status in tasks}
         return next(state for state in _WORST_FIRST if state in states)
 
@@ -259,7 +248,7 @@ class LocalScheduler:
 
 @contextlib.contextmanager
 def _ended_as_by_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, and SIGHUP of a closed terminal, do what Ctrl-C does: else the jobs would go on without a launcher.
+    """Let SIGTERM, and SIGHUP of a closed terminal, do what Ctrl-C does; else the jobs would run on without a launcher.
 
     They have sessions of their own. Under nohup SIGHUP stays ignored.
     """
@@ -278,7 +267,7 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
 
 
 def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
-    """Send a signal to a job of our own; once it has ended, its id may be another's."""
+    """Send a signal to a job that this launcher started, unless it has ended: another process may have its id then."""
     if process.poll() is None:
         _signal_group(process.pid, number)
 
@@ -286,9 +275,3 @@ def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
 def _signal_group(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, number)
-
-
-def _cause(code: int) -> str:
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"ended with exit code {code} before it could say why"

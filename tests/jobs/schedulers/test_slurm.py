@@ -1,5 +1,6 @@
 """Scripts for Slurm, and what works without the package that writes them."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from anml.config.profile import ClusterProfile, JobOptions
 from anml.experiment import Experiment
 from anml.jobs.plan import Job
+from anml.jobs.schedulers import SchedulerState
 from anml.jobs.schedulers.slurm import SlurmScheduler, known_options
 
 IMPORT_ALL = """
@@ -74,3 +76,27 @@ def test_a_misspelt_option_is_explained_without_simple_slurm(run: Callable, with
     done = run("launch_train.py", *arguments, "--dry-run", PYTHONPATH=without("simple_slurm"))
     assert done.returncode == 2
     assert all(text in done.stderr for text in ("--smoketest", "--smoke-test?", "simple-slurm"))
+
+
+@pytest.mark.parametrize(
+    ("line", "phase", "words"),
+    [
+        ("PENDING|Resources", "waiting", "Resources"),
+        ("PENDING|DependencyNeverSatisfied", "waiting in vain", "DependencyNeverSatisfied"),
+        ("CANCELLED|DependencyNeverSatisfied", "skipped", "DependencyNeverSatisfied"),
+        ("CANCELLED|None", "cancelled", "CANCELLED (None)"),
+        ("RUNNING|None", "running", ""),
+        ("COMPLETING|None", "running", "completing"),
+        ("COMPLETED|None", "completed", "COMPLETED (None)"),
+        ("TIMEOUT|TimeLimit", "failed", "TIMEOUT (TimeLimit)"),
+        ("OUT_OF_MEMORY|None", "failed", "OUT_OF_MEMORY (None)"),
+    ],
+)
+def test_a_line_of_squeue_is_read(tmp_path: Path, monkeypatch, line: str, phase: str, words: str) -> None:
+    scheduler = SlurmScheduler(Experiment(tmp_path / "p/g"), ClusterProfile(name="c", scheduler="slurm"), "offline")
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text(f"#!/bin/sh\necho 'a.{scheduler.mark}|7|3|{line}'\necho 'a.stranger|8|N/A|{line}'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    assert scheduler.states() == {"a": {3: SchedulerState("7", phase, words)}}  # type: ignore[arg-type]

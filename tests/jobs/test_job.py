@@ -1,4 +1,4 @@
-"""A job's frame: exit codes, honest status, and when it requeues itself."""
+"""The frame of a job: exit codes, status, and when it requeues itself."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import os, signal, sys
 from pathlib import Path
 from anml.errors import DataError
 from anml.experiment import Experiment
-from anml.job import run_job
+from anml.jobs.job import run_job
 
 def work(context):
     what = sys.argv[2]
@@ -54,7 +54,7 @@ def run_work(tmp_path: Path):
         path = f"{scontrol.parent}:{os.environ['PATH']}"
         done = subprocess.run(
             [sys.executable, "-c", RUN, str(tmp_path), what], capture_output=True, text=True, check=False,
-            env=kept | {"PATH": path} | environment,
+            env=kept | {"PATH": path, "ANML_SCHEDULER": "slurm"} | environment,
         )  # fmt: skip
         return Outcome(tmp_path, done)
 
@@ -101,5 +101,9 @@ def test_being_cancelled_or_preempted_requeues_nothing(run_work, name: str) -> N
     assert signal.Signals[name].name in outcome.status["message"]
 
 
-def test_outside_slurm_nothing_is_requeued(run_work) -> None:
-    assert run_work("SIGUSR1").status["state"] == "interrupted"
+@pytest.mark.parametrize(
+    "environment", [{}, {"ANML_SCHEDULER": "local", "SLURM_JOB_ID": "12"}, {"ANML_SCHEDULER": "", "SLURM_JOB_ID": "12"}]
+)
+def test_what_is_no_job_of_slurm_is_not_requeued(run_work, environment: dict[str, str]) -> None:
+    outcome = run_work("SIGUSR1", **environment)
+    assert (outcome.requeued, outcome.status["state"]) == ([], "interrupted")
