@@ -21,6 +21,7 @@ from anml.train.loop import EpisodeUpdater
 
 SHAPE = (3, 36, 36)
 OUTPUTS = 9
+pytestmark = pytest.mark.slow
 
 
 def classifier(encoder: str, encoder_args: dict[str, Any], head: str = "linear", **head_args: Any) -> dict[str, Any]:

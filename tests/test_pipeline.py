@@ -15,6 +15,7 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
+pytestmark = pytest.mark.slow
 
 TINY = {
     "dataset": "glyphs",
