@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test test-quick check bench clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+# What a change of configs, plans, data, models or reports may break: under 90 seconds on 2 cores.
+test-quick: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not slurm and not native and not omniglot" $(TESTS)
 
 check: setup
 	$(BIN)/ruff check .

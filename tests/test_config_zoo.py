@@ -19,6 +19,7 @@ OF_OMNIGLOT = sorted(path.stem for path in CONFIGS.glob("train-omni-*.yml"))
 OWN_FOLDER = "train-folder-sanml"
 OF_PHOTOGRAPHS = sorted({path.stem for path in CONFIGS.glob("train-*.yml")} - {*OF_OMNIGLOT, OWN_FOLDER})
 STEPS = 2
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

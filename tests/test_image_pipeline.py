@@ -15,6 +15,7 @@ from anml.config.load import load_train_config
 from anml.train.loop import Training
 from anml.train.run import RunSpec
 
+pytestmark = pytest.mark.slow
 MINI = {f"{split}/n{number}": 8 for split, count in (("train", 5), ("test", 3)) for number in range(count)}
 SMALL = {"classes": 2, "train_examples": 3, "test_examples": 2, "runs": 1, "lr": 0.01}
 TRAIN = {

@@ -21,6 +21,8 @@ from anml.experiment import Experiment
 from anml.models import build_model
 from anml.results import FinishedTrajectories, ResultRow, read_results
 
+pytestmark = pytest.mark.slow
+
 
 def row(step: int, test_acc: float, train_examples: int = 10, lr: float | None = 0.01, run: int = 0) -> ResultRow:
     return ResultRow(
