@@ -37,10 +37,7 @@ def _has_login() -> bool:
 
 
 class Tracker:
-    """One W&B run. In disabled mode wandb is not even imported.
-
-    The run's id follows from the experiment and the run's name, so a requeued or resumed job continues its own run.
-    """
+    """One W&B run, whose id follows from the launch and its name: a requeued or resumed job continues its own run."""
 
     def __init__(self, experiment: Experiment, config: TrainConfig, name: str, job_type: str, mode: WandbMode) -> None:
         self.run = None
@@ -48,8 +45,9 @@ class Tracker:
             return
         import wandb  # A second and a half: only jobs that log pay for it.
 
+        # Groups of the same name may exist on other machines; launches of the same id do not.
+        launch = (read_json(experiment.environment_file) or {}).get("launch_id", str(experiment.root))
         experiment.wandb_dir.mkdir(parents=True, exist_ok=True)
-        settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS)
         try:
             self.run = wandb.init(
                 project=experiment.project,
@@ -57,13 +55,13 @@ class Tracker:
                 group=experiment.group,
                 job_type=job_type,
                 name=f"{experiment.group}/{name}",
-                id=_run_id(experiment, name),
+                id=hashlib.sha256(f"{launch}/{name}".encode()).hexdigest()[:16],
                 resume="allow" if mode == "online" else None,
                 config=config.model_dump(mode="json"),
                 dir=experiment.wandb_dir,
                 reinit="create_new",  # Seeds that are trained together have a run each.
                 mode=mode,
-                settings=settings,
+                settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS),
             )
         except wandb.Error as error:
             # A side service that is away must not cost GPU-hours. Offline in the same process fails too, so: without.
@@ -75,7 +73,6 @@ class Tracker:
             self.run.log(values, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Set summary values."""
         if self.run is not None:
             self.run.summary.update(values)
 
@@ -83,9 +80,3 @@ class Tracker:
         """End the run and wait until its files are written (or sent)."""
         if self.run is not None:
             self.run.finish(exit_code=exit_code)
-
-
-def _run_id(experiment: Experiment, name: str) -> str:
-    """Return an id that no other experiment's run has: groups of the same name may exist on other machines."""
-    launch = (read_json(experiment.environment_file) or {}).get("launch_id", str(experiment.root))
-    return hashlib.sha256(f"{launch}/{name}".encode()).hexdigest()[:16]
