@@ -12,30 +12,27 @@ from anml.errors import JobError
 
 
 def prepare_device(profile: Device, config: Device = "auto", deterministic: bool | None = None) -> torch.device:
-    """Return the device to compute on. Raises JobError when the machine does not have what is asked for.
+    """Return the device to compute on. Raises JobError when the machine does not have it.
 
-    profile: what the cluster profile promises. config: what the experiment asks for; `cuda` there means any GPU, for so
-    torch calls them all. deterministic: as in the config; unset is true.
+    profile: what the cluster profile promises. config: what the experiment asks for; `cuda` means any GPU, as in torch.
+    deterministic: as in the config; unset is true.
     """
     if config == "cpu" or (profile == "cpu" and config == "auto"):
         return torch.device("cpu")
     if profile == "cpu":
-        message = (
-            "the config asks for device: cuda, but the profile is for the CPU: set device: auto or choose a cluster"
-        )
+        message = "the config says device: cuda, the profile is for the CPU: set device: auto, or choose a cluster"
         raise JobError(message)
     if profile == "auto" and config == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
     # Only ROCm filters twice; on NVIDIA machines Slurm may set all masks alike, and CUDA heeds its own.
-    masks = mask_problems(dict(os.environ)) if torch.version.hip else []
-    problems = _build_problems(profile) + masks
+    problems = _build_problems(profile) + (mask_problems(dict(os.environ)) if torch.version.hip else [])
     if not problems and not torch.cuda.is_available():
         problems = ["no GPU answers. Was one asked for (sbatch: gres gpu:1)? Does `nvidia-smi` or `rocm-smi` see it?"]
     if problems:
         raise JobError("\n".join(problems))
-    device = torch.device("cuda")
     keep_float32()
     set_determinism(deterministic is not False)
+    device = torch.device("cuda")
     try:
         torch.ones(2, device=device).sum().item()
     except RuntimeError as error:
@@ -115,7 +112,4 @@ def mask_problems(environment: dict[str, str]) -> list[str]:
     twice = " ".join(name for name in masks if environment.get(name))
     if not twice or not environment.get("ROCR_VISIBLE_DEVICES"):
         return []
-    text = (
-        f"GPUs are hidden twice, by ROCR_VISIBLE_DEVICES and {twice}: add `unset {twice}` to the profile's setup lines"
-    )
-    return [text]
+    return [f"ROCR_VISIBLE_DEVICES and {twice} hide GPUs twice: add `unset {twice}` to the profile's setup lines"]

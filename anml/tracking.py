@@ -45,7 +45,7 @@ class Tracker:
             return
         import wandb  # A second and a half: only jobs that log pay for it.
 
-        # Groups of the same name may exist on other machines; launches of the same id do not.
+        # By the launch, because another machine may have a group of the same name.
         launch = (read_json(experiment.environment_file) or {}).get("launch_id", str(experiment.root))
         experiment.wandb_dir.mkdir(parents=True, exist_ok=True)
         try:

@@ -110,7 +110,7 @@ def _tell_apart(cards: Sequence[ModelCard], paths: Sequence[Path]) -> list[Model
 
 def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, dataset: str) -> list[str]:
     """Return why a model cannot be evaluated as the config says."""
-    channels, size, outputs = card.image_shape[0], card.image_shape[1], model.head.out_features
+    (channels, size, _), outputs = card.image_shape, model.head.out_features
     problems = []
     if config.im_size not in (None, size):
         problems.append(f"im_size {config.im_size}: this model was trained on {size} pixels")

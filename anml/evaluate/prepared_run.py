@@ -163,8 +163,8 @@ def check_head(model: MetaModel, config: EvalConfig) -> None:
     problem = ""
     if config.needs_least_squares:
         if not isinstance(model.head, nn.Linear):
-            problem = f"{model.head_layer} is a metric layer: least squares (zero_shot, lstsq) need a linear one; "
-            problem += "use reinit_method: kaiming, and an eval_method that learns"
+            problem = f"{model.head_layer} is a metric layer: least squares (zero_shot, lstsq) need a linear one; use "
+            problem += "reinit_method: kaiming, and an eval_method that learns"
     elif config.reinit_method == "zero":
         if isinstance(model.head, MetricHead):
             problem = f"{model.head_layer} is a metric layer, where zeros are like nothing: use reinit_method: kaiming"
@@ -176,7 +176,7 @@ def check_head(model: MetaModel, config: EvalConfig) -> None:
 
 
 def _solve_heads(prepared_runs: Sequence[PreparedRun], config: EvalConfig) -> None:
-    """Set the output layers of runs of one shape to the least-squares solution for one-hot targets, else to zero."""
+    """Set output layers, of runs of one shape, to least squares for one-hot targets; unused outputs become 0."""
     check_head(prepared_runs[0].model, config)
     inputs, targets = zip(*(_support(prepared, config) for prepared in prepared_runs), strict=True)
     # A CPU gains nothing from more at once.
