@@ -12,36 +12,31 @@ from anml.errors import JobError
 
 
 def prepare_device(profile: Device, config: Device = "auto", deterministic: bool | None = None) -> torch.device:
-    """Return the device to compute on. Raises JobError when the machine does not have what is asked for.
+    """Return the device to compute on. Raises JobError when the machine does not have it.
 
-    profile: what the cluster profile promises. config: what the experiment asks for; `cuda` there means any GPU, for so
-    torch calls them all. deterministic: as in the config; unset is true.
+    profile: what the cluster profile promises. config: what the experiment asks for; `cuda` means any GPU, as in torch.
+    deterministic: as in the config; unset is true.
     """
     if config == "cpu" or (profile == "cpu" and config == "auto"):
         return torch.device("cpu")
     if profile == "cpu":
-        message = (
-            "the config asks for device: cuda, but the profile is for the CPU. Set device: auto, or choose a cluster."
-        )
+        message = "the config says device: cuda, the profile is for the CPU: set device: auto, or choose a cluster"
         raise JobError(message)
     if profile == "auto" and config == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
     # Only ROCm filters twice; on NVIDIA machines Slurm may set all masks alike, and CUDA heeds its own.
-    masks = mask_problems(dict(os.environ)) if torch.version.hip else []
-    problems = _build_problems(profile) + masks
+    problems = _build_problems(profile) + (mask_problems(dict(os.environ)) if torch.version.hip else [])
     if not problems and not torch.cuda.is_available():
-        problems.append(
-            "no GPU answers. Was one asked for (sbatch: gres gpu:1)? Does `nvidia-smi` or `rocm-smi` see it?"
-        )
+        problems = ["no GPU answers. Was one asked for (sbatch: gres gpu:1)? Does `nvidia-smi` or `rocm-smi` see it?"]
     if problems:
         raise JobError("\n".join(problems))
-    device = torch.device("cuda")
     keep_float32()
     set_determinism(deterministic is not False)
+    device = torch.device("cuda")
     try:
         torch.ones(2, device=device).sum().item()
     except RuntimeError as error:
-        message = f"the GPU is there but does not compute: {error}. Report the node, or exclude it (--exclude=NODE)."
+        message = f"the GPU does not compute: {error}. Report the node, or exclude it (--exclude=NODE)."
         raise JobError(message) from error
     return device
 
@@ -94,35 +89,27 @@ def describe_machine(device: torch.device) -> dict[str, str | None]:
 
 def peak_memory(device: torch.device) -> str:
     """Return the most memory that this process has held so far: what the next job should ask for (sbatch: mem)."""
-    # Kilobytes on Linux, bytes on macOS.
-    unit = 1 if platform.system() == "Darwin" else 1024
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    text = f"peak memory {held / 1e9:.2f} GB"
-    return text + (
-        f", on the GPU {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB" if device.type == "cuda" else ""
-    )
+    unit = 1 if platform.system() == "Darwin" else 1024  # Bytes on macOS, kilobytes on Linux.
+    text = f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB"
+    if device.type == "cuda":
+        text += f", on the GPU {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB"
+    return text
 
 
 def _build_problems(wanted: Device) -> list[str]:
     """Say what is wrong with the installed torch: PyTorch for ROCm also answers through torch.cuda."""
-    is_rocm, is_cuda = torch.version.hip is not None, torch.version.cuda is not None
-    build = "ROCm" if is_rocm else "CUDA" if is_cuda else "CPU-only"
-    if wanted == "cuda" and not is_cuda:
-        return [f"this profile is for CUDA, but torch {torch.__version__} is a {build} build: use environment.yml"]
-    if wanted == "rocm" and not is_rocm:
-        return [f"this profile is for ROCm, but torch {torch.__version__} is a {build} build: use environment-rocm.yml"]
-    return []
+    build = "ROCm" if torch.version.hip else "CUDA" if torch.version.cuda else "CPU-only"
+    needed = {"cuda": ("CUDA", "environment.yml"), "rocm": ("ROCm", "environment-rocm.yml")}
+    name, environment = needed.get(wanted, (build, ""))
+    if name == build:
+        return []
+    return [f"this profile is for {name}, but torch {torch.__version__} is a {build} build: use {environment}"]
 
 
 def mask_problems(environment: dict[str, str]) -> list[str]:
     """Say whether device masks hide GPUs twice: ROCm applies HIP and CUDA masks inside what ROCR already hides."""
-    if not environment.get("ROCR_VISIBLE_DEVICES"):
+    masks = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+    twice = " ".join(name for name in masks if environment.get(name))
+    if not twice or not environment.get("ROCR_VISIBLE_DEVICES"):
         return []
-    twice = [name for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES") if environment.get(name)]
-    twice += ["GPU_DEVICE_ORDINAL"] if environment.get("GPU_DEVICE_ORDINAL") else []
-    if not twice:
-        return []
-    return [
-        f"ROCR_VISIBLE_DEVICES and {', '.join(twice)} are set together, so GPUs are hidden twice. "
-        f"Add `unset {' '.join(twice)}` to the profile's setup lines."
-    ]
+    return [f"ROCR_VISIBLE_DEVICES and {twice} hide GPUs twice: add `unset {twice}` to the profile's setup lines"]

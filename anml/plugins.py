@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import sys
 import sysconfig
+import traceback
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ USER_CODE = "user_code"
 
 
 def is_reference(name: str) -> bool:
-    """Say whether a name refers to a user's own code, as `FILE.py:NAME` or `MODULE:NAME`."""
+    """Say whether a name refers to a user's own code."""
     return ":" in name
 
 
@@ -31,12 +32,10 @@ def find_part(kind: str, name: str, known: Mapping[str, str]) -> Any:
 
     kind: what it is, for messages ("model"). known: references of the built-in parts by name. Raises ConfigError.
     """
-    if name in known:
-        return load_object(known[name])
-    if is_reference(name):
-        return load_object(name)
-    message = f"{name!r} is no {kind}; known: {', '.join(known)}; or your own: ./FILE.py:NAME or MODULE:NAME"
-    raise ConfigError(message)
+    if name not in known and not is_reference(name):
+        message = f"{name!r} is no {kind}; known: {', '.join(known)}; or your own: ./FILE.py:NAME or MODULE:NAME"
+        raise ConfigError(message)
+    return load_object(known.get(name, name))
 
 
 def load_object(reference: str) -> Any:
@@ -45,7 +44,7 @@ def load_object(reference: str) -> Any:
     if not place or not name.isidentifier():
         message = f"{reference!r}: write it as ./FILE.py:NAME or MODULE:NAME"
         raise ConfigError(message)
-    module = _file_module(frozen_or_given(Path(place))) if place.endswith(".py") else _module(place)
+    module = _module(place)
     if not hasattr(module, name):
         defined = [own for own, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         message = f"{place}: defines no {name}" + (f"; it defines: {', '.join(defined)}" if defined else "")
@@ -83,40 +82,28 @@ def copy_sources(references: Iterable[str]) -> dict[str, Path]:
     return copies
 
 
-def _module(name: str) -> ModuleType:
+def _module(place: str) -> ModuleType:
+    file = frozen_or_given(Path(place)) if place.endswith(".py") else None
+    if file is not None and not file.is_file():
+        message = f"{file}: there is no such file"
+        raise ConfigError(message)
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and name.startswith(error.name):
-            message = f"{name}: no module {error.name} can be imported; is its folder in PYTHONPATH?"
-            raise ConfigError(message) from None
-        raise _broken(name, error) from error
+        return importlib.import_module(place) if file is None else _file_module(file)
     except Exception as error:  # Whatever a user's module raises is the user's to mend.
-        raise _broken(name, error) from error
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
+            message = f"{place}: no module {error.name} can be imported; is its folder in PYTHONPATH?"
+            raise ConfigError(message) from None
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"{place}: importing it failed: {type(error).__name__}: {error} (line {at.lineno} of {at.filename})"
+        raise ConfigError(message) from error
 
 
 @cache
 def _file_module(file: Path) -> ModuleType:
-    if not file.is_file():
-        message = f"{file}: there is no such file"
-        raise ConfigError(message)
     name = f"anml_user_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # Classes of it are found again by their module's name.
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # As above.
-        del sys.modules[name]
-        raise _broken(str(file), error) from error
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # Classes are found by their module's name.
+    spec.loader.exec_module(module)
     return module
-
-
-def _broken(place: str, error: Exception) -> ConfigError:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    line = f" (line {trace.tb_lineno} of {trace.tb_frame.f_code.co_filename})" if trace else ""
-    return ConfigError(f"{place}: importing it failed: {type(error).__name__}: {error}{line}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, astuple, dataclass, fields
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from anml.atomic import write_text
 from anml.errors import DataError
@@ -63,8 +63,7 @@ class ClassRow(NamedTuple):
     test_acc: float
 
 
-@dataclass(frozen=True)
-class TrajectoryResult:
+class TrajectoryResult(NamedTuple):
     """All rows of one trajectory."""
 
     rows: list[ResultRow]
@@ -96,9 +95,9 @@ class FinishedTrajectories:
         """Keep the result of the trajectory with this index."""
         self.results[index] = result
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        values = [index, [astuple(row) for row in result.rows], result.class_rows, COLUMNS, ClassRow._fields]
+        line = json.dumps([index, [astuple(row) for row in result.rows], result.class_rows, COLUMNS, ClassRow._fields])
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{json.dumps(values)}" if file.tell() else json.dumps(values))
+            file.write(f"\n{line}" if file.tell() else line)
 
     def write(self, path: Path) -> list[ResultRow]:
         """Write the results file, in order of trajectories, and remove the partial one. Returns the rows."""
@@ -110,32 +109,25 @@ class FinishedTrajectories:
 
 
 def _by_name(names: Sequence[str], row: Sequence[Any], columns: Sequence[str]) -> dict[str, Any]:
-    """Return a row's values by column, without columns of later versions. Raises ValueError for another length."""
+    """Return a row's values by column, without those of later versions. Raises ValueError for another length."""
     return {name: value for name, value in zip(names, row, strict=True) if name in columns}
 
 
-# What tells the models and data sets of one file apart, in the order of ORIGIN_COLUMNS.
-Origin: TypeAlias = tuple[str, int, int, str]
-ORIGIN_COLUMNS = ("model", "checkpoint_step", "train_seed", "dataset")
-
-
 def write_results(
-    path: Path, rows: Sequence[ResultRow], class_rows: Sequence[ClassRow], origins: Sequence[Origin] = ()
+    path: Path, rows: Sequence[ResultRow], class_rows: Sequence[ClassRow], origins: Sequence[tuple] = ()
 ) -> None:
     """Write results as CSV, and the per-class values beside it as Parquet.
 
-    origins: of results of several models or data sets, where each class row comes from (else Parquet has no such
-    columns).
+    origins: for several models or data sets, the model, checkpoint step, seed and data set of each class row.
     """
     import pyarrow as pa  # Only evaluation jobs write: status and the like stay quick.
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    kinds = [pa.int64() if kind is int else pa.float64() for kind in ClassRow.__annotations__.values()]
-    columns = zip(*class_rows, strict=True) if class_rows else ([] for _ in kinds)
-    arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-    table = pa.table(arrays, names=list(ClassRow._fields))
-    for name, values in zip(ORIGIN_COLUMNS, zip(*origins, strict=True), strict=False):
+    kinds = [(name, pa.int64() if kind is int else pa.float64()) for name, kind in ClassRow.__annotations__.items()]
+    table = pa.table(list(zip(*class_rows, strict=True)) or [()] * len(kinds), schema=pa.schema(kinds))
+    names = ("model", "checkpoint_step", "train_seed", "dataset")
+    for name, values in zip(names, zip(*origins, strict=True), strict=False):
         table = table.append_column(name, pa.array(values))
     pq.write_table(table, path.with_suffix(".parquet"))
     text = io.StringIO()
@@ -154,7 +146,7 @@ def _read_file(path: Path) -> list[ResultRow]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         header = next(reader, [])
-        if not set(header) >= _REQUIRED:
+        if not _REQUIRED.issubset(header):
             message = f"{path}: not a results file of this program: its columns are {', '.join(header)}"
             raise DataError(message)
         try:

@@ -35,10 +35,7 @@ def default_mode() -> WandbMode:
 
 
 class Tracker:
-    """One W&B run. In disabled mode wandb is not even imported.
-
-    The run's id follows from the experiment and the run's name, so a requeued or resumed job continues its own run.
-    """
+    """One W&B run, whose id follows from the launch and its name: a requeued or resumed job continues its own run."""
 
     def __init__(self, experiment: Experiment, config: TrainConfig, name: str, job_type: str, mode: WandbMode) -> None:
         self.run = None
@@ -46,11 +43,9 @@ class Tracker:
             return
         import wandb  # Takes a second and a half.
 
-        # The names of experiments are not unique: groups of the same name may exist on other machines.
+        # By the launch, because another machine may have a group of the same name.
         launch = (read_json(experiment.environment_file) or {}).get("launch_id", str(experiment.root))
-        run_id = hashlib.sha256(f"{launch}/{name}".encode()).hexdigest()[:16]
         experiment.wandb_dir.mkdir(parents=True, exist_ok=True)
-        settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS)
         try:
             self.run = wandb.init(
                 project=experiment.project,
@@ -58,13 +53,13 @@ class Tracker:
                 group=experiment.group,
                 job_type=job_type,
                 name=f"{experiment.group}/{name}",
-                id=run_id,
+                id=hashlib.sha256(f"{launch}/{name}".encode()).hexdigest()[:16],
                 resume="allow" if mode == "online" else None,
                 config=config.model_dump(mode="json"),
                 dir=experiment.wandb_dir,
                 reinit="create_new",  # Trainings of one process have a run each.
                 mode=mode,
-                settings=settings,
+                settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS),
             )
         except wandb.Error as error:
             # The job goes on: W&B holds copies only. In offline mode this process would fail too.

@@ -17,7 +17,7 @@ from anml.plugins import is_reference, load_object
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """One evaluation protocol: its function, and the properties that decide which config keys it reads.
+    """A protocol's function, and the properties that decide which config keys it reads.
 
     function: the function, or a reference to it (MODULE:NAME), which costs no import until a job uses it.
     learns: a learner takes steps, at each learning rate of `lr`; otherwise a run is one trajectory without a rate.
@@ -37,7 +37,6 @@ class EvalProtocol:
         return self.learns and not self.is_shuffled
 
     def load(self) -> Callable[..., Any]:
-        """Return the function."""
         return load_object(self.function) if isinstance(self.function, str) else self.function
 
 
@@ -50,11 +49,9 @@ PROTOCOLS = {
 
 def find_protocol(name: str) -> EvalProtocol:
     """Return the protocol that `eval_method` names or refers to. Raises ConfigError."""
-    if name in PROTOCOLS:
-        return PROTOCOLS[name]
-    protocol = load_object(name)
+    protocol = PROTOCOLS.get(name) or load_object(name)
     if not isinstance(protocol, EvalProtocol):
-        file, _, variable = name.rpartition(":")
+        file, variable = name.rsplit(":", 1)
         message = f"{file}: {variable} is no EvalProtocol; write {variable} = EvalProtocol(FUNCTION) there"
         raise ConfigError(message)
     return protocol

@@ -23,7 +23,7 @@ from anml.evaluate.sweep import LoadedModel, sweep_trajectories
 from anml.jobs.job import JobContext
 from anml.machine import prepare_device
 from anml.models.meta_model import MetaModel, select_names
-from anml.results import Origin, TrajectoryResult, write_results
+from anml.results import TrajectoryResult, write_results
 
 
 def evaluate_by_hand(
@@ -35,33 +35,40 @@ def evaluate_by_hand(
     """
     compute_on = prepare_device("auto", device, configs[0].deterministic)
     models = [loaded for config in configs for loaded in load_models(config, checkpoints, compute_on)]
-    _note_different_classes(models)
-    results: list[list[TrajectoryResult]] = []
+    left_out_after = sorted({loaded.card.train_classes or 0 for loaded in models if loaded.config.is_validation})
+    if len(left_out_after) > 1:
+        note = (
+            f"note: these models left out different classes (all after the first {', '.join(map(str, left_out_after))})"
+        )
+        print(f"{note}: do not compare their accuracy", file=sys.stderr)
+    results: list[tuple[LoadedModel, TrajectoryResult]] = []
     for number, loaded in enumerate(models):
         card, trajectories = loaded.card, sweep_trajectories(loaded.config)
         heading = f"{card.display_name}, step {card.step}: " if len(checkpoints) > 1 else ""
         say = functools.partial(print, heading, sep="", file=sys.stderr)
         before, total = number * len(trajectories), len(models) * len(trajectories)
         try:
-            results.append(list(run_until_stopped(context, loaded, "eval", trajectories, before, total, say)))
+            of_model = list(run_until_stopped(context, loaded, "eval", trajectories, before, total, say))
         except StoppedError:
             return False
-        for line in accuracy_lines([row for result in results[-1] for row in result.rows]):
+        for line in accuracy_lines([row for result in of_model for row in result.rows]):
             print(f"{heading}{line}")
+        results += [(loaded, result) for result in of_model]
     if output is not None:
-        _write(output, models, results)
+        _write(output, results)
     return True
 
 
-def _write(output: Path, models: Sequence[LoadedModel], results: Sequence[Sequence[TrajectoryResult]]) -> None:
+def _write(output: Path, results: Sequence[tuple[LoadedModel, TrajectoryResult]]) -> None:
     """Write the results of all models; those of several say in each class row which model it is of."""
-    rows = [row for of_model in results for result in of_model for row in result.rows]
-    class_rows = [row for of_model in results for result in of_model for row in result.class_rows]
-    origins: list[Origin] = []
-    for (_, card, data, _), of_model in zip(models, results, strict=True):
-        count = sum(len(result.class_rows) for result in of_model)
-        origins += [(card.display_name, card.step, card.seed, data.name)] * count
-    write_results(output, rows, class_rows, origins if len(models) > 1 else ())
+    rows = [row for _, result in results for row in result.rows]
+    class_rows = [row for _, result in results for row in result.class_rows]
+    origins = [
+        (card.display_name, card.step, card.seed, data.name)
+        for (_, card, data, _), result in results
+        for _ in result.class_rows
+    ]
+    write_results(output, rows, class_rows, origins if len(set(origins)) > 1 else ())
 
 
 def load_models(config: EvalConfig, checkpoints: Sequence[Path], device: torch.device) -> list[LoadedModel]:
@@ -77,42 +84,32 @@ def load_models(config: EvalConfig, checkpoints: Sequence[Path], device: torch.d
     for path, (model, _), card in zip(checkpoints, loaded, cards, strict=True):
         dataset = config.dataset or card.dataset
         misfits = _misfits(model, card, config, dataset) + _validation_problems(card, config, dataset)
-        problems += [f"{path}: {text}" for text in misfits]
-        if not misfits:
-            request = _request(config, dataset, card)
-            if request not in images:
-                images[request] = load_data(config, request, device)
-            models.append(LoadedModel(model, card, images[request], config))
+        if misfits:
+            problems += [f"{path}: {text}" for text in misfits]
+            continue
+        request = _request(config, dataset, card)
+        if request not in images:
+            images[request] = load_data(config, request, device)
+        models.append(LoadedModel(model, card, images[request], config))
     if problems:
         raise ConfigError(problems)
     return models
-
-
-def _note_different_classes(models: Sequence[LoadedModel]) -> None:
-    """Print a note where models are validated on different classes, each on what its own training left out."""
-    counts = sorted({loaded.card.train_classes or 0 for loaded in models if loaded.config.is_validation})
-    if len(counts) > 1:
-        first = ", ".join(map(str, counts))
-        note = f"note: these models left out different classes (all after the first {first}): do not compare"
-        print(f"{note} their accuracy", file=sys.stderr)
 
 
 def _tell_apart(cards: Sequence[ModelCard], paths: Sequence[Path]) -> list[ModelCard]:
     """Return the cards; names that several of the same step share get their paths, as far as these differ."""
     keys = [(card.display_name, card.step, card.seed) for card in cards]
     folders = [path.resolve() for path in paths]
-    common = os.path.commonpath(folders)
+    places = [f" ({folder.relative_to(os.path.commonpath(folders))})" for folder in folders]
     return [
-        card
-        if keys.count(key) == 1
-        else replace(card, display_name=f"{card.display_name} ({folder.relative_to(common)})")
-        for card, key, folder in zip(cards, keys, folders, strict=True)
+        replace(card, display_name=card.display_name + (place if keys.count(key) > 1 else ""))
+        for card, key, place in zip(cards, keys, places, strict=True)
     ]
 
 
 def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, dataset: str) -> list[str]:
     """Return why a model cannot be evaluated as the config says."""
-    channels, size, outputs = card.image_shape[0], card.image_shape[1], model.head.out_features
+    (channels, size, _), outputs = card.image_shape, model.head.out_features
     problems = []
     if config.im_size not in (None, size):
         problems.append(f"im_size {config.im_size}: this model was trained on {size} pixels")
@@ -140,13 +137,11 @@ def _validation_problems(card: ModelCard, config: EvalConfig, dataset: str) -> l
     if dataset != card.dataset:
         return [f"split: validation takes background classes of the training, of {card.dataset}, found {dataset}"]
     if card.train_classes is None:
-        return [
-            "split: validation needs background classes that training left out; this model was trained on all, or its "
-            "card does not say (a .pth, an earlier version, allow_incomplete). Train one with train_classes: N; "
-            "without split: validation this one is evaluated on the evaluation classes"
-        ]
+        text = "split: validation needs background classes that training left out; this model was trained on all, or "
+        text += "its card does not say (a .pth, an earlier version, allow_incomplete). Train one with train_classes: N"
+        return [f"{text}, or evaluate this one on the evaluation classes (without split: validation)"]
     if config.allow_incomplete and not find_dataset(dataset).needs_counting:
-        return ["split: validation finds the classes by their places, in a complete copy; leave allow_incomplete out"]
+        return ["split: validation finds classes by their positions in a complete copy; leave allow_incomplete out"]
     has = len(card.class_split["train"]) if card.class_split else find_dataset(dataset).train_classes
     left = has - card.train_classes
     if max(config.classes) > left:

@@ -47,7 +47,8 @@ def evaluate_checkpoint(
     finished = FinishedTrajectories(path.with_suffix(".partial.jsonl"))
     complete = finish(context, LoadedModel(model, card, data, evaluation), flavor, trajectories, finished)
     rows = finished.write(path) if complete else []
-    _log_curves(tracker, rows)
+    if rows:
+        _log_curves(tracker, rows)
     tracker.finish(exit_code=0 if complete else 1)
     for line in [*accuracy_lines(rows), peak_memory(compute_on)]:
         print(line)
@@ -64,10 +65,9 @@ def finish(
     finished: FinishedTrajectories,
 ) -> bool:  # fmt: skip
     """Run the trajectories that are not finished. Returns False when stopped before the last."""
-    left = [index for index in range(len(trajectories)) if index not in finished.results]
-    before, total = len(finished.results), len(trajectories)
-    say = functools.partial(print, flush=True)
-    results = run_until_stopped(context, loaded, flavor, [trajectories[i] for i in left], before, total, say)
+    left = {index: trajectory for index, trajectory in enumerate(trajectories) if index not in finished.results}
+    before, total, say = len(finished.results), len(trajectories), functools.partial(print, flush=True)
+    results = run_until_stopped(context, loaded, flavor, list(left.values()), before, total, say)
     try:
         for index, result in zip(left, results, strict=True):
             finished.add(index, result)
@@ -106,7 +106,7 @@ def accuracy_lines(rows: Sequence[ResultRow]) -> list[str]:
     lines = []
     for (*_, lr), ends in _finals(rows).items():
         label = f"{ends[0].classes} {labels.classes_of(ends[0].dataset)}" + ("" if lr is None else f", lr {lr:g}")
-        train, test = (_mean_and_std(values) for values in ([r.train_acc for r in ends], [r.test_acc for r in ends]))
+        train, test = _mean_and_std([r.train_acc for r in ends]), _mean_and_std([r.test_acc for r in ends])
         lines.append(f"{label}: train {train} | test {test}, {labels.count(len(ends), 'runs')}")
     return lines
 
@@ -127,8 +127,6 @@ def _mean_and_std(values: Sequence[float]) -> str:
 
 def _log_curves(tracker: Tracker, rows: Sequence[ResultRow]) -> None:
     """Log mean accuracies against steps learned, and the best final one of the largest size."""
-    if tracker.run is None or not rows:
-        return
     for step, values in mean_curves(rows).items():
         tracker.log(values, step=step)
     finals = _finals(rows)

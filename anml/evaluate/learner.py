@@ -44,9 +44,8 @@ class BatchLearner(Predictor, Protocol):
 
 def predict_run(prepared: PreparedRun, model: MetaModel, weights: Weights | None = None) -> Logits:
     """Return a model's logits of all examples of a run; `weights` replace parameters of these names."""
-    inputs = (prepared.train_inputs, prepared.test_inputs)
-    train, test = (predict(model, part, prepared.stage, weights) for part in inputs)
-    return train, test
+    train = predict(model, prepared.train_inputs, prepared.stage, weights)
+    return train, predict(model, prepared.test_inputs, prepared.stage, weights)
 
 
 class Unlearned:

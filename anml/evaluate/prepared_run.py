@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_run
 from anml.errors import CheckpointError, ConfigError
-from anml.evaluate.stages import Features, Stage, advance, classify, head_inputs, latest_stage
+from anml.evaluate.stages import Stage, advance, classify, head_inputs, latest_stage
 from anml.models.heads import MetricHead
 from anml.models.meta_model import MetaModel, belongs_to, draw_kaiming, select_names
 from anml.rng import torch_generator
@@ -21,8 +22,7 @@ from anml.rng import torch_generator
 _SOLVED_AT_ONCE = 2**31  # bytes
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """The size of a run: classes to learn, and examples of each to learn from and to be tested on."""
 
     classes: int
@@ -72,13 +72,10 @@ class RunPreparer:
         self.stage: Stage = latest_stage(model, self.trained)
         before_inputs = {"images": None, "features": model.head_prefix, "head": model.head_layer}[self.stage]
         encodes_alike = all(belongs_to(name, before_inputs) for name in self.redrawn)
-        # Shared unless a run re-draws what lies before its inputs.
-        self.shared = Features(self.model, data, self.stage, dtype) if encodes_alike else None
-
-    @property
-    def largest(self) -> tuple[int, int, int]:
-        """Classes, and training and test examples of each, of the sweep's largest runs."""
-        return max(self.config.classes), max(self.config.train_examples), max(self.config.test_examples)
+        # What computes the inputs that all runs share; none where a run re-draws what lies before its inputs.
+        self.encoder = copy.deepcopy(self.model) if encodes_alike else None
+        self.features: dict[int, torch.Tensor] = {}  # By class.
+        self.largest = Shape(max(config.classes), max(config.train_examples), max(config.test_examples))
 
     def count_trained(self) -> int:
         """Count the weights that learn."""
@@ -91,12 +88,9 @@ class RunPreparer:
     @torch.no_grad()
     def layer_outputs(self, stage: Stage) -> list[tuple[nn.Module, torch.Tensor]]:
         """Return the layers that one example passes from a stage on, each with its output."""
-        example, passed = self.example(stage), list[tuple[nn.Module, torch.Tensor]]()
-
-        def keep(layer: nn.Module, _: object, output: torch.Tensor) -> None:
-            passed.append((layer, output))
-
-        handles = [m.register_forward_hook(keep) for m in self.model.modules() if not any(m.children())]
+        example, passed = self.example(stage), list[Any]()
+        layers = [module for module in self.model.modules() if not any(module.children())]
+        handles = [m.register_forward_hook(lambda layer, _, output: passed.append((layer, output))) for m in layers]
         classify(self.model, example, stage)
         for handle in handles:
             handle.remove()
@@ -121,7 +115,7 @@ class RunPreparer:
         for name in self.redrawn:
             _redraw(name, model, self.config, run)
         solved = ("head",) if self.config.needs_least_squares else ()
-        drawn = draw_run(self.data, shape.classes, shape.train_examples, shape.test_examples, self.config.seed, run)
+        drawn = draw_run(self.data, *shape, self.config.seed, run)
         labels = torch.arange(shape.classes, device=self.data.images.device)
         return PreparedRun(
             shape, run, model, self.trained, select_names(model, (*self.redrawn, *solved)), self.stage,
@@ -132,10 +126,16 @@ class RunPreparer:
 
     def _inputs(self, model: MetaModel, classes: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
         """Return the inputs [n * k, ...] of classes [n], examples [n, k]."""
-        classes, examples = classes[:, None].expand_as(examples).reshape(-1), examples.reshape(-1)
-        if self.shared is not None:
-            return self.shared.take(classes, examples)
-        return advance(model, self.data.batch(classes, examples, self.dtype)[0], self.stage)
+        if self.encoder is None:
+            images, _ = self.data.batch(classes.repeat_interleave(examples.shape[1]), examples.flatten(), self.dtype)
+            return advance(model, images, self.stage)
+        rows = examples.to(self.data.images.device)
+        for index in set(classes.tolist()) - self.features.keys():
+            # A class is always one batch, so that no value depends on which others were asked for.
+            whole = torch.arange(self.data.examples_per_class)
+            images, _ = self.data.batch(torch.full_like(whole, index), whole, self.dtype)
+            self.features[index] = advance(self.encoder, images, self.stage)
+        return torch.cat([self.features[index][row] for index, row in zip(classes.tolist(), rows, strict=True)])
 
 
 @torch.no_grad()
@@ -159,30 +159,24 @@ def _redraw(name: str, model: MetaModel, config: EvalConfig, run: int) -> None:
 
 def check_head(model: MetaModel, config: EvalConfig) -> None:
     """Raise ConfigError where the output layer cannot start as it is asked to, or nothing could be learned from it."""
-    starts_at_zero = config.reinit_method == "zero" and not config.needs_least_squares
-    if config.needs_least_squares and not isinstance(model.head, nn.Linear):
-        message = (
-            f"{model.head_layer} is a metric layer: least squares (eval_method: zero_shot, reinit_method: lstsq) need "
-            "logits that are linear in the weights; use reinit_method: kaiming, and an eval_method that learns"
-        )
-        raise ConfigError(message)
-    if starts_at_zero and isinstance(model.head, MetricHead):
-        message = f"{model.head_layer} is a metric layer, where zeros are like nothing: use reinit_method: kaiming"
-        raise ConfigError(message)
     learned = select_names(model, config.opt_params) if config.protocol.learns else []
-    if starts_at_zero and learned and f"{model.head_layer}.weight" not in learned:
-        message = (
-            "opt_params: an output layer of zeros (reinit_method: zero) that does not learn gives the layers before it "
-            "no gradient, so that nothing is learned; add head"
-        )
-        raise ConfigError(message)
+    problem = ""
+    if config.needs_least_squares:
+        if not isinstance(model.head, nn.Linear):
+            problem = f"{model.head_layer} is a metric layer: least squares (zero_shot, lstsq) need a linear one; use "
+            problem += "reinit_method: kaiming, and an eval_method that learns"
+    elif config.reinit_method == "zero":
+        if isinstance(model.head, MetricHead):
+            problem = f"{model.head_layer} is a metric layer, where zeros are like nothing: use reinit_method: kaiming"
+        elif learned and f"{model.head_layer}.weight" not in learned:
+            problem = "opt_params: an output layer of zeros (reinit_method: zero) that does not learn gives the layers "
+            problem += "before it no gradient; add head"
+    if problem:
+        raise ConfigError(problem)
 
 
 def _solve_heads(prepared_runs: Sequence[PreparedRun], config: EvalConfig) -> None:
-    """Set the output layers of runs of one shape to the least-squares solution for one-hot targets.
-
-    Outputs without examples become 0. Raises ConfigError for layers that are not linear.
-    """
+    """Set output layers, of runs of one shape, to least squares for one-hot targets; unused outputs become 0."""
     check_head(prepared_runs[0].model, config)
     inputs, targets = zip(*(_support(prepared, config) for prepared in prepared_runs), strict=True)
     # A CPU gains nothing from more at once.
@@ -195,15 +189,11 @@ def _solve_heads(prepared_runs: Sequence[PreparedRun], config: EvalConfig) -> No
 
 
 def _support(prepared: PreparedRun, config: EvalConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return head inputs [n, d] and one-hot targets [n, classes] of the examples that the solution is for.
-
-    Raises CheckpointError.
-    """
+    """Return head inputs [n, d] and one-hot targets [n, classes] of the examples that the solution is for."""
     picked = support_examples(prepared.train_labels, config.init_size, config.seed, prepared.run)
     inputs = head_inputs(prepared.model, prepared.train_inputs[picked], prepared.stage)
     if not inputs.isfinite().all():
-        message = "least squares: features of this model are not finite, its training diverged"
-        message += "; take an earlier checkpoint"
+        message = "least squares: features of this model are not finite: training diverged; take an earlier checkpoint"
         raise CheckpointError(message)
     return inputs, one_hot(prepared.train_labels[picked], prepared.shape.classes)
 

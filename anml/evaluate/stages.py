@@ -3,14 +3,12 @@
 images    -> encode ->  features  -> all of the head but its output layer ->  head  -> output layer -> logits
 """
 
-import copy
 from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch.func import functional_call
 
-from anml.data.class_images import ClassImages
 from anml.models.meta_model import MetaModel, belongs_to
 
 Stage = Literal["images", "features", "head"]
@@ -69,34 +67,3 @@ def predict(model: MetaModel, inputs: torch.Tensor, stage: Stage, weights: Weigh
 def _batch_size(images: torch.Tensor) -> int:
     # On a CPU small tensors stay in its caches, and malloc hands out the same pages again.
     return 512 if images.is_cuda else 16
-
-
-class Features:
-    """What a stage receives of a split's images, each image once for all runs of a sweep.
-
-    Classes are filled in when a run first asks for them. A class is always one batch, so that no value depends on
-    which others were asked for.
-    """
-
-    def __init__(self, model: MetaModel, data: ClassImages, stage: Stage, dtype: torch.dtype) -> None:
-        """Use the model as it is (in eval mode, of this dtype) for the images of a split."""
-        self.model, self.data, self.dtype = copy.deepcopy(model), data, dtype
-        self.stage: Stage = stage
-        self.filled: set[int] = set()
-        self.values = torch.empty(0)
-
-    def take(self, classes: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
-        """Return features [n, d] for index tensors int64 [n]."""
-        for index in sorted(set(classes.tolist()) - self.filled):
-            self._fill(index)
-        device = self.values.device
-        return self.values[classes.to(device), examples.to(device)]
-
-    def _fill(self, index: int) -> None:
-        examples = torch.arange(self.data.examples_per_class)
-        images, _ = self.data.batch(torch.full_like(examples, index), examples, self.dtype)
-        values = advance(self.model, images, self.stage)
-        if not self.filled:
-            self.values = values.new_empty(self.data.num_classes, *values.shape)
-        self.values[index] = values
-        self.filled.add(index)

@@ -22,14 +22,12 @@ from anml.models.meta_model import MetaModel
 from anml.native.blocks import use_native_blocks
 from anml.results import ClassRow, ResultRow, TrajectoryResult
 
-# What the native kernels save on a core, measured: seconds for each step of a weight, and for each multiplication of a
-# convolution.
+# Seconds that native kernels save on a core, measured: for each step of a weight, each multiplication of a convolution.
 _PER_WEIGHT, _PER_MULTIPLICATION = 0.5e-9, 7e-11
-# How many seconds it takes to build them.
+# Seconds that it takes to build them.
 _BUILD = 60.0
-# Runs whose least squares a GPU solves as one batch; on a CPU lanes gain nothing and are for trying them.
-_SOLVED_TOGETHER, _LANES_ON_CPU = 16, 16
-
+# Trajectories at once where a GPU solves their least squares, or a CPU takes lanes (which gain nothing there).
+_DEFAULT_LANES = 16
 
 Say = Callable[[str], None]
 
@@ -83,11 +81,11 @@ def run_sweep(
     # job, belong to it.
     engine = choose_engine(preparer, loaded.config.runs, loaded.config.count_trajectories())
     say(f"engine {engine.name}, {engine.why}{determinism(loaded.data.images.device)}")
-    if engine.name == "native" and preparer.shared is not None:
-        use_native_blocks(preparer.shared.model)
+    if engine.name == "native" and preparer.encoder is not None:
+        use_native_blocks(preparer.encoder)
     for trajectory, scores in _learn(trajectories, preparer, engine, progress, say):
-        rows = [_row(score, trajectory, loaded, flavor) for score in scores]
-        yield TrajectoryResult(rows, [row for score in scores for row in _class_rows(score, trajectory)])
+        class_rows = [row for score in scores for row in _class_rows(score, trajectory)]
+        yield TrajectoryResult([_row(score, trajectory, loaded, flavor) for score in scores], class_rows)
 
 
 def _learn(
@@ -119,11 +117,11 @@ def _learn(
 def _learn_block(
     block: list[Trajectory], prepared_runs: list[PreparedRun], config: EvalConfig, engine: Engine, progress: Progress
 ) -> list[list[Score]]:
-    """Return the scores of each trajectory of a block. Raises ConfigError for a protocol that leaves one out."""
+    """Return the scores of each trajectory of a block."""
     lrs = [trajectory.lr for trajectory in block if trajectory.run == block[0].run and trajectory.lr is not None]
     learner = engine.make(prepared_runs, lrs) if config.protocol.learns else Unlearned(prepared_runs)
-    protocol = config.protocol.load()
-    scorings = list(protocol(learner, prepared_runs, config, lambda part: progress(part * len(block))))
+    learn = config.protocol.load()
+    scorings = list(learn(learner, prepared_runs, config, lambda part: progress(part * len(block))))
     if not scorings or any(len(scoring) != len(block) for scoring in scorings):
         message = f"eval_method: {config.eval_method} must yield, once or more, a Score for each of {len(block)} "
         message += f"trajectories; it yields {[len(scoring) for scoring in scorings] or 'nothing'}"
@@ -143,29 +141,26 @@ def blocks(trajectories: Sequence[Trajectory], lanes: int) -> Iterator[list[Traj
 
 
 def choose_engine(preparer: RunPreparer, runs: int, trajectories: int) -> Engine:
-    """Return the engine that the config asks for, or the fastest for a sweep of so many runs and trajectories.
-
-    Raises ConfigError.
-    """
+    """Return the engine that the config names, or the fastest for a sweep of so many runs and trajectories."""
     config, device = preparer.config, preparer.data.images.device
-    asked = config.engine
-    if asked == "lanes" or (asked == "auto" and device.type == "cuda"):
-        lanes = _LANES_ON_CPU
-        if device.type == "cuda":
-            lanes = lanes_that_fit(preparer) if config.protocol.learns else _SOLVED_TOGETHER
-        why = "on a GPU" if asked == "auto" else "asked for"
-        return Engine("lanes", f"{why}, up to {lanes} trajectories at once", lanes, LaneLearner)
-    is_small = asked == "auto" and seconds_saved(preparer, runs, trajectories) < _BUILD
-    reason = "" if asked == "reference" or is_small else unsupported(device, preparer.dtype)
-    if asked == "native" and reason:
-        message = f"engine: native cannot evaluate this: {reason}. Use engine: auto."
-        raise ConfigError(message)
-    if asked == "reference" or is_small or reason:
-        why = "asked for" if asked == "reference" else f"not native: {reason}" if reason else "a small sweep"
-        return Engine("reference", why, 1, lambda prepared_runs, lrs: ReferenceLearner(prepared_runs[0], lrs[0]))
-    learner = NativeBatchLearner if config.protocol.is_shuffled else native_learner
-    why = "the fastest" if asked == "auto" else "asked for"
-    return Engine("native", why, 1, lambda prepared_runs, lrs: learner(prepared_runs[0], lrs[0]))
+    name, why = config.engine, "asked for"
+    if name == "auto" and device.type == "cuda":
+        name, why = "lanes", "on a GPU"
+    elif name == "auto" and seconds_saved(preparer, runs, trajectories) < _BUILD:
+        name, why = "reference", "a small sweep"
+    elif name in ("auto", "native") and (reason := unsupported(device, preparer.dtype)):
+        if name == "native":
+            message = f"engine: native cannot evaluate this: {reason}. Use engine: auto."
+            raise ConfigError(message)
+        name, why = "reference", f"not native: {reason}"
+    elif name == "auto":
+        name, why = "native", "the fastest"
+    if name == "lanes":
+        lanes = lanes_that_fit(preparer) if device.type == "cuda" and config.protocol.learns else _DEFAULT_LANES
+        return Engine(name, f"{why}, up to {lanes} trajectories at once", lanes, LaneLearner)
+    native = NativeBatchLearner if config.protocol.is_shuffled else native_learner
+    learner = native if name == "native" else ReferenceLearner
+    return Engine(name, why, 1, lambda prepared_runs, lrs: learner(prepared_runs[0], lrs[0]))
 
 
 def seconds_saved(preparer: RunPreparer, runs: int, trajectories: int) -> float:
@@ -194,7 +189,7 @@ def _row(score: Score, trajectory: Trajectory, loaded: LoadedModel, flavor: str)
         model=card.display_name,
         dataset=loaded.data.name,
         checkpoint_step=card.step,
-        **vars(trajectory.shape),
+        **trajectory.shape._asdict(),
         lr=trajectory.lr,
         train_seed=card.seed,
         run=trajectory.run,
@@ -209,7 +204,7 @@ def _row(score: Score, trajectory: Trajectory, loaded: LoadedModel, flavor: str)
 
 
 def _class_rows(score: Score, trajectory: Trajectory) -> list[ClassRow]:
-    shape = trajectory.shape
-    measured = (shape.classes, shape.train_examples, shape.test_examples, trajectory.lr, trajectory.run, score.step)
+    classes, train, test = trajectory.shape
+    measured = (classes, train, test, trajectory.lr, trajectory.run, score.step, score.classes_trained)
     accuracies = enumerate(zip(score.train.top1.tolist(), score.test.top1.tolist(), strict=True))
-    return [ClassRow(*measured, score.classes_trained, position, *pair) for position, pair in accuracies]
+    return [ClassRow(*measured, position, *pair) for position, pair in accuracies]

@@ -287,7 +287,7 @@ def test_native_learning_in_batches_equals_the_plain_one(data, make_config):
 def test_native_features_are_those_of_the_plain_encoder(data, make_config):
     needs_kernels()
     plain, fast = (make_preparer(make_config(), data) for _ in range(2))
-    assert fast.shared is not None
-    use_native_blocks(fast.shared.model)
+    assert fast.encoder is not None
+    use_native_blocks(fast.encoder)
     for ours, theirs in zip(fast.make(SHAPE, [0]), plain.make(SHAPE, [0]), strict=True):
         torch.testing.assert_close(ours.train_inputs, theirs.train_inputs)
