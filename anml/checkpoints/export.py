@@ -56,7 +56,7 @@ def _about(experiment: Experiment, config: TrainConfig, card: ModelCard, half: b
     """
     environment = read_json(experiment.environment_file) or {}
     identity = (card.display_name, card.step, card.seed)
-    rows = [r for r in read_scores(experiment).rows if (r.model, r.checkpoint_step, r.train_seed) == identity]
+    rows = [r for r in read_scores(experiment)[0] if (r.model, r.checkpoint_step, r.train_seed) == identity]
     this_step = config.model_copy(update={"eval_steps": (card.step,), "eval_untrained": False})
     return {
         "config": _without(yaml.safe_load(dump_config(config)), "data_path"),

@@ -2,11 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,8 +18,8 @@ from anml.report import style
 from anml.report.labels import checkpoint, in_lines
 from anml.report.statistics import grouped
 from anml.report.style import Look
-from anml.report.tables import RateResult, learning_curve, main_results
-from anml.report.text import number_of_runs, setting_and_model, setting_of
+from anml.report.tables import Amount, RateResult, learning_curve, main_results
+from anml.report.text import amount_and_model, number_of_runs
 from anml.results import ResultRow
 
 # More panels than this are too small to read.
@@ -28,13 +27,6 @@ MOST_COLUMNS, MOST_ROWS = 4, 3
 # A running mean over this share of the log is smooth and still shows when learning sets in.
 SMOOTHED_SHARE = 30
 FEWEST_TO_SMOOTH = 12
-
-
-class LoggedMeasure(NamedTuple):
-    """Values of one measure and the steps they belong to, in order of step."""
-
-    steps: list[int]
-    values: list[float]
 
 
 @dataclass(frozen=True)
@@ -45,12 +37,12 @@ class TrainingLog:
     """
 
     name: str
-    lines: tuple[dict[str, float], ...]
+    lines: list[dict[str, float]]
 
-    def measure(self, name: str) -> LoggedMeasure:
-        """Return the finite values of `loss`, `accuracy` or `val_accuracy`: a diverged training logs others too."""
+    def measure(self, name: str) -> tuple[list[int], list[float]]:
+        """Return steps and values of `loss`, `accuracy` or `val_accuracy`, where finite: a diverged training's."""
         kept = [line for line in self.lines if math.isfinite(line.get(name, math.nan))]
-        return LoggedMeasure([int(line["step"]) for line in kept], [line[name] for line in kept])
+        return [int(line["step"]) for line in kept], [line[name] for line in kept]
 
 
 def read_training(experiment: Experiment) -> list[TrainingLog]:
@@ -63,11 +55,12 @@ def read_training(experiment: Experiment) -> list[TrainingLog]:
             name, order = training.words, (0, *training_order(training))
         except ValueError:  # Not the name of a training: such files come last.
             name, order = tag, (1, path.stem)
-        logs.append((order, TrainingLog(name, _read_lines(path))))
-    return [log for _, log in sorted(logs, key=lambda item: item[0]) if log.lines]
+        if lines := _read_lines(path):
+            logs.append((order, TrainingLog(name, lines)))
+    return [log for _, log in sorted(logs, key=lambda item: item[0])]
 
 
-def _read_lines(path: Path) -> tuple[dict[str, float], ...]:
+def _read_lines(path: Path) -> list[dict[str, float]]:
     """Read the lines that are whole: a training that is writing or was killed may leave half a last line."""
     lines = {}
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -76,7 +69,7 @@ def _read_lines(path: Path) -> tuple[dict[str, float], ...]:
             lines[line["step"]] = line
         except (ValueError, TypeError, AttributeError, KeyError):
             continue
-    return tuple(lines[step] for step in sorted(lines))
+    return [lines[step] for step in sorted(lines)]
 
 
 def shown_checkpoints(results: Sequence[RateResult]) -> list[int]:
@@ -95,19 +88,15 @@ def draw_rates(results: Sequence[RateResult], looks: Mapping[str, Look], unit: s
     rates = sorted({result.lr for result in results if result.lr is not None})
     if not rates:
         return None
-    steps, flavors = shown_checkpoints(results), _flavors(results)
-    settings = grouped(results, setting_and_model(results))
-    shown = style.spread(list(settings), MOST_ROWS)
-    figure, axes = style.panel_grid(len(shown), len(steps))
+    flavors = _flavors(results)
+
+    def draw(panel: Axes, amount: Amount, in_panel: list[RateResult]) -> None:
+        _rate_panel(panel, in_panel, flavors, looks)
+        panel.axhline(1 / amount.classes, color=style.GREY, linestyle=":", label="chance")
+
+    rows = grouped(results, amount_and_model(results))
+    figure, axes = _panels(rows, draw, "test accuracy, {classes} {noun}", "learning rate", unit, noun)
     _rate_axis(axes[0, 0], rates)
-    for row, (setting, model) in zip(axes, shown, strict=True):
-        in_row = settings[setting, model]
-        for panel, step in zip(row, steps, strict=True):
-            _rate_panel(panel, [result for result in in_row if result.checkpoint_step == step], flavors, looks)
-            panel.axhline(1 / setting.classes, color=style.GREY, linestyle=":", label="chance")
-        what = f"test accuracy, {setting.classes} {in_lines(setting.noun)}"
-        row[0].set_ylabel(_axis_label(model, what, in_row, noun))
-    _label_panels(axes, [checkpoint(step, unit) for step in steps], "learning rate")
     names = [looks[flavor].label for flavor in flavors]
     style.legend_below(figure, axes.flat, [label for name in names for label in (name, _without_rate(name))])
     return figure
@@ -123,33 +112,40 @@ def draw_classes(
     best = main_results(summary)
     if not best:
         return None
-    steps, flavors = shown_checkpoints(best), _flavors(best)
-    model_of = setting_and_model(best)
-    amounts = grouped(best, lambda result: (setting_of(result)._replace(classes=0), model_of(result)[1]))
-    shown = style.spread(list(amounts), MOST_ROWS)
-    figure, axes = style.panel_grid(len(shown), len(steps))
-    for row, (setting, model) in zip(axes, shown, strict=True):
-        in_row = amounts[setting, model]
-        for panel, step in zip(row, steps, strict=True):
-            _classes_panel(panel, rows, [result for result in in_row if result.checkpoint_step == step], looks)
-        what = f"accuracy on the {in_lines(setting.noun)} learned"
-        row[0].set_ylabel(_axis_label(model, what, in_row, noun))
+    key = amount_and_model(best)
+    amounts = grouped(best, lambda result: (result.amount._replace(classes=0), key(result)[1]))
+
+    def draw(panel: Axes, _: Amount, in_panel: list[RateResult]) -> None:
+        _classes_panel(panel, rows, in_panel, looks)
+
+    figure, axes = _panels(amounts, draw, "accuracy on the {noun} learned", "classes learned", unit, noun)
     axes[0, 0].set_xlim(left=0)  # Shared, and fixed from then on: a later row may have more classes.
-    _label_panels(axes, [checkpoint(step, unit) for step in steps], "classes learned")
-    style.legend_below(figure, axes.flat, [looks[flavor].label for flavor in flavors])
+    style.legend_below(figure, axes.flat, [looks[flavor].label for flavor in _flavors(best)])
     return figure
 
 
-def _axis_label(model: str, what: str, results: Sequence[RateResult], noun: str) -> str:
-    amount = f"{results[0].train_examples} + {results[0].test_examples} {noun} each"
-    return "\n".join([*([model] if model else []), what, amount, number_of_runs(results)])
+def _panels(
+    groups: Mapping[tuple[Amount, str], list[RateResult]], draw: Callable[[Axes, Amount, list[RateResult]], None],
+    what: str, x: str, unit: str, noun: str,
+) -> tuple[Figure, np.ndarray]:  # fmt: skip
+    """Return a figure and its panels: a row per amount and model (or a choice of them), a column per checkpoint.
 
-
-def _label_panels(axes: np.ndarray, titles: Sequence[str], x: str) -> None:
-    for panel, title in zip(axes[0], titles, strict=True):
-        panel.set_title(title)
-    for panel in axes[-1]:
-        panel.set_xlabel(x)
+    what: the vertical axis, with {classes} and {noun} for those of a row. x: the horizontal axis.
+    """
+    shown = style.spread(list(groups), MOST_ROWS)
+    steps = shown_checkpoints([result for results in groups.values() for result in results])
+    figure, axes = style.panel_grid(len(shown), len(steps))
+    for row, (amount, model) in zip(axes, shown, strict=True):
+        results = groups[amount, model]
+        for panel, step in zip(row, steps, strict=True):
+            draw(panel, amount, [result for result in results if result.checkpoint_step == step])
+        accuracy = what.format(classes=amount.classes, noun=in_lines(amount.noun))
+        examples = f"{amount.train_examples} + {amount.test_examples} {noun} each"
+        row[0].set_ylabel("\n".join(filter(None, (model, accuracy, examples, number_of_runs(results)))))
+    for top, bottom, step in zip(axes[0], axes[-1], steps, strict=True):
+        top.set_title(checkpoint(step, unit))
+        bottom.set_xlabel(x)
+    return figure, axes
 
 
 def _flavors(results: Sequence[RateResult]) -> list[str]:
@@ -181,11 +177,11 @@ def _rate_panel(panel: Axes, results: Sequence[RateResult], flavors: Sequence[st
             panel.errorbar(
                 [(result.lr or 0.0) * aside for result in of_flavor],
                 [result.test_acc for result in of_flavor],
-                [style.or_zero(result.test_std) for result in of_flavor],
+                [np.nan_to_num(result.test_std) for result in of_flavor],
                 color=look.colour, marker=look.marker, capsize=2, elinewidth=1, label=look.label,
             )  # fmt: skip
         elif of_flavor:  # Nothing is learned, so there is no learning rate: a level.
-            mean, std = of_flavor[0].test_acc, style.or_zero(of_flavor[0].test_std)
+            mean, std = of_flavor[0].test_acc, np.nan_to_num(of_flavor[0].test_std)
             panel.axhline(mean, color=look.colour, linestyle="-.", label=_without_rate(look.label))
             panel.axhspan(mean - std, mean + std, color=look.colour, alpha=0.12, linewidth=0)
     style.accuracy_axis(panel)
@@ -224,11 +220,11 @@ def draw_training(logs: Sequence[TrainingLog], checkpoints: Sequence[int], unit:
         colour = style.TRAINING_COLOURS[number % len(style.TRAINING_COLOURS)]
         _logged_curve(loss, log, "loss", colour)
         _logged_curve(accuracy, log, "accuracy", colour)
-        _validation(accuracy, log, colour)
+        _logged_curve(accuracy, log, "val_accuracy", colour)
     mark = {"color": style.GREY, "linestyle": ":", "linewidth": 1.2, "zorder": 0.9}
     for panel, step in product((loss, accuracy), checkpoints):
         panel.axvline(step, label="evaluated checkpoint", **mark)
-    values = [value for log in logs for value in log.measure("loss").values]
+    values = [value for log in logs for value in log.measure("loss")[1]]
     # Logarithmic where the loss falls far, and never where it cannot be drawn.
     is_log = bool(values) and 0 < 20 * min(values) < max(values)
     loss.set_yscale("log" if is_log else "linear")
@@ -255,15 +251,11 @@ def _logged_curve(panel: Axes, log: TrainingLog, name: str, colour: str) -> None
         return
     training = log.name or "training"
     means, window = smoothed(values)
-    if window == 1:
-        panel.plot(steps, values, color=colour, marker="o", label=training)
-        return
-    panel.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-    panel.plot(steps, means, color=colour, label=f"{training} (running mean)")
-
-
-def _validation(panel: Axes, log: TrainingLog, colour: str) -> None:
-    steps, values = log.measure("val_accuracy")
-    if values:
+    if name == "val_accuracy":
         label = f"{log.name}, validation" if log.name else "validation"
-        panel.plot(steps, smoothed(values)[0], color=colour, linestyle="--", linewidth=1.3, label=label)
+        panel.plot(steps, means, color=colour, linestyle="--", linewidth=1.3, label=label)
+    elif window == 1:
+        panel.plot(steps, values, color=colour, marker="o", label=training)
+    else:
+        panel.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        panel.plot(steps, means, color=colour, label=f"{training} (running mean)")

@@ -6,7 +6,6 @@ writes again until nothing has changed in between: the last writer has then seen
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ from anml.config.yaml import read_yaml
 from anml.errors import ConfigError
 from anml.experiment import Experiment, experiments_folder
 from anml.jobs.status import overall_state, read_jobs
-from anml.report.labels import classes
-from anml.report.page import templates
-from anml.report.tables import RateResult, read_summary
-from anml.report.text import accuracy, last_checkpoint
+from anml.report.page import read_text, render
+from anml.report.tables import read_summary
+from anml.report.text import last_checkpoint
 
 PAGE = "index.html"
 # Every index has it, also those of earlier versions.
@@ -28,22 +26,6 @@ _INDEX_MARK = '<body class="index">'
 COMPARISON = "comparison.html"
 # On a busy cluster some job is always writing; the last look of that job finds what this one missed.
 MOST_ATTEMPTS = 10
-
-
-@dataclass(frozen=True)
-class IndexEntry:
-    """One experiment in an index.
-
-    best: test accuracy by flavor at the last checkpoint, for the largest setting, of the best of its models.
-    """
-
-    group: str
-    launched: str
-    model: str
-    dataset: str
-    state: str
-    has_report: bool
-    best: dict[str, RateResult]
 
 
 def write_indexes(experiment: Experiment, in_force: Path | None = None) -> list[str]:
@@ -63,17 +45,17 @@ def write_indexes(experiment: Experiment, in_force: Path | None = None) -> list[
     ]
 
 
-def _write_until_settled(path: Path, render: Callable[[], str]) -> list[str]:
+def _write_until_settled(path: Path, page: Callable[[], str]) -> list[str]:
     """Write a page, unless something else has its name. Returns a sentence then."""
-    if path.exists() and not (path.is_file() and _INDEX_MARK in path.read_text(encoding="utf-8", errors="replace")):
+    if path.exists() and _INDEX_MARK not in read_text(path):
         return [f"{path}: is not a page of ours, so it is left alone; rename it to get an index of experiments"]
-    page = render()
+    written = ""
     for _ in range(MOST_ATTEMPTS):
-        write_text(path, page)
-        again = render()
-        if again == page:
+        text = page()
+        if text == written:
             break
-        page = again
+        write_text(path, text)
+        written = text
     return []
 
 
@@ -84,78 +66,65 @@ def _projects(experiments: Path) -> list[Path]:
 def _render(projects: list[Path], is_project: bool) -> str:
     """Return an index of projects as HTML. is_project: the page lies inside the only one, else beside them."""
     tables = [table for table in map(_table, projects) if table["entries"]]
-    tables.sort(key=lambda table: table["entries"][0].launched, reverse=True)
-    context: dict[str, Any] = {
-        "title": projects[0].name if is_project else "Experiments",
-        "is_project": is_project,
-        "accuracy": accuracy,
-        "classes": classes,
-        "is_validation": is_validation,
-        "comparison": COMPARISON,
-        "quote": shlex.quote,
-        "tables": tables,
-    }
-    return templates().get_template("index.html").render(context)
+    return render(
+        "index.html",
+        title=projects[0].name if is_project else "Experiments",
+        is_project=is_project,
+        is_validation=is_validation,
+        comparison=COMPARISON,
+        quote=shlex.quote,
+        tables=sorted(tables, key=lambda table: table["entries"][0]["launched"], reverse=True),
+    )
 
 
 def _table(project: Path) -> dict[str, Any]:
     """Return a project's experiments, the newest first, and what is known of their comparison."""
     groups = [path for path in sorted(project.iterdir()) if (path / "config.yml").is_file()]
-    entries = sorted((_entry(Experiment(path)) for path in groups), key=lambda entry: entry.launched, reverse=True)
+    entries = sorted((_entry(Experiment(path)) for path in groups), key=lambda entry: entry["launched"], reverse=True)
     written = _modified(project / COMPARISON)
-    reported = max((_modified(project / entry.group / "report" / PAGE) for entry in entries), default=0.0)
     return {
         "project": project.name,
         "entries": entries,
-        "flavors": list(dict.fromkeys(flavor for entry in entries for flavor in entry.best)),
+        "flavors": list(dict.fromkeys(flavor for entry in entries for flavor in entry["best"])),
         "compared": _minute(datetime.fromtimestamp(written, UTC)) if written else "",
-        "can_compare": sum(bool(entry.best) for entry in entries) > 1,
-        "is_stale": reported > written,
+        "can_compare": sum(bool(entry["best"]) for entry in entries) > 1,
+        "is_stale": any(entry["reported"] > written for entry in entries),
     }
 
 
 def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
+    return path.stat().st_mtime if path.is_file() else 0.0
 
 
 def _minute(time: datetime) -> str:
     return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def _entry(experiment: Experiment) -> IndexEntry:
-    config = _raw_config(experiment)
+def _entry(experiment: Experiment) -> dict[str, Any]:
+    """Return what an index says of an experiment.
+
+    reported: when its report was written, 0 where there is none. best: test accuracy by flavor at the last checkpoint,
+    for the largest setting, of the best of its models.
+    """
+    try:  # The config as it is written: an experiment of an older version may no longer pass today's checks.
+        config = read_yaml(experiment.config_file).data
+    except ConfigError:
+        config = None
+    config = config if isinstance(config, dict) else {}
     try:
         best = last_checkpoint(read_summary(experiment.report / "summary.csv"))
     except (OSError, ValueError, TypeError, KeyError):
         best = []
-    return IndexEntry(
-        group=experiment.group,
-        launched=_launched(experiment),
-        model=str(config.get("model_name") or config.get("model") or ""),
-        dataset=str(config.get("dataset") or ""),
-        state=overall_state(read_jobs(experiment)),
-        has_report=(experiment.report / PAGE).is_file(),
-        best={result.flavor: result for result in best},
-    )
-
-
-def _raw_config(experiment: Experiment) -> dict[str, Any]:
-    """Return the config as it is written: an experiment of an older version may no longer pass today's checks."""
     try:
-        data = read_yaml(experiment.config_file).data
-    except ConfigError:
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def _launched(experiment: Experiment) -> str:
-    """Return when an experiment was launched, as `2025-11-23 14:08`, in UTC."""
-    written = str((read_json(experiment.environment_file) or {}).get("launched", ""))
-    try:
-        time = datetime.fromisoformat(written)
-    except ValueError:
-        time = datetime.fromtimestamp(experiment.config_file.stat().st_mtime, UTC)
-    return _minute(time)
+        launched = datetime.fromisoformat((read_json(experiment.environment_file) or {}).get("launched", ""))
+    except (ValueError, TypeError):
+        launched = datetime.fromtimestamp(experiment.config_file.stat().st_mtime, UTC)
+    return {
+        "group": experiment.group,
+        "launched": _minute(launched),
+        "model": str(config.get("model_name") or config.get("model") or ""),
+        "dataset": str(config.get("dataset") or ""),
+        "state": overall_state(read_jobs(experiment)),
+        "reported": _modified(experiment.report / PAGE),
+        "best": {result.flavor: result for result in best},
+    }

@@ -3,8 +3,8 @@
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import cycle, islice, product
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -122,11 +122,9 @@ LINE_HEIGHT = 1.2 * STYLE["font.size"] / POINTS_PER_INCH
 _BREAK = re.compile(r"(?<=\s)|(?<=[-_])(?=[A-Za-z])")
 
 
-@contextmanager
-def figure_style() -> Iterator[None]:
+def figure_style() -> AbstractContextManager[None]:
     """Set the style of figures made and saved inside, whatever the user's own matplotlib settings."""
-    with matplotlib.style.context(["default", STYLE]):
-        yield
+    return matplotlib.style.context(["default", STYLE])
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
@@ -158,14 +156,13 @@ def count_axis(panel: Axes, bins: int) -> None:
 
 def accuracy_line(panel: Axes, results: Sequence[RateResult], look: Look) -> None:
     """Draw test accuracy against the number of classes, with its 95% interval."""
-    classes, test = [result.classes for result in results], [result.test_acc for result in results]
-    half_widths = [or_zero(result.test_ci95) for result in results]
+    classes, test = [result.classes for result in results], np.array([result.test_acc for result in results])
+    half_widths = np.nan_to_num([result.test_ci95 for result in results])  # One run alone has no interval.
     panel.plot(classes, test, color=look.colour, marker=look.marker, label=look.label)
     if len(results) == 1:  # A band of no width shows nothing.
         panel.errorbar(classes, test, half_widths, color=look.colour, capsize=3, elinewidth=1.2)
     else:
-        low, high = (np.add(test, np.multiply(sign, half_widths)) for sign in (-1, 1))
-        panel.fill_between(classes, low, high, color=look.colour, alpha=0.18, linewidth=0)
+        panel.fill_between(classes, test - half_widths, test + half_widths, color=look.colour, alpha=0.18, linewidth=0)
 
 
 def chance_line(panel: Axes, most_classes: int) -> None:
@@ -195,11 +192,6 @@ def save_png(figure: Figure, path: Path) -> int:
     """Write a figure; the same data give the same bytes. Returns the width in pixels to show it at."""
     figure.savefig(path, format="png", metadata={"Software": None})  # Matplotlib would write its version.
     return round(figure.get_figwidth() * PIXELS_PER_INCH)
-
-
-def or_zero(width: float) -> float:
-    """Return the width of an error bar: none where one run alone has no spread."""
-    return 0.0 if math.isnan(width) else width
 
 
 def text_width(text: str) -> float:

@@ -2,10 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -13,20 +14,28 @@ from anml.config.facts import is_validation
 from anml.config.training import TrainConfig, model_order
 from anml.errors import DataError
 from anml.experiment import Experiment
-from anml.report.labels import checkpoint, unit
+from anml.report import labels
 from anml.report.statistics import estimate, grouped
 from anml.results import ResultRow, read_results
 
-T = TypeVar("T")
 # The train_seed of results that pool several trainings.
 POOLED = "all"
 
 
-class Scores(NamedTuple):
-    """The rows of all results files, and what could not be read."""
+class Amount(NamedTuple):
+    """How much is learned and tested: classes of a data set, and examples of each class.
 
-    rows: list[ResultRow]
-    problems: list[str]
+    Held-out background classes are another data set: rates and options were chosen on them.
+    """
+
+    dataset: str
+    classes: int
+    train_examples: int
+    test_examples: int
+
+    @property
+    def noun(self) -> str:
+        return labels.classes(is_validation(self.dataset))
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,10 @@ class RateResult(Sweep):
     def sweep(self) -> Sweep:
         return sweep_of(self)
 
+    @property
+    def amount(self) -> Amount:
+        return Amount(self.dataset, self.classes, self.train_examples, self.test_examples)
+
 
 SWEEP_COLUMNS = tuple(field.name for field in fields(Sweep))
 SUMMARY_COLUMNS = tuple(dict.fromkeys(("train_seed", *(field.name for field in fields(RateResult)))))
@@ -93,8 +106,8 @@ def sweep_of(item: Sweep | ResultRow) -> Sweep:
     return Sweep(*(getattr(item, name) for name in SWEEP_COLUMNS))
 
 
-def read_scores(experiment: Experiment) -> Scores:
-    """Read all results of an experiment, the parts of array jobs included. A damaged file is reported, not fatal."""
+def read_scores(experiment: Experiment) -> tuple[list[ResultRow], list[str]]:
+    """Read all results of an experiment, the parts of array jobs included. Returns a sentence per damaged file too."""
     rows: dict[tuple, ResultRow] = {}
     problems = []
     for path in sorted(experiment.results.glob("*.csv")):
@@ -103,7 +116,7 @@ def read_scores(experiment: Experiment) -> Scores:
             rows |= {(*_trajectory(row), row.epoch, row.step): row for row in read_results([path])}
         except (DataError, ValueError, TypeError) as error:
             problems.append(f"{path.name} was left out: {error}")
-    return Scores(list(rows.values()), problems)
+    return list(rows.values()), problems
 
 
 def _trajectory(row: ResultRow) -> tuple:
@@ -125,8 +138,7 @@ def rate_results(rows: Iterable[ResultRow], flavors: Sequence[str] = ()) -> list
     results = [_rate_result(rate, str(rate[0].train_seed)) for rate in rates]
     if len({row.train_seed for row in ends}) > 1:
         results += [_rate_result(rate) for rate in grouped(ends, lambda row: (sweep_of(row), row.lr)).values()]
-    rank = {flavor: number for number, flavor in enumerate(flavors)}
-    return sorted(results, key=lambda result: _order(result, rank))
+    return sorted(results, key=lambda result: _order(result, flavors))
 
 
 def _rate_result(ends: list[ResultRow], train_seed: str = POOLED, classes: int | None = None) -> RateResult:
@@ -152,14 +164,15 @@ def _rate_result(ends: list[ResultRow], train_seed: str = POOLED, classes: int |
     )
 
 
-def _order(result: RateResult, rank: dict[str, int]) -> tuple:
+def _order(result: RateResult, flavors: Sequence[str]) -> tuple:
     """Most classes first, model by model; of one flavor and checkpoint the pooled results first, then seed by seed.
 
     Held-out background classes come last.
     """
     sizes = (-result.classes, result.train_examples, result.test_examples)
     setting = (is_validation(result.dataset), *sizes, *model_order(result.model))
-    flavor = (rank.get(result.flavor, len(rank)), result.flavor, result.protocol, result.dataset)
+    rank = flavors.index(result.flavor) if result.flavor in flavors else len(flavors)
+    flavor = (rank, result.flavor, result.protocol, result.dataset)
     seed = -1 if result.train_seed == POOLED else int(result.train_seed)
     return (*setting, *flavor, result.checkpoint_step, seed, result.lr or 0.0)
 
@@ -171,14 +184,13 @@ def best_rates(results: Iterable[RateResult]) -> list[RateResult]:
     is reported, as in the published tables.
     """
     sweeps = grouped(results, lambda result: (result.train_seed, result.sweep)).values()
-    return [min(run_most(sweep, lambda result: result.runs), key=_badness) for sweep in sweeps]
+    return [_best(sweep) for sweep in sweeps]
 
 
-def run_most(rates: Iterable[T], runs: Callable[[T], int]) -> list[T]:
-    """Return the rates to choose from: one with fewer runs (part of an array is missing) may only have been lucky."""
-    rates = list(rates)
-    most = max(map(runs, rates))
-    return [rate for rate in rates if runs(rate) == most]
+def _best(rates: Sequence[RateResult]) -> RateResult:
+    # A rate with fewer runs (part of an array is missing) may only have been lucky.
+    most = max(rate.runs for rate in rates)
+    return min((rate for rate in rates if rate.runs == most), key=_badness)
 
 
 def _badness(result: RateResult) -> tuple[float, float, float]:
@@ -209,9 +221,8 @@ def best_by_classes(rows: Iterable[ResultRow]) -> list[RateResult]:
 def _best_after(classes: int, rows: list[ResultRow]) -> RateResult:
     # Of several scorings of a trajectory (epochs of an i.i.d. one) the last; of several trajectory lengths the longest.
     last = {(row.lr, row.train_seed, row.run): row for row in sorted(rows, key=lambda row: (row.classes, row.step))}
-    rates = run_most(grouped(last.values(), lambda row: row.lr).values(), len)
-    results = [_rate_result(rate, classes=classes) for rate in rates]
-    return max(results, key=lambda result: (result.test_acc, -(result.lr or 0.0)))
+    rates = grouped(last.values(), lambda row: row.lr).values()
+    return _best([_rate_result(rate, classes=classes) for rate in rates])
 
 
 def learning_curve(rows: Sequence[ResultRow], best: Sequence[RateResult]) -> list[RateResult]:
@@ -266,15 +277,12 @@ def missing_results(config: TrainConfig, rows: Sequence[ResultRow], models: Coll
     """
     counts = Counter((row.flavor, row.checkpoint_step, row.model, row.train_seed) for row in finals(rows))
     steps = [*([0] if config.eval_untrained else []), *config.checkpoint_steps]
-    trainings = [(training, config.for_training(training)) for training in config.trainings]
     sentences = []
-    for flavor, evaluation in config.eval.items():
-        wanted = evaluation.count_trajectories()
-        for step in steps:
-            for training, alone in trainings:
-                count = counts[flavor, step, alone.display_name, alone.seed]
-                if count < wanted and (models is None or alone.display_name in models):
-                    which = ", ".join(filter(None, (flavor, checkpoint(step, unit(config)), training.words)))
-                    amount = f"{count:,} of {wanted:,} trajectories" if count else "no results"
-                    sentences.append(f"{which}: {amount}")
+    for (flavor, evaluation), step, training in product(config.eval.items(), steps, config.trainings):
+        alone, wanted = config.for_training(training), evaluation.count_trajectories()
+        count = counts[flavor, step, alone.display_name, alone.seed]
+        if count < wanted and (models is None or alone.display_name in models):
+            at = labels.checkpoint(step, labels.unit(config))
+            amount = f"{count:,} of {wanted:,} trajectories" if count else "no results"
+            sentences.append(f"{', '.join(filter(None, (flavor, at, training.words)))}: {amount}")
     return sentences

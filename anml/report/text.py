@@ -1,51 +1,32 @@
-"""The accuracy table: flavors down, checkpoints across, one grid per model and setting (classes and examples)."""
+"""The accuracy table: flavors down, checkpoints across, one grid per model and amount (classes and examples)."""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from anml.config.facts import is_validation
-from anml.report import labels
 from anml.report.labels import checkpoint
 from anml.report.statistics import Estimate, grouped
-from anml.report.tables import RateResult, main_results
+from anml.report.tables import Amount, RateResult, main_results
 
 HEADING = "Test accuracy: mean ± 95% interval of the mean @ the best learning rate"
 WIDTH = 100
 GAP = "  "
 
 
-class Setting(NamedTuple):
-    """How much is learned and tested: classes, and examples of each class.
-
-    is_validation: the classes are background classes that training left out. They are kept apart from the classes for
-    evaluation: rates and options were chosen on them.
-    """
-
-    classes: int
-    train_examples: int
-    test_examples: int
-    is_validation: bool = False
-
-    @property
-    def noun(self) -> str:
-        return labels.classes(self.is_validation)
-
-
 class AccuracyGrid(NamedTuple):
-    """One model's results in one setting: `cells[flavor][step]`; trained checkpoints first in `steps`, untrained last.
+    """One model's results of one amount: `cells[flavor][step]`; trained checkpoints first in `steps`, untrained last.
 
     model: empty where there is only one.
     """
 
     model: str
-    setting: Setting
+    amount: Amount
     steps: tuple[int, ...]
     cells: dict[str, dict[int, RateResult]]
 
     @property
     def chance(self) -> float:
-        return 1 / self.setting.classes
+        return 1 / self.amount.classes
 
     @property
     def runs(self) -> str:
@@ -53,34 +34,30 @@ class AccuracyGrid(NamedTuple):
         return number_of_runs([result for row in self.cells.values() for result in row.values()])
 
 
-def setting_of(result: RateResult) -> Setting:
-    return Setting(result.classes, result.train_examples, result.test_examples, is_validation(result.dataset))
-
-
-def setting_and_model(results: Sequence[RateResult]) -> Callable[[RateResult], tuple[Setting, str]]:
-    """Return what gives a result's setting and its model's name, which is empty where there is only one model."""
+def amount_and_model(results: Sequence[RateResult]) -> Callable[[RateResult], tuple[Amount, str]]:
+    """Return what gives a result's amount and its model's name, which is empty where there is only one model."""
     has_several = len({result.model for result in results}) > 1
-    return lambda result: (setting_of(result), result.model if has_several else "")
+    return lambda result: (result.amount, result.model if has_several else "")
 
 
 def accuracy_grids(summary: Sequence[RateResult]) -> list[AccuracyGrid]:
-    """Return a grid per setting and model in the summary's order, pooled over trainings where there are several."""
+    """Return a grid per amount and model in the summary's order, pooled over trainings where there are several."""
     grids = []
-    for (setting, model), results in grouped(main_results(summary), setting_and_model(summary)).items():
+    for (amount, model), results in grouped(main_results(summary), amount_and_model(summary)).items():
         flavors = grouped(results, lambda result: result.flavor)
         cells = {flavor: {result.checkpoint_step: result for result in row} for flavor, row in flavors.items()}
         steps = sorted({result.checkpoint_step for result in results}, key=lambda step: (step == 0, step))
-        grids.append(AccuracyGrid(model, setting, tuple(steps), cells))
+        grids.append(AccuracyGrid(model, amount, tuple(steps), cells))
     return grids
 
 
 def last_checkpoint(summary: Sequence[RateResult]) -> list[RateResult]:
-    """Return a result per flavor: at the last checkpoint, for the setting with the most classes, of the best model.
+    """Return a result per flavor: at the last checkpoint, for the amount with the most classes, of the best model.
 
     Held-out background classes count only where nothing was evaluated on others.
     """
     results = main_results(summary)
-    results = [result for result in results if setting_of(result) == setting_of(results[0])]
+    results = [result for result in results if result.amount == results[0].amount]
     last = max((result.checkpoint_step for result in results), default=0)
     flavors = grouped((r for r in results if r.checkpoint_step == last), lambda result: result.flavor)
     return [max(models, key=lambda result: result.test_acc) for models in flavors.values()]
@@ -116,9 +93,9 @@ def accuracy_table(summary: Sequence[RateResult], unit: str = "episodes") -> str
 
 
 def _grid_lines(grid: AccuracyGrid, unit: str) -> list[str]:
-    setting = grid.setting
-    caption = f"{setting.classes} {setting.noun}, {setting.train_examples} examples of each to learn, "
-    caption += f"{setting.test_examples} to test; {grid.runs}"
+    amount = grid.amount
+    caption = f"{amount.classes} {amount.noun}, {amount.train_examples} examples of each to learn, "
+    caption += f"{amount.test_examples} to test; {grid.runs}"
     columns = []
     for step in grid.steps:
         results = (row.get(step) for row in grid.cells.values())
@@ -148,3 +125,16 @@ def aligned(columns: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in columns]
     rows = zip(*columns, strict=True)
     return [GAP.join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def interval_note(results: Sequence[RateResult]) -> str:
+    """Return what the intervals of results are over."""
+    over = {result.interval_over for result in results}
+    pooled = [result.seeds > 1 for result in results]
+    if not any(pooled):
+        return "over runs: it tells how much classes and examples matter, not how much trainings differ"
+    if over == {"seeds"}:
+        return "over the trained seeds' means, which the number is the mean of"
+    if over == {"runs"} and all(pooled):
+        return "over all runs of all trained seeds (it takes three seeds to tell how much trainings differ)"
+    return "over the trained seeds' means where there are three or more, else over all their runs"

@@ -1,34 +1,78 @@
-"""Writes an experiment's report: table, figures, page."""
+"""The report of one experiment: what was run, the accuracies, the figures, and what went wrong."""
 
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from matplotlib.figure import Figure
-
+from anml.atomic import read_json
 from anml.config.facts import is_validation
 from anml.config.load import load_experiment_config
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 from anml.experiment import Experiment
-from anml.jobs.status import read_jobs
+from anml.jobs.job_status import duration
+from anml.jobs.status import BAD, JobOutcome, count_states, overall_state, read_jobs
 from anml.report import labels, tables
-from anml.report.figures import draw_classes, draw_rates, draw_training, read_training
-from anml.report.page import ReportContent, publish, render_page
+from anml.report.figures import (
+    MOST_COLUMNS,
+    MOST_ROWS,
+    TrainingLog,
+    draw_classes,
+    draw_rates,
+    draw_training,
+    read_training,
+)
+from anml.report.page import read_text, render, replacing
+from anml.report.statistics import grouped
 from anml.report.style import FLAVORS, figure_style, find_looks, save_png
 from anml.report.tables import RateResult
-from anml.report.text import accuracy_table, last_checkpoint
+from anml.report.text import accuracy_grids, accuracy_table, interval_note, last_checkpoint
+from anml.results import ResultRow
 
 FIGURES = ("accuracy-vs-lr.png", "accuracy-vs-classes.png", "training.png")
+# A sweep that fails as a whole fails a hundred times for one reason.
+MOST_TAILS = 5
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a report says in short: the best learning rate of every sweep. page: where the report is."""
+class Report:
+    """An experiment's results. config: None when config.yml cannot be read; notices: what could not be read."""
 
-    results: tuple[RateResult, ...]
-    page: Path
+    experiment: Experiment
+    config: TrainConfig | None
+    rows: list[ResultRow]
+    notices: list[str]
+
+    @property
+    def page(self) -> Path:
+        return self.experiment.report / "index.html"
+
+    @property
+    def flavors(self) -> tuple[str, ...]:
+        """Flavors of the config, in its order."""
+        return tuple(self.config.eval) if self.config else ()
+
+    @cached_property
+    def results(self) -> list[RateResult]:
+        """The result of every learning rate."""
+        return tables.rate_results(self.rows, self.flavors)
+
+    @cached_property
+    def summary(self) -> list[RateResult]:
+        """The best learning rate of every sweep."""
+        return tables.best_rates(self.results)
+
+    @property
+    def unit(self) -> str:
+        return labels.unit(self.config)
+
+    @property
+    def noun(self) -> str:
+        """What examples are called."""
+        return labels.images(self.config.dataset if self.config else self.rows[0].dataset if self.rows else "")
 
     def best_accuracies(self) -> dict[str, float | str]:
         """Return accuracy and learning rate of every flavor at the last checkpoint, for the largest setting.
@@ -36,57 +80,111 @@ class Summary:
         On held-out background classes (only where nothing else was evaluated) it is called validation_acc. Of several
         models, the numbers are those of the best one at the flavor, and its name is there.
         """
-        best = last_checkpoint(self.results)
+        best = last_checkpoint(self.summary)
         kind = {True: "validation_acc", False: "test_acc"}
         values: dict[str, float | str] = {}
         values |= {f"{kind[is_validation(result.dataset)]}/{result.flavor}": result.test_acc for result in best}
         values |= {f"best_lr/{result.flavor}": result.lr for result in best if result.lr is not None}
-        if len({result.model for result in self.results}) > 1:
+        if len({result.model for result in self.summary}) > 1:
             values |= {f"best_model/{result.flavor}": result.model for result in best}
         return values
 
 
-def write_report(experiment: Experiment) -> Summary:
-    """Write `report/` of an experiment as far as its results go. Each file is replaced as a whole, the page last."""
-    experiment = Experiment(experiment.root.absolute())
-    config, notices = read_config(experiment)
+def read_report(experiment: Experiment) -> Report:
+    notices = []
+    try:
+        config = load_experiment_config(experiment.config_file).config
+    except ConfigError as error:
+        config, notices = None, [f"config.yml could not be read: {error}"]
     rows, problems = tables.read_scores(experiment)
-    results = tables.rate_results(rows, tuple(config.eval) if config else ())
-    summary, by_classes = tables.best_rates(results), tables.best_by_classes(rows)
-    logs = read_training(experiment)
-    notices += problems + (tables.missing_results(config, rows) if config else [])
-    unit, noun = labels.unit(config), labels.images(next((result.dataset for result in summary), ""))
-    looks = find_looks([*(config.eval if config else ()), *(result.flavor for result in results)], FLAVORS)
-    drawers = (
-        lambda: draw_rates(results, looks, unit, noun),
-        lambda: draw_classes(rows, summary, looks, unit, noun),
-        lambda: draw_training(logs, config.checkpoint_steps if config else (), unit),
+    return Report(experiment, config, rows, notices + problems)
+
+
+def write_report(experiment: Experiment) -> Report:
+    """Write `report/` of an experiment as far as its results go. Each file is replaced as a whole, the page last."""
+    report = read_report(Experiment(experiment.root.absolute()))
+    logs, by_classes = read_training(experiment), tables.best_by_classes(report.rows)
+    with replacing(report.experiment.report, report.page.name) as folder:
+        figures = _draw(folder, report, logs)
+        tables.write_csv(folder / "summary.csv", tables.as_frame(report.summary))
+        tables.write_csv(folder / "by-classes.csv", tables.as_frame(by_classes, tables.BY_CLASSES_COLUMNS))
+        (folder / "accuracy.txt").write_text(accuracy_table(report.summary, report.unit) + "\n", encoding="utf-8")
+        page = _render(report, logs, by_classes, figures)
+        (folder / report.page.name).write_text(page, encoding="utf-8")
+    return report
+
+
+def _draw(folder: Path, report: Report, logs: Sequence[TrainingLog]) -> dict[str, int]:
+    """Save every figure that there is something to draw for. Returns names and the widths to show them at."""
+    rows, results, summary, unit, noun = report.rows, report.results, report.summary, report.unit, report.noun
+    looks = find_looks([*report.flavors, *(result.flavor for result in results)], FLAVORS)
+    steps = report.config.checkpoint_steps if report.config else ()
+    widths = {}
+    with figure_style():
+        drawn = (
+            draw_rates(results, looks, unit, noun),
+            draw_classes(rows, summary, looks, unit, noun),
+            draw_training(logs, steps, unit),
+        )
+        for name, figure in zip(FIGURES, drawn, strict=True):
+            if figure is not None:
+                widths[name] = save_png(figure, folder / name)
+    return widths
+
+
+def _render(
+    report: Report, logs: Sequence[TrainingLog], by_classes: Sequence[RateResult], figures: dict[str, int]
+) -> str:
+    """Return the page. figures: names, and the widths in pixels to show them at."""
+    experiment, config, jobs = report.experiment, report.config, read_jobs(report.experiment)
+    bad = [job for job in jobs if job.state in BAD]
+    grids = accuracy_grids(report.summary)
+    curves = grouped(by_classes, lambda result: replace(result.sweep, classes=0))
+    return render(
+        "report.html",
+        report=report,
+        notices=report.notices + (tables.missing_results(config, report.rows) if config else []),
+        is_validation=is_validation,
+        grids=grids,
+        interval_note=interval_note(tables.main_results(report.summary)),
+        has_models=len({result.model for result in report.summary}) > 1,
+        has_held_out=any(is_validation(result.dataset) for result in report.summary),
+        has_seeds=any(result.train_seed == tables.POOLED for result in report.summary),
+        columns=tables.PAGE_COLUMNS,
+        best=set(report.summary),
+        trajectories=[curve for curve in curves.values() if len(curve) > 1],
+        figures=figures,
+        is_choice=len(grids) > MOST_ROWS or any(len(grid.steps) > MOST_COLUMNS for grid in grids),
+        last_logged=[{"name": log.name, **log.lines[-1]} for log in logs],
+        state=overall_state(jobs),
+        failed=[job for job in bad if job.state != "skipped"],
+        skipped=[job for job in bad if job.state == "skipped"],
+        most_tails=MOST_TAILS,
+        log_address=lambda job: _log_address(experiment, job),
+        jobs=_job_lines(experiment, jobs),
+        environment=read_json(experiment.environment_file) or {},
+        command=shlex.join,
+        config_text=read_text(experiment.config_file),
     )
 
-    experiment.report.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=experiment.root, prefix=".report.") as name:
-        folder = Path(name)
-        figures = _draw(folder, drawers)
-        tables.write_csv(folder / "summary.csv", tables.as_frame(summary))
-        tables.write_csv(folder / "by-classes.csv", tables.as_frame(by_classes, tables.BY_CLASSES_COLUMNS))
-        (folder / "accuracy.txt").write_text(accuracy_table(summary, unit) + "\n", encoding="utf-8")
-        jobs = read_jobs(experiment)
-        content = ReportContent(experiment, config, results, summary, by_classes, logs, jobs, figures, notices)
-        (folder / "index.html").write_text(render_page(content), encoding="utf-8")
-        publish(folder, experiment.report, "index.html")
-    return Summary(tuple(summary), experiment.report / "index.html")
+
+def _job_lines(experiment: Experiment, jobs: Sequence[JobOutcome]) -> list[dict[str, Any]]:
+    """Return the lines of the table of jobs, all tasks of an array together, those that did not succeed first."""
+    lines = [
+        {
+            "name": name if tasks[0].task is None else f"{name} ({len(tasks)} tasks)",
+            "states": count_states(tasks),
+            "is_bad": any(task.state in BAD for task in tasks),
+            "run_time": duration(sum(task.status.elapsed for task in tasks)),
+            "attempts": max(task.status.attempt for task in tasks),
+            "log": _log_address(experiment, tasks[0]) if len(tasks) == 1 else "",
+        }
+        for name, tasks in grouped(jobs, lambda job: job.name).items()
+    ]
+    return sorted(lines, key=lambda line: not line["is_bad"])
 
 
-def read_config(experiment: Experiment) -> tuple[TrainConfig | None, list[str]]:
-    """Return an experiment's config, or None and a sentence that says why there is none."""
-    try:
-        return load_experiment_config(experiment.config_file).config, []
-    except ConfigError as error:
-        return None, [f"config.yml could not be read: {error}"]
-
-
-def _draw(folder: Path, drawers: Sequence[Callable[[], Figure | None]]) -> dict[str, int]:
-    """Save every figure that there is something to draw for. Returns names and the widths to show them at."""
-    with figure_style():
-        figures = [(name, draw()) for name, draw in zip(FIGURES, drawers, strict=True)]
-        return {name: save_png(figure, folder / name) for name, figure in figures if figure is not None}
+def _log_address(experiment: Experiment, job: JobOutcome) -> str:
+    """Return the address of a job's log relative to the page, empty when there is none."""
+    log = job.folder.log
+    return f"../{log.relative_to(experiment.root).as_posix()}" if log.is_file() else ""

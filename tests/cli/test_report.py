@@ -6,7 +6,7 @@ from tests.report.conftest import SMALL, start_experiment
 
 
 def test_a_copy_gets_its_report_and_the_folders_above_it_get_nothing(command, experiments, tmp_path, monkeypatch):
-    monkeypatch.setattr("anml.report.write._draw", lambda folder, drawers: {})
+    monkeypatch.setattr("anml.report.write._draw", lambda *_: {})
     start_experiment(experiments / "p" / "g", SMALL).results().jobs()
     copy = shutil.copytree(experiments / "p" / "g", tmp_path / "thesis" / "p" / "g")
     assert command("report", "p/g").err == ""

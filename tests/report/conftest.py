@@ -21,7 +21,7 @@ from anml.jobs.plan import Job, make_plan
 from anml.report.comparison import Comparison, write_comparison
 from anml.report.comparison.model import ComparedModel, read_compared_models, with_labels
 from anml.report.index import write_indexes
-from anml.report.write import Summary, write_report
+from anml.report.write import Report, write_report
 from anml.results import COLUMNS, ResultRow
 
 LAUNCHED = "2025-03-01T12:00:00+00:00"
@@ -243,7 +243,7 @@ def start_experiment(root: Path, config: str, **changes: Any) -> Builder:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, which take most of the time of a report or comparison."""
-    monkeypatch.setattr("anml.report.write._draw", lambda folder, drawers: {})
+    monkeypatch.setattr("anml.report.write._draw", lambda *_: {})
     monkeypatch.setattr("anml.report.comparison.comparison_curves", lambda entries: [])
     monkeypatch.setattr("anml.report.comparison._draw", lambda *_: {})
 
@@ -260,7 +260,7 @@ def make(tmp_path: Path) -> Callable[..., Builder]:
     return start
 
 
-def report(builder: Builder) -> Summary:
+def report(builder: Builder) -> Report:
     """Write an experiment's report and the indexes above it, as its report job does."""
     summary = write_report(builder.experiment)
     assert write_indexes(builder.experiment) == []

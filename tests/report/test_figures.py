@@ -39,7 +39,7 @@ def both(rows, tmp_path) -> None:
 
 
 def test_panels_and_lines_are_checkpoints_and_flavors(build):
-    rows = read_scores(build().results().experiment).rows
+    rows = read_scores(build().results().experiment)[0]
     with figure_style():
         figure = draw_rates(rate_results(rows), looks_of(rows), "episodes", "drawings")
     assert figure is not None
@@ -92,7 +92,7 @@ def test_odd_results_are_drawn_without_a_warning(row, changes, tmp_path):
 def test_odd_trainings_are_drawn_without_a_warning(losses, tmp_path):
     lines = [{"step": float(n), "loss": loss, "accuracy": 0.5} for n, loss in enumerate(losses, 1)]
     with figure_style():
-        figure = draw_training([TrainingLog("", tuple(lines))], [1, 2], "episodes")
+        figure = draw_training([TrainingLog("", lines)], [1, 2], "episodes")
     assert figure is not None
     assert drawn(figure, tmp_path).startswith(b"\x89PNG")
 
@@ -118,7 +118,7 @@ def test_running_mean_keeps_a_constant_and_its_ends():
 
 
 def test_png_has_no_time_and_no_version_in_it(build, tmp_path):
-    rows = read_scores(build().results().experiment).rows
+    rows = read_scores(build().results().experiment)[0]
 
     def png():
         with figure_style():

@@ -38,7 +38,7 @@ def test_report_is_complete(whole):
     assert summary.page == whole.experiment.report / "index.html"
     names = {path.name for path in whole.experiment.report.iterdir()}
     assert names == {"index.html", "summary.csv", "by-classes.csv", "accuracy.txt", *FIGURES}
-    assert not list(whole.experiment.root.glob(".report*"))
+    assert not list(whole.experiment.root.rglob(".new*"))
     for name in FIGURES:
         assert (whole.experiment.report / name).read_bytes().startswith(b"\x89PNG")
 
@@ -48,7 +48,7 @@ def test_page_holds_the_table(whole):
     page = words(page_of(whole))
     assert "Fraction of right answers on 5 held-out drawings of each class" in page
     assert "flavor after 200 episodes after 600 episodes untrained chance" in page
-    for point in write_report(whole.experiment).results:
+    for point in write_report(whole.experiment).summary:
         assert f"{point.test_acc:.3f} ± {point.test_ci95:.3f}" in page
     assert "600 episodes, seed 1" in page
     assert "chosen on the very drawings that are reported" in page
@@ -75,7 +75,7 @@ def test_best_accuracies_are_those_of_the_last_checkpoint(whole):
     summary = write_report(whole.experiment)
     best = summary.best_accuracies()
     assert set(best) == {"test_acc/no-sgd", "test_acc/olft", "best_lr/olft"}
-    table = as_frame(summary.results)
+    table = as_frame(summary.summary)
     last = table[(table["flavor"] == "olft") & (table["checkpoint_step"] == 600)]
     assert best["test_acc/olft"] == last["test_acc"].item()
     assert best["best_lr/olft"] == last["lr"].item()
@@ -129,7 +129,7 @@ def test_names_are_escaped(build):
 def test_nothing_to_report_yet(build):
     builder = build().jobs()
     summary = write_report(builder.experiment)
-    assert summary.results == ()
+    assert summary.summary == []
     assert summary.best_accuracies() == {}
     assert "There are no results yet." in summary.page.read_text()
     assert (builder.experiment.report / "accuracy.txt").read_text() == "No results yet.\n"
@@ -260,8 +260,8 @@ def test_metrics_that_are_damaged_are_left_out(build):
     path.write_text(path.read_text() + "\n".join(bad))
     (log,) = read_training(experiment)
     assert [line["step"] for line in log.lines][-2:] == [600, 601]
-    assert log.measure("loss").steps[-1] == 600
-    assert log.measure("accuracy").steps[-1] == 601
+    assert log.measure("loss")[0][-1] == 600
+    assert log.measure("accuracy")[0][-1] == 601
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -58,7 +58,7 @@ def test_repeated_scorings_of_iid_learning_count_once(row):
 
 def test_zero_shot_has_no_rate(build, row):
     builder = build().write("no-sgd-step-000600", [row(protocol="zero_shot", lr=None, epoch=0, step=0)])
-    (best,) = best_rates(rate_results(read_scores(builder.experiment).rows))
+    (best,) = best_rates(rate_results(read_scores(builder.experiment)[0]))
     assert best.lr is None
 
 
@@ -66,7 +66,7 @@ def test_parts_of_an_array_are_merged_and_overlaps_count_once(build, row):
     builder = build()
     builder.write("olft-step-000600-task-0000", [row(run=0, test_acc=0.2), row(run=1, test_acc=0.4)])
     builder.write("olft-step-000600-task-0001", [row(run=2, test_acc=0.6), row(run=1, test_acc=0.4)])
-    (point,) = rate_results(read_scores(builder.experiment).rows)
+    (point,) = rate_results(read_scores(builder.experiment)[0])
     assert (point.runs, point.test_acc) == (3, pytest.approx(0.4))
 
 
@@ -74,9 +74,9 @@ def test_a_damaged_file_is_named_and_the_others_are_kept(build, row):
     builder = build().write("olft-step-000600", [row()])
     (builder.experiment.results / "broken.csv").write_text("flavor,accuracy\nolft,1\n")
     (builder.experiment.results / "cut.csv").write_text(",".join(vars(row())) + "\nolft,sequ\n")
-    scores = read_scores(builder.experiment)
-    assert len(scores.rows) == 1
-    assert [problem.split()[0] for problem in scores.problems] == ["broken.csv", "cut.csv"]
+    rows, problems = read_scores(builder.experiment)
+    assert len(rows) == 1
+    assert [problem.split()[0] for problem in problems] == ["broken.csv", "cut.csv"]
 
 
 def test_several_seeds_are_pooled_and_kept_apart(row):
@@ -107,7 +107,7 @@ def test_flavors_come_in_the_order_asked_for(row):
 
 
 def test_summary_survives_writing_and_reading(build, tmp_path):
-    rows = read_scores(build(seeds=(1, 2, 3)).results().experiment).rows
+    rows = read_scores(build(seeds=(1, 2, 3)).results().experiment)[0]
     summary = best_rates(rate_results(rows))
     write_csv(tmp_path / "summary.csv", as_frame(summary))
     again = read_summary(tmp_path / "summary.csv")

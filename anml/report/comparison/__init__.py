@@ -2,44 +2,28 @@
 
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from anml.config.binding import nearest
 from anml.errors import ConfigError
 from anml.experiment import Experiment
-from anml.report import labels
+from anml.report.comparison import tables as texts
 from anml.report.comparison.figures import MOST_PANELS, draw_accuracies, draw_curve, model_looks
 from anml.report.comparison.model import ComparedModel, read_compared_models, with_choices, with_labels
-from anml.report.comparison.tables import (
-    Curve,
-    Table,
-    as_frame,
-    by_classes_frame,
-    comparison_curves,
-    comparison_tables,
-    comparison_text,
-    difference,
-    effort,
-    gaps_frame,
-    gaps_of,
-    trained,
-)
+from anml.report.comparison.tables import Curve, Table, comparison_curves, comparison_tables
 from anml.report.index import COMPARISON
-from anml.report.page import interval_note, publish, templates
+from anml.report.page import render, replacing
 from anml.report.style import figure_style, save_png
 from anml.report.tables import write_csv
-from anml.report.text import accuracy, number_of_runs
+from anml.report.text import interval_note, number_of_runs
 
 # Lines under a name, beside its accuracies: with more, rows would be too tall to compare.
 MOST_CHOICES = 5
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """What was written: the tables as text, and the page."""
 
     text: str
@@ -58,18 +42,15 @@ def write_comparison(
     models, empty = _read(experiments)
     models = with_choices(_with_flavors(models, flavors))
     tables, curves = comparison_tables(models), comparison_curves(models)
-    text = comparison_text(models, tables)
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".comparison.") as name:
-        folder = Path(name)
+    text = texts.comparison_text(models, tables)
+    with replacing(output, COMPARISON) as folder:
         figures = _draw(folder, models, tables, curves)
-        write_csv(folder / "comparison.csv", as_frame(models, tables))
-        write_csv(folder / "comparison-by-classes.csv", by_classes_frame(models))
-        write_csv(folder / "comparison-oracle-gaps.csv", gaps_frame(models, tables))
+        write_csv(folder / "comparison.csv", texts.as_frame(models, tables))
+        write_csv(folder / "comparison-by-classes.csv", texts.by_classes_frame(models))
+        write_csv(folder / "comparison-oracle-gaps.csv", texts.gaps_frame(models, tables))
         (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
-        page = _render(models, tables, curves, figures, empty, output, command)
+        page = _render(models, tables, curves, figures, output, empty=empty, command=command)
         (folder / COMPARISON).write_text(page, encoding="utf-8")
-        publish(folder, output, COMPARISON)
     return Comparison(text, output / COMPARISON)
 
 
@@ -93,16 +74,15 @@ def _with_flavors(models: Sequence[ComparedModel], flavors: Sequence[str]) -> li
     """Return models with the flavors asked for, and with those that are the same evaluation under another name."""
     if not flavors:
         return list(models)
-    names = list(dict.fromkeys(flavor for model in models for flavor in model.flavors))
-    unknown = [flavor for flavor in flavors if flavor not in names]
-    if unknown:
+    names = list(dict.fromkeys(cell.best.flavor for model in models for cell in model.cells))
+    if unknown := [flavor for flavor in flavors if flavor not in names]:
         problems = [f"no flavor {name}{nearest(name, names)}; there are: {', '.join(names)}" for name in unknown]
         raise ConfigError(problems)
     chosen: list[set[str]] = [set() for _ in models]
     for column in [column for table in comparison_tables(models) for column in table.columns]:
-        own_names = {index: cell.best.flavor for index, cell in column.cells.items()}
-        if not set(flavors).isdisjoint(own_names.values()):
-            for index, name in own_names.items():
+        in_column = {index: cell.best.flavor for index, cell in column.cells.items()}
+        for index, name in in_column.items():
+            if not set(flavors).isdisjoint(in_column.values()):
                 chosen[index].add(name)
     kept = [model.with_flavors(own) for model, own in zip(models, chosen, strict=True) if own]
     if len(kept) < 2:
@@ -121,9 +101,8 @@ def _draw(
         figures = [("accuracy", draw_accuracies(looks, tables))]
         figures += [(f"classes-{curve.name}", draw_curve(looks, curve)) for curve in curves]
         for name, figure in figures:
-            if figure is not None:
-                file = _file_name(name, widths)
-                widths[file] = save_png(figure, folder / file)
+            file = _file_name(name, widths)
+            widths[file] = save_png(figure, folder / file)
     return widths
 
 
@@ -135,36 +114,27 @@ def _file_name(name: str, taken: Mapping[str, int]) -> str:
 
 def _render(
     models: Sequence[ComparedModel], tables: Sequence[Table], curves: Sequence[Curve], figures: Mapping[str, int],
-    empty: Sequence[str], output: Path, command: str,
+    output: Path, **context: object,
 ) -> str:  # fmt: skip
-    projects = {model.experiment.root.parent for model in models}
-    context: dict[str, Any] = {
-        "project": output.name if projects == {output} else "",
-        "models": models,
-        "report_of": lambda model: _address(model.experiment, output),
-        "sentence": lambda model: labels.sentence(model.config) if model.config else "",
-        "trained": trained,
-        "most_choices": MOST_CHOICES,
-        "tables": tables,
-        "accuracy": accuracy,
-        "effort": effort,
-        "gaps_of": gaps_of,
-        "difference": difference,
-        "count": labels.count,
-        "images": labels.images,
-        "classes_of": labels.classes_of,
-        "number_of_runs": number_of_runs,
-        "interval_note": interval_note([result for table in tables for result in table.results]),
-        "figures": list(figures.items())[:1],
-        "curves": list(zip(curves, list(figures.items())[1:], strict=True)),
-        "is_choice": len(tables) > MOST_PANELS,
-        "empty": empty,
-        "command": command,
-    }
-    return templates().get_template("comparison.html").render(context)
+    files = list(figures.items())
+    return render(
+        "comparison.html",
+        project=output.name if {model.experiment.root.parent for model in models} == {output} else "",
+        models=models,
+        report_of=lambda model: _report_address(model.experiment, output),
+        tables=tables,
+        texts=texts,
+        number_of_runs=number_of_runs,
+        interval_note=interval_note([result for table in tables for result in table.results]),
+        figures=files[:1],
+        curves=list(zip(curves, files[1:], strict=True)),
+        is_choice=len(tables) > MOST_PANELS,
+        most_choices=MOST_CHOICES,
+        **context,
+    )
 
 
-def _address(experiment: Experiment, output: Path) -> str:
+def _report_address(experiment: Experiment, output: Path) -> str:
     """Return the address of a report relative to the page, empty when there is none."""
     page = experiment.report / "index.html"
     return Path(os.path.relpath(page, output)).as_posix() if page.is_file() else ""

@@ -1,21 +1,21 @@
 """What tells trainings apart, and which of their evaluations are the same.
 
-The choices of a training are the keys of its config that make a difference and are not the same in all. A key counts
-only where it plays a part: `outer_lr` is no choice of `iid` training, `nm_chs` none of a SANML. What a comparison says
-elsewhere is left out: seeds and amounts (beside the checkpoint), sizes of images and of output layers (in notes), and
-what is evaluated (in columns).
+The choices of a training are the keys of its config that play a part in it and are not the same in all. What a
+comparison says elsewhere is left out: seeds, amounts, sizes of images and of output layers, and what is evaluated.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
 
 from anml.config.model_args import complete_args
 from anml.config.protocols import PROTOCOLS, EvalProtocol, find_protocol
 from anml.config.training import TrainConfig
 
+T = TypeVar("T")
 # In the order in which a comparison names them.
 _OF_ALL = ("train_method", "model", "dataset", "train_classes", "train_size", "imgs_per_class", "augment")
 _OF_EPISODES = (
@@ -74,11 +74,9 @@ def _settings(config: TrainConfig) -> dict[_Key, str]:
     keys = [*map(_Key, _OF_ALL), *(_Key(name, scope) for name in names), *map(_Key, _OF_UPDATES)]
     keys += [_Key(name, "zapping") for name in _OF_ZAPPING] if config.is_zapped else []
     keys += [_Key(name, config.model) for name in _OF_ONE_MODEL] if scope == "episodes" else []
-    values = [
-        (key, _RESOLVED[key.name](config) if key.name in _RESOLVED else getattr(config, key.name)) for key in keys
-    ]
-    values += [(_Key(name), value) for name, value in _flat("model_args", complete_args(config.model_record))]
-    return {key: _written(value) for key, value in values}
+    values = {key: _RESOLVED.get(key.name, attrgetter(key.name))(config) for key in keys}
+    values |= {_Key(name): value for name, value in _flat("model_args", complete_args(config.model_record))}
+    return {key: _written(value) for key, value in values.items()}
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -194,6 +192,10 @@ class Alignment:
     @property
     def label(self) -> str:
         return f"{self.name} ({self.difference})" if self.difference else self.name
+
+    def pick(self, items: Sequence[Mapping[str, T]]) -> dict[int, T]:
+        """Return the items of this evaluation by the index of the model, given those of each model by flavor."""
+        return {index: items[index][flavor] for index, flavor in sorted(self.flavors.items())}
 
 
 def align(models: Sequence[Mapping[str, Evaluation]]) -> list[Alignment]:

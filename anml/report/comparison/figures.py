@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -30,14 +31,12 @@ def model_looks(models: Sequence[ComparedModel]) -> list[Look]:
     return [looks[label]._replace(label=looks[label].label + mark) for label, mark in marks.items()]
 
 
-def draw_accuracies(looks: Sequence[Look], tables: Sequence[Table]) -> Figure | None:
+def draw_accuracies(looks: Sequence[Look], tables: Sequence[Table]) -> Figure:
     """Draw test accuracy at the best learning rate, a panel per table, an oracle right of its sequential evaluation.
 
-    looks: of the models. None when there are no results.
+    looks: of the models.
     """
-    shown = style.spread(list(tables), MOST_PANELS)
-    if not shown:
-        return None
+    shown = style.spread(tables, MOST_PANELS)
     groups = max(len(table.pairs) for table in shown)
     width = min(14.0, max(6.6, 1.2 + groups * max(1.7, 0.42 * len(looks))))
     names = [_names(table, (width - LEFT_OF_PANEL) / len(table.pairs) - NAME_GAP) for table in shown]
@@ -97,7 +96,7 @@ def _dots(panel: Axes, columns: Sequence[Column], index: int, look: Look, middle
     panel.plot(positions, [result.test_acc for result in results], color=look.colour, linewidth=1, alpha=0.6)
     for x, result, column in zip(positions, results, columns, strict=True):
         panel.errorbar(
-            x, result.test_acc, style.or_zero(result.test_ci95), color=look.colour, marker=look.marker, capsize=2.5,
+            x, result.test_acc, np.nan_to_num(result.test_ci95), color=look.colour, marker=look.marker, capsize=2.5,
             elinewidth=1.1, markersize=6, linestyle="",
             markerfacecolor="white" if column.evaluation.is_oracle else look.colour,
         )  # fmt: skip
@@ -111,8 +110,9 @@ def draw_curve(looks: Sequence[Look], curve: Curve) -> Figure:
         style.accuracy_line(panel, line, looks[index])
     results = [result for line in curve.lines.values() for result in line]
     style.chance_line(panel, max(result.classes for result in results))
-    each = f"{curve.train_examples} + {curve.test_examples} {images(curve.dataset)} of each"
-    title = f"{curve.name}, {curve.dataset}: {each}, {number_of_runs(results)}"
+    first = results[0]
+    each = f"{first.train_examples} + {first.test_examples} {images(first.dataset)} of each"
+    title = f"{curve.name}, {first.dataset}: {each}, {number_of_runs(results)}"
     panel.set_title(style.broken(title, figure.get_figwidth() - LEFT_OF_PANEL))
     panel.set_ylabel("test accuracy on the classes learned")
     panel.set_xlabel("classes learned")

@@ -13,8 +13,7 @@ from anml.report.comparison.differences import Evaluation, choices, evaluation_o
 from anml.report.statistics import grouped
 from anml.report.tables import RateResult
 from anml.report.text import last_checkpoint
-from anml.report.write import read_config
-from anml.results import ResultRow
+from anml.report.write import Report, read_report
 
 
 class Cell(NamedTuple):
@@ -52,21 +51,16 @@ class ComparedModel:
     model: str
     config: TrainConfig | None
     step: int
-    cells: tuple[Cell, ...]
-    by_classes: tuple[RateResult, ...]
+    cells: list[Cell]
+    by_classes: list[RateResult]
     state: str
-    missing: tuple[str, ...]
-    notices: tuple[str, ...]
+    missing: list[str]
+    notices: list[str]
     choices: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
         return f"{self.experiment.project}/{self.experiment.group}"
-
-    @property
-    def flavors(self) -> list[str]:
-        """The flavors with results at the checkpoint, in the order of the config."""
-        return list(dict.fromkeys(cell.best.flavor for cell in self.cells))
 
     @property
     def title(self) -> str:
@@ -91,63 +85,41 @@ class ComparedModel:
         return evaluation_of(self.config, result.flavor)
 
     def with_flavors(self, flavors: Collection[str]) -> "ComparedModel":
-        cells = tuple(cell for cell in self.cells if cell.best.flavor in flavors)
-        by_classes = tuple(result for result in self.by_classes if result.flavor in flavors)
+        cells = [cell for cell in self.cells if cell.best.flavor in flavors]
+        by_classes = [result for result in self.by_classes if result.flavor in flavors]
         return replace(self, cells=cells, by_classes=by_classes)
 
 
 def read_compared_models(experiment: Experiment) -> list[ComparedModel]:
     """Return the models of an experiment (several with `inner_lrs`), none where it has no results."""
-    config, notices = read_config(experiment)
-    rows, problems = tables.read_scores(experiment)
-    by_model = grouped(rows, lambda row: row.model)
+    report = read_report(experiment)
+    config, state = report.config, overall_state(read_jobs(experiment))
+    by_model = grouped(report.rows, lambda row: row.model)
     trained = {config.for_training(training).display_name for training in config.trainings} if config else set()
     models = []
     for model in sorted(by_model, key=model_order):
+        own = replace(report, rows=by_model[model])
+        step = last_checkpoint(own.summary)[0].checkpoint_step
+        by_classes = tables.best_by_classes(row for row in own.rows if row.checkpoint_step == step)
         # A model without any results has no line of its own: the lines of the others say that it is missing.
         named = {model} | (trained - by_model.keys())
-        missing = tables.missing_results(config, rows, named) if config else []
-        models.append(_compared_model(experiment, config, by_model[model], missing, [*notices, *problems]))
+        missing = tables.missing_results(config, report.rows, named) if config else []
+        cells = list(_cells(own, step))
+        models.append(
+            ComparedModel(experiment, model, model, config, step, cells, by_classes, state, missing, report.notices)
+        )
     return models
 
 
-def _compared_model(
-    experiment: Experiment,
-    config: TrainConfig | None,
-    rows: Sequence[ResultRow],
-    missing: Sequence[str],
-    notices: Sequence[str],
-) -> ComparedModel:
-    """Return one model of an experiment. rows: of that model."""
-    results = tables.main_results(tables.rate_results(rows, tuple(config.eval) if config else ()))
-    summary = tables.best_rates(results)
-    step = last_checkpoint(summary)[0].checkpoint_step
-    compared = [row for row in rows if row.checkpoint_step == step]
-    best = [result for result in summary if result.checkpoint_step == step]
-    return ComparedModel(
-        experiment,
-        label=rows[0].model,
-        model=rows[0].model,
-        config=config,
-        step=step,
-        cells=tuple(_cells(config, results, best, compared)),
-        by_classes=tuple(tables.best_by_classes(compared)),
-        state=overall_state(read_jobs(experiment)),
-        missing=tuple(missing),
-        notices=tuple(notices),
-    )
-
-
-def _cells(
-    config: TrainConfig | None, results: Sequence[RateResult], best: Sequence[RateResult], rows: Sequence[ResultRow]
-) -> Iterator[Cell]:
-    sweeps = grouped(results, lambda result: result.sweep)
-    ends = grouped(tables.finals(rows), lambda row: (tables.sweep_of(row), row.lr))
-    for result in best:
-        rates = sorted(other.lr for other in sweeps[result.sweep] if other.lr is not None)
-        runs = {(row.train_seed, row.run): row.test_acc for row in ends[result.sweep, result.lr]}
-        seed = config.eval[result.flavor].seed if config and result.flavor in config.eval else None
-        yield Cell(result, tuple(rates), runs, seed)
+def _cells(report: Report, step: int) -> Iterator[Cell]:
+    sweeps = grouped(tables.main_results(report.results), lambda result: result.sweep)
+    ends = grouped(tables.finals(report.rows), lambda row: (tables.sweep_of(row), row.lr))
+    for best in tables.main_results(report.summary):
+        if best.checkpoint_step == step:
+            rates = sorted(result.lr for result in sweeps[best.sweep] if result.lr is not None)
+            runs = {(row.train_seed, row.run): row.test_acc for row in ends[best.sweep, best.lr]}
+            seed = report.config.eval[best.flavor].seed if report.config and best.flavor in report.flavors else None
+            yield Cell(best, tuple(rates), runs, seed)
 
 
 def with_labels(models: Sequence[ComparedModel]) -> list[ComparedModel]:

@@ -3,29 +3,18 @@
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import pandas as pd
 
-from anml.config.training import TrainConfig
 from anml.report.comparison.differences import Alignment, Evaluation, align
 from anml.report.comparison.model import Cell, ComparedModel
 from anml.report.labels import checkpoint, classes_of, count, images, listed, unit
 from anml.report.statistics import Estimate, estimate, grouped
-from anml.report.tables import BY_CLASSES_COLUMNS, SUMMARY_COLUMNS, RateResult
+from anml.report.tables import BY_CLASSES_COLUMNS, SUMMARY_COLUMNS, Amount, RateResult
 from anml.report.text import HEADING, accuracy_at_rate, aligned, number_of_runs, table_lines
 
 GAP_HEADING = "What learning in sequence costs: oracle minus sequential, run by run, mean ± 95% interval"
 CHOICE_HEADING = "What the trainings differ in"
-
-
-class Amount(NamedTuple):
-    """What is learned in all cells of a table: classes of a data set, and examples of each."""
-
-    dataset: str
-    classes: int
-    train_examples: int
-    test_examples: int
 
 
 @dataclass(frozen=True)
@@ -70,9 +59,6 @@ class Curve:
     """One sequential evaluation: accuracy against classes learned, by the index of the model."""
 
     name: str
-    dataset: str
-    train_examples: int
-    test_examples: int
     lines: dict[int, list[RateResult]]
 
 
@@ -95,36 +81,27 @@ class Gap:
 
 def comparison_tables(models: Sequence[ComparedModel]) -> list[Table]:
     """Return a table per amount, most classes first."""
-    amounts = {_amount(cell.best) for model in models for cell in model.cells}
+    amounts = {cell.best.amount for model in models for cell in model.cells}
     tables = []
     for amount in sorted(amounts, key=lambda amount: (-amount.classes, *amount)):
-        cells = [{cell.best.flavor: cell for cell in m.cells if _amount(cell.best) == amount} for m in models]
+        cells = [{cell.best.flavor: cell for cell in m.cells if cell.best.amount == amount} for m in models]
         matches = _align(models, [{flavor: cell.best for flavor, cell in own.items()} for own in cells])
-        columns = []
-        for match in matches:
-            in_column = {index: cells[index][flavor] for index, flavor in sorted(match.flavors.items())}
-            columns.append(Column(match.label, match.evaluation, in_column))
+        columns = [Column(match.label, match.evaluation, match.pick(cells)) for match in matches]
         tables.append(Table(amount, tuple(columns), tuple(table_notes(models, matches))))
     return tables
 
 
-def _amount(result: RateResult) -> Amount:
-    return Amount(result.dataset, result.classes, result.train_examples, result.test_examples)
-
-
 def comparison_curves(models: Sequence[ComparedModel]) -> list[Curve]:
     """Return a curve per sequential evaluation that two models have, and one of them scored on its way."""
+    by_classes = [grouped(model.by_classes, lambda result: result.amount._replace(classes=0)) for model in models]
     curves = []
-    for amount in sorted({_curve_amount(result) for model in models for result in model.by_classes}):
-        lines = [
-            grouped((r for r in model.by_classes if _curve_amount(r) == amount), lambda result: result.flavor)
-            for model in models
-        ]
+    for amount in sorted({amount for amounts in by_classes for amount in amounts}):
+        lines = [grouped(amounts.get(amount, []), lambda result: result.flavor) for amounts in by_classes]
         for match in _align(models, [{flavor: line[0] for flavor, line in own.items()} for own in lines]):
-            of_curve = {index: lines[index][flavor] for index, flavor in sorted(match.flavors.items())}
+            of_curve = match.pick(lines)
             has_curve = len(of_curve) > 1 and max(map(len, of_curve.values())) > 1
             if has_curve and match.evaluation.protocol.in_sequence:
-                curves.append(Curve(match.label, *amount, of_curve))
+                curves.append(Curve(match.label, of_curve))
     return curves
 
 
@@ -132,10 +109,6 @@ def _align(models: Sequence[ComparedModel], flavors: Sequence[Mapping[str, RateR
     """Return which flavors of models, each given with one of its results, are the same evaluation."""
     pairs = zip(models, flavors, strict=True)
     return align([{name: model.evaluation(result) for name, result in own.items()} for model, own in pairs])
-
-
-def _curve_amount(result: RateResult) -> tuple[str, int, int]:
-    return (result.dataset, result.train_examples, result.test_examples)
 
 
 def gaps_of(table: Table) -> list[Gap]:
@@ -152,8 +125,8 @@ def _differences(sequential: Column, oracle: Column) -> dict[int, Estimate]:
     differences = {}
     for index in sorted(sequential.cells.keys() & oracle.cells.keys()):
         low, high = sequential.cells[index], oracle.cells[index]
-        both = sorted(low.runs.keys() & high.runs.keys()) if low.seed == high.seed else ()
-        if both:
+        both = sorted(low.runs.keys() & high.runs.keys())
+        if both and low.seed == high.seed:
             differences[index] = estimate((seed, high.runs[seed, run] - low.runs[seed, run]) for seed, run in both)
     return differences
 
@@ -169,6 +142,13 @@ MODEL_COLUMNS: dict[str, Callable[[ComparedModel], object]] = {
 }
 
 
+RATES_COLUMNS = ("rates_tried", "lowest_rate", "highest_rate")
+# Fields of an estimate, and what the CSV file calls them.
+ESTIMATE_COLUMNS = {
+    "mean": "difference", "std": "std", "half_width": "ci95", "over": "interval_over", "runs": "runs", "seeds": "seeds",
+}  # fmt: skip
+
+
 def _model_values(model: ComparedModel) -> dict[str, object]:
     return {name: read(model) for name, read in MODEL_COLUMNS.items()}
 
@@ -178,11 +158,11 @@ def as_frame(models: Sequence[ComparedModel], tables: Sequence[Table]) -> pd.Dat
     lines = []
     for column in [column for table in tables for column in table.columns]:
         for index, cell in column.cells.items():
-            tried = (len(cell.rates), min(cell.rates, default=None), max(cell.rates, default=None))
-            rates = dict(zip(("rates_tried", "lowest_rate", "highest_rate"), tried, strict=True))
-            lines.append({**_model_values(models[index]), "evaluation": column.name, **vars(cell.best), **rates})
-    names = [*MODEL_COLUMNS, "evaluation", *SUMMARY_COLUMNS, "rates_tried", "lowest_rate", "highest_rate"]
-    return pd.DataFrame(lines, columns=names).astype({"lr": float, "lowest_rate": float, "highest_rate": float})
+            rates = (len(cell.rates), min(cell.rates, default=None), max(cell.rates, default=None))
+            line = {**_model_values(models[index]), "evaluation": column.name, **vars(cell.best)}
+            lines.append(line | dict(zip(RATES_COLUMNS, rates, strict=True)))
+    frame = pd.DataFrame(lines, columns=[*MODEL_COLUMNS, "evaluation", *SUMMARY_COLUMNS, *RATES_COLUMNS])
+    return frame.astype(dict.fromkeys(("lr", *RATES_COLUMNS[1:]), float))
 
 
 def by_classes_frame(models: Sequence[ComparedModel]) -> pd.DataFrame:
@@ -192,56 +172,41 @@ def by_classes_frame(models: Sequence[ComparedModel]) -> pd.DataFrame:
 
 
 def gaps_frame(models: Sequence[ComparedModel], tables: Sequence[Table]) -> pd.DataFrame:
-    fields = {
-        "difference": "mean", "std": "std", "ci95": "half_width", "interval_over": "over", "runs": "runs",
-        "seeds": "seeds",
-    }  # fmt: skip
     lines = []
     for amount, gap in [(table.amount, gap) for table in tables for gap in gaps_of(table)]:
         for index, value in gap.differences.items():
-            values = {name: getattr(value, field) for name, field in fields.items()}
-            pair = {"sequential": gap.sequential, "oracle": gap.oracle}
             model = {**_model_values(models[index]), "model": models[index].model}
-            lines.append({**model, **amount._asdict(), **pair, **values})
-    return pd.DataFrame(lines, columns=[*MODEL_COLUMNS, "model", *Amount._fields, "sequential", "oracle", *fields])
+            pair = {"sequential": gap.sequential, "oracle": gap.oracle}
+            lines.append({**model, **amount._asdict(), **pair, **vars(value)})
+    names = [*MODEL_COLUMNS, "model", *Amount._fields, "sequential", "oracle", *ESTIMATE_COLUMNS]
+    return pd.DataFrame(lines, columns=names).rename(columns=ESTIMATE_COLUMNS)
 
 
-def table_notes(models: Sequence[ComparedModel], matches: Sequence[Alignment]) -> list[str]:
-    """Return sentences on differences that a table allows for: its cells are not equal in everything."""
+def table_notes(models: Sequence[ComparedModel], matches: Sequence[Alignment]) -> Iterator[str]:
+    """Yield sentences on differences that a table allows for: its cells are not equal in everything."""
     shown = [models[index] for index in sorted({index for match in matches for index in match.flavors})]
-    sizes = _differing(shown, lambda config: "{0}x{0} pixels".format(config.image_shape[1]))
-    notes = [f"Images differ in size: {sizes}."] if sizes else []
-    outputs = _differing(shown, lambda config: f"{config.model_record.num_classes:,}")
-    notes += [f"Outputs differ in number: {outputs}."] if outputs else []
-    notes += [*_other_names(models, matches), *_other_seeds(models, matches)]
+    configs = {model.label: model.config for model in shown if model.config}
+    if sizes := _by_value({label: "{0}x{0} pixels".format(c.image_shape[1]) for label, c in configs.items()}):
+        yield f"Images differ in size: {sizes}."
+    if outputs := _by_value({label: f"{config.model_record.num_classes:,}" for label, config in configs.items()}):
+        yield f"Outputs differ in number: {outputs}."
+    for index, model in enumerate(models):
+        others = [match for match in matches if match.flavors.get(index, match.name) != match.name]
+        if others:
+            yield f"{model.label} calls {', '.join(f'{match.label} {match.flavors[index]}' for match in others)}."
+    for match in matches:
+        flavors = [(models[index], flavor) for index, flavor in match.flavors.items()]
+        known = [(model.label, model.config.eval.get(flavor)) for model, flavor in flavors if model.config]
+        if seeds := _by_value({label: evaluation.seed for label, evaluation in known if evaluation}):
+            yield f"{match.label}: seeds differ, so runs are not of the same classes and examples: {seeds}."
     if unreadable := [model.label for model in shown if model.config is None]:
-        notes.append(f"What the flavors of {listed(unreadable)} do is unknown, so they have columns of their own.")
-    return notes
-
-
-def _differing(models: Sequence[ComparedModel], read: Callable[[TrainConfig], Hashable]) -> str:
-    return _by_value({model.label: read(model.config) for model in models if model.config})
+        yield f"What the flavors of {listed(unreadable)} do is unknown, so they have columns of their own."
 
 
 def _by_value(values: Mapping[str, Hashable]) -> str:
     """Return `ANML and SANML 28, OML 84`, empty where all values are equal."""
     labels = grouped(values, lambda label: values[label])
     return ", ".join(f"{listed(names)} {value}" for value, names in labels.items()) if len(labels) > 1 else ""
-
-
-def _other_names(models: Sequence[ComparedModel], matches: Sequence[Alignment]) -> Iterator[str]:
-    for index, model in enumerate(models):
-        others = [match for match in matches if match.flavors.get(index, match.name) != match.name]
-        if others:
-            yield f"{model.label} calls {', '.join(f'{match.label} {match.flavors[index]}' for match in others)}."
-
-
-def _other_seeds(models: Sequence[ComparedModel], matches: Sequence[Alignment]) -> Iterator[str]:
-    for match in matches:
-        flavors = [(models[index], flavor) for index, flavor in match.flavors.items()]
-        known = [(model.label, model.config.eval.get(flavor)) for model, flavor in flavors if model.config]
-        if seeds := _by_value({label: evaluation.seed for label, evaluation in known if evaluation}):
-            yield f"{match.label}: seeds differ, so runs are not of the same classes and examples: {seeds}."
 
 
 def comparison_text(models: Sequence[ComparedModel], tables: Sequence[Table]) -> str:

@@ -64,7 +64,7 @@ def test_a_figure_without_a_successor_is_removed_and_nothing_else(make):
     write_text(folder / "comparison-of-mine.png", "mine")
     compare(one, two, flavors=("no-sgd",))
     assert {path.name for path in folder.glob("*.png")} == {"comparison-accuracy.png", "comparison-of-mine.png"}
-    assert not list(folder.glob(".comparison*"))
+    assert not list(folder.glob(".new*"))
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])

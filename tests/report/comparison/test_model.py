@@ -46,8 +46,8 @@ def test_an_inner_rate_that_lacks_results_leaves_the_others_complete(make) -> No
     several = make("ANML", changes={"inner_lrs": (0.1, 0.05)}).results()
     several.experiment.result("olft", 600, "inner-lr-0.05").unlink()
     slow, fast = read_compared_models(several.experiment)
-    assert slow.missing == ("olft, after 600 episodes, inner_lr 0.05: no results",)
-    assert fast.missing == ()
+    assert slow.missing == ["olft, after 600 episodes, inner_lr 0.05: no results"]
+    assert fast.missing == []
 
 
 def test_an_inner_rate_without_any_results_is_told_by_the_others(make) -> None:
