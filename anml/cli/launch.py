@@ -122,15 +122,13 @@ def run_and_report(launch: Launch) -> int:
     except KeyboardInterrupt:
         print(f"\nStopped. To continue: python -m anml retry {address}")
         # The jobs of this launcher have ended; a job that another launcher started may still run.
-        statuses = _statuses(launch)
-        if others := [label for _, label, s in statuses if s.state == "running" and not s.has_vanished]:
-            names = ", ".join(others)
+        running = [label for _, label, s in _statuses(launch) if s.state == "running" and not s.has_vanished]
+        if names := ", ".join(running):
             print(f"Not stopped, another launcher started it: {names}. To end it: python -m anml cancel {address}")
         raise
-    report = launch.experiment.report
-    if (report / "accuracy.txt").is_file():
-        print(f"\n{(report / 'accuracy.txt').read_text(encoding='utf-8')}")
-    page = report / "index.html"
+    table, page = launch.experiment.report / "accuracy.txt", launch.experiment.report / "index.html"
+    if table.is_file():
+        print(f"\n{table.read_text(encoding='utf-8')}")
     print(f"Report: {page}" if page.is_file() else "There is no report: see the log of the report job.")
     undone = {job.name: None for job, _, s in _statuses(launch) if job.kind != "report" and s.state != "done"}
     if undone:
