@@ -43,7 +43,7 @@ def download_arguments(parser: argparse.ArgumentParser) -> None:
 def download(options: argparse.Namespace) -> None:
     """Make the array files that jobs will load."""
     if options.dataset == IMAGES_FOLDER:
-        message = f"{IMAGES_FOLDER}: these are your own images; a launch converts those in the config's data_path"
+        message = f"{IMAGES_FOLDER}: your own images (data_path) are converted when an experiment is launched"
         raise ConfigError(message)
     from anml.data import array_file
 
