@@ -7,10 +7,7 @@ import sys
 
 
 def start(program: str, *command: str) -> int:
-    """Run the command that the arguments name and return its exit code; 1 where this Python is too old.
-
-    program: what the user typed. command: the command that a script stands for, if it does.
-    """
+    """Run a command and return its exit code. program: what the user typed; command: what a script stands for."""
     if sys.version_info < (3, 11):  # noqa: UP036
         version = sys.version.split()[0]
         print(
@@ -27,7 +24,6 @@ def start(program: str, *command: str) -> int:
 
 
 def console() -> int:
-    """Run the installed command `anml`."""
     return start("anml")
 
 

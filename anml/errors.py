@@ -1,7 +1,6 @@
 """The errors a user can cause or meet. Each message says what is wrong, where, and what to do."""
 
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +44,8 @@ def missing_package(error: Exception) -> str:
     """
     if not isinstance(error, ModuleNotFoundError):
         return ""
+    import traceback  # Slow to import, and --help must answer at once.
+
     package = (error.name or "anml").partition(".")[0]
     importer = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     if package == "anml" or not importer.is_relative_to(Path(__file__).parent):

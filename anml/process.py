@@ -9,11 +9,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-Presence = Literal["alive", "gone", "unknown"]
 _PROC = Path("/proc")
 # In seconds. A file's time is of the file server's clock, a process's start of its own machine's.
 _CLOCK_SLACK = 60.0
@@ -36,7 +35,7 @@ class Process:
     pid_started: float = 0.0
 
     @property
-    def presence(self) -> Presence:
+    def presence(self) -> Literal["alive", "gone", "unknown"]:
         """Say whether the process still runs. unknown: only another machine, container or user can tell."""
         if not self.pid or self.host != socket.gethostname():
             return "unknown"
@@ -62,7 +61,6 @@ class Process:
 
 
 def this_process() -> Process:
-    """Return the process that asks."""
     pid = os.getpid()
     return Process(socket.gethostname(), pid, _boot(), _pid_space(), _start_of(pid) or 0.0)
 
@@ -73,19 +71,20 @@ def recorded_process(data: Mapping[str, Any], file: Path) -> Process:
     Of a record with host and pid alone, it is the process with this id that is older than the file. A younger one is a
     stranger: it has got the id later.
     """
-    names = [field.name for field in fields(Process)]
-    process = Process(**{name: data[name] for name in names if name in data})
-    started = _start_of(process.pid) if not process.pid_started and process.presence == "alive" else None
-    if started is None or not file.exists():
+    process = Process(**{name: value for name, value in data.items() if name in Process.__dataclass_fields__})
+    if process.pid_started or process.presence != "alive" or not file.exists():
         return process
-    is_older = _since_1970(started) <= file.stat().st_mtime + _CLOCK_SLACK
-    return replace(process, pid_started=started if is_older else _NEVER)
+    started = _start_of(process.pid) or 0.0
+    since_1970 = started + (time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) if _has_proc() else 0.0)
+    return replace(process, pid_started=started if since_1970 <= file.stat().st_mtime + _CLOCK_SLACK else _NEVER)
 
 
 def _start_of(pid: int) -> float | None:
     """Return when a process started, None when it has ended. Raises PermissionError where that is hidden from us."""
     if not _has_proc():
-        return _start_by_ps(pid)
+        state, _, started = _ps(pid, "state=,lstart=").partition(" ")
+        is_running = started and not state.startswith("Z")
+        return time.mktime(time.strptime(started.strip(), "%a %b %d %H:%M:%S %Y")) if is_running else None
     try:
         text = (_PROC / f"{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -99,24 +98,9 @@ def _start_of(pid: int) -> float | None:
     return None if values[0] in "ZX" else int(values[19]) / os.sysconf("SC_CLK_TCK")
 
 
-def _start_by_ps(pid: int) -> float | None:
-    state, _, started = _ps(pid, "state=,lstart=").partition(" ")
-    if not started or state.startswith("Z"):
-        return None
-    return time.mktime(time.strptime(started.strip(), "%a %b %d %H:%M:%S %Y"))
-
-
 def _ps(pid: int, columns: str) -> str:
     command, environment = ["ps", "-o", columns, "-p", str(pid)], os.environ | {"LC_ALL": "C"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def _since_1970(started: float) -> float:
-    """Return a start in seconds since 1970."""
-    if not _has_proc():
-        return started
-    lines = (_PROC / "stat").read_text().splitlines()
-    return started + next(float(line.split()[1]) for line in lines if line.startswith("btime "))
 
 
 def _has_proc() -> bool:

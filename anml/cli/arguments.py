@@ -9,10 +9,11 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from anml.config import shipped
-from anml.errors import ConfigError
+from anml.errors import AnmlError, ConfigError
 
 TYPE_CHECKING = False  # typing is slow to import.
 if TYPE_CHECKING:
@@ -53,19 +54,14 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, "evaluation config")
-    parser.add_argument(
-        "-m", "--model", metavar="CHECKPOINT", nargs="+", action="extend",
-        help="folder of a checkpoint (step-NNNNNN), or a state_dict of higherANML (.pth); one or several",
-    )  # fmt: skip
+    models = "folder of a checkpoint (step-NNNNNN), or a state_dict of higherANML (.pth); one or several"
+    parser.add_argument("-m", "--model", metavar="CHECKPOINT", nargs="+", action="extend", help=models)
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute")
-    for names, kind, what in (
-        (("--classes",), int, "how many classes to learn"),
-        (("--train-examples",), int, "examples of each class to learn from"),
-        (("--test-examples",), int, "examples of each class to be tested on"),
-        (("-l", "--lr"), float, "learning rate"),
-    ):
-        more = f"{what}; one number or several"
-        parser.add_argument(*names, type=kind, nargs="+", action="extend", metavar="N", help=more)
+    add_list = partial(parser.add_argument, nargs="+", action="extend", metavar="N")
+    add_list("--classes", type=int, help="how many classes to learn; one number or several")
+    add_list("--train-examples", type=int, help="examples of each class to learn from; one number or several")
+    add_list("--test-examples", type=int, help="examples of each class to be tested on; one number or several")
+    add_list("-l", "--lr", type=float, help="learning rate; one number or several")
     parser.add_argument("-r", "--runs", type=int, help="runs, each with its own classes and examples")
     parser.add_argument("--seed", type=int, help="seed of the evaluation")
     parser.add_argument("-o", "--output", metavar="CSV", help="also write the results to this file")
@@ -78,13 +74,10 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, what: str, required: bool = False) -> None:
-    """Add -c, --data-path and --set."""
     parser.add_argument("-c", "--config", metavar="PATH", type=config_file, required=required, help=what)
     add_data_path_argument(parser)
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
-        help="override a key of the config, e.g. --set inner_lr=0.05 --set eval.olft.runs=3 (repeatable)",
-    )  # fmt: skip
+    override = "override a key of the config, e.g. --set inner_lr=0.05 --set eval.olft.runs=3 (repeatable)"
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help=override)
 
 
 def add_data_path_argument(parser: argparse.ArgumentParser) -> None:
@@ -122,23 +115,18 @@ def config_file(text: str) -> Path:
 
 
 def _similar_configs(path: Path, shipped_configs: Path) -> str:
-    """Return a hint at configs of similar names, else at those beside a path."""
     import difflib
 
     folder = path if path.is_dir() else path.parent
     beside = sorted(folder.glob("*.yml"))
-    shown = {
-        file.stem: str(file.relative_to(shipped_configs.parent)) for file in sorted(shipped_configs.rglob("*.yml"))
-    }
-    shown |= {file.stem: str(file) for file in beside}
-    close = [shown[name] for name in difflib.get_close_matches(path.stem, shown)]
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
+    configs = {file.stem: file.relative_to(shipped_configs.parent) for file in sorted(shipped_configs.rglob("*.yml"))}
+    configs |= {file.stem: file for file in beside}
+    if close := difflib.get_close_matches(path.stem, configs):
+        return f"; did you mean {' or '.join(str(configs[name]) for name in close)}?"
     return f"; in {folder} there are: {', '.join(file.name for file in beside)}" if beside else ""
 
 
 def positive(text: str) -> int:
-    """Return a whole number of 1 or more, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         message = f"must be a whole number of 1 or more, found {text!r}"
         raise argparse.ArgumentTypeError(message)
@@ -146,18 +134,19 @@ def positive(text: str) -> int:
 
 
 @contextmanager
-def collecting(problems: list[str]) -> Iterator[None]:
-    """Add the problems of a ConfigError to a list, so that the next check can run as well."""
+def collecting(problems: list[str], key: str = "") -> Iterator[None]:
+    """Add the problems of an error, each after `key` and each once, to a list, so that the next check can run too."""
     try:
         yield
-    except ConfigError as error:
-        problems.extend(error.problems)
+    except AnmlError as error:
+        new = error.problems if isinstance(error, ConfigError) else [str(error)]
+        problems += [key + problem for problem in new if key + problem not in problems]
 
 
 def check_output(option: str, *files: Path) -> None:
-    """Check before the work that files can be written: new ones, or regular files to be replaced.
+    """Raise ConfigError unless each file can be written, or is a regular file that can be replaced.
 
-    Folders, devices and links are not replaced: a link may lead to any of them. Raises ConfigError.
+    Folders, devices and links are not replaced: a link may lead to any of them.
     """
     import tempfile
 
@@ -170,42 +159,37 @@ def check_output(option: str, *files: Path) -> None:
             # `write_text` gives its temporary files such names: they must not be too long either.
             tempfile.NamedTemporaryFile(dir=folder, prefix=f".{file.name}.").close()
         except OSError as error:
-            reason = f"cannot be written ({error.strerror}); name one in a folder that you may write to"
-            message = f"{option} {file}: {reason}"
+            message = f"{option} {file}: cannot be written ({error.strerror}); choose another file"
             raise ConfigError(message) from None
 
 
 def print_notices(notices: Sequence[str]) -> None:
-    """Print notices on standard error."""
     for notice in notices:
         print(f"note: {notice}", file=sys.stderr)
 
 
 def find_experiment(options: argparse.Namespace) -> "Experiment":
-    """Return the experiment that `add_address_arguments` asked for. Raises ConfigError naming those there are."""
+    """Return the experiment that `add_address_arguments` asked for. Raises ConfigError with those that exist."""
     from anml.jobs.launch import experiments_dir
 
-    root = experiments_dir(options.experiments_dir)
-    experiment = experiment_at(root, options.experiment)
-    if experiment is None:
-        raise ConfigError(unknown_experiment(root, options.experiment))
-    return experiment
+    return find_experiments(experiments_dir(options.experiments_dir), options.experiment)[0]
 
 
-def experiment_at(root: Path, address: str) -> "Experiment | None":
-    """Return the experiment PROJECT/GROUP below a folder, or the one in the folder of that path."""
+def find_experiments(root: Path, name: str, or_project: bool = False) -> "list[Experiment]":
+    """Return the experiment PROJECT/GROUP below a folder or at that path, or all of a project, sorted by group.
+
+    Raises ConfigError with the names that exist.
+    """
+    from anml.config.binding import nearest
     from anml.experiment import Experiment
 
-    for folder in (root / address, Path(address)):
-        if (folder / "config.yml").is_file():
-            return Experiment(folder.resolve())
-    return None
-
-
-def unknown_experiment(root: Path, address: str) -> str:
-    """Return a message that names the experiments there are."""
-    from anml.config.binding import nearest
-
-    addresses = sorted(f"{c.parent.parent.name}/{c.parent.name}" for c in root.glob("*/*/config.yml"))
-    hint = nearest(address, addresses) or (f"; there are: {', '.join(addresses[-10:])}" if addresses else "")
-    return f"no experiment {address} in {root}{hint}"
+    for folder in (root / name, Path(name)):
+        for pattern in ("config.yml", "[!.]*/config.yml") if or_project else ("config.yml",):
+            if configs := sorted(folder.glob(pattern)):
+                return [Experiment(config.parent.resolve()) for config in configs]
+    what = "project" if or_project and "/" not in name else "experiment"
+    folders = [config.parent.relative_to(root) for config in root.glob("*/*/config.yml")]
+    names = sorted({str(folder.parent if what == "project" else folder) for folder in folders})
+    hint = nearest(name, names) or (f"; there are: {', '.join(names[-10:])}" if names else "")
+    message = f"no {what} {name} in {root}{hint}"
+    raise ConfigError(message)

@@ -6,13 +6,10 @@ The launcher runs it as a child process, so that commands on a login node stay q
 import argparse
 import functools
 import json
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anml.cli.arguments import collecting
 from anml.config.image_folder import check_held_out
 from anml.config.load import load_train_config
 from anml.config.training import TrainConfig
@@ -21,18 +18,11 @@ from anml.errors import AnmlError
 if TYPE_CHECKING:
     from anml.models.meta_model import MetaModel
 
-if TYPE_CHECKING:
-    pass
 
-
-def check_config(_: argparse.Namespace) -> int:
+def check_config(_: argparse.Namespace) -> None:
     """Check the config on standard input and print {"problems": [...], "notices": [...]} as the last line."""
-    with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
-        file.write(sys.stdin.read())
-        file.flush()
-        config = load_train_config(Path(file.name)).config
+    config = load_train_config(Path("/dev/stdin")).config
     print(json.dumps({"problems": find_problems(config), "notices": []}))
-    return 0
 
 
 def find_problems(config: TrainConfig) -> list[str]:
@@ -48,10 +38,10 @@ def find_problems(config: TrainConfig) -> list[str]:
         return [str(error)]
     problems = name_problems(config, model)
     for name, flavor in config.eval.items() if not problems else ():
-        with _collecting(problems, f"eval.{name}: "):
+        with collecting(problems, f"eval.{name}: "):
             check_head(model, flavor)
     _check_data(config, problems)
-    with _collecting(problems):
+    with collecting(problems):
         if config.method.is_episodic:
             outer_lrs(config)
         else:
@@ -68,9 +58,9 @@ def name_problems(config: TrainConfig, model: "MetaModel") -> list[str]:
         keys += [(f"eval.{name}.opt_params", flavor.opt_params), (f"eval.{name}.reinit_params", flavor.reinit_params)]
     problems: list[str] = []
     for key, selectors in keys:
-        with _collecting(problems, f"{key}: "):
+        with collecting(problems, f"{key}: "):
             select_names(model, selectors)
-    with _collecting(problems, "output_layer: "):
+    with collecting(problems, "output_layer: "):
         check_output_layer(model, config.output_layer)
     return problems
 
@@ -84,22 +74,12 @@ def _check_data(config: TrainConfig, problems: list[str]) -> None:
     from anml.train.loop import training_data
 
     load = functools.cache(load_images)  # Several flavors have the same images, each of which loading looks at.
-    with _collecting(problems, "data_path: "):
+    with collecting(problems, "data_path: "):
         training_data(config, torch.device("cpu"))
-    with _collecting(problems):
+    with collecting(problems):
         check_held_out(config)
     for name, flavor in config.eval.items():
         flavor_key = "" if flavor.data_path == config.data_path else f"eval.{name}."
-        with _collecting(problems, f"{flavor_key}data_path: "):
+        with collecting(problems, f"{flavor_key}data_path: "):
             data = load(config.eval_request(flavor)).first_examples(0, flavor.imgs_per_class)
             check_run(data, max(flavor.classes), max(flavor.train_examples), max(flavor.test_examples))
-
-
-@contextmanager
-def _collecting(problems: list[str], key: str = "") -> Iterator[None]:
-    """Add an error of ours to a list, once: several flavors may have the same."""
-    try:
-        yield
-    except AnmlError as error:
-        if f"{key}{error}" not in problems:
-            problems.append(f"{key}{error}")

@@ -5,43 +5,28 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from anml.cli.arguments import (
-    EXIT_DONE,
-    add_experiments_dir_argument,
-    check_output,
-    experiment_at,
-    print_notices,
-    unknown_experiment,
-)
-from anml.config.binding import nearest
+from anml.cli.arguments import add_experiments_dir_argument, check_output, collecting, find_experiments, print_notices
 from anml.errors import ConfigError
 from anml.experiment import Experiment, experiments_folder
 from anml.jobs.launch import experiments_dir
 
 
 def compare_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "names", metavar="PROJECT[/GROUP]", nargs="+",
-        help="all experiments of a project that have results, or these, in this order",
-    )  # fmt: skip
-    parser.add_argument(
-        "--flavor", metavar="NAME", action="append", default=[],
-        help="only this flavor, whatever an experiment calls it (repeatable; default: all)",
-    )  # fmt: skip
+    what = "all experiments of a project that have results, or these, in this order"
+    parser.add_argument("names", metavar="PROJECT[/GROUP]", nargs="+", help=what)
+    flavor = "only this flavor, whatever an experiment calls it (repeatable; default: all)"
+    parser.add_argument("--flavor", metavar="NAME", action="append", default=[], help=flavor)
     parser.add_argument("--output", metavar="DIR", type=Path, help="where to write (default: the project's folder)")
     add_experiments_dir_argument(parser)
 
 
-def compare(options: argparse.Namespace) -> int:
-    """Write the comparison and print its tables."""
+def compare(options: argparse.Namespace) -> None:
     root = experiments_dir(options.experiments_dir)
     experiments = _experiments(root, options.names)
     output = _output(options.output, experiments, root)
     # A comparison replaces those written before.
-    earlier = [
-        path for ending in ("html", "csv", "txt", "png") for path in sorted(output.glob(f"comparison*.{ending}"))
-    ]
-    check_output("--output", *earlier, output / "comparison.html")
+    earlier = [path for path in output.glob("comparison*") if path.suffix in (".html", ".csv", ".txt", ".png")]
+    check_output("--output", *sorted(earlier), output / "comparison.html")
     from anml.report.comparison import write_comparison
     from anml.report.index import write_indexes
 
@@ -50,41 +35,22 @@ def compare(options: argparse.Namespace) -> int:
         print_notices(write_indexes(experiments[0], root))  # The index pages link to the comparison.
     print(comparison.text)
     print(f"\nComparison: {comparison.page}")
-    return EXIT_DONE
 
 
 def _experiments(root: Path, names: Sequence[str]) -> list[Experiment]:
     """Return the experiments of names, each once. Raises ConfigError with every unknown name."""
     experiments: dict[Path, Experiment] = {}
-    problems = []
+    problems: list[str] = []
     for name in names:
-        single = experiment_at(root, name)
-        named = [single] if single else _of_project(root, name)
-        problems += [] if named else [_unknown(root, name)]
-        experiments |= {experiment.root: experiment for experiment in named}
+        with collecting(problems):
+            experiments |= {named.root: named for named in find_experiments(root, name, or_project=True)}
     if problems:
         raise ConfigError(problems)
     return list(experiments.values())
 
 
-def _of_project(root: Path, name: str) -> list[Experiment]:
-    """Return the experiments of a project, sorted by group."""
-    for folder in (root / name, Path(name)):
-        groups = sorted(path.parent for path in folder.glob("[!.]*/config.yml"))
-        if groups:
-            return [Experiment(group.resolve()) for group in groups]
-    return []
-
-
-def _unknown(root: Path, name: str) -> str:
-    projects = sorted({config.parent.parent.name for config in root.glob("*/*/config.yml")})
-    if "/" in name or not projects:
-        return unknown_experiment(root, name)
-    return f"no project {name} in {root}{nearest(name, projects) or '; there are: ' + ', '.join(projects)}"
-
-
 def _output(chosen: Path | None, experiments: Sequence[Experiment], root: Path) -> Path:
-    """Return the folder to write to. Raises ConfigError where there is no obvious one."""
+    """Return the folder to write to: the chosen one, else that of the project."""
     if chosen is not None:
         return chosen.expanduser().resolve()
     projects = {experiment.root.parent for experiment in experiments}
@@ -93,9 +59,6 @@ def _output(chosen: Path | None, experiments: Sequence[Experiment], root: Path) 
         message = f"these experiments are of several projects ({names}): say where to write, with --output DIR"
         raise ConfigError(message)
     if experiments_folder(experiments[0], root) is None:
-        message = (
-            f"{experiments[0].root}: does not lie in the folder of experiments {root}: name that with "
-            "--experiments-dir, or say where to write, with --output DIR"
-        )
+        message = f"{experiments[0].root}: is not below {root}: give --experiments-dir, or --output DIR to write to"
         raise ConfigError(message)
     return projects.pop()

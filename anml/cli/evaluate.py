@@ -13,8 +13,7 @@ from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.jobs.job import JobContext, array_task, run_job
 
-# A plain state_dict of higherANML.
-PTH = ".pth"
+PTH = ".pth"  # A plain state_dict of higherANML.
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -54,7 +53,7 @@ def _by_hand(options: argparse.Namespace) -> int:
         message = "give the checkpoint to evaluate: -m experiments/<project>/<group>/checkpoints/step-NNNNNN"
         raise ConfigError(message)
     checkpoints = _checkpoints(config.model)
-    output = None if options.output is None else _output(options.output)
+    output = _output(options.output)
     print_notices([*notices, *_assumptions(options.config, config, checkpoints)])
 
     def work(context: JobContext) -> bool:
@@ -106,31 +105,28 @@ def _checkpoint(path: Path) -> Path:
             f"here. Copy its tensors alone into a {PTH} file and evaluate that: "
             f"python -c {shlex.quote(f'import torch; torch.save({copied})')}"
         )
-        raise ConfigError(message)
-    if path.is_file():
+    elif path.is_file():
         message = (
-            f"--model {path}: a checkpoint is a folder with model.safetensors and model.json, or a state_dict of "
-            f"higherANML ({PTH}); this file cannot be read"
+            f"--model {path}: is neither a folder with model.safetensors and model.json, nor a {PTH} of higherANML"
         )
-        raise ConfigError(message)
-    # The path may be that of an experiment, or of a checkpoint that does not exist beside others that do.
-    patterns = ("*/model.json", "checkpoints/*/model.json", "checkpoints/*/*/model.json")
-    cards = [*path.parent.glob("step-*/model.json"), *(card for pattern in patterns for card in path.glob(pattern))]
-    existing = sorted({str(card.parent) for card in cards})
-    hint = f"; there are: {', '.join(existing[-10:])}" if existing else ""
-    what = "no checkpoint here: expected a folder with model.safetensors and model.json"
-    message = f"--model {path}: {'no such file' if path.suffix == PTH else what}{hint}"
+    else:
+        # The path may be that of an experiment, or of a checkpoint that does not exist beside others that do.
+        cards = [*path.parent.glob("step-*/model.json"), *path.glob("*/model.json")]
+        cards += [*path.glob("checkpoints/*/model.json"), *path.glob("checkpoints/*/*/model.json")]
+        existing = sorted({str(card.parent) for card in cards})
+        hint = f"; there are: {', '.join(existing[-10:])}" if existing else ""
+        what = "no checkpoint here: expected a folder with model.safetensors and model.json"
+        message = f"--model {path}: {'no such file' if path.suffix == PTH else what}{hint}"
     raise ConfigError(message)
 
 
-def _output(name: str) -> Path:
+def _output(name: str | None) -> Path | None:
     """Return the path of the results. Raises ConfigError where they, or the values of classes, cannot be written."""
+    if name is None:
+        return None
     path = Path(name).expanduser()
     if path.suffix == ".parquet":
-        message = (
-            f"--output {path}: the results are CSV; name a .csv, the values of each class go into a .parquet beside"
-        )
+        message = f"--output {path}: name a .csv; the values of each class go into a .parquet beside it"
         raise ConfigError(message)
-    check_output("--output", path)
-    check_output("--output", path.with_suffix(".parquet"))
+    check_output("--output", path, path.with_suffix(".parquet"))
     return path

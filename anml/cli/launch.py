@@ -12,11 +12,11 @@ from anml.config.profile import PROFILES, ClusterProfile, load_profile
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 from anml.experiment import Experiment
-from anml.jobs.job_status import read_status
+from anml.jobs.job_status import JobStatus, read_status
 from anml.jobs.launch import Launch, check_with_model, create_experiment, experiments_dir, new_group
-from anml.jobs.plan import make_plan
+from anml.jobs.plan import Job, make_plan
 from anml.jobs.schedulers import default_cluster, scheduler_class
-from anml.jobs.submission import describe, is_done, run_launch
+from anml.jobs.submission import describe, run_launch
 from anml.tracking import default_mode
 
 # The dry run shows this in place of the name that a launch would draw, so that two dry runs show the same text.
@@ -26,7 +26,6 @@ _LONGEST_NAME = 200
 
 
 def launch(options: argparse.Namespace) -> int:
-    """Launch an experiment, or show what a launch would do."""
     loaded, profile = _read(options)
     config = smoke_test(loaded.config) if options.smoke_test else loaded.config
     decided = _decide(options, config, profile)
@@ -46,7 +45,7 @@ def launch(options: argparse.Namespace) -> int:
 
 
 def _read(options: argparse.Namespace) -> tuple[LoadedTrain, ClusterProfile]:
-    """Return config and profile. Raises ConfigError with every problem of files and command line."""
+    """Read config and profile. Raises ConfigError with every problem of files and command line."""
     problems: list[str] = []
     loaded = profile = None
     flags = {name: getattr(options, name) for name in ("project", "entity", "group", "cluster", "seed")}
@@ -57,8 +56,8 @@ def _read(options: argparse.Namespace) -> tuple[LoadedTrain, ClusterProfile]:
         profile = _choose_profile(loaded.config.cluster if loaded else options.cluster, options)
     if loaded:
         problems += _name_problems(loaded.config)
-    if loaded and loaded.config.seeds and options.seed is not None:
-        problems.append(f"--seed {options.seed}: this config trains several; use --set seeds=[{options.seed}]")
+        if loaded.config.seeds and options.seed is not None:
+            problems.append(f"--seed {options.seed}: this config trains several; use --set seeds=[{options.seed}]")
     if loaded is None or profile is None or problems:
         raise ConfigError(problems)
     return loaded, profile
@@ -90,22 +89,22 @@ def _name_problems(config: TrainConfig) -> list[str]:
 
 
 def _decide(options: argparse.Namespace, config: TrainConfig, profile: ClusterProfile) -> Launch:
-    """Make every decision before anything is created. Raises ConfigError where nothing can be created."""
+    """Make every decision before anything is created."""
     experiments = experiments_dir(options.experiments_dir)
     existing = next(folder for folder in (experiments, *experiments.parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         message = (
-            f"{experiments}: experiments cannot be kept here, because {existing} is not a folder that you may write "
-            "to; choose another with --experiments-dir or ANML_EXPERIMENTS"
+            f"{experiments}: {existing} is not a folder that you may write to; choose another with --experiments-dir "
+            "or ANML_EXPERIMENTS"
         )
         raise ConfigError(message)
     project = experiments / str(config.project)
     group = config.group or (NEW_GROUP if options.dry_run else new_group(project))
-    config = config.model_copy(update={"cluster": profile.name, "group": group})
-    mode = options.wandb or profile.wandb or default_mode()
-    plan = make_plan(config, profile.points_per_job, profile.max_array_size)
     root = (project / group).resolve()  # Without links: commands find jobs again by this path.
     scheduler_class(profile.scheduler).check_root(root)
+    config = config.model_copy(update={"cluster": profile.name, "group": group})
+    plan = make_plan(config, profile.points_per_job, profile.max_array_size)
+    mode = options.wandb or profile.wandb or default_mode()
     return Launch(config, Experiment(root), profile, mode, plan, options.command_line)
 
 
@@ -122,30 +121,24 @@ def run_and_report(launch: Launch) -> int:
     except KeyboardInterrupt:
         print(f"\nStopped. To continue: python -m anml retry {address}")
         # The jobs of this launcher have ended; a job that another launcher started may still run.
-        if others := _running(launch):
-            print(f"Not stopped, another launcher started it: {', '.join(others)}. "
-                  f"To end it: python -m anml cancel {address}")  # fmt: skip
+        running = [label for _, label, s in _statuses(launch) if s.state == "running" and not s.has_vanished]
+        if names := ", ".join(running):
+            print(f"Not stopped, another launcher started it: {names}. To end it: python -m anml cancel {address}")
         raise
-    report = launch.experiment.report
-    if (report / "accuracy.txt").is_file():
-        print(f"\n{(report / 'accuracy.txt').read_text(encoding='utf-8')}")
-    page = report / "index.html"
+    table, page = launch.experiment.report / "accuracy.txt", launch.experiment.report / "index.html"
+    if table.is_file():
+        print(f"\n{table.read_text(encoding='utf-8')}")
     print(f"Report: {page}" if page.is_file() else "There is no report: see the log of the report job.")
-    work = [job for job in launch.plan.jobs if job.kind != "report"]
-    undone = [job.name for job in work if not all(is_done(launch.experiment, job, task) for task in job.task_numbers)]
+    undone = {job.name: None for job, _, s in _statuses(launch) if job.kind != "report" and s.state != "done"}
     if undone:
         print(f"Not done: {', '.join(undone)}. See: python -m anml status {address}")
     return EXIT_FAILED if undone else EXIT_DONE
 
 
-def _running(launch: Launch) -> list[str]:
-    labels = []
-    for job in launch.plan.jobs:
-        for task in job.task_numbers:
-            status = read_status(launch.experiment.job(job.name, task).status)
-            if status.state == "running" and not status.has_vanished:
-                labels.append(job.label(task))
-    return labels
+def _statuses(launch: Launch) -> list[tuple[Job, str, JobStatus]]:
+    """Return every job, or task of an array, with its label and status."""
+    tasks = [(job, task) for job in launch.plan.jobs for task in job.task_numbers]
+    return [(job, job.label(task), read_status(launch.experiment.job(job.name, task).status)) for job, task in tasks]
 
 
 def _announce(ids: dict[str, str], address: str) -> None:

@@ -1,8 +1,8 @@
 """One parser for every command: `anml COMMAND`, `python -m anml COMMAND` and the scripts beside the package.
 
 A command is a line of GROUPS and two functions in the module which that line names: `<command>_arguments(parser)` adds
-its arguments, if it has any, and `<command>(options)` does the work and returns the exit code. The scripts' arguments
-are in arguments.py instead, because their modules are slow to import and --help must answer at once.
+its arguments, if it has any; `<command>(options)` does the work and returns the exit code, or nothing where it is 0.
+The scripts' arguments are in arguments.py: their modules are slow to import, and --help must answer at once.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import sys
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from types import ModuleType
 
 from anml import __version__
 from anml.cli import arguments
@@ -18,9 +17,7 @@ from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, EXIT_USAGE
 from anml.errors import AnmlError, ConfigError, missing_package
 
 VERSION = f"anml {__version__}"
-
 Command = namedtuple("Command", "module help example")
-
 GROUPS = {
     "Experiments": {
         "launch": Command("launch", "train and evaluate: plan the jobs, make the experiment folder, submit",
@@ -32,7 +29,7 @@ GROUPS = {
     "Results": {
         "report": Command("report", "write the report of an experiment again", "report demo/GROUP"),
         "compare": Command("compare", "write a comparison of experiments", "compare demo --flavor olft"),
-        "export": Command("export", "write a checkpoint to share, with a card of its origin",
+        "export": Command("report", "write a checkpoint to share, with a card of its origin",
                           "export demo/GROUP my-model --half"),
         "sync": Command("report", "send the W&B runs that were recorded offline", "sync demo/GROUP"),
     },
@@ -59,7 +56,7 @@ COMMANDS = {name: command for commands in GROUPS.values() for name, command in c
 def main(words: Sequence[str], program: str = "python -m anml") -> int:
     """Run the command that the first word names, and return its exit code.
 
-    program: what the user typed before the words; a script, which ends in `.py`, stands for one command.
+    program: what the user typed before the words; a script (`.py`) stands for one command.
     """
     if not words or words[0] in ("-h", "--help"):
         print(_usage(program))
@@ -80,11 +77,10 @@ def main(words: Sequence[str], program: str = "python -m anml") -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     options.sbatch_options = unknown
     options.command_line = [program, *rest] if is_script else ["-m", "anml", *words]
-    return getattr(_module(name), name.replace("-", "_"))(options)
+    return _function(name, "")(options) or EXIT_DONE
 
 
 def make_parser(name: str, program: str = "") -> argparse.ArgumentParser:
-    """Return the parser of a command."""
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(
         prog=program or f"python -m anml {name}",
@@ -93,16 +89,13 @@ def make_parser(name: str, program: str = "") -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=VERSION)
-    function = f"{name.replace('-', '_')}_arguments"
-    if hasattr(arguments, function):
-        getattr(arguments, function)(parser)
-    else:
-        getattr(_module(name), function, lambda _: None)(parser)
+    add_arguments = getattr(arguments, f"{name}_arguments", None) or _function(name, "_arguments")
+    add_arguments(parser)
     return parser
 
 
-def _module(name: str) -> ModuleType:
-    return import_module(f"anml.cli.{COMMANDS[name].module}")
+def _function(name: str, ending: str) -> Callable[..., int | None]:
+    return getattr(import_module(f"anml.cli.{COMMANDS[name].module}"), name.replace("-", "_") + ending, lambda _: None)
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> int:
@@ -110,8 +103,7 @@ def run_command(main: Callable[[Sequence[str]], int]) -> int:
     try:
         return main(sys.argv[1:])
     except ConfigError as error:
-        count = len(error.problems)
-        head = "" if count == 1 else f"{count} problems:\n"
+        head = f"{len(error.problems)} problems:\n" if len(error.problems) > 1 else ""
         print(f"{head}{error}", file=sys.stderr)
         return EXIT_USAGE
     except AnmlError as error:
@@ -156,7 +148,7 @@ _anml() {
 complete -o default -F _anml anml"""
 
 
-def completion(_: argparse.Namespace) -> int:
+def completion(_: argparse.Namespace) -> None:
     names = [name for title, commands in GROUPS.items() if title for name in commands]
     cases = []
     for name in names:
@@ -164,4 +156,3 @@ def completion(_: argparse.Namespace) -> int:
         flags = " ".join(flag for action in visible for flag in action.option_strings)
         cases.append(f'            {name}) words="{flags}" ;;')
     print(_COMPLETION % (" ".join(names), "\n".join(cases)))
-    return EXIT_DONE

@@ -15,7 +15,7 @@ def clusters_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def clusters(options: argparse.Namespace) -> int:
-    """List profiles, or check one. Exit code 1 when the check finds something wrong."""
+    """List profiles, or check one. Exit code 1 where the check finds something wrong."""
     if options.action == "list":
         for name in profile_names(PROFILES):
             profile = load_profile(name, PROFILES)
@@ -34,24 +34,16 @@ def clusters(options: argparse.Namespace) -> int:
 
 
 def download_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "ImageNet and its relatives cannot be downloaded by a program: copies of them are converted. "
-        f"See docs/data.md. {parser.epilog}"
-    )
+    parser.epilog = f"No program can download ImageNet: copies of it are converted (docs/data.md). {parser.epilog}"
     parser.add_argument("dataset", choices=sorted(DATASETS), type=canonical_dataset)
     add_data_path_argument(parser)
-    parser.add_argument(
-        "--im-size", metavar="PIXELS", type=positive, help="height and width in pixels (default: the data set's usual)"
-    )
+    parser.add_argument("--im-size", metavar="PIXELS", type=positive, help="height and width (default: the usual one)")
 
 
-def download(options: argparse.Namespace) -> int:
+def download(options: argparse.Namespace) -> None:
     """Make the array files that jobs will load."""
     if DATASETS[options.dataset].needs_counting:
-        message = (
-            f"{options.dataset}: these are your own images: there is nothing to download; a launch that names their "
-            "folder (data_path) converts them"
-        )
+        message = f"{options.dataset}: your own images (data_path) are converted when an experiment is launched"
         raise ConfigError(message)
     from anml.data import array_file
 
@@ -61,4 +53,3 @@ def download(options: argparse.Namespace) -> int:
         print_notices([f"data path (--data-path or ANML_DATA): {data_path}"])
     for split in ("train", "eval"):
         print(f"{split:5} {array_file(DataRequest(options.dataset, split, size, data_path))}")
-    return EXIT_DONE

@@ -3,8 +3,10 @@
 import argparse
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,7 +17,7 @@ from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, add_address_arguments, fi
 from anml.cli.launch import run_and_report
 from anml.jobs.job_status import duration, read_status, write_status
 from anml.jobs.launch import Launch, load_launch
-from anml.jobs.schedulers import Scheduler, make_scheduler
+from anml.jobs.schedulers import make_scheduler
 from anml.jobs.status import GOING, JobOutcome, gpu_hours, log_tail, read_jobs
 
 _STYLE = {"done": "green", "running": "cyan", "failed": "bold red", "cancelled": "red"}
@@ -37,7 +39,11 @@ def status(options: argparse.Namespace) -> int:
     reports = read_jobs(launch.experiment, scheduler)
     console = Console(highlight=False)
     if options.watch:
-        reports = _watch(console, launch, scheduler, reports)
+        with Live(_page(launch, reports), console=console, auto_refresh=False, transient=True) as live:
+            while any(report.state in GOING for report in reports):
+                time.sleep(WATCH_SECONDS)
+                reports = read_jobs(launch.experiment, scheduler)
+                live.update(_page(launch, reports), refresh=True)
     console.print(_page(launch, reports))
     return EXIT_FAILED if any(report.state in ("failed", "skipped", "cancelled") for report in reports) else EXIT_DONE
 
@@ -47,7 +53,7 @@ def retry(options: argparse.Namespace) -> int:
     return run_and_report(load_launch(find_experiment(options)))
 
 
-def cancel(options: argparse.Namespace) -> int:
+def cancel(options: argparse.Namespace) -> None:
     """Cancel what waits or runs, and only jobs of this experiment."""
     launch = load_launch(find_experiment(options))
     scheduler = make_scheduler(launch.experiment, launch.profile, launch.wandb_mode)
@@ -60,25 +66,14 @@ def cancel(options: argparse.Namespace) -> int:
             if job_status.state == "pending":
                 write_status(status_file, replace(job_status, state="cancelled", message="by `cancel`"))
     print(f"Cancelled: {', '.join(live)}" if live else "Nothing waits or runs.")
-    return EXIT_DONE
-
-
-def _watch(console: Console, launch: Launch, scheduler: Scheduler, reports: list[JobOutcome]) -> list[JobOutcome]:
-    with Live(_page(launch, reports), console=console, auto_refresh=False, transient=True) as live:
-        while any(report.state in GOING for report in reports):
-            time.sleep(WATCH_SECONDS)
-            reports = read_jobs(launch.experiment, scheduler)
-            live.update(_page(launch, reports), refresh=True)
-    return reports
 
 
 def _page(launch: Launch, reports: Sequence[JobOutcome]) -> Group:
-    counts = {state: sum(r.state == state for r in reports) for state in dict.fromkeys(r.state for r in reports)}
+    counts = Counter(report.state for report in reports)
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-    experiment = launch.experiment
-    head = f"{experiment.project}/{experiment.group} on {launch.profile.name}: {summary}"
-    hours = gpu_hours(launch, reports)
-    head += f"; {hours:.2f} GPU-hours" if launch.profile.device in ("cuda", "rocm") else ""
+    experiment, profile = launch.experiment, launch.profile
+    head = f"{experiment.project}/{experiment.group} on {profile.name}: {summary}"
+    head += f"; {gpu_hours(launch, reports):.2f} GPU-hours" if profile.device in ("cuda", "rocm") else ""
     page = experiment.report / "index.html"
     tail = [Text(f"Report: {page}")] if page.is_file() else []
     return Group(Text(head, style="bold"), _table(reports), *_failures(launch, reports), *tail)
@@ -86,36 +81,26 @@ def _page(launch: Launch, reports: Sequence[JobOutcome]) -> Group:
 
 def _table(reports: Sequence[JobOutcome]) -> Table:
     table = Table(Column("job", no_wrap=True), "state", "progress", "time", "why", box=None, pad_edge=False)
-    for report in _shown(reports):
-        state = Text(report.state, style=_STYLE.get(report.state, ""))
-        table.add_row(
-            Text(report.label),
-            state,
-            _progress(report),
-            duration(report.status.elapsed) if report.status.elapsed else "",
-            Text(report.message),
-        )
+    for (_, state), group in groupby(reports, key=lambda report: (report.job.name, report.state)):
+        same = list(group)
+        # An array may have a thousand tasks: of those in a row that all wait or are done, the first is shown.
+        for report in same[:1] if state in ("pending", "done", "skipped") else same:
+            elapsed = duration(report.status.elapsed) if report.status.elapsed else ""
+            styled = Text(state, style=_STYLE.get(state, ""))
+            table.add_row(Text(report.label), styled, _progress(report), elapsed, Text(report.message))
     return table
-
-
-def _shown(reports: Sequence[JobOutcome]) -> list[JobOutcome]:
-    """Leave out tasks of an array that are in the same state as the task before: there may be a thousand."""
-    shown: list[JobOutcome] = []
-    for report in reports:
-        before = shown[-1] if shown else None
-        same = before and before.job.name == report.job.name and before.state == report.state
-        if not (same and report.state in ("pending", "done", "skipped")):
-            shown.append(report)
-    return shown
 
 
 def _progress(report: JobOutcome) -> str:
     status = report.status
     if report.state not in ("running", "interrupted", "failed") or not status.total:
         return ""
-    speed = f", {status.rate:.3g}/s" if status.rate else ""
-    left = (status.total - status.done) / status.rate if status.rate and report.state == "running" else 0
-    return f"{status.done:.0f}/{status.total:.0f} {status.unit}{speed}{f', {duration(left)} left' if left else ''}"
+    text = f"{status.done:.0f}/{status.total:.0f} {status.unit}"
+    if status.rate:
+        text += f", {status.rate:.3g}/s"
+        if report.state == "running" and status.done < status.total:
+            text += f", {duration((status.total - status.done) / status.rate)} left"
+    return text
 
 
 def _failures(launch: Launch, reports: Sequence[JobOutcome]) -> list[Text]:

@@ -16,9 +16,7 @@ from anml.jobs.launch import experiments_dir
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train, or continue a training."""
-    config, experiment = _config_and_folder(options)
-    training = TrainingId() if config.train_together else config.training_id(options.inner_lr, options.seed)
+    config, experiment, training = _prepare(options)
 
     def work(context: JobContext) -> bool:
         from anml.train.job import train_segment  # torch is imported after errors of the config are told.
@@ -34,7 +32,7 @@ def train(options: argparse.Namespace) -> int:
     return code
 
 
-def _config_and_folder(options: argparse.Namespace) -> tuple[TrainConfig, Experiment]:
+def _prepare(options: argparse.Namespace) -> tuple[TrainConfig, Experiment, TrainingId]:
     if options.config is None and options.run_dir is None:
         message = "give a config (-c CONFIG), or the folder of a run to continue (--run-dir DIR)"
         raise ConfigError(message)
@@ -43,7 +41,7 @@ def _config_and_folder(options: argparse.Namespace) -> tuple[TrainConfig, Experi
     load = load_train_config if options.config else load_experiment_config
     flags = {"device": options.device, "data_path": options.data_path}
     config, notices, source = load(path, options.overrides, flags)
-    _check_choice(config, TrainingId(options.inner_lr, options.seed))
+    training = _choose(config, TrainingId(options.inner_lr, options.seed))
     if options.seed is not None and not config.seeds:
         config = config.model_copy(update={"seed": options.seed})
     print_notices(notices)
@@ -54,19 +52,18 @@ def _config_and_folder(options: argparse.Namespace) -> tuple[TrainConfig, Experi
         if problems := located(source, find_problems(config)):
             raise ConfigError(problems)
         _claim(experiment, config)
-    return config, experiment
+    return config, experiment, training
 
 
-def _check_choice(config: TrainConfig, given: TrainingId) -> None:
-    """Raise ConfigError unless the arguments name one training of those in the config."""
+def _choose(config: TrainConfig, given: TrainingId) -> TrainingId:
+    """Return the training of the config that the arguments name. Raises ConfigError."""
     if config.train_together and given != TrainingId():
         message = f"{' '.join(given.flags())}: this config does its trainings together (train_together); leave that out"
         raise ConfigError(message)
     if given.inner_lr is not None and not config.inner_lrs:
         message = f"--inner-lr {given.inner_lr}: there are no inner_lrs to choose from; use --set inner_lr=NUMBER"
         raise ConfigError(message)
-    if not config.train_together:
-        config.training_id(*given)
+    return given if config.train_together else config.training_id(*given)
 
 
 def _claim(experiment: Experiment, config: TrainConfig) -> None:
@@ -76,9 +73,7 @@ def _claim(experiment: Experiment, config: TrainConfig) -> None:
         # A training deletes old checkpoints and cuts its log: in this folder they would belong to something else.
         for folder in (experiment.checkpoints(), experiment.metrics().parent):
             if folder.exists():
-                message = (
-                    f"{folder}: belongs to something else (there is no config.yml); choose another with --run-dir DIR"
-                )
+                message = f"{folder}: is of something else (no config.yml); choose another folder with --run-dir DIR"
                 raise ConfigError(message)
     elif experiment.config_file.read_text(encoding="utf-8") != text:
         message = f"{experiment.root}: holds a run with another config; choose another with --run-dir DIR"

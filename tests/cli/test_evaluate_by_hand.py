@@ -154,8 +154,7 @@ def test_what_is_wrong_with_each_name_comes_at_once(command, config: Path, tmp_p
         "3 problems:",
         f"--model {tmp_path}/no: no checkpoint here: expected a folder with model.safetensors and model.json",
         f"--model {place}: is the same as {place}; name it once",
-        f"--model {config}: a checkpoint is a folder with model.safetensors and model.json, or a state_dict of "
-        "higherANML (.pth); this file cannot be read",
+        f"--model {config}: is neither a folder with model.safetensors and model.json, nor a .pth of higherANML",
     ]
 
 
