@@ -8,7 +8,7 @@ import torch
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_episode
-from anml.errors import JobError
+from anml.errors import ConfigError, JobError
 from anml.machine import clock
 from anml.meta import make_engine, uses_graph
 from anml.meta.engine import EpisodeOutcome
@@ -40,6 +40,17 @@ class Updater(Protocol):
     def step(self, index: int) -> EpisodeOutcome:
         """Update the model with the data of step `index` (from 0)."""
         ...
+
+
+def make_updater(config: TrainConfig, model: MetaModel, data: ClassImages) -> Updater:
+    """Return what trains a model by a config's method. Raises ConfigError where a user's class lacks a part."""
+    reference = config.method.updater
+    updater = load_object(reference)(config, model, data)
+    missing = [part for part in ("note", "optimizer", "step") if not hasattr(updater, part)]
+    if missing:
+        message = f"train_method: {reference}: has no {', '.join(missing)}; see Updater in anml/train/loop.py"
+        raise ConfigError(message)
+    return updater
 
 
 class EpisodeUpdater:
@@ -78,8 +89,7 @@ class Training:
         data, validation = training_data(config, device)
         start = last_good_step(*(spec.checkpoints for spec in specs))
         self.runs = [TrainingRun(spec, device, validation, start) for spec in specs]
-        make_updater = load_object(config.method.updater)
-        self.updaters: list[Updater] = [make_updater(run.config, run.model, data) for run in self.runs]
+        self.updaters = [make_updater(run.config, run.model, data) for run in self.runs]
         for run, updater in zip(self.runs, self.updaters, strict=True):
             run.restore(updater.optimizer)
         self.graph: UpdateGraph | None = None
