@@ -147,9 +147,8 @@ def steps_saved(checkpoints: Path) -> list[int]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the data of a JSON file: none when it is missing, damaged, or not ours."""
     data = read_json(path)
-    return data if isinstance(data, dict) else {}
+    return data if isinstance(data, dict) else {}  # Missing, damaged, or not ours.
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:

@@ -8,16 +8,8 @@ from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_origin
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PydanticUserError,
-    ValidationInfo,
-    create_model,
-    field_validator,
-)
+import pydantic
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticKnownError
 
 from anml.config.binding import Arguments, Count, Many, NotNegative, OneOrMany, Rate, Record, bind, problem
@@ -68,7 +60,6 @@ class OmlArgs(Record):
 
 
 def _renamed(names: Mapping[str, str | None]) -> BeforeValidator:
-    """Return a validator that replaces names in configs of higherANML by ours."""
     return BeforeValidator(lambda value: names.get(value, value) if isinstance(value, str) else value)
 
 
@@ -101,7 +92,7 @@ class ConvnetArgs(Record):
     norm_type: OneOrMany[Norm] = ("in",)
     pool_size: Pixels = (2,)
 
-    @field_validator("num_filters", "kernel_size", "stride", "padding", "norm_type", "pool_size")
+    @pydantic.field_validator("num_filters", "kernel_size", "stride", "padding", "norm_type", "pool_size")
     @classmethod
     def _check_length(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
         blocks = info.data.get("num_blocks")
@@ -268,7 +259,7 @@ def named_part(kind: str, name: str) -> Part:
         given = parameters.pop(_GIVEN[kind], None)
         record = _record_of(name, parameters)
         record.model_rebuild()
-    except (TypeError, ValueError, NameError, PydanticUserError) as error:
+    except (TypeError, ValueError, NameError, pydantic.PydanticUserError) as error:
         message = f"{name}: its arguments cannot be read: {error}"
         raise ConfigError(message) from None
     if given is None:
@@ -291,7 +282,7 @@ def _record_of(name: str, parameters: Mapping[str, Parameter]) -> type[BaseModel
         return type(record.__name__, (record,), {"model_config": strict, "__module__": record.__module__})
     named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     fields: dict[str, Any] = {p.name: (_field_type(p), ... if p.default is p.empty else p.default) for p in named}
-    return create_model(name.rpartition(":")[2], __base__=Record, **fields)
+    return pydantic.create_model(name.rpartition(":")[2], __base__=Record, **fields)
 
 
 def _field_type(parameter: Parameter) -> Any:
@@ -313,17 +304,19 @@ def check_model_args(source: Source) -> list[str]:
     model, args = source.data.get("model"), source.data.get("model_args")
     if not isinstance(args, dict | None):
         return []
-    parts: list[tuple[str, Any, KeyPath, KeyPath]] = [("model", model, ("model",), ("model_args",))]
+    problems = _problems_of("model", model, source, ())
     if model == "classifier" and args:
-        for kind, default in (("encoder", None), ("classifier", "linear-classifier")):
-            parts.append((kind, args.get(kind, default), ("model_args", kind), ("model_args", f"{kind}_args")))
-    problems = []
-    for kind, name, at, args_at in parts:
-        try:
-            problems += bind(named_part(kind, name).args, source, args_at)[1] if _is_name(kind, name) else []
-        except ConfigError as error:
-            problems.append(problem(source, at, str(error)))
+        problems += _problems_of("encoder", args.get("encoder"), source, ("model_args",))
+        head = args.get("classifier", "linear-classifier")
+        problems += _problems_of("classifier", head, source, ("model_args",))
     return problems
+
+
+def _problems_of(kind: str, name: Any, source: Source, inside: KeyPath) -> list[str]:
+    try:
+        return bind(named_part(kind, name).args, source, (*inside, f"{kind}_args"))[1] if _is_name(kind, name) else []
+    except ConfigError as error:
+        return [problem(source, (*inside, kind), str(error))]
 
 
 def complete_args(record: BaseModel) -> dict[str, Any]:

@@ -64,11 +64,9 @@ class EpisodeUpdater:
 
     @property
     def note(self) -> str:
-        """The engine, why it was chosen, and what came of it."""
         return ", ".join(filter(None, (f"engine {self.engine.name}", self.why, self.engine.note)))
 
     def step(self, index: int) -> EpisodeOutcome:
-        """Draw and run episode `index`."""
         return self.meta.update(draw_episode(self.data, self.config, self.config.seed, index), index)
 
     def static_update(self) -> StaticUpdate:
@@ -98,7 +96,6 @@ class Training:
 
     @property
     def completed(self) -> int:
-        """Steps that every run has done."""
         return self.runs[0].completed
 
     @property

@@ -20,7 +20,7 @@ from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_validation
 from anml.errors import DataError, JobError
 from anml.meta.engine import EpisodeOutcome, accuracy
-from anml.meta.schedule import outer_lrs
+from anml.meta.step import outer_lrs
 from anml.models import build_model
 from anml.models.meta_model import MetaModel, find_not_finite
 
@@ -48,13 +48,9 @@ class WeightAverage:
         """
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(*_columns(self.averaged), 1 - decay)
+        torch._foreach_lerp_(*zip(*self.averaged, strict=True), 1 - decay)
         if self.copied:
-            torch._foreach_copy_(*_columns(self.copied))
-
-
-def _columns(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    return [average for average, _ in pairs], [weights for _, weights in pairs]
+            torch._foreach_copy_(*zip(*self.copied, strict=True))
 
 
 class RunSpec(NamedTuple):
@@ -66,6 +62,10 @@ class RunSpec(NamedTuple):
     config: TrainConfig
     checkpoints: Path
     metrics: Path
+
+
+def new_model(config: TrainConfig) -> MetaModel:
+    return build_model(config.model, config.model_args, config.image_shape, config.seed)
 
 
 class TrainingRun:
@@ -85,7 +85,7 @@ class TrainingRun:
         self.checks_every_step = device.type == "cpu"
         self.outer_lrs = outer_lrs(self.config)
         # What is updated; with `ema_decay` the average of it is what is validated and kept.
-        self.model = self._initial_model().to(device)
+        self.model = (load_model(self._folder(start))[0] if start else new_model(self.config)).to(device)
         self.average: WeightAverage | None = None
 
     @property
@@ -155,13 +155,11 @@ class TrainingRun:
                 shutil.rmtree(self._folder(step))
 
     def _check_losses(self, latest: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Raise JobError where a loss of the latest steps is not finite."""
         are_finite = [] if not latest else torch.stack([loss for loss, _ in latest]).isfinite().tolist()
         if False in are_finite:
             self._fail("the loss in", self.completed - len(are_finite) + are_finite.index(False) + 1)
 
     def _check_gradients(self) -> None:
-        """Raise JobError where the gradient that the optimizer has just used is not finite."""
         gradients = {name: value.grad for name, value in self.model.named_parameters() if value.grad is not None}
         if name := find_not_finite(gradients):
             self._fail(f"the gradient of {name} in", self.completed)
@@ -190,7 +188,7 @@ class TrainingRun:
             dataset=config.dataset,
             train_method=config.train_method,
             step=self.completed,
-            seed=self.config.seed,
+            seed=config.seed,
             ema_decay=config.ema_decay,
             **_classes_of(config),
         )
@@ -205,12 +203,6 @@ class TrainingRun:
 
     def _folder(self, step: int) -> Path:
         return step_folder(self.checkpoints, step)
-
-    def _initial_model(self) -> MetaModel:
-        config = self.config
-        if self.completed:
-            return load_model(self._folder(self.completed))[0]
-        return build_model(config.model, config.model_args, config.image_shape, self.config.seed)
 
     def _validate(self) -> float:
         """Return the accuracy on examples of the training classes that training never sees."""
@@ -260,12 +252,11 @@ def _classes_of(config: TrainConfig) -> dict[str, Any]:
     train_classes: how many, the first ones, where training left others out. Which those are follows from a complete
     copy of the data, or from the names in a user's folder.
     """
-    is_named = isinstance(config.class_split, ClassSplit)
-    is_known = config.num_held_out_classes and (is_named or not config.allow_incomplete)
-    seen: dict[str, Any] = {"train_classes": config.num_train_classes if is_known else None}
+    seen: dict[str, Any] = {}
     if isinstance(config.class_split, ClassSplit):
-        seen |= {"class_split": config.class_split.model_dump(mode="json"), "imgs_per_class": config.imgs_per_class}
-    return seen
+        seen = {"class_split": config.class_split.model_dump(mode="json"), "imgs_per_class": config.imgs_per_class}
+    is_known = config.num_held_out_classes and (seen or not config.allow_incomplete)
+    return seen | {"train_classes": config.num_train_classes if is_known else None}
 
 
 def _is_of_step(line: str, last: int) -> bool:
