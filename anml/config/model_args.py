@@ -15,7 +15,7 @@ from pydantic_core import PydanticKnownError
 from anml.config.binding import Arguments, Count, Many, NotNegative, OneOrMany, Rate, Record, bind, problem
 from anml.config.yaml import KeyPath, Source
 from anml.errors import ConfigError
-from anml.plugins import is_reference, load_object
+from anml.plugins import find_part, is_reference, load_object
 
 # null: as many as the images' size asks for (models/blocks.py has the rule).
 Blocks = Annotated[int, Field(ge=1, le=6)] | None
@@ -72,9 +72,8 @@ _NORMS = {
 Norm = Annotated[Literal["bn", "gn", "in"] | None, _renamed(_NORMS)]
 
 
-def _zero_for_null(value: Any) -> Any:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [0 if v is None else v for v in values]
+def _zero_for_null(value: Any) -> list[Any]:
+    return [0 if v is None else v for v in (value if isinstance(value, (list, tuple)) else [value])]
 
 
 # One value for all blocks, or one per block; null stands for none, as in configs of higherANML.
@@ -156,10 +155,7 @@ class Part(NamedTuple):
     reference: str
 
     def build(self, args: BaseModel, **given: Any) -> Any:
-        """Return what is built of a record of arguments. given: what no config says, such as image_shape.
-
-        Raises ConfigError, for whatever a user's own code raises.
-        """
+        """Build the part of its arguments and of what is `given`, such as image_shape. Raises ConfigError."""
         build = load_object(self.reference)
         arguments = {"args": args} if "args" in signature(build).parameters else dict(args)
         try:
@@ -250,10 +246,7 @@ def named_part(kind: str, name: str) -> Part:
     """Return the part that a config names. kind: a key of PARTS. Raises ConfigError."""
     if name in PARTS[kind]:
         return PARTS[kind][name]
-    if not is_reference(name):
-        message = f"unknown {kind} {name!r}; allowed: {', '.join(PARTS[kind])}, FILE.py:NAME"
-        raise ConfigError(message)
-    build = load_object(name)
+    build = find_part(kind, name, dict.fromkeys(PARTS[kind], ""))
     try:
         parameters = dict(signature(build, eval_str=True).parameters)
         given = parameters.pop(_GIVEN[kind], None)
@@ -262,11 +255,11 @@ def named_part(kind: str, name: str) -> Part:
     except (TypeError, ValueError, NameError, pydantic.PydanticUserError) as error:
         message = f"{name}: its arguments cannot be read: {error}"
         raise ConfigError(message) from None
-    if given is None:
-        message = f"{name}: has no argument {_GIVEN[kind]}, which every {kind} is given"
-        raise ConfigError(message)
+    missing = [] if given else [f"{_GIVEN[kind]}, which every {kind} is given"]
     if kind != "encoder" and "num_classes" not in record.model_fields:
-        message = f"{name}: has no argument num_classes, the number of outputs"
+        missing.append("num_classes, the number of outputs")
+    if missing:
+        message = f"{name}: has no argument {', and no '.join(missing)}"
         raise ConfigError(message)
     return Part(record, name)
 
@@ -286,11 +279,9 @@ def _record_of(name: str, parameters: Mapping[str, Parameter]) -> type[BaseModel
 
 
 def _field_type(parameter: Parameter) -> Any:
-    if parameter.annotation is parameter.empty:
-        return Any
+    kind = Any if parameter.annotation is parameter.empty else parameter.annotation
     # YAML has lists where Python has tuples.
-    is_tuple = get_origin(parameter.annotation) is tuple
-    return Annotated[parameter.annotation, Field(strict=False)] if is_tuple else parameter.annotation
+    return Annotated[kind, Field(strict=False)] if get_origin(kind) is tuple else kind
 
 
 def model_references(model: str, args: Any) -> list[str]:

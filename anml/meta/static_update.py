@@ -106,7 +106,6 @@ class UpdateGraph:
         return [update.outcome(index) for update in self.updates]
 
     def _branch(self) -> None:
-        """Do all updates, each on a stream of its own."""
         current = torch.cuda.current_stream()
         for stream, update in zip(self.streams, self.updates, strict=True):
             stream.wait_stream(current)
@@ -116,7 +115,6 @@ class UpdateGraph:
             current.wait_stream(stream)
 
     def _capture(self) -> None:
-        """Capture the updates, which does not run them."""
         try:
             with torch.cuda.graph(self.graph):
                 self._branch()

@@ -119,10 +119,7 @@ def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> LRSc
 
 
 def outer_lrs(config: TrainConfig) -> list[float]:
-    """Return the outer learning rate of every episode, or nothing where it is outer_lr throughout.
-
-    They are those that torch's own optimizer would have. Raises ConfigError.
-    """
+    """Return the outer learning rate of every episode by torch's schedule; nothing without one. Raises ConfigError."""
     name, arguments = config.outer_lr_scheduler, config.outer_lr_scheduler_args or {}
     if name is None:
         return []

@@ -30,16 +30,13 @@ class Updater(Protocol):
     @property
     def note(self) -> str:
         """What trains, and why it was chosen."""
-        ...
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the model; its state is part of a checkpoint."""
-        ...
 
     def step(self, index: int) -> EpisodeOutcome:
         """Update the model with the data of step `index` (from 0)."""
-        ...
 
 
 def make_updater(config: TrainConfig, model: MetaModel, data: ClassImages) -> Updater:
@@ -100,7 +97,6 @@ class Training:
 
     @property
     def note(self) -> str:
-        """What trains, and what came of capturing it as a graph."""
         several = f"{len(self.runs)} trainings at once" if len(self.runs) > 1 else ""
         return ", ".join(filter(None, (self.updaters[0].note, several, self.graph.note if self.graph else "")))
 
@@ -124,7 +120,9 @@ class Training:
             if stop():
                 self._save()
                 return False
-            for run, outcome in zip(self.runs, self._step(self.completed), strict=True):
+            step = self.completed
+            outcomes = self.graph.step(step) if self.graph else [updater.step(step) for updater in self.updaters]
+            for run, outcome in zip(self.runs, outcomes, strict=True):
                 run.take(outcome)
             if self.completed % first.config.log_freq == 0 or self.completed == until:
                 speed = (self.completed - since) / (clock(first.device) - started)
@@ -135,9 +133,6 @@ class Training:
                 self._save()
             progress(self.completed)
         return True
-
-    def _step(self, index: int) -> list[EpisodeOutcome]:
-        return self.graph.step(index) if self.graph else [updater.step(index) for updater in self.updaters]
 
     def _save(self) -> None:
         for run in self.runs:

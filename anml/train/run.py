@@ -85,18 +85,19 @@ class TrainingRun:
         self.checks_every_step = device.type == "cpu"
         self.outer_lrs = outer_lrs(self.config)
         # What is updated; with `ema_decay` the average of it is what is validated and kept.
-        self.model = (load_model(self._folder(start))[0] if start else new_model(self.config)).to(device)
+        self.model = (load_model(step_folder(self.checkpoints, start))[0] if start else new_model(self.config)).to(
+            device
+        )
         self.average: WeightAverage | None = None
 
     @property
     def kept_model(self) -> MetaModel:
-        """The model that checkpoints hold."""
         return self.average.model if self.average else self.model
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Put back what a checkpoint holds beside the model and drop log lines that will be written again."""
         self.optimizer = optimizer
-        state = load_training_state(self._folder(self.completed)) if self.completed else {}
+        state = load_training_state(step_folder(self.checkpoints, self.completed)) if self.completed else {}
         if self.config.ema_decay is not None:
             # The model loaded is the average, if it has one; a checkpoint without is where an average begins.
             self.average = WeightAverage(self.model, self.config.ema_decay, state.get("averaged_updates", 0))
@@ -142,7 +143,7 @@ class TrainingRun:
 
         Raises JobError where training has diverged: a checkpoint is always finite.
         """
-        folder = self._folder(self.completed)
+        folder = step_folder(self.checkpoints, self.completed)
         if not is_complete(folder):
             self._check_losses(self.recent)
             # An average takes in every update, so it is not finite either.
@@ -152,7 +153,7 @@ class TrainingRun:
         earlier = [step for step in steps_saved(self.checkpoints) if 0 < step < self.completed]
         for step in earlier[:-1]:
             if step not in self.config.checkpoint_steps:
-                shutil.rmtree(self._folder(step))
+                shutil.rmtree(step_folder(self.checkpoints, step))
 
     def _check_losses(self, latest: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         are_finite = [] if not latest else torch.stack([loss for loss, _ in latest]).isfinite().tolist()
@@ -166,7 +167,7 @@ class TrainingRun:
 
     def _fail(self, what: str, step: int) -> NoReturn:
         """Raise JobError of a training that diverged at `step` (from 1): where, what is left of it, what may help."""
-        config, folder = self.config, self._folder(last_good_step(self.checkpoints))
+        config, folder = self.config, step_folder(self.checkpoints, last_good_step(self.checkpoints))
         which, rates = f"episode {step} (seed {self.config.seed}, inner_lr {config.inner_lr})", "inner_lr or outer_lr"
         if not config.method.is_episodic:
             which, rates = f"optimizer step {step} (seed {self.config.seed})", "lr"
@@ -194,15 +195,11 @@ class TrainingRun:
         )
 
     def _training_state(self) -> dict[str, Any]:
-        """Return what a training goes on from, beside the model that is kept."""
         recent = torch.stack([torch.stack(pair) for pair in self.recent]) if self.recent else []
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "recent": recent}
         if self.average:
             state |= {"weights": self.model.state_dict(), "averaged_updates": self.average.updates}
         return state
-
-    def _folder(self, step: int) -> Path:
-        return step_folder(self.checkpoints, step)
 
     def _validate(self) -> float:
         """Return the accuracy on examples of the training classes that training never sees."""
@@ -224,7 +221,6 @@ def last_good_step(checkpoints: Path, *others: Path) -> int:
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
-    """Return the folder of one checkpoint."""
     return checkpoints / f"step-{step:06d}"
 
 
