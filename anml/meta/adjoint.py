@@ -30,7 +30,6 @@ from anml.models.blocks import Block, find_blocks
 from anml.models.encoders import Classifier
 from anml.models.meta_model import MetaModel, belongs_to
 
-StackFactory = Callable[[list[Block], float], BlockStack]
 Attend = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 ]
@@ -144,21 +143,20 @@ class DualHead:
 
 
 class AdjointEngine:
-    """Hand-derived gradients; `stack` says with which kernels the blocks run."""
+    """Hand-derived gradients; `make_stack` says with which kernels the blocks run, `attend` those of the head."""
 
     name = "sweep"
     note = ""
+    make_stack: Callable[[list[Block], float], BlockStack] = TorchBlocks
     attend: Attend = staticmethod(attend)
 
-    def __init__(
-        self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer, stack: StackFactory = TorchBlocks
-    ) -> None:
+    def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
         if reason := self.unsupported(model, inner_names):
             message = f"the {self.name} engine cannot run this model: {reason}; use the fast engine"
             raise ValueError(message)
         self.model, self.lr = model, inner.lr
         self.prefix, blocks = _blocks(model) or ("", [])
-        self.stack = stack(blocks, inner.lr)
+        self.stack = self.make_stack(blocks, inner.lr)
 
     @torch.no_grad()
     def run(self, episode: Episode) -> EpisodeOutcome:

@@ -40,30 +40,38 @@ class BlockStack(Protocol):
 
     def start(self, steps: int) -> None:
         """Begin an episode of `steps` inner steps at the slow weights."""
+        ...
 
     def encode(self, step: int, images: torch.Tensor) -> torch.Tensor:
         """Return the features [B, d] of images [B, C, H, W] under the fast weights of a step; keep what vjps need."""
+        ...
 
     def descend(self, step: int, grad_out: torch.Tensor) -> None:
         """Take the SGD step, given the loss's gradient [B, d] at the features."""
+        ...
 
     def encode_query(self, images: torch.Tensor) -> torch.Tensor:
         """Return features [Q, d] under the last fast weights."""
+        ...
 
     def query_vjp(self, grad_out: torch.Tensor) -> None:
         """Start the adjoint of the weights, given the meta loss's gradient [Q, d] at the query's features."""
+        ...
 
     def jvp(self, step: int) -> torch.Tensor:
         """Return the adjoint [B, d] of the gradient that `descend` was given: -lr J lambda."""
+        ...
 
     def carry_adjoint(self, step: int, features_adjoint: torch.Tensor) -> None:
         """Carry the adjoint of the weights over a step, given that of its features [B, d].
 
         lambda becomes lambda - lr H lambda + J^T features_adjoint, H the derivative of `descend`'s gradient.
         """
+        ...
 
     def gradients(self) -> list[BlockWeights]:
         """Return the meta loss's gradients at the slow weights, block by block."""
+        ...
 
 
 @dataclass

@@ -233,8 +233,7 @@ class CompiledEngine(CheckedEpisodes):
     name = "compiled"
 
     def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
-        reason = unsupported(model)
-        if reason:
+        if reason := unsupported(model):
             message = f"the compiled engine cannot run this model: {reason}; use the fast engine"
             raise ValueError(message)
         fast, missing = FastEngine(model, inner_names, inner), missing_compiler(next(model.parameters()).device)

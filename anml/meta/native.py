@@ -15,9 +15,10 @@ class NativeEngine(AdjointEngine):
     """The sweep with native blocks. Raises ValueError for a model, RuntimeError on a machine that it cannot serve."""
 
     name = "native"
+    make_stack = NativeBlocks
 
     def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
-        super().__init__(model, inner_names, inner, NativeBlocks)
+        super().__init__(model, inner_names, inner)
         gate = _gate_parts(model)
         self.gate_blocks = NativeBlocks(gate[0], inner.lr) if gate else None
         self.gate_layer = gate[1] if gate else None
@@ -46,9 +47,8 @@ class NativeEngine(AdjointEngine):
         grad_out = grad_gate * gate * (1 - gate)
         self.gate_blocks.query_vjp(grad_out @ self.gate_layer.weight)
         prefix = self.model.gate_prefix or ""
-        gradients = self.block_gradients(prefix, self.gate_blocks)
-        gradients |= {f"{prefix}.fc.weight": grad_out.T @ self.gate_features, f"{prefix}.fc.bias": grad_out.sum(0)}
-        return gradients
+        layer = {f"{prefix}.fc.weight": grad_out.T @ self.gate_features, f"{prefix}.fc.bias": grad_out.sum(0)}
+        return layer | self.block_gradients(prefix, self.gate_blocks)
 
 
 def _gate_parts(model: MetaModel) -> tuple[list[Block], nn.Linear] | None:

@@ -7,6 +7,7 @@ running ones; `norm_type: gn` or `in` makes images independent of each other.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,9 +25,8 @@ def convnet(args: ConvnetArgs, image_shape: tuple[int, int, int]) -> nn.Sequenti
     blocks: dict[str, nn.Module] = {}
     channels = image_shape[0]
     for i in range(args.num_blocks):
-        # One value for all blocks, or one for each.
-        columns = (args.num_filters, args.norm_type, args.pool_size, args.kernel_size, args.stride, args.padding)
-        filters, norm, pool, kernel, stride, padding = (values[i % len(values)] for values in columns)
+        filters, norm, pool = (_of_block(column, i) for column in (args.num_filters, args.norm_type, args.pool_size))
+        kernel, stride, padding = (_of_block(column, i) for column in (args.kernel_size, args.stride, args.padding))
         layers: dict[str, nn.Module] = {"conv": nn.Conv2d(channels, filters, kernel, stride=stride, padding=padding)}
         if norm:
             layers["norm"] = make_norm(norm, filters)
@@ -36,6 +36,10 @@ def convnet(args: ConvnetArgs, image_shape: tuple[int, int, int]) -> nn.Sequenti
         blocks[f"block{i + 1}"] = sequential(layers)
         channels = filters
     return sequential(blocks | {"flatten": nn.Flatten()})
+
+
+def _of_block(values: tuple[Any, ...], i: int) -> Any:
+    return values[0 if len(values) == 1 else i]  # One value is that of all blocks.
 
 
 class Residual(nn.Module):

@@ -30,13 +30,16 @@ class Updater(Protocol):
     @property
     def note(self) -> str:
         """What trains, and why it was chosen."""
+        ...
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the model; its state is part of a checkpoint."""
+        ...
 
     def step(self, index: int) -> EpisodeOutcome:
         """Update the model with the data of step `index` (from 0)."""
+        ...
 
 
 def make_updater(config: TrainConfig, model: MetaModel, data: ClassImages) -> Updater:

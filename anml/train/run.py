@@ -48,9 +48,13 @@ class WeightAverage:
         """
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(*zip(*self.averaged, strict=True), 1 - decay)
+        torch._foreach_lerp_(*_columns(self.averaged), 1 - decay)
         if self.copied:
-            torch._foreach_copy_(*zip(*self.copied, strict=True))
+            torch._foreach_copy_(*_columns(self.copied))
+
+
+def _columns(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    return [average for average, _ in pairs], [weights for _, weights in pairs]
 
 
 class RunSpec(NamedTuple):

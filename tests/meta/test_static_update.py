@@ -159,7 +159,7 @@ def test_a_scheduled_training_goes_on_from_a_checkpoint_of_the_other_path(to_dev
 def test_a_remember_set_larger_than_the_data_is_all_of_it() -> None:
     config = config_of("oml", remember_size=1000)
     update = static(config, OuterStep(config, make_model("oml"), 1))
-    outcome = update.step(0)
+    outcome = run_plain(update, 0)
     [wanted] = follow(config, ordinary(config, make_model("oml"), 1), range(1))
     assert outcome.loss == wanted.loss
 
