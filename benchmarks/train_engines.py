@@ -19,7 +19,7 @@ import torch
 
 from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode
-from anml.meta.adjoint import AdjointEngine, unsupported
+from anml.meta.adjoint import AdjointEngine
 from anml.meta.engine import Engine, FirstOrderEngine, ReferenceEngine
 from anml.meta.fast import FastEngine
 from anml.meta.functional_episode import CompiledEngine
@@ -128,7 +128,7 @@ def make_engines(model: MetaModel, inner: list[str], wanted: list[str]) -> Itera
     """Yield the wanted engines that can train the model; say which cannot."""
     native = available("train")
     for name in wanted:
-        reason = unsupported(model, inner) if name in ("sweep", "native") else ""
+        reason = AdjointEngine.unsupported(model, inner) if name in ("sweep", "native") else ""
         reason = reason or (native.reason if name == "native" and not native else "")
         if reason:
             print(f"{type(model).__name__}, {name}: left out: {reason}")

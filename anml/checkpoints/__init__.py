@@ -106,19 +106,19 @@ def check_finite(path: Path, model: MetaModel) -> None:
 
 def read_card(folder: Path) -> ModelCard:
     """Return the model card of a checkpoint. Raises CheckpointError."""
-    if not (folder / "model.json").is_file():
+    file = folder / "model.json"
+    if not file.is_file():
         message = f"{folder}: no checkpoint here: expected a folder with model.safetensors and model.json"
         raise CheckpointError(message)
-    data = _read(folder / "model.json")
-    data = {key: value for key, value in data.items() if key not in ("sha256", "about")}
+    data = {key: value for key, value in _read(file).items() if key not in ("sha256", "about")}
     try:
         channels, height, width = data["image_shape"]
         card = ModelCard(**{**data, "image_shape": (channels, height, width)})
     except (TypeError, KeyError, ValueError) as error:
-        message = f"{folder / 'model.json'}: not a model card of this program ({error})"
+        message = f"{file}: not a model card of this program ({error})"
         raise CheckpointError(message) from None
     if not isinstance(card.model, str) or not (card.model in MODELS or is_reference(card.model)):
-        message = f"{folder / 'model.json'}: unknown model {card.model!r}; known: {', '.join(MODELS)}"
+        message = f"{file}: unknown model {card.model!r}; known: {', '.join(MODELS)}"
         raise CheckpointError(message)
     return card
 
@@ -147,9 +147,8 @@ def steps_saved(checkpoints: Path) -> list[int]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the data of a JSON file: none when it is missing, damaged, or not ours."""
     data = read_json(path)
-    return data if isinstance(data, dict) else {}
+    return data if isinstance(data, dict) else {}  # Missing, damaged, or not ours.
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:

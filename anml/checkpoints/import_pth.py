@@ -65,19 +65,16 @@ def recognise(file: Path, state: State, dataset: str | None, im_size: int | None
     likely = dict.fromkeys((facts.default_size, *_SIZES) if facts else _SIZES)
     sizes = (im_size,) if im_size else tuple(likely)
     if dataset is None and channels != DATASETS["omniglot"].channels:
-        message = (
-            f"{file}: made for images of {channels} channels; name the data set (dataset: in the config, or --set)"
-        )
+        message = f"{file}: made for images of {channels} channels; name the data set (config or --set: dataset)"
         raise ConfigError(message)
     shapes = {name: tensor.shape for name, tensor in state.items()}
     for size, (model, args) in itertools.product(sizes, _candidates(state)):
         network = Network(model, args, (channels, size, size))
         if _shapes(network) == shapes:
             return network
-    tried = " or ".join(map(str, sizes))
     message = (
-        f"{file}: not a complete ANML, SANML or OML for images of {tried} pixels; if it was trained on others, say so: "
-        f"--set im_size=N. OML's strides are taken to be {', '.join(map(str, OmlArgs().strides))}"
+        f"{file}: not a complete ANML, SANML or OML (strides {', '.join(map(str, OmlArgs().strides))}) for images of "
+        f"{' or '.join(map(str, sizes))} pixels; if it was trained on others, say so: --set im_size=N"
     )
     raise CheckpointError(message)
 
@@ -122,7 +119,7 @@ def _candidates(state: State) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _prefix(state: State) -> str:
-    """Return where the RLN and NM are: an ANML may be the encoder of a `classifier`."""
+    # An ANML may be the encoder of a `classifier`.
     return "encoder." if "encoder.nm.fc.weight" in state else ""
 
 
@@ -148,9 +145,8 @@ def _channels(file: Path, state: State) -> int:
     first = state.get(f"{_prefix(state)}rln.convBlock1.conv.weight", state.get("rln.0.weight"))
     if first is None or first.dim() != 4:
         names = ", ".join(list(state)[:4])
-        message = (
-            f"{file}: no state_dict of ANML, SANML or OML; it holds {names or 'nothing'}{', ...' * (len(state) > 4)}"
-        )
+        more = ", ..." if len(state) > 4 else ""
+        message = f"{file}: no state_dict of ANML, SANML or OML; it holds {names or 'nothing'}{more}"
         raise CheckpointError(message)
     return first.shape[1]
 
@@ -163,10 +159,8 @@ def _check_name(file: Path, state: State) -> None:
         return
     held = (_rows(state, "rln.convBlock1.conv"), _rows(state, "nm.convBlock1.conv"), features.shape[1])
     if tuple(map(int, named.groups())) != held:
-        tensors = "_".join(map(str, held))
-        message = (
-            f"{file}: the name says {named[0][:-1]} (RLN, NM, features), the tensors are {tensors}; rename the file"
-        )
+        says, tensors = named[0][:-1], "_".join(map(str, held))
+        message = f"{file}: the name says {says} (RLN, NM, features), the tensors are {tensors}; rename the file"
         raise CheckpointError(message)
 
 
@@ -178,9 +172,7 @@ def _read_tensors(file: Path) -> State:
         message = f"{file}: cannot be read: {error.strerror or error}"
         raise CheckpointError(message) from None
     except Exception:  # A damaged pickle may raise anything. Torch advises to execute the file: not passed on.
-        message = (
-            f"{file}: cannot be read as a state_dict: damaged, or more than tensors, which is never loaded. {_HOW}"
-        )
+        message = f"{file}: cannot be read as a state_dict: damaged, or more than tensors. {_HOW}"
         raise CheckpointError(message) from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         message = f"{file}: holds something else than a state_dict. {_HOW}"

@@ -28,7 +28,7 @@ def check_config(_: argparse.Namespace) -> None:
 def find_problems(config: TrainConfig) -> list[str]:
     """Return what is wrong between the config, the model it names and the data on this machine."""
     from anml.evaluate.prepared_run import check_head
-    from anml.meta.schedule import make_schedule, outer_lrs
+    from anml.meta.step import make_schedule, outer_lrs
     from anml.models import build_model
     from anml.train.iid import make_optimizer
 

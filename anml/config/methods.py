@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, NamedTuple
 
 from anml.config.binding import name_or_reference
-from anml.plugins import find_part, is_reference
+from anml.plugins import find_part
 
 
 class Method(NamedTuple):
@@ -41,11 +41,8 @@ MethodName = Annotated[str, name_or_reference(METHODS)]
 
 
 def find_method(name: str) -> Method:
-    """Return a training method by its name, or a user's own by its reference. Raises ConfigError.
-
-    A user's class may set `is_episodic = False`.
-    """
-    if name in METHODS or not is_reference(name):
+    """Return a training method by its name or reference; a user's class may set `is_episodic`. Raises ConfigError."""
+    if name in METHODS:
         return METHODS[name]
-    updater = find_part("training method", name, {})
+    updater = find_part("training method", name, dict.fromkeys(METHODS, ""))
     return Method(name, f"trained by {name.rpartition(':')[2]}", getattr(updater, "is_episodic", True))

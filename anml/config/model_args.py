@@ -8,22 +8,14 @@ from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_origin
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PydanticUserError,
-    ValidationInfo,
-    create_model,
-    field_validator,
-)
+import pydantic
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticKnownError
 
 from anml.config.binding import Arguments, Count, Many, NotNegative, OneOrMany, Rate, Record, bind, problem
 from anml.config.yaml import KeyPath, Source
 from anml.errors import ConfigError
-from anml.plugins import is_reference, load_object
+from anml.plugins import find_part, is_reference, load_object
 
 # null: as many as the images' size asks for (models/blocks.py has the rule).
 Blocks = Annotated[int, Field(ge=1, le=6)] | None
@@ -68,7 +60,6 @@ class OmlArgs(Record):
 
 
 def _renamed(names: Mapping[str, str | None]) -> BeforeValidator:
-    """Return a validator that replaces names in configs of higherANML by ours."""
     return BeforeValidator(lambda value: names.get(value, value) if isinstance(value, str) else value)
 
 
@@ -81,9 +72,8 @@ _NORMS = {
 Norm = Annotated[Literal["bn", "gn", "in"] | None, _renamed(_NORMS)]
 
 
-def _zero_for_null(value: Any) -> Any:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [0 if v is None else v for v in values]
+def _zero_for_null(value: Any) -> list[Any]:
+    return [0 if v is None else v for v in (value if isinstance(value, (list, tuple)) else [value])]
 
 
 # One value for all blocks, or one per block; null stands for none, as in configs of higherANML.
@@ -101,7 +91,7 @@ class ConvnetArgs(Record):
     norm_type: OneOrMany[Norm] = ("in",)
     pool_size: Pixels = (2,)
 
-    @field_validator("num_filters", "kernel_size", "stride", "padding", "norm_type", "pool_size")
+    @pydantic.field_validator("num_filters", "kernel_size", "stride", "padding", "norm_type", "pool_size")
     @classmethod
     def _check_length(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
         blocks = info.data.get("num_blocks")
@@ -165,10 +155,7 @@ class Part(NamedTuple):
     reference: str
 
     def build(self, args: BaseModel, **given: Any) -> Any:
-        """Return what is built of a record of arguments. given: what no config says, such as image_shape.
-
-        Raises ConfigError, for whatever a user's own code raises.
-        """
+        """Build the part of its arguments and of what is `given`, such as image_shape. Raises ConfigError."""
         build = load_object(self.reference)
         arguments = {"args": args} if "args" in signature(build).parameters else dict(args)
         try:
@@ -259,23 +246,20 @@ def named_part(kind: str, name: str) -> Part:
     """Return the part that a config names. kind: a key of PARTS. Raises ConfigError."""
     if name in PARTS[kind]:
         return PARTS[kind][name]
-    if not is_reference(name):
-        message = f"unknown {kind} {name!r}; allowed: {', '.join(PARTS[kind])}, FILE.py:NAME"
-        raise ConfigError(message)
-    build = load_object(name)
+    build = find_part(kind, name, dict.fromkeys(PARTS[kind], ""))
     try:
         parameters = dict(signature(build, eval_str=True).parameters)
         given = parameters.pop(_GIVEN[kind], None)
         record = _record_of(name, parameters)
         record.model_rebuild()
-    except (TypeError, ValueError, NameError, PydanticUserError) as error:
+    except (TypeError, ValueError, NameError, pydantic.PydanticUserError) as error:
         message = f"{name}: its arguments cannot be read: {error}"
         raise ConfigError(message) from None
-    if given is None:
-        message = f"{name}: has no argument {_GIVEN[kind]}, which every {kind} is given"
-        raise ConfigError(message)
+    missing = [] if given else [f"{_GIVEN[kind]}, which every {kind} is given"]
     if kind != "encoder" and "num_classes" not in record.model_fields:
-        message = f"{name}: has no argument num_classes, the number of outputs"
+        missing.append("num_classes, the number of outputs")
+    if missing:
+        message = f"{name}: has no argument {', and no '.join(missing)}"
         raise ConfigError(message)
     return Part(record, name)
 
@@ -291,15 +275,13 @@ def _record_of(name: str, parameters: Mapping[str, Parameter]) -> type[BaseModel
         return type(record.__name__, (record,), {"model_config": strict, "__module__": record.__module__})
     named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     fields: dict[str, Any] = {p.name: (_field_type(p), ... if p.default is p.empty else p.default) for p in named}
-    return create_model(name.rpartition(":")[2], __base__=Record, **fields)
+    return pydantic.create_model(name.rpartition(":")[2], __base__=Record, **fields)
 
 
 def _field_type(parameter: Parameter) -> Any:
-    if parameter.annotation is parameter.empty:
-        return Any
+    kind = Any if parameter.annotation is parameter.empty else parameter.annotation
     # YAML has lists where Python has tuples.
-    is_tuple = get_origin(parameter.annotation) is tuple
-    return Annotated[parameter.annotation, Field(strict=False)] if is_tuple else parameter.annotation
+    return Annotated[kind, Field(strict=False)] if get_origin(kind) is tuple else kind
 
 
 def model_references(model: str, args: Any) -> list[str]:
@@ -313,17 +295,19 @@ def check_model_args(source: Source) -> list[str]:
     model, args = source.data.get("model"), source.data.get("model_args")
     if not isinstance(args, dict | None):
         return []
-    parts: list[tuple[str, Any, KeyPath, KeyPath]] = [("model", model, ("model",), ("model_args",))]
+    problems = _problems_of("model", model, source, ())
     if model == "classifier" and args:
-        for kind, default in (("encoder", None), ("classifier", "linear-classifier")):
-            parts.append((kind, args.get(kind, default), ("model_args", kind), ("model_args", f"{kind}_args")))
-    problems = []
-    for kind, name, at, args_at in parts:
-        try:
-            problems += bind(named_part(kind, name).args, source, args_at)[1] if _is_name(kind, name) else []
-        except ConfigError as error:
-            problems.append(problem(source, at, str(error)))
+        problems += _problems_of("encoder", args.get("encoder"), source, ("model_args",))
+        head = args.get("classifier", "linear-classifier")
+        problems += _problems_of("classifier", head, source, ("model_args",))
     return problems
+
+
+def _problems_of(kind: str, name: Any, source: Source, inside: KeyPath) -> list[str]:
+    try:
+        return bind(named_part(kind, name).args, source, (*inside, f"{kind}_args"))[1] if _is_name(kind, name) else []
+    except ConfigError as error:
+        return [problem(source, (*inside, kind), str(error))]
 
 
 def complete_args(record: BaseModel) -> dict[str, Any]:

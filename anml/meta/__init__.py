@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
-from anml.meta import adjoint, functional_episode, native
+from anml.meta import functional_episode
 from anml.meta.adjoint import AdjointEngine
 from anml.meta.engine import Engine, FirstOrderEngine, ReferenceEngine
 from anml.meta.fast import FastEngine
@@ -96,8 +96,8 @@ def _obstacle(engine: str, config: TrainConfig, model: MetaModel, inner_names: l
     if engine == "compiled":
         return functional_episode.unsupported(model) or missing_compiler(device)
     if engine == "sweep":
-        return adjoint.unsupported(model, inner_names)
+        return AdjointEngine.unsupported(model, inner_names)
     if engine == "native":
         # In this order: a kernel is only built for a model that can use it.
-        return native.unsupported(model, inner_names) or available("train").reason
+        return NativeEngine.unsupported(model, inner_names) or available("train").reason
     return ""

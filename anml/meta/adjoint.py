@@ -30,7 +30,6 @@ from anml.models.blocks import Block, find_blocks
 from anml.models.encoders import Classifier
 from anml.models.meta_model import MetaModel, belongs_to
 
-StackFactory = Callable[[list[Block], float], BlockStack]
 Attend = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 ]
@@ -70,12 +69,7 @@ class DualHead:
     """
 
     def __init__(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        lr: float,
-        shape: tuple[int, int],
-        attend: Attend = attend,
+        self, weight: torch.Tensor, bias: torch.Tensor, lr: float, shape: tuple[int, int], attend: Attend = attend
     ) -> None:
         """Start an episode whose support has `shape` [steps, batch]."""
         self.weight, self.bias, self.lr, self.batch, self.attend = weight, bias, lr, shape[1], attend
@@ -149,28 +143,39 @@ class DualHead:
 
 
 class AdjointEngine:
-    """Hand-derived gradients; `stack` says with which kernels the blocks run."""
+    """Hand-derived gradients; `make_stack` says with which kernels the blocks run, `attend` those of the head."""
 
     name = "sweep"
     note = ""
+    make_stack: Callable[[list[Block], float], BlockStack] = TorchBlocks
+    attend: Attend = staticmethod(attend)
 
-    def __init__(
-        self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer, stack: StackFactory = TorchBlocks
-    ) -> None:
-        reason = unsupported(model, inner_names)
-        if reason:
-            message = f"the sweep engine cannot run this model: {reason}; use the fast engine"
+    def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
+        if reason := self.unsupported(model, inner_names):
+            message = f"the {self.name} engine cannot run this model: {reason}; use the fast engine"
             raise ValueError(message)
         self.model, self.lr = model, inner.lr
         self.prefix, blocks = _blocks(model) or ("", [])
-        self.stack = stack(blocks, inner.lr)
-        self.attend: Attend = attend
+        self.stack = self.make_stack(blocks, inner.lr)
 
+    @torch.no_grad()
     def run(self, episode: Episode) -> EpisodeOutcome:
-        """Return loss, accuracy and gradients of one episode."""
-        gate = self.gate(episode.images)
-        with torch.no_grad():
-            return self._run(episode, gate)
+        with torch.enable_grad():
+            gate = self.gate(episode.images)
+        weight, bias = (parameter.detach() for parameter in self.model.head.parameters())
+        steps, batch = episode.support_index.shape
+        head = DualHead(weight, bias, self.lr, (steps, batch), self.attend)
+        gates = episode.images.new_ones(len(episode.images), 1) if gate is None else gate.detach()
+        inner = _InnerLoop(self.stack, head, gates, episode)
+        loss, logits = inner.forward()
+        grad_gate = inner.sweep()
+        layer, (grad_weight, grad_bias) = self.model.head_layer, head.gradients()
+        gradients = {f"{layer}.weight": grad_weight, f"{layer}.bias": grad_bias}
+        gradients |= self.block_gradients(self.prefix, self.stack)
+        if gate is not None:
+            gradients |= self.gate_vjp(gate, grad_gate)
+        ordered = {name: gradients[name] for name, _ in self.model.named_parameters()}
+        return EpisodeOutcome(loss, accuracy(logits, episode.labels[episode.query_start :]), ordered)
 
     def gate(self, images: torch.Tensor) -> torch.Tensor | None:
         """Return the gate [M, d] with what `gate_vjp` needs, or None for a model without one."""
@@ -191,27 +196,22 @@ class AdjointEngine:
                 gradients[f"{path}.conv.bias"] = torch.zeros_like(block.conv.bias)  # The norm removes it.
         return gradients
 
-    def _run(self, episode: Episode, gate: torch.Tensor | None) -> EpisodeOutcome:
-        weight, bias = (parameter.detach() for parameter in self.model.head.parameters())
-        steps, batch = episode.support_index.shape
-        head = DualHead(weight, bias, self.lr, (steps, batch), self.attend)
-        gates = episode.images.new_ones(len(episode.images), 1) if gate is None else gate.detach()
-        inner = _InnerLoop(self.stack, head, gates, episode)
-        loss, logits = inner.forward()
-        grad_gate = inner.sweep()
-        gradients = dict(
-            zip((f"{self.model.head_layer}.{p}" for p in ("weight", "bias")), head.gradients(), strict=True)
-        )
-        gradients |= self.block_gradients(self.prefix, self.stack)
-        if gate is not None:
-            gradients |= self.gate_vjp(gate, grad_gate)
-        ordered = {name: gradients[name] for name, _ in self.model.named_parameters()}
-        return EpisodeOutcome(loss, accuracy(logits, episode.labels[episode.query_start :]), ordered)
+    @staticmethod
+    def unsupported(model: MetaModel, inner_names: list[str]) -> str:
+        """Say why the engine cannot train this model so, or return an empty string when it can."""
+        prefix_and_blocks = _blocks(model)
+        if prefix_and_blocks is None:
+            return "its encoder is not a stack of convolution, InstanceNorm, ReLU and pooling (maybe times a gate)"
+        head = {f"{model.head_layer}.{part}" for part, _ in model.head.named_parameters()}
+        layers = [type(m) for m in model.get_submodule(model.head_prefix).modules() if type(m) is not nn.Sequential]
+        if layers != [nn.Linear] or len(head) != 2:
+            return "its head is not one Linear layer with a bias"
+        if set(inner_names) != head | {n for n, _ in model.named_parameters() if belongs_to(n, prefix_and_blocks[0])}:
+            return "the inner loop does not move exactly the encoder's blocks and the head"
+        return ""
 
 
 class _InnerLoop:
-    """One episode: forward, then the sweep backwards."""
-
     def __init__(self, stack: BlockStack, head: DualHead, gates: torch.Tensor, episode: Episode) -> None:
         self.stack, self.head, self.gates, self.episode = stack, head, gates, episode
         self.encoded: list[torch.Tensor] = []
@@ -249,20 +249,6 @@ class _InnerLoop:
         for rows, grad_gate in zip(index, grad_gates, strict=True):
             total.index_add_(0, rows, grad_gate)
         return total
-
-
-def unsupported(model: MetaModel, inner_names: list[str]) -> str:
-    """Say why the sweep engine cannot train this model so, or return an empty string when it can."""
-    prefix_and_blocks = _blocks(model)
-    if prefix_and_blocks is None:
-        return "its encoder is not a stack of convolution, InstanceNorm, ReLU and pooling (maybe times a gate)"
-    head = {f"{model.head_layer}.{part}" for part, _ in model.head.named_parameters()}
-    layers = [type(m) for m in model.get_submodule(model.head_prefix).modules() if type(m) is not nn.Sequential]
-    if layers != [nn.Linear] or len(head) != 2:
-        return "its head is not one Linear layer with a bias"
-    if set(inner_names) != head | {n for n, _ in model.named_parameters() if belongs_to(n, prefix_and_blocks[0])}:
-        return "the inner loop does not move exactly the encoder's blocks and the head"
-    return ""
 
 
 def _blocks(model: MetaModel) -> tuple[str, list[Block]] | None:

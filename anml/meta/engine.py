@@ -6,7 +6,7 @@ them on the meta loss: ordinary sequential learning, which differentiates throug
 """
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -39,14 +39,19 @@ class Engine(Protocol):
     # What a user should know beside the choice itself, such as a fallback; it may change at the first episode.
     note: str
 
-    def run(self, episode: Episode) -> EpisodeOutcome:
-        """Return loss, accuracy and gradients of one episode."""
-        ...
+    def run(self, episode: Episode) -> EpisodeOutcome: ...
 
 
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the fraction of right predictions, a zero-dimensional float tensor."""
     return (logits.argmax(dim=1) == labels).float().mean()
+
+
+def differentiate(logits: torch.Tensor, labels: torch.Tensor, parameters: dict[str, torch.Tensor]) -> EpisodeOutcome:
+    """Return what an episode yields, given the logits of its query: autograd differentiates with respect to all."""
+    loss = cross_entropy(logits, labels)
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    return EpisodeOutcome(loss.detach(), accuracy(logits, labels), dict(zip(parameters, gradients, strict=True)))
 
 
 RunEpisode = Callable[[Episode], EpisodeOutcome]
@@ -68,34 +73,37 @@ class CheckedEpisodes:
         self.is_checked = False
 
     def run(self, episode: Episode) -> EpisodeOutcome:
-        if self.quick is None:
-            return self.plain(episode)
-        return self.quick(episode) if self.is_checked else self._first(self.quick, episode)
-
-    def _first(self, quick: RunEpisode, episode: Episode) -> EpisodeOutcome:
-        self.is_checked = True
-        try:
-            problem = median_mistake(quick, self.plain, episode)
-            if not problem:
-                return quick(episode)
-        except Exception as error:  # A compiler may throw anything; the plain way does without it.
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            problem = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-        self.quick, self.note = None, f"fell back to the fast engine: {problem}"
-        return self.plain(episode)
+        if self.quick and not self.is_checked:
+            self.is_checked = True
+            try:
+                problem = _median_mistake(self.quick, self.plain, episode)
+            except Exception as error:  # A compiler may throw anything; the plain way does without it.
+                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+                problem = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+            if problem:
+                self.quick, self.note = None, f"fell back to the fast engine: {problem}"
+        return (self.quick or self.plain)(episode)
 
 
-def median_mistake(quick: RunEpisode, plain: RunEpisode, episode: Episode) -> str:
+def _median_mistake(quick: RunEpisode, plain: RunEpisode, episode: Episode) -> str:
     """Say which gradient the quick way gets wrong in the median of five episodes, or return an empty string.
 
     In float32 a single episode proves nothing: where two values in a max-pooling, or a ReLU and zero, are equal but for
-    rounding, the two ways may choose differently, and the whole gradient moves by 1e-3 to 3e-2.
+    rounding, the two ways may choose differently, and the whole gradient moves by 1e-3 to 3e-2. So the episode is run
+    as it is, by three quarter turns, and mirrored: each has near-ties of its own.
     """
-    errors = [gradient_errors(quick(turned), plain(turned)) for turned in _turned(episode)]
-    return mistake({name: statistics.median(each[name] for each in errors) for name in errors[0]})
+    images = [*(torch.rot90(episode.images, turns, (-2, -1)) for turns in range(4)), episode.images.flip(-1)]
+    # Contiguous, as in training: for other strides a compiler would compile again.
+    episodes = [episode._replace(images=turned.contiguous()) for turned in images]
+    errors = [_gradient_errors(quick(turned), plain(turned)) for turned in episodes]
+    for name in errors[0]:
+        error = statistics.median(each[name] for each in errors)
+        if error > TOLERANCE:
+            return f"its gradient of {name} is off by {100 * error:.2g}%, a mistake of this PyTorch"
+    return ""
 
 
-def gradient_errors(found: EpisodeOutcome, expected: EpisodeOutcome) -> dict[str, float]:
+def _gradient_errors(found: EpisodeOutcome, expected: EpisodeOutcome) -> dict[str, float]:
     """Return the relative error of every gradient; it is 0 where what is expected is not finite. Reads values back."""
     errors = {}
     norms = {name: gradient.norm() for name, gradient in expected.gradients.items()}
@@ -105,21 +113,6 @@ def gradient_errors(found: EpisodeOutcome, expected: EpisodeOutcome) -> dict[str
         error = (found.gradients[name] - expected.gradients[name]).norm() / torch.maximum(norm, floor)
         errors[name] = float(error.nan_to_num(torch.inf)) if bool(norm.isfinite()) else 0.0
     return errors
-
-
-def mistake(errors: Mapping[str, float], tolerance: float = TOLERANCE) -> str:
-    """Say which gradient is off by more than the tolerance, or return an empty string."""
-    for name, error in errors.items():
-        if error > tolerance:
-            return f"its gradient of {name} is off by {100 * error:.2g}%, a mistake of this PyTorch"
-    return ""
-
-
-def _turned(episode: Episode) -> list[Episode]:
-    """Return an episode as it is, by three quarter turns, and mirrored: each has near-ties of its own."""
-    images = [*(torch.rot90(episode.images, turns, (-2, -1)) for turns in range(4)), episode.images.flip(-1)]
-    # Contiguous, as in training: for other strides a compiler would compile again.
-    return [episode._replace(images=turned.contiguous()) for turned in images]
 
 
 class ReferenceEngine:
@@ -135,16 +128,11 @@ class ReferenceEngine:
     def run(self, episode: Episode) -> EpisodeOutcome:
         import higher  # Only this engine needs it.
 
-        names = [name for name, _ in self.model.named_parameters()]
         with higher.innerloop_ctx(self.model, self.optimizer, copy_initial_weights=False) as (net, inner):
             for index in episode.support_index:
                 inner.step(cross_entropy(net(episode.images[index]), episode.labels[index]))
-            query = slice(episode.query_start, None)
-            logits = net(episode.images[query])
-            labels = episode.labels[query]
-            loss = cross_entropy(logits, labels)
-            gradients = torch.autograd.grad(loss, list(self.model.parameters()))
-        return EpisodeOutcome(loss.detach(), accuracy(logits, labels), dict(zip(names, gradients, strict=True)))
+            logits, labels = net(episode.images[episode.query_start :]), episode.labels[episode.query_start :]
+            return differentiate(logits, labels, dict(self.model.named_parameters()))
 
 
 class FirstOrderEngine:
@@ -163,8 +151,7 @@ class FirstOrderEngine:
         self.model = model
         self.classify, self.note = _with_native_blocks(model) if native else (model, "")
         self.fast = [model.get_parameter(name) for name in inner_names]
-        self.lr = inner.lr
-        self.keep_fast_weights = keep_fast_weights
+        self.lr, self.keep_fast_weights = inner.lr, keep_fast_weights
 
     @property
     def is_native(self) -> bool:
@@ -176,15 +163,12 @@ class FirstOrderEngine:
         before = [] if self.keep_fast_weights else [p.detach().clone() for p in self.fast]
         for index in episode.support_index:
             self._sgd_step(cross_entropy(self.classify(episode.images[index]), episode.labels[index]))
-        query = slice(episode.query_start, None)
-        logits, labels = self.classify(episode.images[query]), episode.labels[query]
-        loss = cross_entropy(logits, labels)
-        parameters = dict(self.model.named_parameters())
-        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        logits, labels = self.classify(episode.images[episode.query_start :]), episode.labels[episode.query_start :]
+        outcome = differentiate(logits, labels, dict(self.model.named_parameters()))
         with torch.no_grad():
             for parameter, value in zip(self.fast, before, strict=not self.keep_fast_weights):
                 parameter.copy_(value)
-        return EpisodeOutcome(loss.detach(), accuracy(logits, labels), dict(zip(parameters, gradients, strict=True)))
+        return outcome
 
     def _sgd_step(self, loss: torch.Tensor) -> None:
         gradients = torch.autograd.grad(loss, self.fast)
@@ -194,7 +178,6 @@ class FirstOrderEngine:
 
 
 def _with_native_blocks(model: MetaModel) -> tuple[nn.Module, str]:
-    """Return what classifies a model's images fastest, and a note of it."""
     native = with_native_blocks(model)
     if native is None:
         return model, ""

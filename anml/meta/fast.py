@@ -1,9 +1,8 @@
-"""Linear layers under plain SGD in dual form: no step ever copies their weight matrix.
+"""The fast engine: exact second-order gradients, at a fraction of the reference's cost, for every model.
 
-After steps s < t with learning rate a, inputs x_s and output gradients d_s, the layer's output for an input x is
-W0 x + b0 - a * sum_s d_s (x_s . x + 1), because SGD on W adds -a d_s x_s^T and SGD on b adds -a d_s. So the fast
-weights of a 1000 x 2304 layer are 20 pairs of vectors instead of 20 matrices, and autograd differentiates through
-these few products.
+It differentiates only what the inner loop moves step by step (the reference asks for gradients of everything, at a cost
+that grows with the square of the steps), computes what does not depend on the fast weights (the gate, or a whole frozen
+encoder) once for all images of the episode, and lets Linear layers learn in dual form (`DualLinear`).
 """
 
 from collections.abc import Iterator
@@ -17,16 +16,21 @@ from torch.nn.functional import cross_entropy
 
 from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode
-from anml.meta.engine import EpisodeOutcome, accuracy
+from anml.meta.engine import EpisodeOutcome, differentiate
+from anml.models.blocks import has_batch_norm
 from anml.models.meta_model import MetaModel, belongs_to
 
 
 class DualLinear:
-    """The fast weights of one Linear layer, applied through a forward hook."""
+    """The fast weights of one Linear layer, applied through a forward hook; no step copies the weight matrix.
+
+    After steps s < t with learning rate a, inputs x_s and output gradients d_s, the layer's output for an input x is
+    W0 x + b0 - a * sum_s d_s (x_s . x + 1), because SGD on W adds -a d_s x_s^T and SGD on b adds -a d_s. So the fast
+    weights of a 1000 x 2304 layer are 20 pairs of vectors instead of 20 matrices.
+    """
 
     def __init__(self, learning_rate: float, has_bias: bool) -> None:
-        self.learning_rate = learning_rate
-        self.has_bias = has_bias
+        self.learning_rate, self.has_bias = learning_rate, has_bias
         self.inputs: list[torch.Tensor] = []
         self.deltas: list[torch.Tensor] = []
         self.last_input: torch.Tensor | None = None
@@ -71,35 +75,24 @@ def fast_linears(model: MetaModel, inner_names: set[str]) -> dict[str, nn.Linear
     }
 
 
-# The engine that runs: exact second-order gradients, at a fraction of the reference's cost, for every model.
-#
-# Three things make it fast, none changes the result: only what the inner loop moves is differentiated step by step (the
-# reference asks for gradients of everything, at a cost that grows with the square of the steps); what does not depend
-# on the fast weights (the gate, or a whole frozen encoder) is computed once for all images of the episode; and Linear
-# layers learn in dual form (dual_linear.py).
-
 Weights = dict[str, torch.Tensor]
 
 
 class FastEngine:
-    """Autograd through the inner loop's fast weights only."""
-
     name = "fast"
     note = ""
 
     def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
-        self.model = model
-        self.lr = inner.lr
+        self.model, self.lr = model, inner.lr
         self.linears = fast_linears(model, set(inner_names))
         in_dual_form = {f"{name}.{part}" for name in self.linears for part in ("weight", "bias")}
         self.fast_names = [name for name in inner_names if name not in in_dual_form]
         # A BatchNorm makes an image's features depend on the images beside it: nothing can be computed beforehand.
-        mixes_images = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-        self.encoder_is_fixed = not mixes_images and all(belongs_to(name, model.head_prefix) for name in inner_names)
+        moves_head_alone = all(belongs_to(name, model.head_prefix) for name in inner_names)
+        self.encoder_is_fixed = moves_head_alone and not has_batch_norm(model)
         self.gate_is_fixed = not any(belongs_to(name, model.gate_prefix) for name in inner_names)
 
     def run(self, episode: Episode) -> EpisodeOutcome:
-        """Return loss, accuracy and gradients of one episode."""
         slow: Weights = dict(self.model.named_parameters())
         fast: Weights = {name: slow[name] for name in self.fast_names}
         images, options = self._prepare(episode.images)
@@ -109,9 +102,7 @@ class FastEngine:
                 fast = self._step(fast, duals, cross_entropy(logits, episode.labels[index]))
             query = slice(episode.query_start, None)
             logits, labels = self._call(fast, images[query], _rows(options, query)), episode.labels[query]
-        loss = cross_entropy(logits, labels)
-        gradients = torch.autograd.grad(loss, list(slow.values()))
-        return EpisodeOutcome(loss.detach(), accuracy(logits, labels), dict(zip(slow, gradients, strict=True)))
+        return differentiate(logits, labels, slow)
 
     def _prepare(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
         """Compute once what the inner loop does not change: the features [M, d], or else the gate [M, d]."""

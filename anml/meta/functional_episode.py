@@ -29,7 +29,7 @@ Weights = dict[str, torch.Tensor]
 
 
 class DualLayer(nn.Module):
-    """A Linear layer in dual form (dual_linear.py): the steps so far are rows of two buffers, zero for steps to come.
+    """A Linear layer in dual form (fast.py): the steps so far are rows of two buffers, zero for steps to come.
 
     Buffers, given to every call: learning_rate [], inputs [R, in], deltas [R, out]; probe, zeros of the output's shape,
     whose gradient is the delta of this call.
@@ -47,7 +47,6 @@ class DualLayer(nn.Module):
         self.seen: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[n, in] to [n, out]."""
         self.seen = x
         similarity = x @ self.inputs.T
         if self.bias is not None:
@@ -70,7 +69,6 @@ class PlainMaxPool(nn.Module):
         self.kernel, self.stride, self.padding = (_pair(v) for v in (pool.kernel_size, pool.stride, pool.padding))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[n, C, H, W] to [n, C, h, w]."""
         rows, columns = self.padding
         x = pad(x, (columns, columns, rows, rows), value=-torch.inf) if rows or columns else x
         down, across = (self._positions(size, axis) for axis, size in enumerate(x.shape[2:]))
@@ -229,32 +227,22 @@ def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-class CompiledEngine:
+class CompiledEngine(CheckedEpisodes):
     """Compiles at its first episode, which takes a minute; without a compiler it is the fast engine, and says so."""
 
     name = "compiled"
 
     def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
-        reason = unsupported(model)
-        if reason:
+        if reason := unsupported(model):
             message = f"the compiled engine cannot run this model: {reason}; use the fast engine"
             raise ValueError(message)
         fast, missing = FastEngine(model, inner_names, inner), missing_compiler(next(model.parameters()).device)
         compiled = FunctionalEpisode(model, inner_names, inner, compiled=True)
-        self.checked = CheckedEpisodes(
+        super().__init__(
             None if missing else lambda episode: compiled.run(dict(model.named_parameters()), episode),
             fast.run,
             f"not compiled: {missing}" if missing else "",
         )
-
-    @property
-    def note(self) -> str:
-        """What became of compiling, where it did not go well."""
-        return self.checked.note
-
-    def run(self, episode: Episode) -> EpisodeOutcome:
-        """Return loss, accuracy and gradients of one episode."""
-        return self.checked.run(episode)
 
 
 def missing_compiler(device: torch.device) -> str:

@@ -5,7 +5,6 @@ from torch import nn
 
 from anml.config.training import InnerOptimizer
 from anml.meta.adjoint import AdjointEngine
-from anml.meta.adjoint import unsupported as unsupported_sweep
 from anml.models.blocks import Block, find_blocks
 from anml.models.meta_model import MetaModel
 from anml.native import kernels
@@ -16,17 +15,23 @@ class NativeEngine(AdjointEngine):
     """The sweep with native blocks. Raises ValueError for a model, RuntimeError on a machine that it cannot serve."""
 
     name = "native"
+    make_stack = NativeBlocks
 
     def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
-        reason = unsupported(model, inner_names)
-        if reason:
-            message = f"the native engine cannot run this model: {reason}; use the fast engine"
-            raise ValueError(message)
-        super().__init__(model, inner_names, inner, NativeBlocks)
-        self.attend = _attend
+        super().__init__(model, inner_names, inner)
         gate = _gate_parts(model)
         self.gate_blocks = NativeBlocks(gate[0], inner.lr) if gate else None
         self.gate_layer = gate[1] if gate else None
+
+    @staticmethod
+    def unsupported(model: MetaModel, inner_names: list[str]) -> str:
+        return AdjointEngine.unsupported(model, inner_names) or unsupported_layers(model)
+
+    @staticmethod
+    def attend(
+        weight: torch.Tensor, rows: torch.Tensor, extra: torch.Tensor, probability: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return tuple(kernels("train").attend(weight, rows.contiguous(), extra.contiguous(), probability))
 
     def gate(self, images: torch.Tensor) -> torch.Tensor | None:
         if self.gate_blocks is None or self.gate_layer is None:
@@ -42,21 +47,8 @@ class NativeEngine(AdjointEngine):
         grad_out = grad_gate * gate * (1 - gate)
         self.gate_blocks.query_vjp(grad_out @ self.gate_layer.weight)
         prefix = self.model.gate_prefix or ""
-        gradients = self.block_gradients(prefix, self.gate_blocks)
-        gradients |= {f"{prefix}.fc.weight": grad_out.T @ self.gate_features, f"{prefix}.fc.bias": grad_out.sum(0)}
-        return gradients
-
-
-def _attend(
-    weight: torch.Tensor, rows: torch.Tensor, extra: torch.Tensor, probability: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows, extra = rows.contiguous(), extra.contiguous()
-    return tuple(kernels("train").attend(weight, rows, extra, probability))
-
-
-def unsupported(model: MetaModel, inner_names: list[str]) -> str:
-    """Say why the native engine cannot train this model so, or return an empty string when it can."""
-    return unsupported_sweep(model, inner_names) or unsupported_layers(model)
+        layer = {f"{prefix}.fc.weight": grad_out.T @ self.gate_features, f"{prefix}.fc.bias": grad_out.sum(0)}
+        return layer | self.block_gradients(prefix, self.gate_blocks)
 
 
 def _gate_parts(model: MetaModel) -> tuple[list[Block], nn.Linear] | None:

@@ -28,11 +28,7 @@ class StaticUpdate:
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        outer: OuterStep,
-        run: Callable[[Episode], EpisodeOutcome],
-        data: ClassImages,
+        self, config: TrainConfig, outer: OuterStep, run: Callable[[Episode], EpisodeOutcome], data: ClassImages
     ) -> None:
         self.config, self.outer, self.run, self.data = config, outer, run, data
         head, device = outer.model.head, data.images.device
@@ -45,12 +41,6 @@ class StaticUpdate:
         self.rows = torch.zeros(self.num_rows, head.in_features, dtype=self.dtype, device=device)
         self.ring = torch.zeros(2, config.log_freq, dtype=self.dtype, device=device)
 
-    def step(self, index: int) -> EpisodeOutcome:
-        """Do update `index` without a graph; the outcome has no gradients."""
-        self.fill(index)
-        self.update()
-        return self.outcome(index)
-
     def fill(self, index: int) -> None:
         """Draw episode `index` into the buffers that `update` reads, and set its outer learning rate."""
         self.outer.set_lr(index)
@@ -60,9 +50,8 @@ class StaticUpdate:
         position = torch.tensor([*classes, index % self.config.log_freq])
         self._copy(torch.cat([draw.classes, draw.examples, position]), self.numbers)
         if self.config.lobotomize:
-            drawn = draw_rows(
-                self.outer.model.head, draw.new_classes, torch_generator(self.outer.seed, "lobotomy", index)
-            )
+            generator = torch_generator(self.outer.seed, "lobotomy", index)
+            drawn = draw_rows(self.outer.model.head, draw.new_classes, generator)
             self._copy(torch.cat([drawn, drawn[-1:].expand(self.num_rows - len(drawn), -1)]), self.rows)
 
     def update(self) -> None:
@@ -117,7 +106,6 @@ class UpdateGraph:
         return [update.outcome(index) for update in self.updates]
 
     def _branch(self) -> None:
-        """Do all updates, each on a stream of its own."""
         current = torch.cuda.current_stream()
         for stream, update in zip(self.streams, self.updates, strict=True):
             stream.wait_stream(current)
@@ -127,7 +115,6 @@ class UpdateGraph:
             current.wait_stream(stream)
 
     def _capture(self) -> None:
-        """Capture the updates, which does not run them."""
         try:
             with torch.cuda.graph(self.graph):
                 self._branch()

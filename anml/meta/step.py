@@ -1,24 +1,33 @@
-"""One meta-update: re-draw the output rows of the new classes, run the episode, update with Adam."""
+"""One meta-update: re-draw the output rows of the new classes, run the episode, update with Adam.
+
+Optimizers and schedules of the learning rate are torch's, by the names that a config gives them.
+"""
+
+import math
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, ReduceLROnPlateau
 
+from anml.config.binding import nearest
 from anml.config.training import LoboScale, TrainConfig
 from anml.data.episodes import Episode
+from anml.errors import ConfigError
 from anml.meta.engine import Engine, EpisodeOutcome
-from anml.meta.schedule import outer_lrs
 from anml.models.heads import OutputLayer
 from anml.models.meta_model import MetaModel, draw_kaiming, select_names
 from anml.rng import torch_generator
+
+# What they raise when they are made, or first stepped, with arguments that make no sense.
+BAD_ARGUMENTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class OuterStep:
     """What surrounds an episode: the lobotomy before it, the outer optimizer after. `model` is updated in place."""
 
     def __init__(self, config: TrainConfig, model: MetaModel, seed: int) -> None:
-        self.config = config
-        self.model = model
-        self.seed = seed
+        self.config, self.model, self.seed = config, model, seed
         self.outer = {name: model.get_parameter(name) for name in select_names(model, config.outer_params)}
         self.optimizer = torch.optim.Adam(list(self.outer.values()), lr=config.outer_lr, fused=True)
         self.lrs = outer_lrs(config)
@@ -28,23 +37,13 @@ class OuterStep:
         """Let Adam read a scheduled learning rate from the device, for an update that is captured once and replayed."""
         if self.lrs:
             # float32, as the fused kernel takes it.
-            device = next(iter(self.outer.values())).device
-            self.lr_on_device = torch.zeros((), dtype=torch.float32, device=device)
+            self.lr_on_device = torch.zeros((), dtype=torch.float32, device=self.model.head.weight.device)
 
     def set_lr(self, index: int) -> None:
         """Set the outer learning rate of episode `index`; a loaded checkpoint may have brought another one."""
-        if not self.lrs:
-            return
-        lr: float | torch.Tensor = self.lrs[index]
-        if self.lr_on_device is not None:
-            lr = self.lr_on_device.fill_(lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
-    def begin(self, new_classes: tuple[int, ...], index: int) -> None:
-        """Re-draw the output rows of the classes that episode `index` is about to teach."""
-        if self.config.lobotomize:
-            lobotomize(self.model.head, new_classes, torch_generator(self.seed, "lobotomy", index))
+        for group in self.optimizer.param_groups if self.lrs else ():
+            lr = self.lrs[index]
+            group["lr"] = lr if self.lr_on_device is None else self.lr_on_device.fill_(lr)
 
     def finish(self, gradients: dict[str, torch.Tensor]) -> None:
         """Clip the gradients (in place) and update the model."""
@@ -66,7 +65,8 @@ class MetaStep(OuterStep):
     def update(self, episode: Episode, index: int) -> EpisodeOutcome:
         """Run the episode with this index and update the model."""
         self.set_lr(index)
-        self.begin(episode.new_classes, index)
+        if self.config.lobotomize:
+            lobotomize(self.model.head, episode.new_classes, torch_generator(self.seed, "lobotomy", index))
         outcome = self.engine.run(episode)
         self.finish(outcome.gradients)
         return outcome
@@ -92,3 +92,65 @@ def draw_rows(
     """Draw the new weight rows of a lobotomy, float32 [classes, in], on the CPU."""
     shape = (len(classes), head.in_features)
     return draw_kaiming((1, *shape), generator)[0] if scale == "all_rows" else draw_kaiming(shape, generator)
+
+
+def make_by_name(module: Any, base: type, key: str, name: str, first: Any, arguments: dict[str, Any]) -> Any:
+    """Make an optimizer or a schedule by its name in torch. Raises ConfigError naming what is wrong."""
+    kinds = {
+        own: kind
+        for own, kind in vars(module).items()
+        if isinstance(kind, type) and issubclass(kind, base) and kind is not base and not own.startswith("_")
+    }
+    if name not in kinds:
+        message = f"{key}: torch has no {name!r}{nearest(name, kinds) or '; it has: ' + ', '.join(sorted(kinds))}"
+        raise ConfigError(message)
+    try:
+        return kinds[name](first, **arguments)
+    except BAD_ARGUMENTS as error:
+        message = f"{key}_args: {name} does not take {arguments}: {error}"
+        raise ConfigError(message) from None
+
+
+def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """Return the schedule of i.i.d. training that a config names, or a constant one. Raises ConfigError."""
+    if config.lr_scheduler is None:
+        return ConstantLR(optimizer, factor=1.0)
+    return _schedule("lr_scheduler", config.lr_scheduler, config.lr_scheduler_args, optimizer, "epoch")
+
+
+def outer_lrs(config: TrainConfig) -> list[float]:
+    """Return the outer learning rate of every episode by torch's schedule; nothing without one. Raises ConfigError."""
+    name, arguments = config.outer_lr_scheduler, config.outer_lr_scheduler_args or {}
+    if name is None:
+        return []
+    dummy = torch.optim.Adam([torch.zeros(1)], lr=config.outer_lr)
+    schedule = _schedule("outer_lr_scheduler", name, arguments, dummy, "episode")
+    dummy.step()  # Torch warns of a schedule that goes on before the optimizer has; once is enough.
+    what = f"outer_lr_scheduler_args: {name} with {arguments}"
+    [group] = dummy.param_groups
+    lrs = []
+    for episode in range(config.total_steps):
+        try:
+            if episode:
+                schedule.step()
+        except BAD_ARGUMENTS as error:
+            message = f"{what} fails at episode {episode}: {error}"
+            raise ConfigError(message) from None
+        if group["betas"] != dummy.defaults["betas"]:
+            message = f"{what} changes Adam's betas; only the rate follows a schedule: add cycle_momentum: false"
+            raise ConfigError(message)
+        lrs.append(float(group["lr"]))
+        if not 0 <= lrs[-1] < math.inf:
+            message = f"{what} gives the rate {lrs[-1]} at episode {episode}"
+            raise ConfigError(message)
+    return lrs
+
+
+def _schedule(
+    key: str, name: str, arguments: dict[str, Any], optimizer: torch.optim.Optimizer, unit: str
+) -> LRScheduler:
+    schedule = make_by_name(torch.optim.lr_scheduler, LRScheduler, key, name, optimizer, arguments)
+    if isinstance(schedule, ReduceLROnPlateau):
+        message = f"{key}: ReduceLROnPlateau needs a validation loss; use one that depends on the {unit} alone"
+        raise ConfigError(message)
+    return schedule

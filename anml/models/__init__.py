@@ -34,21 +34,17 @@ def build_model(name: str, args: dict[str, Any], image_shape: tuple[int, int, in
 
 
 def _missing(model: Any) -> str:
-    """Say what a user's own model lacks of a MetaModel, or return an empty string."""
     if not isinstance(model, MetaModel):
         return f"is a {type(model).__name__}, not a subclass of anml.models.meta_model.MetaModel"
     lacks = [name for name in ("encode", "classify") if getattr(type(model), name) is getattr(MetaModel, name)]
     lacks += [name for name in ("head_layer", "head_prefix") if not hasattr(model, name)]
     if lacks:
         return f"defines no {', '.join(lacks)}"
-    layer = dict(model.named_modules()).get(model.head_layer)
-    return (
-        "" if isinstance(layer, OutputLayer) else f"has no nn.Linear (or MetricHead) {model.head_layer}, its head_layer"
-    )
+    is_head = isinstance(dict(model.named_modules()).get(model.head_layer), OutputLayer)
+    return "" if is_head else f"has no nn.Linear (or MetricHead) {model.head_layer}, its head_layer"
 
 
 def _wrong_output(model: MetaModel, image_shape: tuple[int, int, int]) -> str:
-    """Say how a user's own model fails to classify two images, or return an empty string."""
     model.eval()  # A BatchNorm would take this probe into its running statistics.
     try:
         with torch.no_grad():

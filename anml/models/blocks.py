@@ -143,7 +143,7 @@ def find_blocks(modules: Iterable[tuple[str, nn.Module]]) -> list[Block] | None:
         if isinstance(module, nn.Flatten):
             continue
         parts = dict(module.named_children())
-        conv, norm, relu, pool = (parts.get(part, nn.Identity()) for part in ("conv", "norm", "relu", "pool"))
+        conv, norm, relu, pool = (parts.get(part, nn.Identity()) for part in _LAYERS)
         edge = pool.kernel_size if isinstance(pool, nn.MaxPool2d) else 0
         # By exact types and in this order: whatever else a user's encoder may be computes something else.
         is_ordered = type(module) is ConvBlock or list(parts) in (_LAYERS, _LAYERS[:3])
@@ -154,9 +154,8 @@ def find_blocks(modules: Iterable[tuple[str, nn.Module]]) -> list[Block] | None:
         assert isinstance(norm, nn.InstanceNorm2d)
         plain = (conv.dilation, conv.groups, conv.padding_mode, norm.affine, norm.track_running_stats)
         is_plain_pool = edge == 0 or (pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (edge, 0, 1, False)
-        if plain != ((1, 1), 1, "zeros", True, False) or not is_plain_pool:
-            return None
-        if not isinstance(edge, int) or isinstance(conv.padding, str):
+        is_plain = plain == ((1, 1), 1, "zeros", True, False) and is_plain_pool
+        if not is_plain or not isinstance(edge, int) or isinstance(conv.padding, str):
             return None
         blocks.append(Block(name, conv, norm, edge))
     return blocks

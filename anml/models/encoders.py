@@ -39,8 +39,7 @@ def convnet(args: ConvnetArgs, image_shape: tuple[int, int, int]) -> nn.Sequenti
 
 
 def _of_block(values: tuple[Any, ...], i: int) -> Any:
-    """Return the value of block i, or the one value for all blocks."""
-    return values[0 if len(values) == 1 else i]
+    return values[0 if len(values) == 1 else i]  # One value is that of all blocks.
 
 
 class Residual(nn.Module):

@@ -42,12 +42,10 @@ OutputLayer: TypeAlias = nn.Linear | MetricHead
 
 
 def linear_head(args: LinearHeadArgs, features: int) -> nn.Sequential:
-    """Return one Linear layer, `linear`."""
     return sequential({"linear": nn.Linear(features, args.num_classes)})
 
 
 def mlp_head(args: MlpHeadArgs, features: int) -> nn.Sequential:
-    """Return Linear layers with ReLU between them, `mlp.0`, `mlp.2`, ..."""
     mlp = nn.Sequential()
     for width in args.hidden_layers:
         mlp.extend([nn.Linear(features, width), nn.ReLU()])
@@ -57,5 +55,4 @@ def mlp_head(args: MlpHeadArgs, features: int) -> nn.Sequential:
 
 
 def metric_head(args: MetricHeadArgs, features: int) -> nn.Sequential:
-    """Return a metric layer, `metric`."""
     return sequential({"metric": MetricHead(features, args)})

@@ -29,7 +29,6 @@ _SOURCES = {
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-fvisibility=hidden"]
 _FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
 
-
 Extension = Literal["train", "evaluate"]
 
 

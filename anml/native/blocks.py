@@ -22,7 +22,7 @@ class NativeBlocks:
         self.episodes = 0
 
     def start(self, steps: int) -> None:
-        """Begin an episode; the first images tell for which size."""
+        # The first images tell the size.
         self.steps = steps
         self.episodes += 1
 

@@ -8,8 +8,7 @@ from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import shuffled_batch
 from anml.meta.engine import EpisodeOutcome, accuracy
-from anml.meta.schedule import make_by_name, make_schedule
-from anml.meta.step import lobotomize
+from anml.meta.step import lobotomize, make_by_name, make_schedule
 from anml.models.meta_model import MetaModel
 from anml.rng import torch_generator
 
@@ -29,20 +28,18 @@ class BatchUpdater:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
 
     def step(self, index: int) -> EpisodeOutcome:
-        """Train on batch `index` (from 0)."""
         epoch, position = divmod(index, self.steps_per_epoch)
         if position == 0:
             self._set_lrs(epoch)
             self._zap(epoch)
-        images, labels = shuffled_batch(
-            self.data, self.config.batch_size, self.seed, index, augment=self.config.augment
-        )
+        config = self.config
+        images, labels = shuffled_batch(self.data, config.batch_size, self.seed, index, augment=config.augment)
         logits = self.model(images)
         loss = cross_entropy(logits, labels)
         self.optimizer.zero_grad()
         loss.backward()
-        if self.config.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        if config.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
         self.optimizer.step()
         return EpisodeOutcome(loss.detach(), accuracy(logits.detach(), labels), {})
 
@@ -69,6 +66,5 @@ class BatchUpdater:
 
 def make_optimizer(config: TrainConfig, model: MetaModel) -> torch.optim.Optimizer:
     """Return the optimizer that a config names. Raises ConfigError."""
-    arguments = {"lr": config.lr, **config.optimizer_args}
-    kind = torch.optim.Optimizer
-    return make_by_name(torch.optim, kind, "optimizer", config.optimizer, model.parameters(), arguments)
+    arguments, base = {"lr": config.lr, **config.optimizer_args}, torch.optim.Optimizer
+    return make_by_name(torch.optim, base, "optimizer", config.optimizer, model.parameters(), arguments)

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import torch
-
 from anml.atomic import read_json, write_json
 from anml.config.profile import Device, WandbMode
 from anml.config.training import TrainConfig, TrainingId
@@ -38,7 +36,8 @@ def train_segment(
         for each in ids
     ]
     training = Training(specs, compute_on)
-    _record_machine(experiment, compute_on)
+    environment = read_json(experiment.environment_file) or {}
+    write_json(experiment.environment_file, environment | {"training_machine": describe_machine(compute_on)})
     notes = _Notes(f"training on {compute_on}{determinism(compute_on)}, ", training)
     _say(f"{notes.latest}; steps {training.completed} to {until}")
     if training.completed >= until:
@@ -85,12 +84,6 @@ def _track(
 
     run.on_log = log
     return tracker
-
-
-def _record_machine(experiment: Experiment, device: torch.device) -> None:
-    """Add the machine that trains to environment.json."""
-    before = read_json(experiment.environment_file) or {}
-    write_json(experiment.environment_file, before | {"training_machine": describe_machine(device)})
 
 
 def _say(text: str) -> None:

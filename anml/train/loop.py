@@ -8,7 +8,7 @@ import torch
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_episode
-from anml.errors import JobError
+from anml.errors import ConfigError, JobError
 from anml.machine import clock
 from anml.meta import make_engine, uses_graph
 from anml.meta.engine import EpisodeOutcome
@@ -42,6 +42,17 @@ class Updater(Protocol):
         ...
 
 
+def make_updater(config: TrainConfig, model: MetaModel, data: ClassImages) -> Updater:
+    """Return what trains a model by a config's method. Raises ConfigError where a user's class lacks a part."""
+    reference = config.method.updater
+    updater = load_object(reference)(config, model, data)
+    missing = [part for part in ("note", "optimizer", "step") if not hasattr(updater, part)]
+    if missing:
+        message = f"train_method: {reference}: has no {', '.join(missing)}; see Updater in anml/train/loop.py"
+        raise ConfigError(message)
+    return updater
+
+
 class EpisodeUpdater:
     """Meta-training and its first-order relatives: one step is one episode."""
 
@@ -53,11 +64,9 @@ class EpisodeUpdater:
 
     @property
     def note(self) -> str:
-        """The engine, why it was chosen, and what came of it."""
         return ", ".join(filter(None, (f"engine {self.engine.name}", self.why, self.engine.note)))
 
     def step(self, index: int) -> EpisodeOutcome:
-        """Draw and run episode `index`."""
         return self.meta.update(draw_episode(self.data, self.config, self.config.seed, index), index)
 
     def static_update(self) -> StaticUpdate:
@@ -78,8 +87,7 @@ class Training:
         data, validation = training_data(config, device)
         start = last_good_step(*(spec.checkpoints for spec in specs))
         self.runs = [TrainingRun(spec, device, validation, start) for spec in specs]
-        make_updater = load_object(config.method.updater)
-        self.updaters: list[Updater] = [make_updater(run.config, run.model, data) for run in self.runs]
+        self.updaters = [make_updater(run.config, run.model, data) for run in self.runs]
         for run, updater in zip(self.runs, self.updaters, strict=True):
             run.restore(updater.optimizer)
         self.graph: UpdateGraph | None = None
@@ -88,12 +96,10 @@ class Training:
 
     @property
     def completed(self) -> int:
-        """Steps that every run has done."""
         return self.runs[0].completed
 
     @property
     def note(self) -> str:
-        """What trains, and what came of capturing it as a graph."""
         several = f"{len(self.runs)} trainings at once" if len(self.runs) > 1 else ""
         return ", ".join(filter(None, (self.updaters[0].note, several, self.graph.note if self.graph else "")))
 
@@ -117,7 +123,9 @@ class Training:
             if stop():
                 self._save()
                 return False
-            for run, outcome in zip(self.runs, self._step(self.completed), strict=True):
+            step = self.completed
+            outcomes = self.graph.step(step) if self.graph else [updater.step(step) for updater in self.updaters]
+            for run, outcome in zip(self.runs, outcomes, strict=True):
                 run.take(outcome)
             if self.completed % first.config.log_freq == 0 or self.completed == until:
                 speed = (self.completed - since) / (clock(first.device) - started)
@@ -128,9 +136,6 @@ class Training:
                 self._save()
             progress(self.completed)
         return True
-
-    def _step(self, index: int) -> list[EpisodeOutcome]:
-        return self.graph.step(index) if self.graph else [updater.step(index) for updater in self.updaters]
 
     def _save(self) -> None:
         for run in self.runs:

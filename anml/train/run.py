@@ -21,7 +21,7 @@ from anml.data.episodes import draw_validation
 from anml.errors import DataError, JobError
 from anml.experiment import step_name
 from anml.meta.engine import EpisodeOutcome, accuracy
-from anml.meta.schedule import outer_lrs
+from anml.meta.step import outer_lrs
 from anml.models import build_model
 from anml.models.meta_model import MetaModel, find_not_finite
 
@@ -69,6 +69,10 @@ class RunSpec(NamedTuple):
     metrics: Path
 
 
+def new_model(config: TrainConfig) -> MetaModel:
+    return build_model(config.model, config.model_args, config.image_shape, config.seed)
+
+
 class TrainingRun:
     """The state of one training after `start` steps. An Updater (loop.py) updates its model.
 
@@ -86,18 +90,19 @@ class TrainingRun:
         self.checks_every_step = device.type == "cpu"
         self.outer_lrs = outer_lrs(self.config)
         # What is updated; with `ema_decay` the average of it is what is validated and kept.
-        self.model = self._initial_model().to(device)
+        self.model = (load_model(step_folder(self.checkpoints, start))[0] if start else new_model(self.config)).to(
+            device
+        )
         self.average: WeightAverage | None = None
 
     @property
     def kept_model(self) -> MetaModel:
-        """The model that checkpoints hold."""
         return self.average.model if self.average else self.model
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Put back what a checkpoint holds beside the model and drop log lines that will be written again."""
         self.optimizer = optimizer
-        state = load_training_state(self._folder(self.completed)) if self.completed else {}
+        state = load_training_state(step_folder(self.checkpoints, self.completed)) if self.completed else {}
         if self.config.ema_decay is not None:
             # The model loaded is the average, if it has one; a checkpoint without is where an average begins.
             self.average = WeightAverage(self.model, self.config.ema_decay, state.get("averaged_updates", 0))
@@ -143,7 +148,7 @@ class TrainingRun:
 
         Raises JobError where training has diverged: a checkpoint is always finite.
         """
-        folder = self._folder(self.completed)
+        folder = step_folder(self.checkpoints, self.completed)
         if not is_complete(folder):
             self._check_losses(self.recent)
             # An average takes in every update, so it is not finite either.
@@ -153,23 +158,21 @@ class TrainingRun:
         earlier = [step for step in steps_saved(self.checkpoints) if 0 < step < self.completed]
         for step in earlier[:-1]:
             if step not in self.config.checkpoint_steps:
-                shutil.rmtree(self._folder(step))
+                shutil.rmtree(step_folder(self.checkpoints, step))
 
     def _check_losses(self, latest: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Raise JobError where a loss of the latest steps is not finite."""
         are_finite = [] if not latest else torch.stack([loss for loss, _ in latest]).isfinite().tolist()
         if False in are_finite:
             self._fail("the loss in", self.completed - len(are_finite) + are_finite.index(False) + 1)
 
     def _check_gradients(self) -> None:
-        """Raise JobError where the gradient that the optimizer has just used is not finite."""
         gradients = {name: value.grad for name, value in self.model.named_parameters() if value.grad is not None}
         if name := find_not_finite(gradients):
             self._fail(f"the gradient of {name} in", self.completed)
 
     def _fail(self, what: str, step: int) -> NoReturn:
         """Raise JobError of a training that diverged at `step` (from 1): where, what is left of it, what may help."""
-        config, folder = self.config, self._folder(last_good_step(self.checkpoints))
+        config, folder = self.config, step_folder(self.checkpoints, last_good_step(self.checkpoints))
         which, rates = f"episode {step} (seed {self.config.seed}, inner_lr {config.inner_lr})", "inner_lr or outer_lr"
         if not config.method.is_episodic:
             which, rates = f"optimizer step {step} (seed {self.config.seed})", "lr"
@@ -191,27 +194,17 @@ class TrainingRun:
             dataset=config.dataset,
             train_method=config.train_method,
             step=self.completed,
-            seed=self.config.seed,
+            seed=config.seed,
             ema_decay=config.ema_decay,
             **_classes_of(config),
         )
 
     def _training_state(self) -> dict[str, Any]:
-        """Return what a training goes on from, beside the model that is kept."""
         recent = torch.stack([torch.stack(pair) for pair in self.recent]) if self.recent else []
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "recent": recent}
         if self.average:
             state |= {"weights": self.model.state_dict(), "averaged_updates": self.average.updates}
         return state
-
-    def _folder(self, step: int) -> Path:
-        return step_folder(self.checkpoints, step)
-
-    def _initial_model(self) -> MetaModel:
-        config = self.config
-        if self.completed:
-            return load_model(self._folder(self.completed))[0]
-        return build_model(config.model, config.model_args, config.image_shape, self.config.seed)
 
     def _validate(self) -> float:
         """Return the accuracy on examples of the training classes that training never sees."""
@@ -233,7 +226,6 @@ def last_good_step(checkpoints: Path, *others: Path) -> int:
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
-    """Return the folder of one checkpoint."""
     return checkpoints / step_name(step)
 
 
@@ -261,12 +253,11 @@ def _classes_of(config: TrainConfig) -> dict[str, Any]:
     train_classes: how many, the first ones, where training left others out. Which those are follows from a complete
     copy of the data, or from the names in a user's folder.
     """
-    is_named = isinstance(config.class_split, ClassSplit)
-    is_known = config.num_held_out_classes and (is_named or not config.allow_incomplete)
-    seen: dict[str, Any] = {"train_classes": config.num_train_classes if is_known else None}
+    seen: dict[str, Any] = {}
     if isinstance(config.class_split, ClassSplit):
-        seen |= {"class_split": config.class_split.model_dump(mode="json"), "imgs_per_class": config.imgs_per_class}
-    return seen
+        seen = {"class_split": config.class_split.model_dump(mode="json"), "imgs_per_class": config.imgs_per_class}
+    is_known = config.num_held_out_classes and (seen or not config.allow_incomplete)
+    return seen | {"train_classes": config.num_train_classes if is_known else None}
 
 
 def _is_of_step(line: str, last: int) -> bool:

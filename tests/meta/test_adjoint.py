@@ -12,10 +12,9 @@ import torch
 from anml import native
 from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode
-from anml.meta.adjoint import AdjointEngine, unsupported
+from anml.meta.adjoint import AdjointEngine
 from anml.meta.engine import Engine, EpisodeOutcome, ReferenceEngine
 from anml.meta.native import NativeEngine
-from anml.meta.native import unsupported as unsupported_native
 from anml.models import build_model
 from anml.models.meta_model import MetaModel, belongs_to
 
@@ -201,18 +200,18 @@ def test_native_with_any_number_of_threads_and_channels(threads: int) -> None:
 
 def test_says_what_it_does_not_support() -> None:
     model, inner = make_model("anml")
-    assert not unsupported(model, inner)
-    assert "inner loop" in unsupported(model, inner[:-1])
-    assert "inner loop" in unsupported(model, [n for n, _ in model.named_parameters()])
+    assert not AdjointEngine.unsupported(model, inner)
+    assert "inner loop" in AdjointEngine.unsupported(model, inner[:-1])
+    assert "inner loop" in AdjointEngine.unsupported(model, [n for n, _ in model.named_parameters()])
     oml = build_model("oml", {"num_filters": 4, "strides": [2, 2], "hidden": 8}, (1, 28, 28), seed=1)
-    assert "encoder" in unsupported(oml, [n for n, _ in oml.named_parameters()])
+    assert "encoder" in AdjointEngine.unsupported(oml, [n for n, _ in oml.named_parameters()])
     mlp = build_model(
         "classifier",
         {"encoder": "convnet", "encoder_args": {"num_blocks": 3}, "classifier": "mlp-classifier"},
         (1, 28, 28),
         seed=1,
     )
-    assert "head" in unsupported(mlp, [n for n, _ in mlp.named_parameters()])
+    assert "head" in AdjointEngine.unsupported(mlp, [n for n, _ in mlp.named_parameters()])
     for args in ({"learn_temperature": False}, {}):  # With a temperature, it has two parameters like a Linear layer.
         metric = build_model(
             "classifier",
@@ -220,9 +219,13 @@ def test_says_what_it_does_not_support() -> None:
              "classifier_args": args},
             (1, 28, 28), seed=1,
         )  # fmt: skip
-        assert "head is not one Linear layer" in unsupported(metric, [n for n, _ in metric.named_parameters()])
+        assert "head is not one Linear layer" in AdjointEngine.unsupported(
+            metric, [n for n, _ in metric.named_parameters()]
+        )
     nonml = build_model("nonml", {"rln_chs": 4, "nm_chs": 3}, (1, 28, 28), seed=1)
-    assert "encoder" in unsupported(nonml, [n for n, _ in nonml.named_parameters() if not n.startswith("nm")])
+    assert "encoder" in AdjointEngine.unsupported(
+        nonml, [n for n, _ in nonml.named_parameters() if not n.startswith("nm")]
+    )
     batch_norm = {"encoder": "convnet", "encoder_args": {"num_blocks": 3, "norm_type": "bn"}}
     model = build_model("classifier", batch_norm, (1, 28, 28), seed=1)
     with pytest.raises(ValueError, match="InstanceNorm"):
@@ -231,12 +234,12 @@ def test_says_what_it_does_not_support() -> None:
 
 def test_native_says_what_it_does_not_support() -> None:
     model, inner = make_model("convnet 5x5")
-    assert "3x3" in unsupported_native(model, inner)
+    assert "3x3" in NativeEngine.unsupported(model, inner)
     with pytest.raises(ValueError, match="3x3"):
         NativeEngine(model, inner, INNER)
     model, inner = make_model("anml")
-    assert not unsupported_native(model, inner)
-    assert "float32" in unsupported_native(model.half(), inner)
+    assert not NativeEngine.unsupported(model, inner)
+    assert "float32" in NativeEngine.unsupported(model.half(), inner)
 
 
 def test_native_without_a_compiler_is_unavailable_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -44,6 +44,13 @@ def static(config: TrainConfig, outer: OuterStep, data: ClassImages = DATA) -> S
     return StaticUpdate(config, outer, engine.run, data)
 
 
+def run_plain(update: StaticUpdate, index: int) -> EpisodeOutcome:
+    """Do update `index` without a graph."""
+    update.fill(index)
+    update.update()
+    return update.outcome(index)
+
+
 def follow(config: TrainConfig, step: MetaStep, updates: range) -> list[EpisodeOutcome]:
     return [step.update(draw_episode(DATA, config, step.seed, i, torch.float64), i) for i in updates]
 
@@ -55,7 +62,7 @@ def test_static_updates_are_the_ordinary_ones_to_the_bit(kind: str, variant: str
     update = static(config, found)
     for index in range(6):
         [wanted] = follow(config, expected, range(index, index + 1))
-        outcome = update.step(index)
+        outcome = run_plain(update, index)
         assert outcome.loss == wanted.loss
         assert outcome.accuracy == pytest.approx(wanted.accuracy.item(), abs=1e-7)
     for name, parameter in expected.model.named_parameters():
@@ -66,7 +73,7 @@ def test_outcomes_stay_until_the_log_has_them() -> None:
     config = config_of("oml")
     update, expected = static(config, OuterStep(config, make_model("oml"), 1)), ordinary(config, make_model("oml"), 1)
     for first in (0, 4):
-        found = [update.step(index) for index in range(first, first + 4)]
+        found = [run_plain(update, index) for index in range(first, first + 4)]
         losses = [outcome.loss.item() for outcome in follow(config, expected, range(first, first + 4))]
         assert [outcome.loss.item() for outcome in found] == losses
 
@@ -81,7 +88,7 @@ def test_an_optimizer_of_another_engine_goes_on_counting_on_the_device() -> None
     count_on_device([found.optimizer])
     update = static(config, found)
     for index in range(3, 6):
-        update.step(index)
+        run_plain(update, index)
     follow(config, expected, range(3, 6))
     for name, parameter in expected.model.named_parameters():
         assert torch.equal(found.model.get_parameter(name), parameter), name
@@ -104,7 +111,7 @@ def test_scheduled_updates_are_the_ordinary_ones_to_the_bit(on_device: bool) -> 
     update, rates = static(config, found), []
     for index in range(6):
         follow(config, expected, range(index, index + 1))
-        update.step(index)
+        run_plain(update, index)
         rates.append(float(found.optimizer.param_groups[0]["lr"]))
     assert rates == [2**-8] * 2 + [2**-10] * 2 + [2**-12] * 2
     for name, parameter in expected.model.named_parameters():
@@ -142,7 +149,7 @@ def test_a_scheduled_training_goes_on_from_a_checkpoint_of_the_other_path(to_dev
             after.optimizer.load_state_dict(load_training_state(tmp_path / "c")["optimizer"])
         update = static(config, outer)
         for index in part:
-            update.step(index)
+            run_plain(update, index)
     follow(config, expected, range(6))
     assert isinstance(after.optimizer.param_groups[0]["lr"], torch.Tensor) == to_device
     for name, parameter in expected.model.named_parameters():
@@ -152,7 +159,7 @@ def test_a_scheduled_training_goes_on_from_a_checkpoint_of_the_other_path(to_dev
 def test_a_remember_set_larger_than_the_data_is_all_of_it() -> None:
     config = config_of("oml", remember_size=1000)
     update = static(config, OuterStep(config, make_model("oml"), 1))
-    outcome = update.step(0)
+    outcome = run_plain(update, 0)
     [wanted] = follow(config, ordinary(config, make_model("oml"), 1), range(1))
     assert outcome.loss == wanted.loss
 

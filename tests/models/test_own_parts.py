@@ -11,7 +11,7 @@ from anml.checkpoints import ModelCard, load_model, save_checkpoint
 from anml.config.load import load_train_config, smoke_test
 from anml.config.model_args import complete_args
 from anml.errors import CheckpointError, ConfigError
-from anml.meta.adjoint import unsupported
+from anml.meta.adjoint import AdjointEngine
 from anml.models import build_model
 from anml.models.meta_model import belongs_to
 
@@ -253,4 +253,6 @@ def test_gradients_by_hand_are_not_taken_of_what_only_looks_like_a_shipped_model
     file.write_text(SUBCLASS)
     args = {key: value.format(file=file) if isinstance(value, str) else value for key, value in args.items()}
     model = build_model(name.format(file=file), args, SHAPE, seed=1)
-    assert unsupported(model, [n for n, _ in model.named_parameters() if not belongs_to(n, model.gate_prefix)])
+    assert AdjointEngine.unsupported(
+        model, [n for n, _ in model.named_parameters() if not belongs_to(n, model.gate_prefix)]
+    )

@@ -11,6 +11,7 @@ import torch
 from anml.checkpoints import steps_saved
 from anml.config.training import TrainConfig
 from anml.errors import JobError
+from anml.meta.engine import EpisodeOutcome
 from anml.train.loop import EpisodeUpdater, Training
 from anml.train.run import RunSpec
 
@@ -123,7 +124,14 @@ def static(training: Training) -> None:
     """Let a training do the updates that a graph replays: losses come from a ring, gradients from nowhere."""
     updater = training.updaters[0]
     assert isinstance(updater, EpisodeUpdater)
-    updater.step = updater.static_update().step
+    update = updater.static_update()
+
+    def step(index: int) -> EpisodeOutcome:
+        update.fill(index)
+        update.update()
+        return update.outcome(index)
+
+    updater.step = step
 
 
 def as_on_a_gpu(folder: Path, way: Callable[[Training], None], **changes: Any) -> Training:
