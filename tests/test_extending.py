@@ -21,14 +21,18 @@ def test_examples_are_short() -> None:
     assert {name: count for name, count in lines.items() if count >= 25} == {}
 
 
-@pytest.mark.xfail(strict=True, reason="references relative to the config are not resolved yet")
-@pytest.mark.parametrize("config", [name for name in FILES if name.endswith(".yml")])
-def test_an_example_is_trained_evaluated_and_reported(config: str, run: Callable, experiments: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".yml")])
+def test_an_example_is_trained_evaluated_and_reported(name: str, run: Callable, experiments: Path) -> None:
     folder = experiments.parent / "configs"
     folder.mkdir()
-    for name, content in FILES.items():
-        (folder / name).write_text(content.replace("!include ", f"!include {REPOSITORY / 'configs'}/"))
-    launch = ("launch_train.py", "-c", folder / config, "--project", "p", "--group", "g", "--cluster", "local")
+    for file, content in FILES.items():
+        (folder / file).write_text(content.replace("!include ", f"!include {REPOSITORY / 'configs'}/"))
+    is_profile = "scheduler:" in FILES[name]
+    config, cluster = (REPOSITORY / "configs/quickstart.yml", folder / name) if is_profile else (folder / name, "local")
+    launch = ("launch_train.py", "-c", config, "--project", "p", "--group", "g", "--cluster", cluster)
     done = run(*launch, "--smoke-test", "--wandb", "disabled")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (experiments / "p" / "g" / "report" / "index.html").is_file()
+    status = run("-m", "anml", "status", experiments / "p" / "g")
+    assert status.returncode == 0, status.stdout + status.stderr

@@ -55,21 +55,6 @@ def test_a_graph_on_a_cpu_is_refused(problems) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("train_method=sequential_episodic", "is for train_method: meta, found sequential_episodic; set it to false"),
-        (
-            "engine=native",
-            "is for engine auto, graph, compiled, fast; found native, which trains one model at a time",
-        ),
-    ],
-)
-def test_seeds_that_cannot_be_trained_together_are_refused(problems, override: str, message: str) -> None:
-    found = problems(BASE, "seeds=[1, 2]", "train_together=true", override)
-    assert found == [f"--set: train_together: {message}"]
-
-
 def test_training_keeps_to_the_images_it_may_use(problems) -> None:
     assert problems(BASE, "imgs_per_class=10", "train_size=11", "num_batches=3") == [
         "--set: train_size: a class of glyphs has 10 examples, found 11"
