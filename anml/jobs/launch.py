@@ -117,11 +117,8 @@ def new_group(project: Path) -> str:
     return f"{coolname.generate_slug(2)}-{max(numbers, default=0) + 1}"
 
 
-def check_with_model(config: TrainConfig) -> list[str]:
-    """Check what needs the model and the data, in a child process, so that this one never imports torch.
-
-    Raises ConfigError with every problem. Returns notices.
-    """
+def check_with_model(config: TrainConfig) -> None:
+    """Check what needs the model and the data, in a child process: this one never imports torch. Raises ConfigError."""
     # The child runs in the current folder, where modules that the config refers to may be; -P and the path make sure
     # that it imports this package, not an `anml` that happens to be in that folder.
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
@@ -130,13 +127,12 @@ def check_with_model(config: TrainConfig) -> list[str]:
         input=dump_config(config), capture_output=True, text=True, check=False,
     )  # fmt: skip
     try:
-        answer = json.loads(result.stdout.splitlines()[-1])
+        problems = json.loads(result.stdout.splitlines()[-1])["problems"]
     except (ValueError, IndexError):
         message = f"the check of the config could not run: {result.stderr.strip()[-2000:]}"
         raise JobError(message) from None
-    if answer["problems"]:
-        raise ConfigError(answer["problems"])
-    return answer["notices"]
+    if problems:
+        raise ConfigError(problems)
 
 
 def create_experiment(launch: Launch, experiments: Path) -> None:
@@ -199,7 +195,7 @@ def load_launch(experiment: Experiment) -> Launch:
 
 def read_plan_file(experiment: Experiment) -> dict[str, Any]:
     """Return the content of plan.json, empty when nothing was submitted."""
-    return read_json(experiment.plan_file) or {}
+    return read_json(experiment.plan_file)
 
 
 def _check_same(experiment: Experiment, config_text: str) -> None:

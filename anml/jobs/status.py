@@ -3,6 +3,7 @@
 It is put together from the status files that jobs write, and from what the scheduler says, if it is asked.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from anml.jobs.job_status import SILENCE_SECONDS, JobStatus, State, duration, re
 from anml.jobs.launch import Launch, read_plan_file
 from anml.jobs.plan import Job, Plan
 from anml.jobs.schedulers import Scheduler, SchedulerState, scheduler_class
-from anml.process import this_process
 
 GOING: tuple[State, ...] = ("running", "requeued", "pending")
 BAD: tuple[State, ...] = ("failed", "cancelled", "interrupted", "skipped")
@@ -58,7 +58,8 @@ def read_jobs(experiment: Experiment, scheduler: Scheduler | None = None) -> lis
     states = scheduler.states() if scheduler else {}
     report = read_status(experiment.job("report").status)
     # The report job runs when all others have ended.
-    everything_ended = scheduler is None and report.state == "running" and report.process == this_process()
+    is_this_process = report.presence == "alive" and report.pid == os.getpid()
+    everything_ended = scheduler is None and report.state == "running" and is_this_process
     # An interrupted job ends the wait of the jobs behind it, unless a launcher here is to continue it.
     ends_waits = BAD if scheduler is None or scheduler.forgets_ended_jobs else ("failed", "cancelled", "skipped")
     outcomes: list[JobOutcome] = []

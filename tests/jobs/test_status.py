@@ -127,7 +127,7 @@ def test_the_log_of_a_failed_job_is_shown_as_a_terminal_would(tmp_path: Path) ->
     log.write_text("".join(f"\r{number}%" for number in range(101)) + "\n\x1b[31mout of memory\x1b[0m\n")
     config = TrainConfig(dataset="glyphs", model="anml")
     launch = Launch(config, Experiment(tmp_path), ClusterProfile(name="x", scheduler="local"), "disabled", Plan((job,)))
-    _, tail = _failures(launch, [JobOutcome(job, None, "failed", "", JobStatus("failed"), launch.experiment.job("a"))])
+    _, tail = _failures([JobOutcome(job, None, "failed", "", JobStatus("failed"), launch.experiment.job("a"))])
     assert str(tail) == "  100%\n  out of memory"
 
 

@@ -139,12 +139,12 @@ class LocalScheduler(Scheduler):
         """Yield what runs, and what waits for a launcher that still runs; all else is in the jobs' status files."""
         for status_file, status in self._unended():
             name, task = self.experiment.job_of(status_file)
-            if status.process.presence == "alive" and (status.state == "pending" or self._runs(name, status.process)):
+            if status.presence == "alive" and (status.state == "pending" or self._runs(name, status)):
                 yield name, task, SchedulerState(name, "waiting" if status.state == "pending" else "running")
 
     def live_ids(self) -> dict[str, list[str]]:
         """Raise SubmissionError where this machine cannot tell: a job would run twice, or a stranger's process end."""
-        files = {file: status.process for file, status in self._unended() if status.process.presence == "unknown"}
+        files = {file: status for file, status in self._unended() if status.presence == "unknown"}
         if files:
             shown = ", ".join(str(file.parent.relative_to(self.experiment.jobs)) for file in files)
             owners = " and ".join(sorted({f"process {owner.pid} of {owner.host}" for owner in files.values()}))
@@ -167,7 +167,7 @@ class LocalScheduler(Scheduler):
                 continue
             cancelled = replace(status, state="cancelled", ended=time.time())
             write_status(file, cancelled)
-            if status.state == "running" and self._runs(self.experiment.job_of(file)[0], status.process):
+            if status.state == "running" and self._runs(self.experiment.job_of(file)[0], status):
                 _signal_group(status.pid, signal.SIGKILL)
                 write_status(file, cancelled)  # The job may have written its status in between.
 
