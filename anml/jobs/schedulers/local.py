@@ -11,19 +11,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from anml.config.profile import ClusterProfile
 from anml.errors import SubmissionError
-from anml.experiment import Experiment
+from anml.experiment import Experiment, JobFolder
 from anml.jobs.job_status import ENDED, JobStatus, State, duration, read_status, unmet_need, write_status
 from anml.jobs.plan import Job, Plan
 from anml.jobs.schedulers import Scheduler, SchedulerState
 from anml.jobs.schedulers.slurm import SlurmScheduler, environment_outside_slurm, parse_sbatch_options
 from anml.process import Process, this_process
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 # Seconds that the jobs get to save their work after Ctrl-C.
 GRACE_SECONDS = 30.0
@@ -38,38 +34,27 @@ class JobDisplay:
     """Shows a job to a person: a progress bar at a terminal, else a line now and then."""
 
     def __init__(self, label: str) -> None:
-        self.label = label
-        self.bar = _bar(label) if sys.stderr.isatty() else None
-        self.last_line = time.monotonic()
+        from tqdm import tqdm  # Only where jobs run: a dry run does without.
+
+        self.label, self.last_line = label, time.monotonic()
+        self.bar = tqdm(desc=label, bar_format=_STARTING, disable=None)  # None: disabled where there is no terminal.
 
     def show(self, status: JobStatus) -> None:
-        if self.bar is not None:
-            if status.total:
-                self.bar.bar_format, self.bar.unit, self.bar.total = _RUNNING, status.unit, status.total
-                self.bar.n = status.done
-            self.bar.refresh()
-        elif status.total and time.monotonic() - self.last_line > LINE_SECONDS:
-            self.last_line = time.monotonic()
-            self._line(f"{self.label}: {status.done:.0f} of {status.total:.0f} {status.unit}")
+        if status.total:
+            self.bar.bar_format, self.bar.unit, self.bar.total = _RUNNING, status.unit, status.total
+            self.bar.n = status.done
+            if self.bar.disable and time.monotonic() - self.last_line > LINE_SECONDS:
+                self.last_line = time.monotonic()
+                self.bar.write(f"{self.label}: {status.done:.0f} of {status.total:.0f} {status.unit}", sys.stderr)
+        self.bar.refresh()
 
     def end(self, status: JobStatus, log: Path) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
         if status.state != "done":
-            self._line(f"{self.label}: {status.state}: {status.message or 'see the log'}\n  log: {log}")
-        elif self.bar is None:
-            self._line(f"{self.label}: done in {duration(status.elapsed)}")
-
-    def _line(self, text: str) -> None:
-        if self.bar is not None:
-            self.bar.clear()
-        print(text, file=sys.stderr, flush=True)
-
-
-def _bar(label: str) -> "tqdm":
-    from tqdm import tqdm  # Only where a bar is shown: a dry run does without.
-
-    return tqdm(desc=label, bar_format=_STARTING)
+            text = f"{self.label}: {status.state}: {status.message or 'see the log'}\n  log: {log}"
+            self.bar.write(text, sys.stderr)
+        elif self.bar.disable:
+            self.bar.write(f"{self.label}: done in {duration(status.elapsed)}", sys.stderr)
 
 
 # The state of an array is that of its task that comes first here: while a task is to come, the array has not ended.
@@ -82,8 +67,7 @@ _WORST_FIRST: tuple[State, ...] = (
 class Running:
     """One process: a job, or one task of an array."""
 
-    job: Job
-    task: int | None
+    folder: JobFolder
     process: subprocess.Popen
     display: JobDisplay
 
@@ -130,9 +114,9 @@ class LocalScheduler(Scheduler):
                         waiting.remove(item)
                         running.append(self._start(*item))
                     time.sleep(POLL_SECONDS)
-                    running = [item for item in running if not self._has_ended(item)]
+                    running = [item for item in running if not _has_ended(item)]
             except KeyboardInterrupt:
-                self._interrupt(running)
+                _interrupt(running)
                 raise
 
     def queue(self) -> Iterator[tuple[str, int | None, SchedulerState]]:
@@ -194,24 +178,7 @@ class LocalScheduler(Scheduler):
                 self.command(job, (), ()), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
                 start_new_session=True,
             )  # fmt: skip
-        return Running(job, task, process, JobDisplay(job.label(task)))
-
-    def _has_ended(self, item: Running) -> bool:
-        folder = self.experiment.job(item.job.name, item.task)
-        code = item.process.poll()
-        status = read_status(folder.status)
-        item.display.show(status)
-        if code is None:
-            if status.state == "cancelled":  # While it was starting, when `cancel` did not know its process.
-                _signal(item.process, signal.SIGKILL)
-            return False
-        if status.state not in ENDED:
-            killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
-            message = killed or f"ended with exit code {code} before it could say why"
-            status = replace(status, state="failed", message=message, ended=time.time())
-            write_status(folder.status, status)
-        item.display.end(status, folder.log)
-        return True
+        return Running(folder, process, JobDisplay(job.label(task)))
 
     def _status(self, job: Job, task: int | None) -> JobStatus:
         return read_status(self.experiment.job(job.name, task).status)
@@ -231,19 +198,37 @@ class LocalScheduler(Scheduler):
         states = {"failed" if status.has_vanished else status.state for status in tasks}
         return next(state for state in _WORST_FIRST if state in states)
 
-    def _interrupt(self, running: list[Running]) -> None:
-        with contextlib.suppress(OSError):  # The terminal may be closed.
-            print("\nStopping: the running jobs save their work ...", file=sys.stderr)
-        for item in running:
-            _signal(item.process, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_SECONDS
-        for item in running:
-            try:
-                item.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _signal(item.process, signal.SIGKILL)
-                item.process.wait()
-            self._has_ended(item)
+
+def _has_ended(item: Running) -> bool:
+    code = item.process.poll()
+    status = read_status(item.folder.status)
+    item.display.show(status)
+    if code is None:
+        if status.state == "cancelled":  # While it was starting, when `cancel` did not know its process.
+            _signal(item.process, signal.SIGKILL)
+        return False
+    if status.state not in ENDED:
+        killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
+        message = killed or f"ended with exit code {code} before it could say why"
+        status = replace(status, state="failed", message=message, ended=time.time())
+        write_status(item.folder.status, status)
+    item.display.end(status, item.folder.log)
+    return True
+
+
+def _interrupt(running: list[Running]) -> None:
+    with contextlib.suppress(OSError):  # The terminal may be closed.
+        print("\nStopping: the running jobs save their work ...", file=sys.stderr)
+    for item in running:
+        _signal(item.process, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    for item in running:
+        try:
+            item.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            _signal(item.process, signal.SIGKILL)
+            item.process.wait()
+        _has_ended(item)
 
 
 @contextlib.contextmanager
