@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from anml.config.profile import ClusterProfile
@@ -30,16 +30,42 @@ _STARTING = "{desc}: starting, {elapsed}"
 _RUNNING = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]"
 
 
-class JobDisplay:
-    """Shows a job to a person: a progress bar at a terminal, else a line now and then."""
+class RunningJob:
+    """The process of a job, or of one task of an array, shown as a bar at a terminal, else by a line now and then."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, folder: JobFolder, process: subprocess.Popen) -> None:
         from tqdm import tqdm  # Only where jobs run: a dry run does without.
 
-        self.label, self.last_line = label, time.monotonic()
+        self.label, self.folder, self.process, self.last_line = label, folder, process, time.monotonic()
         self.bar = tqdm(desc=label, bar_format=_STARTING, disable=None)  # None: disabled where there is no terminal.
 
-    def show(self, status: JobStatus) -> None:
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the job, unless it has ended: another process may have its id then."""
+        if self.process.poll() is None:
+            _signal_group(self.process.pid, number)
+
+    def has_ended(self) -> bool:
+        """Show how far the job is. Say whether it has ended, and write how if it has not done so itself."""
+        code, status = self.process.poll(), read_status(self.folder.status)
+        self._show(status)
+        if code is None:
+            if status.state == "cancelled":  # While it was starting, when `cancel` did not know its process.
+                self.signal(signal.SIGKILL)
+            return False
+        if status.state not in ENDED:
+            killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
+            message = killed or f"ended with exit code {code} before it could say why"
+            status = replace(status, state="failed", message=message, ended=time.time())
+            write_status(self.folder.status, status)
+        self.bar.close()
+        if status.state != "done":
+            problem = f"{status.state}: {status.message or 'see the log'}"
+            self.bar.write(f"{self.label}: {problem}\n  log: {self.folder.log}", sys.stderr)
+        elif self.bar.disable:
+            self.bar.write(f"{self.label}: done in {duration(status.elapsed)}", sys.stderr)
+        return True
+
+    def _show(self, status: JobStatus) -> None:
         if status.total:
             self.bar.bar_format, self.bar.unit, self.bar.total = _RUNNING, status.unit, status.total
             self.bar.n = status.done
@@ -48,28 +74,11 @@ class JobDisplay:
                 self.bar.write(f"{self.label}: {status.done:.0f} of {status.total:.0f} {status.unit}", sys.stderr)
         self.bar.refresh()
 
-    def end(self, status: JobStatus, log: Path) -> None:
-        self.bar.close()
-        if status.state != "done":
-            text = f"{self.label}: {status.state}: {status.message or 'see the log'}\n  log: {log}"
-            self.bar.write(text, sys.stderr)
-        elif self.bar.disable:
-            self.bar.write(f"{self.label}: done in {duration(status.elapsed)}", sys.stderr)
-
 
 # The state of an array is that of its task that comes first here: while a task is to come, the array has not ended.
 _WORST_FIRST: tuple[State, ...] = (
     "running", "requeued", "pending", "failed", "cancelled", "interrupted", "skipped", "done"
 )  # fmt: skip
-
-
-@dataclass
-class Running:
-    """One process: a job, or one task of an array."""
-
-    folder: JobFolder
-    process: subprocess.Popen
-    display: JobDisplay
 
 
 class LocalScheduler(Scheduler):
@@ -103,7 +112,7 @@ class LocalScheduler(Scheduler):
     def finish(self, plan: Plan) -> None:
         """Run all queued jobs. Ctrl-C, SIGTERM or SIGHUP ends the running ones and leaves everything resumable."""
         waiting = list(self.queued)
-        running: list[Running] = []
+        running: list[RunningJob] = []
         with _ended_as_by_ctrl_c():
             try:
                 while waiting or running:
@@ -114,7 +123,7 @@ class LocalScheduler(Scheduler):
                         waiting.remove(item)
                         running.append(self._start(*item))
                     time.sleep(POLL_SECONDS)
-                    running = [item for item in running if not _has_ended(item)]
+                    running = [item for item in running if not item.has_ended()]
             except KeyboardInterrupt:
                 _interrupt(running)
                 raise
@@ -167,7 +176,7 @@ class LocalScheduler(Scheduler):
             return False
         return arguments[2] == name and Path(arguments[1]).resolve() == self.experiment.root.resolve()
 
-    def _start(self, job: Job, task: int | None) -> Running:
+    def _start(self, job: Job, task: int | None) -> RunningJob:
         folder = self.experiment.job(job.name, task)
         folder.log.parent.mkdir(parents=True, exist_ok=True)
         environment = environment_outside_slurm() | ({} if task is None else {self.task_variable: str(task)})
@@ -178,7 +187,7 @@ class LocalScheduler(Scheduler):
                 self.command(job, (), ()), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
                 start_new_session=True,
             )  # fmt: skip
-        return Running(folder, process, JobDisplay(job.label(task)))
+        return RunningJob(job.label(task), folder, process)
 
     def _status(self, job: Job, task: int | None) -> JobStatus:
         return read_status(self.experiment.job(job.name, task).status)
@@ -199,36 +208,19 @@ class LocalScheduler(Scheduler):
         return next(state for state in _WORST_FIRST if state in states)
 
 
-def _has_ended(item: Running) -> bool:
-    code = item.process.poll()
-    status = read_status(item.folder.status)
-    item.display.show(status)
-    if code is None:
-        if status.state == "cancelled":  # While it was starting, when `cancel` did not know its process.
-            _signal(item.process, signal.SIGKILL)
-        return False
-    if status.state not in ENDED:
-        killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
-        message = killed or f"ended with exit code {code} before it could say why"
-        status = replace(status, state="failed", message=message, ended=time.time())
-        write_status(item.folder.status, status)
-    item.display.end(status, item.folder.log)
-    return True
-
-
-def _interrupt(running: list[Running]) -> None:
+def _interrupt(running: list[RunningJob]) -> None:
     with contextlib.suppress(OSError):  # The terminal may be closed.
         print("\nStopping: the running jobs save their work ...", file=sys.stderr)
     for item in running:
-        _signal(item.process, signal.SIGTERM)
+        item.signal(signal.SIGTERM)
     deadline = time.monotonic() + GRACE_SECONDS
     for item in running:
         try:
             item.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            _signal(item.process, signal.SIGKILL)
+            item.signal(signal.SIGKILL)
             item.process.wait()
-        _has_ended(item)
+        item.has_ended()
 
 
 @contextlib.contextmanager
@@ -249,12 +241,6 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
     finally:
         for number in taken:
             signal.signal(number, before[number])
-
-
-def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
-    """Send a signal to a job that this launcher started, unless it has ended: another process may have its id then."""
-    if process.poll() is None:
-        _signal_group(process.pid, number)
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
