@@ -15,7 +15,6 @@ from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, add_address_arguments, fi
 from anml.cli.launch import run_and_report
 from anml.jobs.job_status import duration
 from anml.jobs.launch import Launch, load_launch
-from anml.jobs.schedulers import make_scheduler
 from anml.jobs.status import GOING, JobOutcome, count_states, gpu_hours, log_tail, read_jobs
 from anml.jobs.submission import cancel_pending
 
@@ -34,7 +33,7 @@ def status_arguments(parser: argparse.ArgumentParser) -> None:
 def status(options: argparse.Namespace) -> int:
     """Show every job; with --watch until all have ended. Exit code 1 when a job failed."""
     launch = load_launch(find_experiment(options))
-    scheduler = make_scheduler(launch.experiment, launch.profile, launch.wandb_mode)
+    scheduler = launch.make_scheduler()
     reports = read_jobs(launch.experiment, scheduler)
     console = Console(highlight=False)
     if options.watch:
@@ -55,7 +54,7 @@ def retry(options: argparse.Namespace) -> int:
 def cancel(options: argparse.Namespace) -> None:
     """Cancel what waits or runs, and only jobs of this experiment."""
     launch = load_launch(find_experiment(options))
-    scheduler = make_scheduler(launch.experiment, launch.profile, launch.wandb_mode)
+    scheduler = launch.make_scheduler()
     live = scheduler.live_ids()
     scheduler.cancel(sorted({id_ for ids in live.values() for id_ in ids}))
     cancel_pending(launch, live, "by `cancel`")

@@ -98,12 +98,9 @@ class StatusFile:
         rate = (done - self._first_done) / seconds if seconds > 0 else 0.0
         self.status = replace(self.status, done=done, total=total, unit=unit, rate=rate)
         if now - (self.status.updated or 0) >= 1 or done >= total:
-            self._write(updated=now)
+            self.status = replace(self.status, updated=now)
+            write_status(self.path, self.status)
 
     def end(self, state: State, message: str = "") -> None:
         now = time.time()
-        self._write(state=state, message=message, updated=now, ended=now)
-
-    def _write(self, **changes: object) -> None:
-        self.status = replace(self.status, **changes)  # type: ignore[arg-type]
-        write_status(self.path, self.status)
+        write_status(self.path, replace(self.status, state=state, message=message, updated=now, ended=now))

@@ -23,6 +23,7 @@ from anml.config.training import TrainConfig
 from anml.errors import ConfigError, JobError
 from anml.experiment import Experiment
 from anml.jobs.plan import Plan
+from anml.jobs.schedulers import Scheduler, scheduler_class
 from anml.plugins import USER_CODE, copy_sources, is_reference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -104,6 +105,9 @@ class Launch:
     wandb_mode: WandbMode
     plan: Plan
     command_line: Sequence[str] = ()
+
+    def make_scheduler(self) -> Scheduler:
+        return scheduler_class(self.profile.scheduler)(self.experiment, self.profile, self.wandb_mode)
 
 
 def new_group(project: Path) -> str:

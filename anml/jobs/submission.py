@@ -12,7 +12,7 @@ from anml.experiment import Experiment
 from anml.jobs.job_status import JobStatus, read_status, write_status
 from anml.jobs.launch import Launch, record
 from anml.jobs.plan import Job
-from anml.jobs.schedulers import Scheduler, make_scheduler
+from anml.jobs.schedulers import Scheduler
 from anml.process import recorded_process, this_process
 
 
@@ -22,7 +22,7 @@ def run_launch(launch: Launch, announce: Callable[[dict[str, str]], None] = lamb
     If the scheduler refuses a job for good, those submitted here are cancelled. announce: receives the submitted jobs'
     ids by name. Raises SubmissionError.
     """
-    scheduler = make_scheduler(launch.experiment, launch.profile, launch.wandb_mode)
+    scheduler = launch.make_scheduler()
     with _one_at_a_time(launch.experiment):
         record(launch, {})
         submission = _Submission(launch, scheduler)
@@ -123,7 +123,7 @@ def _one_at_a_time(experiment: Experiment) -> Iterator[None]:
 
 def describe(launch: Launch) -> str:
     """Return what a launch would do: dependencies, command lines, scripts. <job name> stands for a job's id."""
-    scheduler = make_scheduler(launch.experiment, launch.profile, launch.wandb_mode)
+    scheduler = launch.make_scheduler()
     parts = [f"Experiment folder: {launch.experiment.root} (not created)", "", "Jobs:"]
     parts += [f"  {_graph_line(job)}" for job in launch.plan.jobs]
     for job in launch.plan.jobs:

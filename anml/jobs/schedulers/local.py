@@ -152,12 +152,9 @@ class LocalScheduler(Scheduler):
     def cancel(self, ids: Sequence[str]) -> None:
         """End the named jobs that wait or run on this machine, also those of another launcher."""
         files = [file for name in ids for file in sorted(self.experiment.job(name).root.rglob("status.json"))]
-        before = {file: read_status(file) for file in files}
+        unended = [(file, status) for file in files if (status := read_status(file)).state not in ENDED]
         # Waiting jobs first: else the launcher would start one while its predecessor is being ended.
-        for file in sorted(files, key=lambda file: before[file].state == "running"):
-            status = before[file]
-            if status.state in ENDED:
-                continue
+        for file, status in sorted(unended, key=lambda pair: pair[1].state == "running"):
             cancelled = replace(status, state="cancelled", ended=time.time())
             write_status(file, cancelled)
             if status.state == "running" and self._runs(self.experiment.job_of(file)[0], status):

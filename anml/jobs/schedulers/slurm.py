@@ -157,7 +157,15 @@ class SlurmScheduler(Scheduler):
 
     @classmethod
     def with_options(cls, profile: ClusterProfile, arguments: list[str], own_options: list[str]) -> ClusterProfile:
-        check_profile_options(profile)
+        """Return the profile with the options on top. Raises ConfigError, also for the profile's own options."""
+        of_sbatch, problems = known_options(), {}
+        for name in dict.fromkeys(name for kind in KINDS for name in profile.sbatch.for_kind(kind)):
+            if name in _OURS:
+                problems[name] = "is set by the launcher and cannot be chosen"
+            elif name not in of_sbatch:
+                problems[name] = f"sbatch has no such option{nearest(name, of_sbatch)}"
+        if problems:
+            raise ConfigError([f"profile {profile.name}: sbatch: {name}: {why}" for name, why in problems.items()])
         overrides = parse_sbatch_options(arguments, own_options)
         by_kind = {kind: {**getattr(profile.sbatch, kind), **overrides} for kind in KINDS}
         return profile.model_copy(update={"sbatch": profile.sbatch.model_copy(update=by_kind)})
@@ -264,16 +272,6 @@ def _problem(argument: str, own_options: list[str]) -> str:
     known = sorted(of_sbatch | {option.removeprefix("--") for option in own_options})
     hint = nearest(name, known).replace("'", "").replace("mean ", "mean --")
     return f"--{name}: neither an option of this command nor of sbatch{hint}{doubt}"
-
-
-def check_profile_options(profile: ClusterProfile) -> None:
-    """Raise ConfigError for options of a profile that sbatch does not have, or that the launcher decides."""
-    of_sbatch = known_options()
-    names = dict.fromkeys(name for kind in KINDS for name in profile.sbatch.for_kind(kind))
-    problems = {name: f"sbatch has no such option{nearest(name, of_sbatch)}" for name in names if name not in of_sbatch}
-    problems |= {name: "is set by the launcher and cannot be chosen" for name in names if name in _OURS}
-    if problems:
-        raise ConfigError([f"profile {profile.name}: sbatch: {name}: {problem}" for name, problem in problems.items()])
 
 
 def known_options() -> set[str]:
