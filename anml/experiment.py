@@ -8,29 +8,16 @@ from anml.atomic import read_json
 
 @dataclass(frozen=True)
 class JobFolder:
-    """The files of one job, or of one task of an array."""
+    """The files of one job, or of one task of an array.
+
+    script: shared by all tasks of an array. log: everything the job printed, appended across requeues. status: state
+    and progress, as the job writes them (jobs/job_status.py).
+    """
 
     root: Path
-    task: int | None = None
-
-    @property
-    def script(self) -> Path:
-        """The shell script, shared by all tasks of an array."""
-        return self.root / "job.sh"
-
-    @property
-    def _task_root(self) -> Path:
-        return self.root if self.task is None else self.root / task_name(self.task)
-
-    @property
-    def log(self) -> Path:
-        """Everything the job printed, appended across requeues."""
-        return self._task_root / "log.txt"
-
-    @property
-    def status(self) -> Path:
-        """State and progress, as the job writes them (jobs/job_status.py)."""
-        return self._task_root / "status.json"
+    script: Path
+    log: Path
+    status: Path
 
 
 @dataclass(frozen=True)
@@ -48,7 +35,7 @@ class Experiment:
 
     @property
     def group(self) -> str:
-        """Name of the group: of this experiment, and of its W&B runs."""
+        """The name of this experiment, and of the group of its W&B runs."""
         return self.root.name
 
     @property
@@ -63,7 +50,7 @@ class Experiment:
 
     @property
     def environment_file(self) -> Path:
-        """Where the experiment came from: git commit, packages, command line."""
+        """Where the experiment comes from: git commit, packages, command line."""
         return self.root / "environment.json"
 
     @property
@@ -94,7 +81,9 @@ class Experiment:
         return name, int(task[0].removeprefix("task-")) if task else None
 
     def job(self, name: str, task: int | None = None) -> JobFolder:
-        return JobFolder(self.jobs / name, task)
+        root = self.jobs / name
+        of_task = root if task is None else root / task_name(task)
+        return JobFolder(root, root / "job.sh", of_task / "log.txt", of_task / "status.json")
 
     def checkpoints(self, tag: str = "") -> Path:
         return self.root / "checkpoints" / tag
@@ -117,7 +106,7 @@ def experiments_folder(experiment: Experiment, in_force: Path | None = None) -> 
     None where it lies in neither, as a copy does: commands must not write to the folders above it then.
     """
     root = experiment.root.resolve()
-    launched_into = (read_json(experiment.environment_file) or {}).get("experiments_dir")
+    launched_into = read_json(experiment.environment_file).get("experiments_dir")
     folders = [Path(folder) for folder in (in_force, launched_into) if folder]
     return next((folder for folder in folders if (folder / root.parent.name / root.name).resolve() == root), None)
 

@@ -9,9 +9,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 _PROC = Path("/proc")
 # In seconds. A file's time is of the file server's clock, a process's start of its own machine's.
@@ -19,7 +19,7 @@ _CLOCK_SLACK = 60.0
 _NEVER = -1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Process:
     """A process as it is recorded; pid 0: none.
 
@@ -60,18 +60,22 @@ class Process:
             return ""
 
 
+Recorded = TypeVar("Recorded", bound=Process)
+
+
 def this_process() -> Process:
     pid = os.getpid()
-    return Process(socket.gethostname(), pid, _boot(), _pid_space(), _start_of(pid) or 0.0)
+    started = _start_of(pid) or 0.0
+    return Process(host=socket.gethostname(), pid=pid, boot=_boot(), pid_space=_pid_space(), pid_started=started)
 
 
-def recorded_process(data: Mapping[str, Any], file: Path) -> Process:
+def recorded_process(data: Mapping[str, Any], file: Path, kind: type[Recorded] = Process) -> Recorded:
     """Return the process that a file names.
 
     Of a record with host and pid alone, it is the process with this id that is older than the file. A younger one is a
     stranger: it has got the id later.
     """
-    process = Process(**{name: value for name, value in data.items() if name in Process.__dataclass_fields__})
+    process = kind(**{field.name: data[field.name] for field in fields(kind) if field.name in data})
     if process.pid_started or process.presence != "alive" or not file.exists():
         return process
     started = _start_of(process.pid) or 0.0

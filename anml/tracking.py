@@ -44,7 +44,7 @@ class Tracker:
         import wandb  # Takes a second and a half.
 
         # By the launch, because another machine may have a group of the same name.
-        launch = (read_json(experiment.environment_file) or {}).get("launch_id", str(experiment.root))
+        launch = read_json(experiment.environment_file).get("launch_id", str(experiment.root))
         experiment.wandb_dir.mkdir(parents=True, exist_ok=True)
         try:
             self.run = wandb.init(

@@ -77,7 +77,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> tuple[MetaMo
     """
     card = read_card(folder)
     args = card.model_args
-    state = _load_tensors(folder / "model.safetensors", _read(folder / "model.json").get("sha256"))
+    state = _load_tensors(folder / "model.safetensors", read_json(folder / "model.json").get("sha256"))
     try:
         for reference in model_references(card.model, args):
             load_object(reference)
@@ -110,7 +110,7 @@ def read_card(folder: Path) -> ModelCard:
     if not file.is_file():
         message = f"{folder}: no checkpoint here: expected a folder with model.safetensors and model.json"
         raise CheckpointError(message)
-    data = {key: value for key, value in _read(file).items() if key not in ("sha256", "about")}
+    data = {key: value for key, value in read_json(file).items() if key not in ("sha256", "about")}
     try:
         channels, height, width = data["image_shape"]
         card = ModelCard(**{**data, "image_shape": (channels, height, width)})
@@ -125,7 +125,7 @@ def read_card(folder: Path) -> ModelCard:
 
 def load_training_state(folder: Path) -> dict[str, Any]:
     """Return the training state saved beside a model. Raises CheckpointError."""
-    data = _read(folder / "training.json")
+    data = read_json(folder / "training.json")
     tensors = _load_tensors(folder / "training.safetensors", data.get("sha256"))
     try:
         return _join_tensors(data["state"], tensors)
@@ -136,7 +136,7 @@ def load_training_state(folder: Path) -> dict[str, Any]:
 
 def is_complete(folder: Path) -> bool:
     """Say whether a checkpoint exists and is intact."""
-    expected = {folder / f"{part}.safetensors": _read(folder / f"{part}.json").get("sha256") for part in _PARTS}
+    expected = {folder / f"{part}.safetensors": read_json(folder / f"{part}.json").get("sha256") for part in _PARTS}
     return all(digest and file.is_file() and _sha256(file) == digest for file, digest in expected.items())
 
 
@@ -144,11 +144,6 @@ def steps_saved(checkpoints: Path) -> list[int]:
     """Return the steps that a folder of checkpoints holds, in order (not verified)."""
     names = [path.name for path in checkpoints.glob("step-*") if path.is_dir()]
     return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d{6,}", name))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    data = read_json(path)
-    return data if isinstance(data, dict) else {}  # Missing, damaged, or not ours.
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:

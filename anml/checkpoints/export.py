@@ -43,7 +43,7 @@ def _check_target(target: Path) -> None:
     names = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
     card = read_json(target / "model.json")
     # A checkpoint that training can continue from has more files, and its card no `about`.
-    is_export = names == {"model.json", "model.safetensors"} and isinstance(card, dict) and "about" in card
+    is_export = names == {"model.json", "model.safetensors"} and "about" in card
     if names and not is_export:
         message = f"{target}: exists and is not an earlier export, so it is left alone; name a new folder"
         raise ConfigError(message)
@@ -54,7 +54,7 @@ def _about(experiment: Experiment, config: TrainConfig, card: ModelCard, half: b
 
     accuracy: on test examples at the best learning rate, for every flavor and number of classes learned.
     """
-    environment = read_json(experiment.environment_file) or {}
+    environment = read_json(experiment.environment_file)
     identity = (card.display_name, card.step, card.seed)
     rows = [r for r in read_scores(experiment)[0] if (r.model, r.checkpoint_step, r.train_seed) == identity]
     this_step = config.model_copy(update={"eval_steps": (card.step,), "eval_untrained": False})

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from anml.config import shipped
-from anml.errors import AnmlError, ConfigError
+from anml.errors import AnmlError, ConfigError, SubmissionError
 
 TYPE_CHECKING = False  # typing is slow to import.
 if TYPE_CHECKING:
@@ -138,6 +138,8 @@ def collecting(problems: list[str], key: str = "") -> Iterator[None]:
     """Add the problems of an error, each after `key` and each once, to a list, so that the next check can run too."""
     try:
         yield
+    except SubmissionError:  # The config and the command line are not at fault.
+        raise
     except AnmlError as error:
         new = error.problems if isinstance(error, ConfigError) else [str(error)]
         problems += [key + problem for problem in new if key + problem not in problems]

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def check_config(_: argparse.Namespace) -> None:
-    """Check the config on standard input and print {"problems": [...], "notices": [...]} as the last line."""
+    """Check the config on standard input and print {"problems": [...]} as the last line."""
     config = load_train_config(Path("/dev/stdin")).config
-    print(json.dumps({"problems": find_problems(config), "notices": []}))
+    print(json.dumps({"problems": find_problems(config)}))
 
 
 def find_problems(config: TrainConfig) -> list[str]:

@@ -32,7 +32,7 @@ def launch(options: argparse.Namespace) -> int:
     print_notices(loaded.notices)
     if options.check or not options.dry_run:
         try:
-            print_notices(check_with_model(decided.config))
+            check_with_model(decided.config)
         except ConfigError as error:
             raise ConfigError(located(loaded.source, error.problems)) from None
     if options.dry_run:

@@ -81,12 +81,14 @@ def export(options: argparse.Namespace) -> None:
 
 def _step(experiment: Experiment, config: TrainConfig, training: TrainingId, wanted: int | None) -> int:
     """Return the step asked for, or the last that is evaluated. Raises ConfigError with the steps there are."""
+    from anml.checkpoints import steps_saved
+
     step = config.checkpoint_steps[-1] if wanted is None else wanted
     folder = experiment.checkpoint(step, training.tag)
     if (folder / "model.json").is_file():
         return step
-    steps = sorted(int(card.parent.name.removeprefix("step-")) for card in folder.parent.glob("step-*/model.json"))
-    hint = f"give --step, one of {', '.join(map(str, steps))}" if steps else "training has not come to any"
+    steps = ", ".join(map(str, steps_saved(folder.parent)))
+    hint = f"give --step, one of {steps}" if steps else "training has not come to any"
     message = f"{folder}: no checkpoint here; {hint}"
     raise ConfigError(message)
 

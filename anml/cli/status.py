@@ -3,9 +3,7 @@
 import argparse
 import textwrap
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import groupby
 
 from rich.console import Console, Group
@@ -15,10 +13,10 @@ from rich.text import Text
 
 from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, add_address_arguments, find_experiment
 from anml.cli.launch import run_and_report
-from anml.jobs.job_status import duration, read_status, write_status
+from anml.jobs.job_status import duration
 from anml.jobs.launch import Launch, load_launch
-from anml.jobs.schedulers import make_scheduler
-from anml.jobs.status import GOING, JobOutcome, gpu_hours, log_tail, read_jobs
+from anml.jobs.status import GOING, JobOutcome, count_states, gpu_hours, log_tail, read_jobs
+from anml.jobs.submission import cancel_pending
 
 _STYLE = {"done": "green", "running": "cyan", "failed": "bold red", "cancelled": "red"}
 LOG_TAIL_LINES = 12
@@ -35,7 +33,7 @@ def status_arguments(parser: argparse.ArgumentParser) -> None:
 def status(options: argparse.Namespace) -> int:
     """Show every job; with --watch until all have ended. Exit code 1 when a job failed."""
     launch = load_launch(find_experiment(options))
-    scheduler = make_scheduler(launch.experiment, launch.profile, launch.wandb_mode)
+    scheduler = launch.make_scheduler()
     reports = read_jobs(launch.experiment, scheduler)
     console = Console(highlight=False)
     if options.watch:
@@ -56,27 +54,20 @@ def retry(options: argparse.Namespace) -> int:
 def cancel(options: argparse.Namespace) -> None:
     """Cancel what waits or runs, and only jobs of this experiment."""
     launch = load_launch(find_experiment(options))
-    scheduler = make_scheduler(launch.experiment, launch.profile, launch.wandb_mode)
+    scheduler = launch.make_scheduler()
     live = scheduler.live_ids()
     scheduler.cancel(sorted({id_ for ids in live.values() for id_ in ids}))
-    for job in launch.plan.jobs:
-        for task in job.task_numbers if job.name in live else ():
-            status_file = launch.experiment.job(job.name, task).status
-            job_status = read_status(status_file)
-            if job_status.state == "pending":
-                write_status(status_file, replace(job_status, state="cancelled", message="by `cancel`"))
+    cancel_pending(launch, live, "by `cancel`")
     print(f"Cancelled: {', '.join(live)}" if live else "Nothing waits or runs.")
 
 
 def _page(launch: Launch, reports: Sequence[JobOutcome]) -> Group:
-    counts = Counter(report.state for report in reports)
-    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     experiment, profile = launch.experiment, launch.profile
-    head = f"{experiment.project}/{experiment.group} on {profile.name}: {summary}"
+    head = f"{experiment.project}/{experiment.group} on {profile.name}: {count_states(reports)}"
     head += f"; {gpu_hours(launch, reports):.2f} GPU-hours" if profile.device in ("cuda", "rocm") else ""
     page = experiment.report / "index.html"
     tail = [Text(f"Report: {page}")] if page.is_file() else []
-    return Group(Text(head, style="bold"), _table(reports), *_failures(launch, reports), *tail)
+    return Group(Text(head, style="bold"), _table(reports), *_failures(reports), *tail)
 
 
 def _table(reports: Sequence[JobOutcome]) -> Table:
@@ -103,10 +94,9 @@ def _progress(report: JobOutcome) -> str:
     return text
 
 
-def _failures(launch: Launch, reports: Sequence[JobOutcome]) -> list[Text]:
+def _failures(reports: Sequence[JobOutcome]) -> list[Text]:
     texts = []
     for report in [r for r in reports if r.state == "failed"][:3]:
-        log = launch.experiment.job(report.job.name, report.task).log
-        texts.append(Text(f"\n{report.label} failed. The end of {log}:", style="red"))
-        texts.append(Text(textwrap.indent(log_tail(log, LOG_TAIL_LINES), "  ") or "  (no log)"))
+        texts.append(Text(f"\n{report.label} failed. The end of {report.folder.log}:", style="red"))
+        texts.append(Text(textwrap.indent(log_tail(report.folder.log, LOG_TAIL_LINES), "  ") or "  (no log)"))
     return texts

@@ -167,7 +167,7 @@ def identify(source: Path, select: Callable[[], Images], record: Path, beside: S
     stats = _each(source, images, _stat) if images else [_stat(str(source))]
     stats += [_stat(str(path)) for path in beside]
     files = hashlib.sha256(repr((source.name, images, stats)).encode()).hexdigest()
-    known = read_json(record) or {}
+    known = read_json(record)
     if known.get("files") == files:
         return known["contents"]
     contents = checksum(source, images or select())
@@ -188,7 +188,7 @@ def fingerprint(path: Path | None) -> str | None:
 
 def recorded(record: Path) -> str | None:
     """Return the checksum that was taken last."""
-    return (read_json(record) or {}).get("contents")
+    return read_json(record).get("contents")
 
 
 def checksum(source: Path, images: Images) -> str:

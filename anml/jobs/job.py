@@ -64,15 +64,23 @@ class JobContext:
 
     stop: StopRequest
     status: StatusFile | None
-    bar: tqdm | None
+    bar: tqdm
 
     def progress(self, done: float, total: float, unit: str) -> None:
         """Report progress to the status file, or to a person at a terminal."""
         if self.status is not None:
             self.status.progress(done, total, unit)
-        if self.bar is not None:
-            self.bar.total, self.bar.unit = total, unit
-            self.bar.update(done - self.bar.n)
+        self.bar.total, self.bar.unit = total, unit
+        self.bar.update(done - self.bar.n)
+
+    def end(self, state: State, message: str, code: int) -> int:
+        """Say how the job ended. Returns its exit code."""
+        self.bar.close()
+        if message:
+            print(message, file=sys.stderr, flush=True)
+        if self.status is not None:
+            self.status.end(state, message)
+        return code
 
 
 def run_job(
@@ -80,53 +88,39 @@ def run_job(
     max_requeues: int = 0,
 ) -> int:  # fmt: skip
     """Run `work`, which returns False when it stopped before its end. Returns the process's exit code."""
-    status = None
-    if experiment is not None and name is not None:
-        status = StatusFile(experiment.job(name, task).status)
-    bar = tqdm(desc=name or "", leave=True) if status is None and sys.stderr.isatty() else None
+    status = StatusFile(experiment.job(name, task).status) if experiment and name else None
+    bar = tqdm(desc=name, disable=not sys.stderr.isatty() or status is not None)
     context = JobContext(StopRequest(), status, bar)
     try:
         finished = work(context)
     except AnmlError as error:
-        return _end(status, "failed", str(error), error.exit_code)
+        return context.end("failed", str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _end(status, "interrupted", "stopped by Ctrl-C", EXIT_INTERRUPTED)
+        return context.end("interrupted", "stopped by Ctrl-C", EXIT_INTERRUPTED)
     except Exception as error:
         if message := missing_package(error):
-            return _end(status, "failed", message, 1)
+            return context.end("failed", message, 1)
         traceback.print_exc()
-        return _end(status, "failed", f"{type(error).__name__}: {error}", 1)
-    finally:
-        if bar is not None:
-            bar.close()
-    if finished:
-        return _end(status, "done", "", 0)
-    return _stopped_early(status, context.stop.received, max_requeues)
+        return context.end("failed", f"{type(error).__name__}: {error}", 1)
+    return context.end("done", "", 0) if finished else _stopped_early(context, max_requeues)
 
 
-def _end(status: StatusFile | None, state: State, message: str, code: int) -> int:
-    if message:
-        print(message, file=sys.stderr, flush=True)
-    if status is not None:
-        status.end(state, message)
-    return code
-
-
-def _stopped_early(status: StatusFile | None, received: signal.Signals | None, max_requeues: int) -> int:
+def _stopped_early(context: JobContext, max_requeues: int) -> int:
     """Requeue a job whose time limit is near; its dependents keep waiting, since its id stays the same.
 
     Only then: after a cancel a requeue would bring the job back, and at preemption the scheduler requeues it.
     """
+    received = context.stop.received
     why = f"stopped by {received.name}, work saved" if received else "stopped, work saved"
     scheduler = scheduler_of_this_job() if received == signal.SIGUSR1 and max_requeues else None
     restarts = scheduler.restarts() if scheduler else None
     if scheduler is None or restarts is None:
-        return _end(status, "interrupted", why, EXIT_INTERRUPTED)
+        return context.end("interrupted", why, EXIT_INTERRUPTED)
     if restarts >= max_requeues:
         message = f"{why}; not requeued again after {restarts} times (max_requeues of the profile)"
-        return _end(status, "failed", message, 1)
+        return context.end("failed", message, 1)
     # Before the requeue itself, at which the scheduler may end this process.
-    _end(status, "requeued", f"{why}; requeued", 0)
+    context.end("requeued", f"{why}; requeued", 0)
     if problem := scheduler.requeue():
-        return _end(status, "interrupted", f"{why}; {problem}", EXIT_INTERRUPTED)
+        return context.end("interrupted", f"{why}; {problem}", EXIT_INTERRUPTED)
     return EXIT_INTERRUPTED

@@ -16,10 +16,11 @@ SILENCE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
-class JobStatus:
+class JobStatus(Process):
     """State and progress of one job. Times are seconds since 1970; `done` of `total` counts `unit`s.
 
     attempt: how often the job has been started. busy_seconds: run time of all attempts before this one.
+    The process is the one that runs the job or, of a queued local one, will run it.
     """
 
     state: State = "pending"
@@ -33,16 +34,6 @@ class JobStatus:
     ended: float | None = None
     updated: float | None = None
     busy_seconds: float = 0.0
-    host: str = ""
-    pid: int = 0
-    boot: str = ""
-    pid_space: str = ""
-    pid_started: float = 0.0
-
-    @property
-    def process(self) -> Process:
-        """The process that runs the job or, of a queued local one, will run it."""
-        return Process(self.host, self.pid, self.boot, self.pid_space, self.pid_started)
 
     @property
     def elapsed(self) -> float:
@@ -59,7 +50,7 @@ class JobStatus:
     @property
     def has_vanished(self) -> bool:
         """Whether the process of a job is gone, so that the job will never write how it ended."""
-        return self.state in ("running", "pending") and self.process.presence == "gone"
+        return self.state in ("running", "pending") and self.presence == "gone"
 
 
 def unmet_need(name: str) -> str:
@@ -78,11 +69,7 @@ def duration(seconds: float) -> str:
 
 def read_status(path: Path) -> JobStatus:
     """Return a job's status; a job that never started is pending."""
-    data = read_json(path)
-    if data is None:
-        return JobStatus()
-    known = {key: value for key, value in data.items() if key in JobStatus.__dataclass_fields__}
-    return JobStatus(**known | asdict(recorded_process(data, path)))
+    return recorded_process(read_json(path), path, JobStatus)
 
 
 def write_status(path: Path, status: JobStatus) -> None:
@@ -97,13 +84,9 @@ class StatusFile:
         before = read_status(path)
         now = time.time()
         self.status = JobStatus(
-            state="running",
-            attempt=before.attempt + 1,
-            busy_seconds=before.elapsed,
-            started=now,
-            updated=now,
+            state="running", attempt=before.attempt + 1, busy_seconds=before.elapsed, started=now, updated=now,
             **asdict(this_process()),
-        )
+        )  # fmt: skip
         self._first_done: float | None = None
         write_status(path, self.status)
 
@@ -115,12 +98,9 @@ class StatusFile:
         rate = (done - self._first_done) / seconds if seconds > 0 else 0.0
         self.status = replace(self.status, done=done, total=total, unit=unit, rate=rate)
         if now - (self.status.updated or 0) >= 1 or done >= total:
-            self._write(updated=now)
+            self.status = replace(self.status, updated=now)
+            write_status(self.path, self.status)
 
     def end(self, state: State, message: str = "") -> None:
         now = time.time()
-        self._write(state=state, message=message, updated=now, ended=now)
-
-    def _write(self, **changes: object) -> None:
-        self.status = replace(self.status, **changes)  # type: ignore[arg-type]
-        write_status(self.path, self.status)
+        write_status(self.path, replace(self.status, state=state, message=message, updated=now, ended=now))

@@ -23,12 +23,12 @@ from anml.config.training import TrainConfig
 from anml.errors import ConfigError, JobError
 from anml.experiment import Experiment
 from anml.jobs.plan import Plan
+from anml.jobs.schedulers import Scheduler, scheduler_class
 from anml.plugins import USER_CODE, copy_sources, is_reference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IS_CHECKOUT = (REPOSITORY / "pyproject.toml").is_file()  # Else this package is installed, or frozen code.
 ENTRY_POINTS = ("launch_train.py", "train_anml.py", "eval_anml.py")
-
 
 # The keys of a config that may refer to a user's own code; * stands for every flavor.
 REFERENCE_KEYS = (
@@ -88,12 +88,11 @@ def _git(*arguments: str) -> str | None:
     if not IS_CHECKOUT:
         return None
     try:
-        result = subprocess.run(
-            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True, timeout=20
-        )
+        return subprocess.check_output(
+            ["git", "-C", str(REPOSITORY), *arguments], text=True, stderr=subprocess.DEVNULL, timeout=20
+        ).strip()
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    return result.stdout.strip()
 
 
 @dataclass(frozen=True)
@@ -107,21 +106,21 @@ class Launch:
     plan: Plan
     command_line: Sequence[str] = ()
 
+    def make_scheduler(self) -> Scheduler:
+        return scheduler_class(self.profile.scheduler)(self.experiment, self.profile, self.wandb_mode)
+
 
 def new_group(project: Path) -> str:
     """Return a readable name that no experiment of the project has: two words and a number."""
     import coolname
 
-    existing = [path.name for path in project.iterdir()] if project.is_dir() else []
-    numbers = [int(name.rsplit("-", 1)[-1]) for name in existing if name.rsplit("-", 1)[-1].isdigit()]
-    return f"{coolname.generate_slug(2)}-{max(numbers, default=0) + 1}"
+    endings = [path.name.rsplit("-", 1)[-1] for path in project.glob("*")]
+    number = max((int(ending) for ending in endings if ending.isdigit()), default=0) + 1
+    return f"{coolname.generate_slug(2)}-{number}"
 
 
-def check_with_model(config: TrainConfig) -> list[str]:
-    """Check what needs the model and the data, in a child process, so that this one never imports torch.
-
-    Raises ConfigError with every problem. Returns notices.
-    """
+def check_with_model(config: TrainConfig) -> None:
+    """Check what needs the model and the data, in a child process: this one never imports torch. Raises ConfigError."""
     # The child runs in the current folder, where modules that the config refers to may be; -P and the path make sure
     # that it imports this package, not an `anml` that happens to be in that folder.
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
@@ -130,13 +129,12 @@ def check_with_model(config: TrainConfig) -> list[str]:
         input=dump_config(config), capture_output=True, text=True, check=False,
     )  # fmt: skip
     try:
-        answer = json.loads(result.stdout.splitlines()[-1])
+        problems = json.loads(result.stdout.splitlines()[-1])["problems"]
     except (ValueError, IndexError):
         message = f"the check of the config could not run: {result.stderr.strip()[-2000:]}"
         raise JobError(message) from None
-    if answer["problems"]:
-        raise ConfigError(answer["problems"])
-    return answer["notices"]
+    if problems:
+        raise ConfigError(problems)
 
 
 def create_experiment(launch: Launch, experiments: Path) -> None:
@@ -147,8 +145,7 @@ def create_experiment(launch: Launch, experiments: Path) -> None:
     experiment = launch.experiment
     config_text = dump_config(launch.config)
     if experiment.config_file.exists():
-        _check_same(experiment, config_text)
-        _check_same_plan(launch)
+        _check_same(launch, config_text)
         return
     experiment.root.parent.mkdir(parents=True, exist_ok=True)
     # Made under another name: the group appears whole, and of two launches at once, one gets it.
@@ -199,10 +196,12 @@ def load_launch(experiment: Experiment) -> Launch:
 
 def read_plan_file(experiment: Experiment) -> dict[str, Any]:
     """Return the content of plan.json, empty when nothing was submitted."""
-    return read_json(experiment.plan_file) or {}
+    return read_json(experiment.plan_file)
 
 
-def _check_same(experiment: Experiment, config_text: str) -> None:
+def _check_same(launch: Launch, config_text: str) -> None:
+    """Raise ConfigError unless an experiment that exists has this config, and the jobs that this launch plans."""
+    experiment = launch.experiment
     before = experiment.config_file.read_text(encoding="utf-8").splitlines()
     pairs = itertools.zip_longest(before, config_text.splitlines(), fillvalue="(nothing)")
     different = [f"  {old.strip()}  ->  {new.strip()}" for old, new in pairs if old != new]
@@ -213,13 +212,10 @@ def _check_same(experiment: Experiment, config_text: str) -> None:
             "Choose another --group (or none, for a new one), or launch with the same config to complete it."
         )
         raise ConfigError(message)
-
-
-def _check_same_plan(launch: Launch) -> None:
-    before = read_plan_file(launch.experiment).get("jobs")
-    if before is not None and Plan.from_json(before) != launch.plan:
+    jobs = read_plan_file(experiment).get("jobs")
+    if jobs is not None and Plan.from_json(jobs) != launch.plan:
         message = (
-            f"--group {launch.experiment.group}: its sweeps were cut into other jobs than the profile "
+            f"--group {experiment.group}: its sweeps were cut into other jobs than the profile "
             f"{launch.profile.name} asks for now (points_per_job, max_array_size); results would be counted twice. "
             f"Complete it as it is with `python -m anml retry`, or choose another --group."
         )

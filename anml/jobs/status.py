@@ -3,6 +3,7 @@
 It is put together from the status files that jobs write, and from what the scheduler says, if it is asked.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from anml.jobs.job_status import SILENCE_SECONDS, JobStatus, State, duration, re
 from anml.jobs.launch import Launch, read_plan_file
 from anml.jobs.plan import Job, Plan
 from anml.jobs.schedulers import Scheduler, SchedulerState, scheduler_class
-from anml.process import this_process
 
 GOING: tuple[State, ...] = ("running", "requeued", "pending")
 BAD: tuple[State, ...] = ("failed", "cancelled", "interrupted", "skipped")
@@ -58,7 +58,8 @@ def read_jobs(experiment: Experiment, scheduler: Scheduler | None = None) -> lis
     states = scheduler.states() if scheduler else {}
     report = read_status(experiment.job("report").status)
     # The report job runs when all others have ended.
-    everything_ended = scheduler is None and report.state == "running" and report.process == this_process()
+    is_this_process = report.presence == "alive" and report.pid == os.getpid()
+    everything_ended = scheduler is None and report.state == "running" and is_this_process
     # An interrupted job ends the wait of the jobs behind it, unless a launcher here is to continue it.
     ends_waits = BAD if scheduler is None or scheduler.forgets_ended_jobs else ("failed", "cancelled", "skipped")
     outcomes: list[JobOutcome] = []
@@ -67,10 +68,12 @@ def read_jobs(experiment: Experiment, scheduler: Scheduler | None = None) -> lis
             continue
         needs = () if job.after_any else job.after
         lost_need = next((o.name for o in outcomes if o.name in needs and o.state in ends_waits), "")
-        is_submitted = job.name in plan.get("submitted", {})
+        is_submitted, answers = job.name in plan.get("submitted", {}), states.get(job.name, {})
         for task in job.task_numbers:
             folder = experiment.job(job.name, task)
-            status, answer = read_status(folder.status), _scheduler_state(states.get(job.name, {}), task)
+            # A scheduler may name an array as a whole while none of its tasks runs.
+            answer = answers.get(task) or (answers.get(None) if len(answers) == 1 else None)
+            status = read_status(folder.status)
             is_forgotten = scheduler is not None and scheduler.forgets_ended_jobs and answer is None and is_submitted
             state, message = verdict(status, answer, lost_need, everything_ended or is_forgotten, is_submitted)
             outcomes.append(JobOutcome(job, task, state, message, status, folder))
@@ -85,18 +88,10 @@ def _planned(plan: dict[str, Any]) -> Sequence[Job]:
         return ()
 
 
-def _scheduler_state(tasks: dict[int | None, SchedulerState], task: int | None) -> SchedulerState | None:
-    """Return the state of a task; a scheduler may name an array as a whole while none of its tasks runs."""
-    return tasks.get(task) or (tasks.get(None) if len(tasks) == 1 else None)
-
-
 def verdict(
-    status: JobStatus,
-    answer: SchedulerState | None,
-    lost_need: str = "",
-    has_ended: bool = False,
+    status: JobStatus, answer: SchedulerState | None, lost_need: str = "", has_ended: bool = False,
     is_submitted: bool = True,
-) -> tuple[State, str]:
+) -> tuple[State, str]:  # fmt: skip
     """Return the state of a task and why it is so. Where job and scheduler disagree, the worse state counts.
 
     answer: the scheduler's answer, if it knows the task. lost_need: a job that the task needs and that did not succeed.

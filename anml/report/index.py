@@ -116,7 +116,7 @@ def _entry(experiment: Experiment) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError):
         best = []
     try:
-        launched = datetime.fromisoformat((read_json(experiment.environment_file) or {}).get("launched", ""))
+        launched = datetime.fromisoformat(read_json(experiment.environment_file).get("launched", ""))
     except (ValueError, TypeError):
         launched = datetime.fromtimestamp(experiment.config_file.stat().st_mtime, UTC)
     return {

@@ -162,7 +162,7 @@ def _render(
         most_tails=MOST_TAILS,
         log_address=lambda job: _log_address(experiment, job),
         jobs=_job_lines(experiment, jobs),
-        environment=read_json(experiment.environment_file) or {},
+        environment=read_json(experiment.environment_file),
         command=shlex.join,
         config_text=read_text(experiment.config_file),
     )

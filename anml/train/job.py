@@ -36,7 +36,7 @@ def train_segment(
         for each in ids
     ]
     training = Training(specs, compute_on)
-    environment = read_json(experiment.environment_file) or {}
+    environment = read_json(experiment.environment_file)
     write_json(experiment.environment_file, environment | {"training_machine": describe_machine(compute_on)})
     notes = _Notes(f"training on {compute_on}{determinism(compute_on)}, ", training)
     _say(f"{notes.latest}; steps {training.completed} to {until}")

@@ -19,7 +19,7 @@ from anml.experiment import Experiment
 from anml.jobs.job_status import JobStatus, write_status
 from anml.jobs.launch import Launch, record
 from anml.jobs.plan import Job, Plan
-from anml.jobs.schedulers import SchedulerState, make_scheduler
+from anml.jobs.schedulers import SchedulerState
 from anml.jobs.schedulers.slurm import SlurmScheduler
 from anml.jobs.status import JobOutcome, gpu_hours, read_jobs, verdict
 
@@ -82,7 +82,7 @@ def test_a_job_behind_an_interrupted_one_waits_here_for_retry_and_is_dropped_by_
     launch = launch_of(tmp_path, "local")
     record(launch, {"a": "a"})
     write_status(launch.experiment.job("a").status, JobStatus("interrupted", attempt=1))
-    local = make_scheduler(launch.experiment, launch.profile, "disabled")
+    local = launch.make_scheduler()
     assert [outcome.state for outcome in read_jobs(launch.experiment, local)] == ["interrupted", "pending", "pending"]
     assert [outcome.state for outcome in read_jobs(launch.experiment)] == ["interrupted", "skipped"]
 
@@ -127,7 +127,7 @@ def test_the_log_of_a_failed_job_is_shown_as_a_terminal_would(tmp_path: Path) ->
     log.write_text("".join(f"\r{number}%" for number in range(101)) + "\n\x1b[31mout of memory\x1b[0m\n")
     config = TrainConfig(dataset="glyphs", model="anml")
     launch = Launch(config, Experiment(tmp_path), ClusterProfile(name="x", scheduler="local"), "disabled", Plan((job,)))
-    _, tail = _failures(launch, [JobOutcome(job, None, "failed", "", JobStatus("failed"), launch.experiment.job("a"))])
+    _, tail = _failures([JobOutcome(job, None, "failed", "", JobStatus("failed"), launch.experiment.job("a"))])
     assert str(tail) == "  100%\n  out of memory"
 
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def launched(builder, time: str) -> None:
-    environment = read_json(builder.experiment.environment_file) or {}
+    environment = read_json(builder.experiment.environment_file)
     write_json(builder.experiment.environment_file, environment | {"launched": time})
 
 

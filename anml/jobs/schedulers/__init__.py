@@ -98,11 +98,10 @@ class Scheduler(ABC):
 
     def live_ids(self) -> dict[str, list[str]]:
         """Return the ids of all that waits or runs, by job name; double submissions have several."""
-        ids: dict[str, dict[str, None]] = {}
-        for name, _, state in self.queue():
-            if state.is_live:
-                ids.setdefault(name, {})[state.id] = None
-        return {name: list(unique) for name, unique in ids.items()}
+        ids: dict[str, list[str]] = {}
+        for name, id_ in dict.fromkeys((name, state.id) for name, _, state in self.queue() if state.is_live):
+            ids.setdefault(name, []).append(id_)
+        return ids
 
     def finish(self, plan: Plan) -> None:  # noqa: B027
         """Run what was submitted to its end, if `runs_here`."""
@@ -176,11 +175,6 @@ def scheduler_class(name: str) -> type[Scheduler]:
         message = f"{name}: lacks {', '.join(missing)} (see anml.jobs.schedulers.Scheduler)"
         raise ConfigError(message)
     return backend
-
-
-def make_scheduler(experiment: Experiment, profile: ClusterProfile, wandb_mode: str) -> Scheduler:
-    """Return the scheduler of an experiment. Raises ConfigError."""
-    return scheduler_class(profile.scheduler)(experiment, profile, wandb_mode)
 
 
 def scheduler_of_this_job() -> type[Scheduler] | None:

@@ -9,21 +9,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from anml.config.profile import ClusterProfile
 from anml.errors import SubmissionError
-from anml.experiment import Experiment
+from anml.experiment import Experiment, JobFolder
 from anml.jobs.job_status import ENDED, JobStatus, State, duration, read_status, unmet_need, write_status
 from anml.jobs.plan import Job, Plan
 from anml.jobs.schedulers import Scheduler, SchedulerState
 from anml.jobs.schedulers.slurm import SlurmScheduler, environment_outside_slurm, parse_sbatch_options
 from anml.process import Process, this_process
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 # Seconds that the jobs get to save their work after Ctrl-C.
 GRACE_SECONDS = 30.0
@@ -34,58 +30,55 @@ _STARTING = "{desc}: starting, {elapsed}"
 _RUNNING = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}]"
 
 
-class JobDisplay:
-    """Shows a job to a person: a progress bar at a terminal, else a line now and then."""
+class RunningJob:
+    """The process of a job, or of one task of an array, shown as a bar at a terminal, else by a line now and then."""
 
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.bar = _bar(label) if sys.stderr.isatty() else None
-        self.last_line = time.monotonic()
+    def __init__(self, label: str, folder: JobFolder, process: subprocess.Popen) -> None:
+        from tqdm import tqdm  # Only where jobs run: a dry run does without.
 
-    def show(self, status: JobStatus) -> None:
-        if self.bar is not None:
-            if status.total:
-                self.bar.bar_format, self.bar.unit, self.bar.total = _RUNNING, status.unit, status.total
-                self.bar.n = status.done
-            self.bar.refresh()
-        elif status.total and time.monotonic() - self.last_line > LINE_SECONDS:
-            self.last_line = time.monotonic()
-            self._line(f"{self.label}: {status.done:.0f} of {status.total:.0f} {status.unit}")
+        self.label, self.folder, self.process, self.last_line = label, folder, process, time.monotonic()
+        self.bar = tqdm(desc=label, bar_format=_STARTING, disable=None)  # None: disabled where there is no terminal.
 
-    def end(self, status: JobStatus, log: Path) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the job, unless it has ended: another process may have its id then."""
+        if self.process.poll() is None:
+            _signal_group(self.process.pid, number)
+
+    def has_ended(self) -> bool:
+        """Show how far the job is. Say whether it has ended, and write how if it has not done so itself."""
+        code, status = self.process.poll(), read_status(self.folder.status)
+        self._show(status)
+        if code is None:
+            if status.state == "cancelled":  # While it was starting, when `cancel` did not know its process.
+                self.signal(signal.SIGKILL)
+            return False
+        if status.state not in ENDED:
+            killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
+            message = killed or f"ended with exit code {code} before it could say why"
+            status = replace(status, state="failed", message=message, ended=time.time())
+            write_status(self.folder.status, status)
+        self.bar.close()
         if status.state != "done":
-            self._line(f"{self.label}: {status.state}: {status.message or 'see the log'}\n  log: {log}")
-        elif self.bar is None:
-            self._line(f"{self.label}: done in {duration(status.elapsed)}")
+            problem = f"{status.state}: {status.message or 'see the log'}"
+            self.bar.write(f"{self.label}: {problem}\n  log: {self.folder.log}", sys.stderr)
+        elif self.bar.disable:
+            self.bar.write(f"{self.label}: done in {duration(status.elapsed)}", sys.stderr)
+        return True
 
-    def _line(self, text: str) -> None:
-        if self.bar is not None:
-            self.bar.clear()
-        print(text, file=sys.stderr, flush=True)
-
-
-def _bar(label: str) -> "tqdm":
-    from tqdm import tqdm  # Only where a bar is shown: a dry run does without.
-
-    return tqdm(desc=label, bar_format=_STARTING)
+    def _show(self, status: JobStatus) -> None:
+        if status.total:
+            self.bar.bar_format, self.bar.unit, self.bar.total = _RUNNING, status.unit, status.total
+            self.bar.n = status.done
+            if self.bar.disable and time.monotonic() - self.last_line > LINE_SECONDS:
+                self.last_line = time.monotonic()
+                self.bar.write(f"{self.label}: {status.done:.0f} of {status.total:.0f} {status.unit}", sys.stderr)
+        self.bar.refresh()
 
 
 # The state of an array is that of its task that comes first here: while a task is to come, the array has not ended.
 _WORST_FIRST: tuple[State, ...] = (
     "running", "requeued", "pending", "failed", "cancelled", "interrupted", "skipped", "done"
 )  # fmt: skip
-
-
-@dataclass
-class Running:
-    """One process: a job, or one task of an array."""
-
-    job: Job
-    task: int | None
-    process: subprocess.Popen
-    display: JobDisplay
 
 
 class LocalScheduler(Scheduler):
@@ -119,7 +112,7 @@ class LocalScheduler(Scheduler):
     def finish(self, plan: Plan) -> None:
         """Run all queued jobs. Ctrl-C, SIGTERM or SIGHUP ends the running ones and leaves everything resumable."""
         waiting = list(self.queued)
-        running: list[Running] = []
+        running: list[RunningJob] = []
         with _ended_as_by_ctrl_c():
             try:
                 while waiting or running:
@@ -130,21 +123,21 @@ class LocalScheduler(Scheduler):
                         waiting.remove(item)
                         running.append(self._start(*item))
                     time.sleep(POLL_SECONDS)
-                    running = [item for item in running if not self._has_ended(item)]
+                    running = [item for item in running if not item.has_ended()]
             except KeyboardInterrupt:
-                self._interrupt(running)
+                _interrupt(running)
                 raise
 
     def queue(self) -> Iterator[tuple[str, int | None, SchedulerState]]:
         """Yield what runs, and what waits for a launcher that still runs; all else is in the jobs' status files."""
         for status_file, status in self._unended():
             name, task = self.experiment.job_of(status_file)
-            if status.process.presence == "alive" and (status.state == "pending" or self._runs(name, status.process)):
+            if status.presence == "alive" and (status.state == "pending" or self._runs(name, status)):
                 yield name, task, SchedulerState(name, "waiting" if status.state == "pending" else "running")
 
     def live_ids(self) -> dict[str, list[str]]:
         """Raise SubmissionError where this machine cannot tell: a job would run twice, or a stranger's process end."""
-        files = {file: status.process for file, status in self._unended() if status.process.presence == "unknown"}
+        files = {file: status for file, status in self._unended() if status.presence == "unknown"}
         if files:
             shown = ", ".join(str(file.parent.relative_to(self.experiment.jobs)) for file in files)
             owners = " and ".join(sorted({f"process {owner.pid} of {owner.host}" for owner in files.values()}))
@@ -159,15 +152,12 @@ class LocalScheduler(Scheduler):
     def cancel(self, ids: Sequence[str]) -> None:
         """End the named jobs that wait or run on this machine, also those of another launcher."""
         files = [file for name in ids for file in sorted(self.experiment.job(name).root.rglob("status.json"))]
-        before = {file: read_status(file) for file in files}
+        unended = [(file, status) for file in files if (status := read_status(file)).state not in ENDED]
         # Waiting jobs first: else the launcher would start one while its predecessor is being ended.
-        for file in sorted(files, key=lambda file: before[file].state == "running"):
-            status = before[file]
-            if status.state in ENDED:
-                continue
+        for file, status in sorted(unended, key=lambda pair: pair[1].state == "running"):
             cancelled = replace(status, state="cancelled", ended=time.time())
             write_status(file, cancelled)
-            if status.state == "running" and self._runs(self.experiment.job_of(file)[0], status.process):
+            if status.state == "running" and self._runs(self.experiment.job_of(file)[0], status):
                 _signal_group(status.pid, signal.SIGKILL)
                 write_status(file, cancelled)  # The job may have written its status in between.
 
@@ -183,7 +173,7 @@ class LocalScheduler(Scheduler):
             return False
         return arguments[2] == name and Path(arguments[1]).resolve() == self.experiment.root.resolve()
 
-    def _start(self, job: Job, task: int | None) -> Running:
+    def _start(self, job: Job, task: int | None) -> RunningJob:
         folder = self.experiment.job(job.name, task)
         folder.log.parent.mkdir(parents=True, exist_ok=True)
         environment = environment_outside_slurm() | ({} if task is None else {self.task_variable: str(task)})
@@ -194,24 +184,7 @@ class LocalScheduler(Scheduler):
                 self.command(job, (), ()), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
                 start_new_session=True,
             )  # fmt: skip
-        return Running(job, task, process, JobDisplay(job.label(task)))
-
-    def _has_ended(self, item: Running) -> bool:
-        folder = self.experiment.job(item.job.name, item.task)
-        code = item.process.poll()
-        status = read_status(folder.status)
-        item.display.show(status)
-        if code is None:
-            if status.state == "cancelled":  # While it was starting, when `cancel` did not know its process.
-                _signal(item.process, signal.SIGKILL)
-            return False
-        if status.state not in ENDED:
-            killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
-            message = killed or f"ended with exit code {code} before it could say why"
-            status = replace(status, state="failed", message=message, ended=time.time())
-            write_status(folder.status, status)
-        item.display.end(status, folder.log)
-        return True
+        return RunningJob(job.label(task), folder, process)
 
     def _status(self, job: Job, task: int | None) -> JobStatus:
         return read_status(self.experiment.job(job.name, task).status)
@@ -231,19 +204,20 @@ class LocalScheduler(Scheduler):
         states = {"failed" if status.has_vanished else status.state for status in tasks}
         return next(state for state in _WORST_FIRST if state in states)
 
-    def _interrupt(self, running: list[Running]) -> None:
-        with contextlib.suppress(OSError):  # The terminal may be closed.
-            print("\nStopping: the running jobs save their work ...", file=sys.stderr)
-        for item in running:
-            _signal(item.process, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_SECONDS
-        for item in running:
-            try:
-                item.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _signal(item.process, signal.SIGKILL)
-                item.process.wait()
-            self._has_ended(item)
+
+def _interrupt(running: list[RunningJob]) -> None:
+    with contextlib.suppress(OSError):  # The terminal may be closed.
+        print("\nStopping: the running jobs save their work ...", file=sys.stderr)
+    for item in running:
+        item.signal(signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    for item in running:
+        try:
+            item.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            item.signal(signal.SIGKILL)
+            item.process.wait()
+        item.has_ended()
 
 
 @contextlib.contextmanager
@@ -264,12 +238,6 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
     finally:
         for number in taken:
             signal.signal(number, before[number])
-
-
-def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
-    """Send a signal to a job that this launcher started, unless it has ended: another process may have its id then."""
-    if process.poll() is None:
-        _signal_group(process.pid, number)
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -48,8 +48,6 @@ _PHASES: dict[str, Phase] = {
     "COMPLETED": "completed",
     "CANCELLED": "cancelled",
 }
-# The reason of a job that needs the success of a job that has failed.
-_LOST_DEPENDENCY = "DependencyNeverSatisfied"
 PATIENCE_SECONDS = 120.0
 
 T = TypeVar("T")
@@ -129,8 +127,7 @@ class SlurmScheduler(Scheduler):
     def queue(self) -> Iterator[tuple[str, int | None, SchedulerState]]:
         """Yield what squeue says. It forgets a job some minutes after its end."""
         owner = self.experiment.root.stat().st_uid if self.experiment.root.exists() else os.getuid()
-        fields = "--format=%j|%F|%K|%T|%r"
-        command = ["squeue", f"--user={owner}", "--array", "--noheader", "--states=all", fields]
+        command = ["squeue", f"--user={owner}", "--array", "--noheader", "--states=all", "--format=%j|%F|%K|%T|%r"]
         result = _patiently(lambda: _run(command))
         if result.returncode != 0:
             # Taking silence for an empty queue would submit everything again.
@@ -160,7 +157,15 @@ class SlurmScheduler(Scheduler):
 
     @classmethod
     def with_options(cls, profile: ClusterProfile, arguments: list[str], own_options: list[str]) -> ClusterProfile:
-        check_profile_options(profile)
+        """Return the profile with the options on top. Raises ConfigError, also for the profile's own options."""
+        of_sbatch, problems = known_options(), {}
+        for name in dict.fromkeys(name for kind in KINDS for name in profile.sbatch.for_kind(kind)):
+            if name in _OURS:
+                problems[name] = "is set by the launcher and cannot be chosen"
+            elif name not in of_sbatch:
+                problems[name] = f"sbatch has no such option{nearest(name, of_sbatch)}"
+        if problems:
+            raise ConfigError([f"profile {profile.name}: sbatch: {name}: {why}" for name, why in problems.items()])
         overrides = parse_sbatch_options(arguments, own_options)
         by_kind = {kind: {**getattr(profile.sbatch, kind), **overrides} for kind in KINDS}
         return profile.model_copy(update={"sbatch": profile.sbatch.model_copy(update=by_kind)})
@@ -235,7 +240,7 @@ def _state(id_: str, state: str, reason: str) -> SchedulerState:
     phase = _PHASES.get(state, "failed")
     if phase == "running":
         return SchedulerState(id_, phase, "" if state == "RUNNING" else state.lower())
-    if reason == _LOST_DEPENDENCY:
+    if reason == "DependencyNeverSatisfied":  # It needs the success of a job that has failed.
         return SchedulerState(id_, "waiting in vain" if phase == "waiting" else "skipped", reason)
     return SchedulerState(id_, phase, reason if state == "PENDING" else f"{state} ({reason})")
 
@@ -252,7 +257,6 @@ def parse_sbatch_options(arguments: list[str], own_options: list[str]) -> dict[s
 def _problem(argument: str, own_options: list[str]) -> str:
     """Return what is wrong with an argument, or an empty string."""
     name, _, value = argument.removeprefix("--").partition("=")
-    key = name.replace("-", "_")
     if not argument.startswith("--"):
         return f"{argument}: not understood; sbatch options are written --name=value"
     if name in _OURS:
@@ -263,30 +267,17 @@ def _problem(argument: str, own_options: list[str]) -> str:
         of_sbatch, doubt = set(), f" ({error})"
     if name in of_sbatch:
         return ""
-    if key in TrainConfig.model_fields:
+    if (key := name.replace("-", "_")) in TrainConfig.model_fields:
         return f"--{name}: is a key of the config: --set {key}={value or 'VALUE'}"
     known = sorted(of_sbatch | {option.removeprefix("--") for option in own_options})
     hint = nearest(name, known).replace("'", "").replace("mean ", "mean --")
     return f"--{name}: neither an option of this command nor of sbatch{hint}{doubt}"
 
 
-def check_profile_options(profile: ClusterProfile) -> None:
-    """Raise ConfigError for options of a profile that sbatch does not have, or that the launcher decides."""
-    problems, of_sbatch = [], known_options()
-    for name in dict.fromkeys(name for kind in KINDS for name in profile.sbatch.for_kind(kind)):
-        if name in _OURS:
-            problems.append(f"profile {profile.name}: sbatch: {name}: is set by the launcher and cannot be chosen")
-        elif name not in of_sbatch:
-            hint = nearest(name, of_sbatch)
-            problems.append(f"profile {profile.name}: sbatch: {name}: sbatch has no such option{hint}")
-    if problems:
-        raise ConfigError(problems)
-
-
 def known_options() -> set[str]:
     """Return the long names of all options that sbatch has. Raises SubmissionError without simple_slurm."""
-    setters = {name for name in dir(_new_script()) if name.startswith("set_")} - {"set_shell"}
-    return {name.removeprefix("set_").replace("_", "-") for name in setters}
+    setters = [name for name in dir(_new_script()) if name.startswith("set_")]
+    return {name.removeprefix("set_").replace("_", "-") for name in setters} - {"shell"}
 
 
 def _new_script() -> "Slurm":
