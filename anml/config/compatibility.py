@@ -26,14 +26,14 @@ IGNORED_KEYS = {
 }
 
 
-class Adopted(NamedTuple):
-    """What the user should know after a config was rewritten, and what is wrong with it."""
+class Findings(NamedTuple):
+    """What the user should know about a config, and what is wrong with it."""
 
     notices: list[str]
     problems: list[str]
 
 
-def adopt_train(source: Source) -> Adopted:
+def adopt_train(source: Source) -> Findings:
     """Rewrite a training config of higherANML into ours, in place. Doing it twice changes nothing more."""
     written = source.data.get("dataset")
     adopted = _adopt(source, source.data, (), TRAIN_KEYS | EARLIER_KEYS)
@@ -41,7 +41,7 @@ def adopt_train(source: Source) -> Adopted:
     adopted.notices.extend(_pooling_notice(source) if source.data.get("dataset") != written else ())
     adopted.problems.extend(_flavors_by_name(source))
     for name, flavor in source.data["eval"].items():
-        inner = _adopt(source, flavor, ("eval", name), EVAL_KEYS) if isinstance(flavor, dict) else Adopted([], [])
+        inner = _adopt(source, flavor, ("eval", name), EVAL_KEYS) if isinstance(flavor, dict) else Findings([], [])
         if isinstance(flavor, dict) and flavor.get("model"):
             message = (
                 "is ignored: here the checkpoints of this training are evaluated; for others there is eval_anml.py"
@@ -52,13 +52,13 @@ def adopt_train(source: Source) -> Adopted:
     return adopted
 
 
-def adopt_eval(source: Source) -> Adopted:
+def adopt_eval(source: Source) -> Findings:
     """Rewrite an evaluation config of higherANML into ours, in place."""
     return _adopt(source, source.data, (), EVAL_KEYS)
 
 
-def _adopt(source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mapping[str, str]) -> Adopted:
-    adopted = Adopted([], [])
+def _adopt(source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mapping[str, str]) -> Findings:
+    adopted = Findings([], [])
     for key in [key for key in IGNORED_KEYS if key in mapping]:
         del mapping[key]
         adopted.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {IGNORED_KEYS[key]}"))
