@@ -12,7 +12,7 @@ from anml.config.evaluation import EvalConfig, absolute_path, data_path_or_defau
 from anml.config.facts import DATASETS, canonical_dataset, dataset_label
 from anml.config.image_folder import fill_in_flavor, fill_in_training, flavor_facts
 from anml.config.model_args import check_model_args
-from anml.config.notices import unread_in_evaluation, unread_in_training
+from anml.config.notices import EVALUATION, TRAINING, unread
 from anml.config.training import TrainConfig
 from anml.config.yaml import KeyPath, Location, Source, dump_yaml, read_value, read_yaml
 from anml.errors import ConfigError
@@ -221,7 +221,7 @@ def _bind_training(source: Source, found: Findings) -> TrainConfig | None:
     problems = _worded(source, (), check_train(config, "epochs" in source.data))
     found.problems.extend(problems)
     if not problems:
-        found.notices.extend(_worded(source, (), ends_early(config)) + unread_in_training(config, source))
+        found.notices.extend(_worded(source, (), ends_early(config)) + unread(TRAINING, config, source))
     return config
 
 
@@ -255,7 +255,7 @@ def _check_flavor(
             found.problems.extend(located(source, error.problems))
     facts = flavor_facts(flavor, training)
     found.problems.extend(_worded(source, at, check_eval(flavor, facts)))
-    found.notices.extend(unread_in_evaluation(flavor, source, at))
+    found.notices.extend(unread(EVALUATION, flavor, source, at))
     if training:
         found.problems.extend(_worded(source, at, check_fits_model(flavor, training, facts)))
         found.notices.extend(_worded(source, at, overlaps(flavor, training)))
