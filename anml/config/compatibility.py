@@ -35,38 +35,40 @@ class Findings(NamedTuple):
 
 def adopt_train(source: Source) -> Findings:
     """Rewrite a training config of higherANML into ours, in place. Doing it twice changes nothing more."""
-    written = source.data.get("dataset")
-    adopted = _adopt(source, source.data, (), TRAIN_KEYS | EARLIER_KEYS)
-    _adopt_model_name(source.data)
-    adopted.notices.extend(_pooling_notice(source) if source.data.get("dataset") != written else ())
-    adopted.problems.extend(_flavors_by_name(source))
-    for name, flavor in source.data["eval"].items():
-        inner = _adopt(source, flavor, ("eval", name), EVAL_KEYS) if isinstance(flavor, dict) else Findings([], [])
-        if isinstance(flavor, dict) and flavor.get("model"):
-            message = (
-                "is ignored: here the checkpoints of this training are evaluated; for others there is eval_anml.py"
-            )
-            inner.notices.append(problem(source, ("eval", name, "model"), message))
-        adopted.notices.extend(inner.notices)
-        adopted.problems.extend(inner.problems)
-    return adopted
+    data = source.data
+    written = data.get("dataset")
+    found = _adopt(source, data, (), TRAIN_KEYS | EARLIER_KEYS, Findings([], []))
+    model = data.get("model")
+    if isinstance(model, str) and model.lower() in MODELS:
+        data["model"] = model.lower()  # `ANML`, `SANML`, `OML`, `Classifier` are higherANML's classes.
+    if data.get("dataset") != written:
+        found.notices.extend(_pooling_notice(source))
+    found.problems.extend(_flavors_by_name(source))
+    for name, flavor in data["eval"].items():
+        if isinstance(flavor, dict):
+            _adopt(source, flavor, ("eval", name), EVAL_KEYS, found)
+            if flavor.get("model"):
+                message = "is ignored: here the checkpoints of this training are evaluated; for others there is "
+                found.notices.append(problem(source, ("eval", name, "model"), message + "eval_anml.py"))
+    return found
 
 
 def adopt_eval(source: Source) -> Findings:
     """Rewrite an evaluation config of higherANML into ours, in place."""
-    return _adopt(source, source.data, (), EVAL_KEYS)
+    return _adopt(source, source.data, (), EVAL_KEYS, Findings([], []))
 
 
-def _adopt(source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mapping[str, str]) -> Findings:
-    adopted = Findings([], [])
+def _adopt(
+    source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mapping[str, str], found: Findings
+) -> Findings:
     for key in [key for key in IGNORED_KEYS if key in mapping]:
         del mapping[key]
-        adopted.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {IGNORED_KEYS[key]}"))
+        found.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {IGNORED_KEYS[key]}"))
     for old in [old for old in old_keys if old in mapping]:
         new, value = old_keys[old], mapping.pop(old)
         if new in mapping:
             message = f"is an older name of {new}, which is given too; keep one of them"
-            adopted.problems.append(problem(source, (*at, old), message))
+            found.problems.append(problem(source, (*at, old), message))
         else:
             mapping[new] = value
             source.locations[(*at, new)] = source.locate((*at, old))
@@ -74,7 +76,7 @@ def _adopt(source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mappi
         mapping["dataset"] = canonical_dataset(mapping["dataset"], mapping.get("imgs_per_class"))
     if isinstance(mapping.get("eval_method"), str):
         mapping["eval_method"] = _OLD_METHODS.get(mapping["eval_method"], mapping["eval_method"])
-    return adopted
+    return found
 
 
 def _flavors_by_name(source: Source) -> list[str]:
@@ -120,13 +122,6 @@ def _join(source: Source, items: list[Any]) -> tuple[dict[str, Any], list[str]]:
     return joined, problems
 
 
-def _adopt_model_name(data: dict[str, Any]) -> None:
-    """Call a model as it is called here: `ANML`, `SANML`, `OML`, `Classifier` are names of higherANML's classes."""
-    name = data.get("model")
-    if isinstance(name, str) and name.lower() in MODELS:
-        data["model"] = name.lower()
-
-
 def _pooling_notice(source: Source) -> list[str]:
     """Say that an ANML written for higherANML's later code is another one here, unless it says which it is."""
     args = source.data.get("model_args")
@@ -137,7 +132,5 @@ def _pooling_notice(source: Source) -> list[str]:
         return []
     if isinstance(args, dict) and "pool_nm_output" in args:
         return []
-    message = (
-        "the last block of the NM is unpooled, as published; higherANML's later code pools it: pool_nm_output: true"
-    )
-    return [problem(source, at, message)]
+    message = "the last block of the NM is unpooled, as published; higherANML's later code pools it: "
+    return [problem(source, at, message + "pool_nm_output: true")]

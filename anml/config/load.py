@@ -61,25 +61,15 @@ def load_train_config(
     return LoadedTrain(_fill_in(config, flavors), found.notices, source)
 
 
-def load_experiment_config(
-    path: Path, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
-) -> LoadedTrain:
+def load_experiment_config(path: Path) -> LoadedTrain:
     """Read the config.yml of an experiment, which says how it was trained: one without `lobo_scale` by `each_row`.
 
     Raises ConfigError.
     """
-    loaded = load_train_config(path, overrides, options)
+    loaded = load_train_config(path)
     if loaded.config.is_zapped and loaded.source.data.get("lobo_scale") is None:
         # It was written before this key, when rows were always drawn so.
         return loaded._replace(config=loaded.config.model_copy(update={"lobo_scale": "each_row"}))
-    return loaded
-
-
-def load_eval_config(
-    path: Path | None, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
-) -> LoadedEval:
-    """Read an evaluation config on one data set. Raises ConfigError with every problem found."""
-    [loaded] = load_eval_configs(path, overrides, options)
     return loaded
 
 

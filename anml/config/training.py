@@ -34,19 +34,19 @@ class TrainingId(NamedTuple):
     @property
     def tag(self) -> str:
         """`inner-lr-0.05-seed-1`, `seed-1` or nothing: a part of the names of folders, files and jobs."""
-        return "-".join(f"{name.replace('_', '-')}-{value}" for name, value in self._varied())
+        return "-".join(f"{name.replace('_', '-')}-{value}" for name, value in self.varied)
 
     @property
     def words(self) -> str:
         """`inner_lr 0.05, seed 1`, `seed 1` or nothing."""
-        return ", ".join(f"{name} {value}" for name, value in self._varied())
+        return ", ".join(f"{name} {value}" for name, value in self.varied)
 
     def flags(self, prefix: str = "--") -> tuple[str, ...]:
         """Return the arguments that name this training on a command line."""
-        varied = self._varied()
-        return tuple(word for name, value in varied for word in (prefix + name.replace("_", "-"), str(value)))
+        return tuple(word for name, value in self.varied for word in (prefix + name.replace("_", "-"), str(value)))
 
-    def _varied(self) -> list[tuple[str, float]]:
+    @property
+    def varied(self) -> list[tuple[str, float]]:
         return [(name, value) for name, value in self._asdict().items() if value is not None]
 
 
@@ -105,7 +105,8 @@ class TrainConfig(Record):
     train_classes: Count | None = None
     # Of images-folder: a fraction or names; loading turns it into the names of all classes that are used.
     class_split: ClassSplitKey | None = None
-    # None rather than false: config.yml files of earlier versions stay the same text.
+    # Here and below, None and not the default itself is not written down: config.yml files of earlier versions stay
+    # the same text.
     allow_incomplete: bool | None = None
 
     train_method: MethodName = "meta"
@@ -120,7 +121,7 @@ class TrainConfig(Record):
     inner_lr: Rate = 0.1
     inner_lrs: OneOrMany[Rate] | None = None
     outer_lr: Rate = 0.001
-    # A schedule of outer_lr by episode. Unset keys here are not written down, as with train_together.
+    # A schedule of outer_lr by episode.
     outer_lr_scheduler: str | None = None
     outer_lr_scheduler_args: dict[str, Any] | None = None
     max_grad_norm: Rate | None = None
@@ -132,11 +133,10 @@ class TrainConfig(Record):
     log_freq: Count = 10
     seed: int = 1
     seeds: OneOrMany[int] | None = None
-    # One job does the trainings of all seeds and inner_lrs, on a GPU at once. Unset is false, and not written
-    # down: resolved configs from before this key stay as they are.
+    # One job does the trainings of all seeds and inner_lrs, on a GPU at once. Unset is false.
     train_together: bool | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # The same bits each time on the same GPU. Unset is true, and not written down, as with train_together.
+    # The same bits each time on the same GPU. Unset is true.
     deterministic: bool | None = None
     engine: EngineName = "auto"
 
@@ -156,7 +156,7 @@ class TrainConfig(Record):
     lobo_rate: NotNegative | None = None
     lobo_size: NotNegative | None = None
     # What kaiming_normal takes for its matrix: all re-drawn rows, or each by itself. Loading fills it in where rows are
-    # re-drawn, and nowhere else: other config.yml files stay the same text.
+    # re-drawn.
     lobo_scale: LoboScale | None = None
 
     eval_steps: OneOrMany[Count] | None = None
@@ -231,12 +231,9 @@ class TrainConfig(Record):
 
     def for_training(self, training: TrainingId) -> "TrainConfig":
         """Return the config of one of the trainings by itself. A model is named after its own inner rate."""
-        changes: dict[str, object] = {"inner_lrs": None, "seeds": None, "train_together": None}
+        changes: dict[str, Any] = {"inner_lrs": None, "seeds": None, "train_together": None, **dict(training.varied)}
         if training.inner_lr is not None:
-            name = f"{self.display_name}-{TrainingId(inner_lr=training.inner_lr).tag}"
-            changes |= {"inner_lr": training.inner_lr, "model_name": name}
-        if training.seed is not None:
-            changes["seed"] = training.seed
+            changes["model_name"] = f"{self.display_name}-{TrainingId(inner_lr=training.inner_lr).tag}"
         return self.model_copy(update=changes)
 
     @property
