@@ -43,7 +43,7 @@ def adopt_train(source: Source) -> Findings:
         data["model"] = model.lower()  # `ANML`, `SANML`, `OML`, `Classifier` are higherANML's classes.
     if data.get("dataset") != written:
         found.notices.extend(_pooling_notice(source))
-    found.problems.extend(_flavors_by_name(source))
+    _name_flavors(source, found)
     for name, flavor in data["eval"].items():
         if isinstance(flavor, dict):
             _adopt(source, flavor, ("eval", name), EVAL_KEYS, found)
@@ -79,21 +79,20 @@ def _adopt(
     return found
 
 
-def _flavors_by_name(source: Source) -> list[str]:
+def _name_flavors(source: Source, found: Findings) -> None:
     """Turn `eval` (one evaluation, or a list of {flavor: evaluation}) into one mapping of flavors."""
-    value, problems = source.data.get("eval"), []
+    value = source.data.get("eval")
     if isinstance(value, list):
-        value, problems = _join(source, value)
-    elif value is None:
-        value = {}
-    elif not isinstance(value, dict):
-        problems = [problem(source, ("eval",), f"must be a list of flavors (- name: {{...}}), found {show(value)}")]
-        value = {}
+        value = _join(source, value, found)
+    elif value is not None and not isinstance(value, dict):
+        message = f"must be a list of flavors (- name: {{...}}), found {show(value)}"
+        found.problems.append(problem(source, ("eval",), message))
+        value = None
+    value = value or {}
     if _is_one_evaluation(value):
         value = {"eval": value}
         source.copy_locations(("eval",), ("eval", "eval"))
     source.data["eval"] = value
-    return problems
 
 
 def _is_one_evaluation(value: Mapping[str, Any]) -> bool:
@@ -103,23 +102,23 @@ def _is_one_evaluation(value: Mapping[str, Any]) -> bool:
     return not has_flavors and any(key in keys or nearest(key, keys) for key in value)
 
 
-def _join(source: Source, items: list[Any]) -> tuple[dict[str, Any], list[str]]:
+def _join(source: Source, items: list[Any], found: Findings) -> dict[str, Any]:
     """Join a list of mappings into one. A flavor given twice is a problem: it would overwrite its own results."""
     joined: dict[str, Any] = {}
-    problems = []
     for index, item in enumerate(items):
         if not isinstance(item, dict):
             message = f"must be a flavor (- name: {{...}}), found {show(item)}"
-            problems.append(problem(source, ("eval", index), message))
+            found.problems.append(problem(source, ("eval", index), message))
             continue
         for name in item:
             if name in joined:
                 first = source.locate(("eval", name))
-                problems.append(problem(source, ("eval", index, name), f"a flavor of this name is given at {first}"))
+                message = f"a flavor of this name is given at {first}"
+                found.problems.append(problem(source, ("eval", index, name), message))
             else:
                 joined[name] = item[name]
                 source.copy_locations(("eval", index, name), ("eval", name))
-    return joined, problems
+    return joined
 
 
 def _pooling_notice(source: Source) -> list[str]:

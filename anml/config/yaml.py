@@ -236,23 +236,20 @@ class _Reader:
         base = own.pop("<<", (node, None))[1]
         data = {} if base is None else self._merged(base, key_path)
         # Keys that reach inside others come last; below the top of a file a dot has no meaning.
-        inner = [] if key_path else [key for key in own if "." in key]
-        for key in [key for key in own if key not in inner]:
-            self._set(data, key, own[key], (*key_path, key))
-        for key in inner:
-            try:
-                target, at = _holder(data, key)
-            except ValueError as error:
-                self._problem(own[key][0], f"{key}: {error}")
-            else:
+        for key in own if key_path else sorted(own, key=lambda key: "." in key):
+            key_node, child = own[key]
+            target, at = data, (*key_path, key)
+            if not key_path and "." in key:
+                try:
+                    target, at = _holder(data, key)
+                except ValueError as error:
+                    self._problem(key_node, f"{key}: {error}")
+                    continue
                 self.source.forget(at)
-                self._set(target, str(at[-1]), own[key], at)
+            target[str(at[-1])] = self._build(child, at)
+            # The line of the key, even if the value stands in an included file.
+            self.source.locations[at] = self._location(key_node)
         return data
-
-    def _set(self, data: dict[str, Any], key: str, nodes: tuple[yaml.Node, yaml.Node], key_path: KeyPath) -> None:
-        data[key] = self._build(nodes[1], key_path)
-        # The line of the key, even if the value stands in an included file.
-        self.source.locations[key_path] = self._location(nodes[0])
 
     def _own_keys(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Return the nodes of a mapping's keys and values, by key. A key is text, whatever it looks like."""

@@ -65,11 +65,9 @@ def fetch(file: str, base_url: str, md5: str, folder: Path) -> Path:
     try:
         path = pooch.retrieve(f"{base}/{file}", f"md5:{md5}", fname=file, path=folder, progressbar=True)
     except Exception as error:
-        message = (
-            f"cannot download {base}/{file}: {error}\n"
-            f"Ways out: give --data-path (or ANML_DATA) a folder that holds {file}; set ANML_MIRROR to a mirror's "
-            f"address on a closed network; or run `python -m anml download` on a machine with a connection."
-        )
+        message = f"cannot download {base}/{file}: {error}\nWays out: give --data-path (or ANML_DATA) a folder that "
+        message += f"holds {file}; set ANML_MIRROR to a mirror's address on a closed network; or run "
+        message += "`python -m anml download` on a machine with a connection."
         raise DataError(message) from error
     return Path(path)
 
