@@ -12,12 +12,12 @@ class AnmlError(Exception):
 
 
 class ConfigError(AnmlError):
-    """The user's input is wrong. problems: all of them, so that the user can correct them at once."""
+    """The user's input is wrong. problems: all of them, each once, so that the user can correct them at once."""
 
     exit_code = 2
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.problems = (problems,) if isinstance(problems, str) else tuple(dict.fromkeys(problems))
         super().__init__("\n".join(self.problems))
 
 

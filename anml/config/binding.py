@@ -62,10 +62,7 @@ _WANTED = {
     "bool_type": "be true or false",
     "string_type": "be text",
     "tuple_type": "be a list",
-    "dict_type": "be a mapping (key: value)",
-    "mapping_type": "be a mapping (key: value)",
-    "model_type": "be a mapping (key: value)",
-    "model_attributes_type": "be a mapping (key: value)",
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type", "model_attributes_type"), "be a mapping (key: value)"),
     "empty": "hold at least one value",
     "too_short": "hold {min_length} values",
     "too_long": "hold {max_length} values",
@@ -159,7 +156,10 @@ def show(value: Any) -> str:
 def _wording(error: ErrorDetails, record: type[Record], elsewhere: Mapping[str, str]) -> str:
     if error["type"] == "extra_forbidden":
         key, inside = str(error["loc"][-1]), error["loc"][:-1]
-        return elsewhere[key] if key in elsewhere and not inside else _unknown_key(key, _fields_at(record, inside))
+        if key in elsewhere and not inside:
+            return elsewhere[key]
+        allowed = _fields_at(record, inside)
+        return f"unknown key{nearest(key, allowed) or '; allowed: ' + ', '.join(sorted(allowed))}"
     if error["type"] == "missing":
         return "is required but missing"
     found, details = error["input"], error.get("ctx", {})
@@ -183,20 +183,14 @@ def _kind_of(error: ErrorDetails) -> str:
     return "empty" if is_empty else error["type"]
 
 
-def _unknown_key(key: str, allowed: list[str]) -> str:
-    hint = nearest(key, allowed)
-    return f"unknown key{hint or '; allowed: ' + ', '.join(sorted(allowed))}"
-
-
 def _fields_at(record: type[Record], loc: KeyPath) -> list[str]:
     """Names of the keys allowed at a place inside a record (the records nested in mappings included)."""
     current: Any = record
     for key in loc:
-        if not (isinstance(current, type) and issubclass(current, Record)):
-            break
-        annotation = current.model_fields[str(key)].annotation if str(key) in current.model_fields else None
-        nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if _is_record(a)]
-        current = nested[0] if nested else current
+        field = current.model_fields.get(str(key))
+        annotation = field.annotation if field else None
+        nested = (a for a in (annotation, *getattr(annotation, "__args__", ())) if _is_record(a))
+        current = next(nested, current)
     return list(current.model_fields)
 
 

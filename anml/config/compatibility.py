@@ -26,47 +26,49 @@ IGNORED_KEYS = {
 }
 
 
-class Adopted(NamedTuple):
-    """What the user should know after a config was rewritten, and what is wrong with it."""
+class Findings(NamedTuple):
+    """What the user should know about a config, and what is wrong with it."""
 
     notices: list[str]
     problems: list[str]
 
 
-def adopt_train(source: Source) -> Adopted:
+def adopt_train(source: Source) -> Findings:
     """Rewrite a training config of higherANML into ours, in place. Doing it twice changes nothing more."""
-    written = source.data.get("dataset")
-    adopted = _adopt(source, source.data, (), TRAIN_KEYS | EARLIER_KEYS)
-    _adopt_model_name(source.data)
-    adopted.notices.extend(_pooling_notice(source) if source.data.get("dataset") != written else ())
-    adopted.problems.extend(_flavors_by_name(source))
-    for name, flavor in source.data["eval"].items():
-        inner = _adopt(source, flavor, ("eval", name), EVAL_KEYS) if isinstance(flavor, dict) else Adopted([], [])
-        if isinstance(flavor, dict) and flavor.get("model"):
-            message = (
-                "is ignored: here the checkpoints of this training are evaluated; for others there is eval_anml.py"
-            )
-            inner.notices.append(problem(source, ("eval", name, "model"), message))
-        adopted.notices.extend(inner.notices)
-        adopted.problems.extend(inner.problems)
-    return adopted
+    data = source.data
+    written = data.get("dataset")
+    found = _adopt(source, data, (), TRAIN_KEYS | EARLIER_KEYS, Findings([], []))
+    model = data.get("model")
+    if isinstance(model, str) and model.lower() in MODELS:
+        data["model"] = model.lower()  # `ANML`, `SANML`, `OML`, `Classifier` are higherANML's classes.
+    if data.get("dataset") != written:
+        found.notices.extend(_pooling_notice(source))
+    _name_flavors(source, found)
+    for name, flavor in data["eval"].items():
+        if isinstance(flavor, dict):
+            _adopt(source, flavor, ("eval", name), EVAL_KEYS, found)
+            if flavor.get("model"):
+                message = "is ignored: here the checkpoints of this training are evaluated; for others there is "
+                found.notices.append(problem(source, ("eval", name, "model"), message + "eval_anml.py"))
+    return found
 
 
-def adopt_eval(source: Source) -> Adopted:
+def adopt_eval(source: Source) -> Findings:
     """Rewrite an evaluation config of higherANML into ours, in place."""
-    return _adopt(source, source.data, (), EVAL_KEYS)
+    return _adopt(source, source.data, (), EVAL_KEYS, Findings([], []))
 
 
-def _adopt(source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mapping[str, str]) -> Adopted:
-    adopted = Adopted([], [])
+def _adopt(
+    source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mapping[str, str], found: Findings
+) -> Findings:
     for key in [key for key in IGNORED_KEYS if key in mapping]:
         del mapping[key]
-        adopted.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {IGNORED_KEYS[key]}"))
+        found.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {IGNORED_KEYS[key]}"))
     for old in [old for old in old_keys if old in mapping]:
         new, value = old_keys[old], mapping.pop(old)
         if new in mapping:
             message = f"is an older name of {new}, which is given too; keep one of them"
-            adopted.problems.append(problem(source, (*at, old), message))
+            found.problems.append(problem(source, (*at, old), message))
         else:
             mapping[new] = value
             source.locations[(*at, new)] = source.locate((*at, old))
@@ -74,24 +76,23 @@ def _adopt(source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mappi
         mapping["dataset"] = canonical_dataset(mapping["dataset"], mapping.get("imgs_per_class"))
     if isinstance(mapping.get("eval_method"), str):
         mapping["eval_method"] = _OLD_METHODS.get(mapping["eval_method"], mapping["eval_method"])
-    return adopted
+    return found
 
 
-def _flavors_by_name(source: Source) -> list[str]:
+def _name_flavors(source: Source, found: Findings) -> None:
     """Turn `eval` (one evaluation, or a list of {flavor: evaluation}) into one mapping of flavors."""
-    value, problems = source.data.get("eval"), []
+    value = source.data.get("eval")
     if isinstance(value, list):
-        value, problems = _join(source, value)
-    elif value is None:
-        value = {}
-    elif not isinstance(value, dict):
-        problems = [problem(source, ("eval",), f"must be a list of flavors (- name: {{...}}), found {show(value)}")]
-        value = {}
+        value = _join(source, value, found)
+    elif value is not None and not isinstance(value, dict):
+        message = f"must be a list of flavors (- name: {{...}}), found {show(value)}"
+        found.problems.append(problem(source, ("eval",), message))
+        value = None
+    value = value or {}
     if _is_one_evaluation(value):
         value = {"eval": value}
         source.copy_locations(("eval",), ("eval", "eval"))
     source.data["eval"] = value
-    return problems
 
 
 def _is_one_evaluation(value: Mapping[str, Any]) -> bool:
@@ -101,30 +102,23 @@ def _is_one_evaluation(value: Mapping[str, Any]) -> bool:
     return not has_flavors and any(key in keys or nearest(key, keys) for key in value)
 
 
-def _join(source: Source, items: list[Any]) -> tuple[dict[str, Any], list[str]]:
+def _join(source: Source, items: list[Any], found: Findings) -> dict[str, Any]:
     """Join a list of mappings into one. A flavor given twice is a problem: it would overwrite its own results."""
     joined: dict[str, Any] = {}
-    problems = []
     for index, item in enumerate(items):
         if not isinstance(item, dict):
             message = f"must be a flavor (- name: {{...}}), found {show(item)}"
-            problems.append(problem(source, ("eval", index), message))
+            found.problems.append(problem(source, ("eval", index), message))
             continue
         for name in item:
             if name in joined:
                 first = source.locate(("eval", name))
-                problems.append(problem(source, ("eval", index, name), f"a flavor of this name is given at {first}"))
+                message = f"a flavor of this name is given at {first}"
+                found.problems.append(problem(source, ("eval", index, name), message))
             else:
                 joined[name] = item[name]
                 source.copy_locations(("eval", index, name), ("eval", name))
-    return joined, problems
-
-
-def _adopt_model_name(data: dict[str, Any]) -> None:
-    """Call a model as it is called here: `ANML`, `SANML`, `OML`, `Classifier` are names of higherANML's classes."""
-    name = data.get("model")
-    if isinstance(name, str) and name.lower() in MODELS:
-        data["model"] = name.lower()
+    return joined
 
 
 def _pooling_notice(source: Source) -> list[str]:
@@ -137,7 +131,5 @@ def _pooling_notice(source: Source) -> list[str]:
         return []
     if isinstance(args, dict) and "pool_nm_output" in args:
         return []
-    message = (
-        "the last block of the NM is unpooled, as published; higherANML's later code pools it: pool_nm_output: true"
-    )
-    return [problem(source, at, message)]
+    message = "the last block of the NM is unpooled, as published; higherANML's later code pools it: "
+    return [problem(source, at, message + "pool_nm_output: true")]

@@ -12,10 +12,6 @@ from anml.config.protocols import EvalMethod, EvalProtocol, find_protocol
 from anml.errors import ConfigError
 
 
-def _is_list(value: Any) -> str:
-    return "counts" if isinstance(value, (list, tuple)) else "period"
-
-
 def _check_dataset(name: str) -> str:
     try:
         find_dataset(name)
@@ -62,7 +58,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 # A period, or the class counts themselves. The kind is told first: an error then speaks of it alone.
 EvalFrequency = Annotated[
     Annotated[NotNegative, Tag("period")] | Annotated[Many[Count], Field(min_length=1), Tag("counts")],
-    Discriminator(_is_list),
+    Discriminator(lambda value: "counts" if isinstance(value, (list, tuple)) else "period"),
 ]
 
 
@@ -81,11 +77,10 @@ class EvalConfig(Record):
     augment: bool = False
     imgs_per_class: Count | None = None
     # Which classes: those for evaluation, or the background classes that train_classes leaves out, to choose rates and
-    # options on. None rather than eval: config.yml files of earlier versions stay the same text.
+    # options on. Here and below, None and not the default itself: config.yml files of earlier versions stay the same.
     split: Literal["eval", "validation"] | None = None
     # Of images-folder. Absent: that of the training, if it is the same folder.
     class_split: ClassSplitKey | None = None
-    # None rather than false: config.yml files of earlier versions stay the same text.
     allow_incomplete: bool | None = None
 
     train_examples: OneOrMany[Count] = (15,)
@@ -141,9 +136,7 @@ class EvalConfig(Record):
         if isinstance(self.eval_freq, tuple):
             return tuple(sorted({n for n in self.eval_freq if n <= classes} | {classes}))
         freq = max(1, classes // 20) if self.eval_freq is None else self.eval_freq
-        if freq == 0:
-            return (classes,)
-        return tuple(sorted({1, classes, *range(freq, classes, freq)}))
+        return tuple(sorted({1, classes, *range(freq, classes, freq)})) if freq else (classes,)
 
     def count_trajectories(self) -> int:
         """Return the number of trajectories of the sweep (see evaluate/sweep.py)."""

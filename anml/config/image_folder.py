@@ -46,23 +46,25 @@ def count_folder(
     Without `class_split`, the folder's own split counts, or else `default_fraction` of the classes is for training.
     """
     if data_path is None:
-        message = f"{at}data_path: {IMAGES_FOLDER} needs the path of a folder with one folder of images per class"
-        raise ConfigError(message)
+        message = f"{IMAGES_FOLDER} needs the path of a folder with one folder of images per class"
+        raise _error(at, "data_path", message)
     folder = _resolved(data_path)
     classes = list_classes(folder)
     counts = {name: len(files) for name, files in classes.items()}
     if not counts:
         what = "no class folders here" if folder.is_dir() else "there is no such folder"
-        message = f"{at}data_path: {folder}: {what}; expected one folder per class, with its images in it"
-        raise ConfigError(message)
+        raise _error(at, "data_path", f"{folder}: {what}; expected one folder per class, with its images in it")
     split = _split(counts, class_split, default_fraction, at)
     _check_distinct(split, folder, at)
     used = _with_enough(split, counts, imgs_per_class, at)
-    train, evaluation = (
-        {name: classes[name][: used.examples] for name in names} for names in (used.split.train, used.split.eval)
-    )
+    train = {name: classes[name][: used.examples] for name in used.split.train}
+    evaluation = {name: classes[name][: used.examples] for name in used.split.eval}
     check_copies(folder, train, evaluation, at)
     return used
+
+
+def _error(at: str, key: str, message: str) -> ConfigError:
+    return ConfigError(f"{at}{key}: {message}")
 
 
 def list_classes(folder: Path) -> dict[str, list[str]]:
@@ -113,18 +115,15 @@ def split_by_fraction(classes: Iterable[str], fraction: float) -> ClassSplit:
 def _split(counts: dict[str, int], class_split: ClassSplitKey | None, default_fraction: float, at: str) -> ClassSplit:
     folder_split = own_split(counts)
     if class_split is None and folder_split:
-        names = Counter(name.partition("/")[2] for name in (*folder_split.train, *folder_split.eval))
-        if twice := [name for name, times in names.items() if times > 1]:
-            message = (
-                f"{at}data_path: its folders for training and evaluation hold the same classes ({_some(twice)}), but "
-                "evaluation needs classes that training has not seen; give the path of one of these folders"
-            )
-            raise ConfigError(message)
+        if twice := _twice(name.partition("/")[2] for name in (*folder_split.train, *folder_split.eval)):
+            message = f"its folders for training and evaluation hold the same classes ({_some(twice)}), but evaluation "
+            message += "needs classes that training has not seen; give the path of one of these folders"
+            raise _error(at, "data_path", message)
         return folder_split
     if class_split is None or isinstance(class_split, (int, float)):
         if folder_split:
-            message = f"{at}class_split: the folder is split by its own train and evaluation folders; leave it out"
-            raise ConfigError(message)
+            message = "the folder is split by its own train and evaluation folders; leave it out"
+            raise _error(at, "class_split", message)
         return split_by_fraction(counts, default_fraction if class_split is None else class_split)
     split = class_split
     if not isinstance(split, ClassSplit):
@@ -133,32 +132,30 @@ def _split(counts: dict[str, int], class_split: ClassSplitKey | None, default_fr
     return split
 
 
+def _twice(names: Iterable[str]) -> list[str]:
+    return [name for name, times in Counter(names).items() if times > 1]
+
+
 def _check_names(split: ClassSplit, counts: dict[str, int], at: str) -> None:
-    named = Counter((*split.train, *split.eval))
+    named = (*split.train, *split.eval)
     if not named:
-        message = f"{at}class_split: names no class"
-        raise ConfigError(message)
-    unknown = [name for name in named if name not in counts]
-    if unknown:
-        message = f"{at}class_split: not in the folder: {_some(unknown)}; there are: {_some(list(counts))}"
-        raise ConfigError(message)
-    if twice := [name for name, times in named.items() if times > 1]:
-        message = f"{at}class_split: given twice: {_some(twice)}; a class is for training or for evaluation"
-        raise ConfigError(message)
+        raise _error(at, "class_split", "names no class")
+    if unknown := [name for name in dict.fromkeys(named) if name not in counts]:
+        message = f"not in the folder: {_some(unknown)}; there are: {_some(list(counts))}"
+        raise _error(at, "class_split", message)
+    if twice := _twice(named):
+        message = f"given twice: {_some(twice)}; a class is for training or for evaluation"
+        raise _error(at, "class_split", message)
 
 
 def _check_distinct(split: ClassSplit, folder: Path, at: str) -> None:
     """Refuse one folder under two names: a model could be evaluated on what it was trained on."""
     first: dict[str, str] = {}
     for name in (*split.train, *split.eval):
-        real = os.path.realpath(folder / name)
-        if real in first:
-            message = (
-                f"{at}data_path: {folder}: {first[real]} and {name} are one folder, by a link; remove the link, or "
-                "leave one of them out with class_split: {train: [...], eval: [...]}"
-            )
-            raise ConfigError(message)
-        first[real] = name
+        other = first.setdefault(os.path.realpath(folder / name), name)
+        if other != name:
+            message = f"{folder}: {other} and {name} are one folder, by a link; remove the link, or leave one of them "
+            raise _error(at, "data_path", f"{message}out with class_split: {{train: [...], eval: [...]}}")
 
 
 def _with_enough(split: ClassSplit, counts: dict[str, int], wanted: int | None, at: str) -> FolderClasses:
@@ -178,8 +175,8 @@ def _with_enough(split: ClassSplit, counts: dict[str, int], wanted: int | None, 
         )
     if left := [name for name in used if counts[name] < examples]:
         if len(left) == len(used):
-            message = f"{at}imgs_per_class: no class has {examples} images; the largest has {max(used.values())}"
-            raise ConfigError(message)
+            message = f"no class has {examples} images; the largest has {max(used.values())}"
+            raise _error(at, "imgs_per_class", message)
         notices.append(
             f"{at}imgs_per_class: {len(left)} classes with fewer than {examples} are left out: {_some(left)}"
         )
@@ -192,7 +189,7 @@ def _some(names: list[str]) -> str:
 
 def fill_in_training(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """Return a training config with its classes named, and notices. Raises ConfigError."""
-    if not _is_own_folder(config.dataset) or _is_filled_in(config):
+    if not _is_uncounted(config):
         return config, []
     classes = count_folder(config.data_path, config.class_split, config.imgs_per_class)
     return config.model_copy(update={"class_split": classes.split, "imgs_per_class": classes.examples}), classes.notices
@@ -206,19 +203,19 @@ def fill_in_flavor(
     unseen: the model has seen no class of another folder, so that all of them are for evaluation where nothing says
     otherwise. Raises ConfigError.
     """
-    if flavor.is_validation or not _is_own_folder(flavor.dataset) or _is_filled_in(flavor):
+    if flavor.is_validation or not _is_uncounted(flavor):
         return flavor, []
-    is_same = training is not None and _same_folder(flavor, training)
-    if flavor.class_split is None and (is_same or not unseen):
+    same = training if training and _same_folder(flavor, training) else None
+    if flavor.class_split is None and (same or not unseen):
         return flavor, []
     data_path, examples = flavor.data_path, flavor.imgs_per_class
-    if training is not None and is_same:
-        data_path, examples = training.data_path, examples or training.imgs_per_class
+    if same:
+        data_path, examples = same.data_path, examples or same.imgs_per_class
     classes = count_folder(data_path, flavor.class_split, examples, at, default_fraction=0)
-    if training is not None and is_same:
-        check_unseen(classes.split, training.class_split, at)
-        _check_unseen_images(classes, training, at)
-    elif training is not None and (seen := _seen(classes.split, training.class_split)):
+    if same:
+        check_unseen(classes.split, same.class_split, at)
+        _check_unseen_images(classes, same, at)
+    elif training and (seen := _seen(classes.split, training.class_split)):
         what = f"{len(seen)} of its classes have names of training classes, such as {seen[0]}"
         advice = "if they are the same, name the others: class_split: {eval: [...]}"
         classes.notices.append(f"{at}data_path: {what}; {advice}")
@@ -232,8 +229,7 @@ def _seen(split: ClassSplit, trained: object) -> list[str]:
 def check_unseen(split: ClassSplit, trained: object, at: str = "") -> None:
     """Make sure that no class of an evaluation was trained on. Raises ConfigError."""
     if seen := _seen(split, trained):
-        message = f"{at}class_split: the model is trained on {len(seen)} of these classes, such as {seen[0]}"
-        raise ConfigError(message)
+        raise _error(at, "class_split", f"the model is trained on {len(seen)} of these classes, such as {seen[0]}")
 
 
 def _check_unseen_images(evaluated: FolderClasses, training: TrainConfig, at: str) -> None:
@@ -274,26 +270,23 @@ def flavor_facts(flavor: EvalConfig, training: TrainConfig | None) -> Dataset | 
         return None
     if isinstance(flavor.class_split, ClassSplit) and flavor.imgs_per_class:
         return folder_facts(flavor.class_split, flavor.imgs_per_class)
-    return training.facts if training is not None and _same_folder(flavor, training) else None
+    return training.facts if training and _same_folder(flavor, training) else None
 
 
 def same_data_path(flavor: EvalConfig, training: TrainConfig) -> bool:
     """Say whether an evaluation takes its images from where the training does."""
-    if flavor.data_path is None:
-        return True
-    return training.data_path is not None and _resolved(flavor.data_path) == _resolved(training.data_path)
+    ours, theirs = flavor.data_path, training.data_path
+    return ours is None or (theirs is not None and _resolved(ours) == _resolved(theirs))
 
 
-def _is_filled_in(config: TrainConfig | EvalConfig) -> bool:
-    return isinstance(config.class_split, ClassSplit) and config.imgs_per_class is not None
-
-
-def _is_own_folder(dataset: str | None) -> bool:
-    return dataset is not None and find_dataset(dataset).needs_counting
+def _is_uncounted(config: TrainConfig | EvalConfig) -> bool:
+    """Say whether a config is on a folder whose classes it does not name yet."""
+    is_named = isinstance(config.class_split, ClassSplit) and config.imgs_per_class is not None
+    return config.dataset is not None and find_dataset(config.dataset).needs_counting and not is_named
 
 
 def _same_folder(flavor: EvalConfig, training: TrainConfig) -> bool:
-    is_counted = _is_own_folder(training.dataset) and training.data_path is not None
+    is_counted = find_dataset(training.dataset).needs_counting and training.data_path is not None
     return is_counted and same_data_path(flavor, training)
 
 
@@ -301,35 +294,26 @@ def _resolved(path: str) -> Path:
     return Path(path).expanduser().resolve()
 
 
-# Images that lie in training and in evaluation classes: a model would be tested on what it was trained on.
-#
-# Only files of the same name are compared, as copying leaves them: most images of a large folder share their size with
-# some other, so that a comparison by size alone would read nearly all of it.
-
+# The names of image files, by class.
+_Files = Mapping[str, Sequence[str]]
 # Name and size of a file: what copies have in common.
 _Likeness = tuple[str, int]
 
 
-def check_copies(
-    folder: Path, train: Mapping[str, Sequence[str]], evaluation: Mapping[str, Sequence[str]], at: str
-) -> None:
-    """Make sure that no image of a training class lies in an evaluation class too, by their files' names per class.
+def check_copies(folder: Path, train: _Files, evaluation: _Files, at: str) -> None:
+    """Make sure that no image of a training class lies in an evaluation class too: a model would be tested on it.
 
-    Raises ConfigError whose problem begins with a dotted key below `at`.
+    Only files of the same name are compared, as copying leaves them: most images of a large folder share their size
+    with some other, so that a comparison by size alone would read nearly all of it. Raises ConfigError.
     """
     if copies := list(_copies(folder, train, evaluation)):
         original, copy = copies[0]
-        message = (
-            f"{at}data_path: {folder}: images of evaluation classes are in training classes too "
-            f"({len(copies)} of them): {copy} is {original}; remove them, or leave these classes out with "
-            "class_split: {train: [...], eval: [...]}"
-        )
-        raise ConfigError(message)
+        message = f"{folder}: images of evaluation classes are in training classes too ({len(copies)} of them): "
+        message += f"{copy} is {original}; remove them, or leave these classes out with "
+        raise _error(at, "data_path", message + "class_split: {train: [...], eval: [...]}")
 
 
-def _copies(
-    folder: Path, train: Mapping[str, Sequence[str]], evaluation: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[str, str]]:
+def _copies(folder: Path, train: _Files, evaluation: _Files) -> Iterator[tuple[str, str]]:
     """Yield (image of a training class, the same image of an evaluation class), as paths inside the folder."""
     shared = set().union(*train.values()) & set().union(*evaluation.values())
     trained, evaluated = _by_likeness(folder, train, shared), _by_likeness(folder, evaluation, shared)
@@ -340,7 +324,7 @@ def _copies(
                 yield original, path
 
 
-def _by_likeness(folder: Path, classes: Mapping[str, Sequence[str]], names: set[str]) -> dict[_Likeness, list[str]]:
+def _by_likeness(folder: Path, classes: _Files, names: set[str]) -> dict[_Likeness, list[str]]:
     """Return paths of the images that have one of these names; those that cannot be read are left out."""
     paths: dict[_Likeness, list[str]] = {}
     for path, name in ((f"{label}/{name}", name) for label in classes for name in classes[label] if name in names):

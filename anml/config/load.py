@@ -1,47 +1,31 @@
 """From a YAML file and command-line overrides to a checked config: the only way that configs are made."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from anml.config.binding import Record, bind, dotted, located, make_references_absolute, nearest, problem, show
 from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train, ends_early, overlaps
-from anml.config.compatibility import Adopted, adopt_eval, adopt_train
+from anml.config.compatibility import Findings, adopt_eval, adopt_train
 from anml.config.evaluation import EvalConfig, absolute_path, data_path_or_default
 from anml.config.facts import DATASETS, canonical_dataset, dataset_label
 from anml.config.image_folder import fill_in_flavor, fill_in_training, flavor_facts
 from anml.config.model_args import check_model_args
-from anml.config.notices import unread_in_evaluation, unread_in_training
+from anml.config.notices import EVALUATION, TRAINING, unread
 from anml.config.training import TrainConfig
 from anml.config.yaml import KeyPath, Location, Source, dump_yaml, read_value, read_yaml
 from anml.errors import ConfigError
 
-
-def _split_by_dataset(source: Source) -> list[str]:
-    """Replace a flavor `olft` on `[omniglot, glyphs]` by `olft-omniglot` and `olft-glyphs`, in place; each is a job.
-
-    Returns what is wrong: the flavors of an experiment have different names.
-    """
-    flavors, problems = {}, []
-    for name, settings in source.data["eval"].items():
-        for new_name, new_settings in _variants(name, settings):
-            if new_name != name and (new_name in flavors or new_name in source.data["eval"]):
-                message = f"makes a flavor {new_name}, which there is already; rename one, or name a data set once"
-                problems.append(problem(source, ("eval", name, "dataset"), message))
-            source.copy_locations(("eval", name), ("eval", new_name))
-            flavors[new_name] = new_settings
-    source.data["eval"] = flavors
-    return problems
-
-
-def _variants(name: str, settings: Any) -> list[tuple[str, Any]]:
-    """Return a flavor with a list of data sets once for each of them, named after it; any other flavor as it is."""
-    datasets = settings.get("dataset") if isinstance(settings, dict) else None
-    if not isinstance(datasets, list) or not datasets or not all(isinstance(d, str) for d in datasets):
-        return [(name, settings)]
-    ours = [canonical_dataset(dataset, settings.get("imgs_per_class")) for dataset in datasets]
-    return [(f"{name}-{dataset_label(d)}" if len(ours) > 1 else name, settings | {"dataset": d}) for d in ours]
+_TRAIN_KEYS, _EVAL_KEYS = set(TrainConfig.model_fields), set(EvalConfig.model_fields)
+_OF_EVALUATION = dict.fromkeys(_EVAL_KEYS - _TRAIN_KEYS, "belongs to an evaluation; write it below a flavor of eval")
+_OF_TRAINING = dict.fromkeys(_TRAIN_KEYS - _EVAL_KEYS, "belongs to the training; write it at the top level")
+# Keys that may refer to a user's own file; `*` stands for every flavor.
+_REFERENCES: list[KeyPath] = [
+    tuple(key.split("."))
+    for key in ("model", "dataset", "train_method", "eval_method", "model_args.encoder", "model_args.classifier",
+                "eval.*.dataset", "eval.*.eval_method")
+]  # fmt: skip
 
 
 class LoadedTrain(NamedTuple):
@@ -67,36 +51,25 @@ def load_train_config(
     Raises ConfigError with every problem found.
     """
     source = read_yaml(path)
-    _refuse_other_kind(source, TrainConfig, EvalConfig, "an evaluation config", "configs/train-omni-anml.yml")
-    notices, problems = _prepare(source, overrides, options, adopt_train)
-    problems += _split_by_dataset(source)
-    config, found = _bind_training(source, notices)
-    flavors, found_in_flavors = _bind_flavors(source, config, notices)
-    problems += found + found_in_flavors
-    if config is None or problems:
-        raise ConfigError(tuple(dict.fromkeys(problems)))
-    return LoadedTrain(_fill_in(config, flavors), notices, source)
+    _refuse_other_kind(source, _EVAL_KEYS - _TRAIN_KEYS, _OF_TRAINING, "an evaluation config", "train")
+    found = _prepare(source, overrides, options, adopt_train)
+    _split_by_dataset(source, found)
+    config = _bind_training(source, found)
+    flavors = _bind_flavors(source, config, found)
+    if config is None or found.problems:
+        raise ConfigError(found.problems)
+    return LoadedTrain(_fill_in(config, flavors), found.notices, source)
 
 
-def load_experiment_config(
-    path: Path, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
-) -> LoadedTrain:
+def load_experiment_config(path: Path) -> LoadedTrain:
     """Read the config.yml of an experiment, which says how it was trained: one without `lobo_scale` by `each_row`.
 
     Raises ConfigError.
     """
-    loaded = load_train_config(path, overrides, options)
+    loaded = load_train_config(path)
     if loaded.config.is_zapped and loaded.source.data.get("lobo_scale") is None:
         # It was written before this key, when rows were always drawn so.
         return loaded._replace(config=loaded.config.model_copy(update={"lobo_scale": "each_row"}))
-    return loaded
-
-
-def load_eval_config(
-    path: Path | None, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
-) -> LoadedEval:
-    """Read an evaluation config on one data set. Raises ConfigError with every problem found."""
-    [loaded] = load_eval_configs(path, overrides, options)
     return loaded
 
 
@@ -105,52 +78,51 @@ def load_eval_configs(
 ) -> list[LoadedEval]:
     """Read an evaluation config, once for each of its data sets; without a path, the defaults. Raises ConfigError."""
     source = read_yaml(path) if path else Source({}, {(): Location("the command line")})
-    _refuse_other_kind(source, EvalConfig, TrainConfig, "a training config", "configs/eval-omni-anml.yml")
-    notices, problems = _prepare(source, overrides, options, adopt_eval)
+    _refuse_other_kind(source, _TRAIN_KEYS - _EVAL_KEYS, _OF_EVALUATION, "a training config", "eval")
+    found = _prepare(source, overrides, options, adopt_eval)
     configs = []
     for _, settings in _variants("", source.data):
         part = replace(source, data=settings)
-        config, found = bind(EvalConfig, part)
-        problems += found
+        config, problems = bind(EvalConfig, part)
+        found.problems.extend(problems)
         if config:
-            config, found = _count_flavor(config, None, part, (), notices)
-            problems += found + check_eval(config, part, (), flavor_facts(config, None))
-            notices += unread_in_evaluation(config, part, ())
+            config = _check_flavor(config, None, part, (), found)
             configs.append(config.model_copy(update={"data_path": absolute_path(config.data_path)}))
-    if problems:
-        raise ConfigError(tuple(dict.fromkeys(problems)))
-    return [LoadedEval(config, list(dict.fromkeys(notices))) for config in configs]
+    if found.problems:
+        raise ConfigError(found.problems)
+    return [LoadedEval(config, list(dict.fromkeys(found.notices))) for config in configs]
 
 
 def dump_config(config: Record) -> str:
-    """Return a config as YAML that loads to the same config."""
-    return dump_yaml(_without_unset(config))
+    """Return a config as YAML that loads to the same config.
+
+    Unset keys of records are left out. A null inside free-form mappings stays: `norm_type: null` is a choice.
+    """
+
+    def without_unset(data: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in data.items() if value is not None}
+
+    data = without_unset(config.model_dump())
+    if isinstance(config, TrainConfig):
+        data["eval"] = {name: without_unset(flavor) for name, flavor in data["eval"].items()}
+    return dump_yaml(data)
 
 
-def _without_unset(record: Record) -> dict[str, Any]:
-    """Leave out unset keys of records. A null inside free-form mappings stays: `norm_type: null` is a choice."""
-    data = record.model_dump()
-    kept = {key: value for key, value in data.items() if value is not None}
-    if isinstance(record, TrainConfig):
-        kept["eval"] = {name: _without_unset(flavor) for name, flavor in record.eval.items()}
-    return kept
-
-
-def _refuse_other_kind(source: Source, wanted: type[Record], other: type[Record], what: str, example: str) -> None:
+def _refuse_other_kind(source: Source, foreign: set[str], own: Mapping[str, str], what: str, kind: str) -> None:
     """Raise ConfigError with one problem if the whole config is of the other kind."""
     if not isinstance(source.data, dict):
         message = f"{source.locate(())}: a config is made of `key: value` lines, found {show(source.data)}"
         raise ConfigError(message)
-    keys, other_keys = set(wanted.model_fields), set(other.model_fields)
-    foreign = [key for key in source.data if key in other_keys - keys]
-    if len(foreign) > len((keys - other_keys) & set(source.data)) + 1:
-        message = f"{source.locate(())}: this is {what} ({', '.join(foreign[:3])}, ...); give one like {example}"
+    misplaced = [key for key in source.data if key in foreign]
+    if len(misplaced) > len(set(own) & set(source.data)) + 1:
+        example = f"configs/{kind}-omni-anml.yml"
+        message = f"{source.locate(())}: this is {what} ({', '.join(misplaced[:3])}, ...); give one like {example}"
         raise ConfigError(message)
 
 
 def _prepare(
-    source: Source, overrides: Sequence[str], options: Mapping[str, Any] | None, adopt: Callable[[Source], Adopted]
-) -> Adopted:
+    source: Source, overrides: Sequence[str], options: Mapping[str, Any] | None, adopt: Callable[[Source], Findings]
+) -> Findings:
     """Put --set and command-line flags into the data of the file, and rewrite it into our own spelling."""
     notices, problems = adopt(source)
     for override in overrides:
@@ -163,20 +135,7 @@ def _prepare(
             _set(source, (key,), value, f"--{key.replace('_', '-')}")
     again = adopt(source)
     make_references_absolute(source, _REFERENCES)
-    return Adopted(list(dict.fromkeys(notices + again.notices)), problems + again.problems)
-
-
-# Keys that may refer to a user's own file; `*` stands for every flavor.
-_REFERENCES: tuple[KeyPath, ...] = (
-    ("model",),
-    ("dataset",),
-    ("train_method",),
-    ("eval_method",),
-    ("model_args", "encoder"),
-    ("model_args", "classifier"),
-    ("eval", "*", "dataset"),
-    ("eval", "*", "eval_method"),
-)
+    return Findings(list(dict.fromkeys(notices + again.notices)), problems + again.problems)
 
 
 def _override(source: Source, override: str) -> None:
@@ -209,69 +168,88 @@ def _set(source: Source, key_path: KeyPath, value: Any, origin: str) -> None:
     source.locations[key_path] = Location(origin)
 
 
-def _bind_training(source: Source, notices: list[str]) -> tuple[TrainConfig | None, list[str]]:
+def _split_by_dataset(source: Source, found: Findings) -> None:
+    """Replace a flavor `olft` on `[omniglot, glyphs]` by `olft-omniglot` and `olft-glyphs`, in place; each is a job."""
+    flavors = {}
+    for name, settings in source.data["eval"].items():
+        for new_name, new_settings in _variants(name, settings):
+            if new_name != name and (new_name in flavors or new_name in source.data["eval"]):
+                message = f"makes a flavor {new_name}, which there is already; rename one, or name a data set once"
+                found.problems.append(problem(source, ("eval", name, "dataset"), message))
+            source.copy_locations(("eval", name), ("eval", new_name))
+            flavors[new_name] = new_settings
+    source.data["eval"] = flavors
+
+
+def _variants(name: str, settings: Any) -> list[tuple[str, Any]]:
+    """Return a flavor with a list of data sets once for each of them, named after it; any other flavor as it is."""
+    datasets = settings.get("dataset") if isinstance(settings, dict) else None
+    if not isinstance(datasets, list) or not datasets or not all(isinstance(d, str) for d in datasets):
+        return [(name, settings)]
+    ours = [canonical_dataset(dataset, settings.get("imgs_per_class")) for dataset in datasets]
+    return [(f"{name}-{dataset_label(d)}" if len(ours) > 1 else name, settings | {"dataset": d}) for d in ours]
+
+
+def _worded(source: Source, at: KeyPath, faults: Iterable[tuple[str, str]]) -> list[str]:
+    return [problem(source, (*at, key), message) for key, message in faults]
+
+
+def _bind_training(source: Source, found: Findings) -> TrainConfig | None:
     """Bind everything but the flavors, and check it if it is well-formed."""
     without_eval = {key: value for key, value in source.data.items() if key != "eval"}
-    elsewhere = _keys_of(EvalConfig, TrainConfig, "belongs to an evaluation; write it below a flavor of eval")
-    config, problems = bind(TrainConfig, Source(without_eval, source.locations), elsewhere=elsewhere)
+    config, problems = bind(TrainConfig, Source(without_eval, source.locations), elsewhere=_OF_EVALUATION)
     problems += check_model_args(source)
+    found.problems.extend(problems)
     if config is None or problems:
-        return None, problems
+        return None
     try:
-        config, found = fill_in_training(config)
+        config, notices = fill_in_training(config)
     except ConfigError as error:
-        return None, located(source, error.problems)
-    notices += located(source, found)
-    problems = check_train(config, source)
-    notices += [] if problems else ends_early(config, source) + unread_in_training(config, source)
-    return config, problems
+        found.problems.extend(located(source, error.problems))
+        return None
+    found.notices.extend(located(source, notices))
+    problems = _worded(source, (), check_train(config, "epochs" in source.data))
+    found.problems.extend(problems)
+    if not problems:
+        found.notices.extend(_worded(source, (), ends_early(config)) + unread(TRAINING, config, source))
+    return config
 
 
-def _keys_of(record: type[Record], other: type[Record], message: str) -> dict[str, str]:
-    """Return what to say of the keys of one record that another does not have."""
-    return dict.fromkeys(set(record.model_fields) - set(other.model_fields), message)
-
-
-def _bind_flavors(
-    source: Source, training: TrainConfig | None, notices: list[str]
-) -> tuple[dict[str, EvalConfig], list[str]]:
+def _bind_flavors(source: Source, training: TrainConfig | None, found: Findings) -> dict[str, EvalConfig]:
     """Bind and check each flavor by itself, so that its problems show whatever else is wrong."""
-    flavors, problems = {}, []
+    flavors = {}
     for name, settings in source.data["eval"].items():
         at = ("eval", name)
         if settings is None:
-            problems.append(problem(source, at, "has no settings; write them below it, further to the right"))
+            found.problems.append(problem(source, at, "has no settings; write them below it, further to the right"))
             continue
-        elsewhere = _keys_of(TrainConfig, EvalConfig, "belongs to the training; write it at the top level")
-        flavor, found = bind(EvalConfig, source, at, elsewhere)
-        problems += check_flavor_name(name, source) + found
+        flavor, problems = bind(EvalConfig, source, at, _OF_TRAINING)
+        found.problems.extend(_worded(source, ("eval",), check_flavor_name(name)) + problems)
         if flavor:
             dataset = training.dataset if training else str(source.data.get("dataset"))
             if flavor.dataset is None and (training or dataset in DATASETS):
                 flavor = flavor.model_copy(update={"dataset": dataset})
-            flavor, found = _count_flavor(flavor, training, source, at, notices)
-            facts = flavor_facts(flavor, training)
-            problems += found + check_eval(flavor, source, at, facts)
-            notices += unread_in_evaluation(flavor, source, at)
-            if training:
-                problems += check_fits_model(flavor, training, facts, source, at)
-                notices += overlaps(flavor, training, source, at)
-            flavors[name] = flavor
-    return flavors, problems
+            flavors[name] = _check_flavor(flavor, training, source, at, found)
+    return flavors
 
 
-def _count_flavor(
-    flavor: EvalConfig, training: TrainConfig | None, source: Source, at: KeyPath, notices: list[str]
-) -> tuple[EvalConfig, list[str]]:
-    """Name the classes of an evaluation on images-folder. By hand, a checkpoint may name them later."""
-    if at and training is None:
-        return flavor, []  # The training's problems come first: they may be of the same folder.
-    try:
-        flavor, found = fill_in_flavor(flavor, training, "".join(f"{key}." for key in at), unseen=bool(at))
-    except ConfigError as error:
-        return flavor, located(source, error.problems)
-    notices += located(source, found)
-    return flavor, []
+def _check_flavor(
+    flavor: EvalConfig, training: TrainConfig | None, source: Source, at: KeyPath, found: Findings
+) -> EvalConfig:
+    """Check an evaluation, and return it with the classes of an images-folder named (by hand, a checkpoint may)."""
+    if training or not at:  # The training's problems come first: they may be of the same folder.
+        try:
+            flavor, notices = fill_in_flavor(flavor, training, "".join(f"{key}." for key in at), unseen=bool(at))
+            found.notices.extend(located(source, notices))
+        except ConfigError as error:
+            found.problems.extend(located(source, error.problems))
+    facts = flavor_facts(flavor, training)
+    found.problems.extend(_worded(source, at, check_eval(flavor, facts)))
+    found.notices.extend(unread(EVALUATION, flavor, source, at))
+    if training:
+        found.problems.extend(_worded(source, at, check_fits_model(flavor, training, facts)))
+        found.notices.extend(_worded(source, at, overlaps(flavor, training)))
+    return flavor
 
 
 def _fill_in(config: TrainConfig, flavors: Mapping[str, EvalConfig]) -> TrainConfig:
@@ -312,22 +290,20 @@ def smoke_test(config: TrainConfig) -> TrainConfig:
             "log_freq": 1,
             # An incomplete copy of the data is enough to see that every job runs.
             "allow_incomplete": True,
-            "train_classes": min(config.num_train_classes, _most_classes(config)),
+            # A sample of the data may have four classes, and validation needs some of them.
+            "train_classes": min(
+                config.num_train_classes, 2 if any(f.is_validation for f in config.eval.values()) else 4
+            ),
             "imgs_per_class": min(config.images_per_class, 8),
             "train_size": min(config.examples_per_class, 6),
             "batch_size": min(config.batch_size, 2),
             "num_batches": min(config.inner_steps, 2),
             "remember_size": min(config.remember_size, 4),
             "val_size": min(config.val_size, 4),
-            "model_args": _small_model(config.model_args),
+            "model_args": _narrow("", config.model_args),
             "eval": {name: _small_evaluation(flavor) for name, flavor in config.eval.items()},
         }
     )
-
-
-def _most_classes(config: TrainConfig) -> int:
-    """Return the most classes that a smoke test trains on; validation needs some of a sample's four."""
-    return 2 if any(flavor.is_validation for flavor in config.eval.values()) else 4
 
 
 def _small_evaluation(config: EvalConfig) -> EvalConfig:
@@ -345,14 +321,10 @@ def _small_evaluation(config: EvalConfig) -> EvalConfig:
     )
 
 
-def _small_model(args: dict[str, Any]) -> dict[str, Any]:
+def _narrow(key: str, value: Any) -> Any:
     """Narrow a model's layers, those in nested arguments included."""
-    small: dict[str, Any] = {}
-    for key, value in args.items():
-        if isinstance(value, dict):
-            small[key] = _small_model(value)
-        elif key in _SMALL:
-            small[key] = [_SMALL[key]] * len(value) if isinstance(value, (list, tuple)) else _SMALL[key]
-        else:
-            small[key] = value
-    return small
+    if isinstance(value, dict):
+        return {inner: _narrow(inner, argument) for inner, argument in value.items()}
+    if key not in _SMALL:
+        return value
+    return [_SMALL[key]] * len(value) if isinstance(value, (list, tuple)) else _SMALL[key]

@@ -6,8 +6,8 @@ For the same reason the notices cover only what the user wrote, and no key that 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from anml.config.binding import Record, problem
 from anml.config.evaluation import EvalConfig
@@ -17,30 +17,31 @@ from anml.config.yaml import KeyPath, Location, Rank, Source, value_at
 R = TypeVar("R", bound=Record)
 
 
-@dataclass(frozen=True)
-class Unread(Generic[R]):
+class Unread(NamedTuple, Generic[R]):
     """Keys that are not read where `holds`.
 
-    setting: the key that decides it. where: how a notice calls that; {} is the setting's value. keys: each with what
-    the notice ends in. anyway: values that ask for what happens anyway, of which there is nothing to say.
+    setting: the key that decides it. keys: each with what the notice ends in. anyway: values that ask for what happens
+    anyway, of which there is nothing to say. where: how a notice calls the setting (0) and its value (1).
     """
 
     setting: str
     holds: Callable[[R], bool]
-    where: str
     keys: Mapping[str, str]
-    anyway: Mapping[str, Any] = field(default_factory=dict)
+    anyway: Mapping[str, Any] = MappingProxyType({})
+    where: str = "on {0}: {1}"
 
 
 _BY_ADAM = "; the outer loop learns by Adam, the inner one by SGD"
 _OF_EPISODES = "; it is for training on episodes"
+_EPISODES_ALONE = ("sample_method", "train_cycles", "remember_size", "remember_only", "engine")
+_PERIOD = "; it says every how many epochs rows are re-drawn"
+_ROWS = "; it says how many rows are re-drawn"
 _UNLEARNED = ", which learns nothing"
 
 TRAINING: tuple[Unread[TrainConfig], ...] = (
     Unread(
         "train_method",
         lambda config: config.method.is_episodic,
-        "on train_method: {}",
         {
             "lr": "; did you mean outer_lr or inner_lr?",
             "optimizer": _BY_ADAM,
@@ -56,7 +57,6 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
     Unread(
         "train_method",
         lambda config: not config.method.is_episodic,
-        "on train_method: {}",
         {
             "inner_lr": "; did you mean lr?",
             "outer_lr": "; did you mean lr?",
@@ -64,58 +64,46 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
             "outer_params": ", which trains all parameters",
             "lobotomize": "; did you mean lobo_rate and lobo_size?",
             "num_batches": "; an epoch is all examples, in batches of batch_size",
-            "sample_method": _OF_EPISODES,
-            "train_cycles": _OF_EPISODES,
-            "remember_size": _OF_EPISODES,
-            "remember_only": _OF_EPISODES,
-            "engine": _OF_EPISODES,
+            **dict.fromkeys(_EPISODES_ALONE, _OF_EPISODES),
         },
         {
-            "inner_params": ("all",),
-            "outer_params": ("all",),
-            "lobotomize": False,
-            "remember_only": False,
+            **dict.fromkeys(("inner_params", "outer_params"), ("all",)),
+            **dict.fromkeys(("lobotomize", "remember_only"), False),
             "engine": "auto",
         },
     ),
     Unread(
         "lr_scheduler",
         lambda config: not config.method.is_episodic and config.lr_scheduler is None,
-        "without lr_scheduler",
         {"lr_scheduler_args": ", whose arguments they are"},
         {"lr_scheduler_args": {}},
+        "without {0}",
     ),
     Unread(
         "lobo_rate",
         lambda config: not config.method.is_episodic and not config.lobo_rate,
-        "without lobo_rate",
-        {
-            "lobo_size": "; it says every how many epochs rows are re-drawn",
-            "lobo_scale": "; it says every how many epochs rows are re-drawn",
-        },
+        {"lobo_size": _PERIOD, "lobo_scale": _PERIOD},
         {"lobo_size": 0},
+        "without {0}",
     ),
     Unread(
         "lobo_size",
         lambda config: not config.method.is_episodic and not config.lobo_size,
-        "without lobo_size",
-        {
-            "lobo_rate": "; it says how many rows are re-drawn",
-            "lobo_scale": "; it says how many rows are re-drawn",
-        },
+        {"lobo_rate": _ROWS, "lobo_scale": _ROWS},
         {"lobo_rate": 0},
+        "without {0}",
     ),
     Unread(
         "inner_lrs",
         lambda config: config.inner_lrs is not None,
-        "beside inner_lrs",
         {"inner_lr": "; name all rates there, or remove inner_lrs"},
+        where="beside {0}",
     ),
     Unread(
         "seeds",
         lambda config: config.seeds is not None,
-        "beside seeds",
         {"seed": "; name all seeds there, or remove seeds"},
+        where="beside {0}",
     ),
 )
 
@@ -123,7 +111,6 @@ EVALUATION: tuple[Unread[EvalConfig], ...] = (
     Unread(
         "eval_method",
         lambda config: config.protocol.in_sequence,
-        "on eval_method: {}",
         {
             "epochs": ", which sees every example once; it is for iid",
             "batch_size": ", which learns one example at a time; it is for iid",
@@ -133,14 +120,12 @@ EVALUATION: tuple[Unread[EvalConfig], ...] = (
     Unread(
         "eval_method",
         lambda config: config.protocol.solves_head,
-        "on eval_method: {}",
         {"reinit_method": ", whose output layer is always the least-squares solution"},
         {"reinit_method": "lstsq"},
     ),
     Unread(
         "eval_method",
         lambda config: not config.protocol.learns,
-        "on eval_method: {}",
         {
             **dict.fromkeys(("lr", "opt_params", "adam_betas", "epochs", "batch_size"), _UNLEARNED),
             "eval_freq": ", which is scored once",
@@ -149,32 +134,22 @@ EVALUATION: tuple[Unread[EvalConfig], ...] = (
     Unread(
         "reinit_method",
         lambda config: not config.needs_least_squares,
-        "on reinit_method: {}",
         {"init_size": "; it is for least squares: lstsq, or eval_method: zero_shot"},
     ),
 )
 
 
-def unread_in_training(config: TrainConfig, source: Source) -> list[str]:
-    """Return a notice of every key of a training, as the user wrote it, that nothing reads."""
-    return _notices(TRAINING, config, source, ())
-
-
-def unread_in_evaluation(config: EvalConfig, source: Source, at: KeyPath) -> list[str]:
-    """Return a notice of every key of an evaluation, as the user wrote it, that nothing reads."""
-    return _notices(EVALUATION, config, source, at)
-
-
-def _notices(table: tuple[Unread[R], ...], config: R, source: Source, at: KeyPath) -> list[str]:
+def unread(table: tuple[Unread[R], ...], config: R, source: Source, at: KeyPath = ()) -> list[str]:
+    """Return a notice of every key at a key path, as the user wrote it, that nothing reads."""
     written = _written(config, source, at)
-    found = []
+    notices = []
     for row in [row for row in table if row.holds(config)]:
         decided_at = source.locate((*at, row.setting)).rank
-        where = row.where.format(getattr(config, row.setting))
+        where = row.where.format(row.setting, getattr(config, row.setting))
         for key in [key for key in row.keys if key in written and written[key].rank >= decided_at]:
             if getattr(config, key) != row.anyway.get(key):
-                found.append(problem(source, (*at, key), f"has no effect {where}{row.keys[key]}"))
-    return found
+                notices.append(problem(source, (*at, key), f"has no effect {where}{row.keys[key]}"))
+    return notices
 
 
 def _written(config: Record, source: Source, at: KeyPath) -> dict[str, Location]:

@@ -1,4 +1,4 @@
-"""What tells the trainings of one experiment apart: the inner learning rate, the seed, or both."""
+"""One experiment: a model, its trainings (by inner learning rate and seed), and the evaluations that follow."""
 
 import math
 import re
@@ -34,19 +34,19 @@ class TrainingId(NamedTuple):
     @property
     def tag(self) -> str:
         """`inner-lr-0.05-seed-1`, `seed-1` or nothing: a part of the names of folders, files and jobs."""
-        return "-".join(f"{name.replace('_', '-')}-{value}" for name, value in self._varied())
+        return "-".join(f"{name.replace('_', '-')}-{value}" for name, value in self.varied)
 
     @property
     def words(self) -> str:
         """`inner_lr 0.05, seed 1`, `seed 1` or nothing."""
-        return ", ".join(f"{name} {value}" for name, value in self._varied())
+        return ", ".join(f"{name} {value}" for name, value in self.varied)
 
     def flags(self, prefix: str = "--") -> tuple[str, ...]:
         """Return the arguments that name this training on a command line."""
-        varied = self._varied()
-        return tuple(word for name, value in varied for word in (prefix + name.replace("_", "-"), str(value)))
+        return tuple(word for name, value in self.varied for word in (prefix + name.replace("_", "-"), str(value)))
 
-    def _varied(self) -> list[tuple[str, float]]:
+    @property
+    def varied(self) -> list[tuple[str, float]]:
         return [(name, value) for name, value in self._asdict().items() if value is not None]
 
 
@@ -72,18 +72,14 @@ def model_order(name: str) -> tuple[str, float]:
     return (name, -math.inf) if found is None else (found["name"], float(found["inner_lr"]))
 
 
-# One experiment: a model, how it is trained, and the evaluations that follow.
-
 LoboScale = Literal["all_rows", "each_row"]
+EngineName = Literal["auto", "graph", "compiled", "native", "sweep", "fast", "reference"]
 
 
 class InnerOptimizer(NamedTuple):
-    """What takes the steps of the inner loop: plain SGD. Every engine gets this record."""
+    """What takes the steps of the inner loop, plain SGD, as every engine gets it."""
 
     lr: float
-
-
-EngineName = Literal["auto", "graph", "compiled", "native", "sweep", "fast", "reference"]
 
 
 class TrainConfig(Record):
@@ -109,7 +105,8 @@ class TrainConfig(Record):
     train_classes: Count | None = None
     # Of images-folder: a fraction or names; loading turns it into the names of all classes that are used.
     class_split: ClassSplitKey | None = None
-    # None rather than false: config.yml files of earlier versions stay the same text.
+    # Here and below, None and not the default itself is not written down: config.yml files of earlier versions stay
+    # the same text.
     allow_incomplete: bool | None = None
 
     train_method: MethodName = "meta"
@@ -124,7 +121,7 @@ class TrainConfig(Record):
     inner_lr: Rate = 0.1
     inner_lrs: OneOrMany[Rate] | None = None
     outer_lr: Rate = 0.001
-    # A schedule of outer_lr by episode. Unset keys here are not written down, as with train_together.
+    # A schedule of outer_lr by episode.
     outer_lr_scheduler: str | None = None
     outer_lr_scheduler_args: dict[str, Any] | None = None
     max_grad_norm: Rate | None = None
@@ -136,11 +133,10 @@ class TrainConfig(Record):
     log_freq: Count = 10
     seed: int = 1
     seeds: OneOrMany[int] | None = None
-    # One job does the trainings of all seeds and inner_lrs, on a GPU at once. Unset is false, and not written
-    # down: resolved configs from before this key stay as they are.
+    # One job does the trainings of all seeds and inner_lrs, on a GPU at once. Unset is false.
     train_together: bool | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # The same bits each time on the same GPU. Unset is true, and not written down, as with train_together.
+    # The same bits each time on the same GPU. Unset is true.
     deterministic: bool | None = None
     engine: EngineName = "auto"
 
@@ -160,7 +156,7 @@ class TrainConfig(Record):
     lobo_rate: NotNegative | None = None
     lobo_size: NotNegative | None = None
     # What kaiming_normal takes for its matrix: all re-drawn rows, or each by itself. Loading fills it in where rows are
-    # re-drawn, and nowhere else: other config.yml files stay the same text.
+    # re-drawn.
     lobo_scale: LoboScale | None = None
 
     eval_steps: OneOrMany[Count] | None = None
@@ -172,18 +168,16 @@ class TrainConfig(Record):
     def facts(self) -> Dataset:
         """The training data set. Raises ConfigError when a user's own is gone."""
         dataset = find_dataset(self.dataset)
-        if dataset.needs_counting and isinstance(self.class_split, ClassSplit) and self.imgs_per_class:
-            return folder_facts(self.class_split, self.imgs_per_class)
+        if dataset.needs_counting and self._named_split and self.imgs_per_class:
+            return folder_facts(self._named_split, self.imgs_per_class)
         return dataset
 
     @property
     def method(self) -> Method:
-        """How it trains."""
         return find_method(self.train_method)
 
     @property
     def inner_optimizer(self) -> InnerOptimizer:
-        """What takes the steps of the inner loop."""
         return InnerOptimizer(self.inner_lr)
 
     @property
@@ -194,39 +188,35 @@ class TrainConfig(Record):
 
     @property
     def train_request(self) -> DataRequest:
-        """What to load for training."""
-        split = self.class_split if isinstance(self.class_split, ClassSplit) else None
+        split, size, allow_incomplete = self._named_split, self.image_shape[1], bool(self.allow_incomplete)
         classes, examples = (split.train, self.imgs_per_class) if split else ((), None)
-        size, allow_incomplete = self.image_shape[1], bool(self.allow_incomplete)
         return DataRequest(self.dataset, "train", size, self.data_path, classes, examples, allow_incomplete)
 
     def eval_request(self, flavor: EvalConfig) -> DataRequest:
-        """Return what to load for one of the evaluations."""
         if flavor.is_validation:
             # As complete as for training: in a copy that lacks some, other classes would be the first ones.
             return self.train_request._replace(first_class=self.num_train_classes)
-        split = self.class_split if isinstance(self.class_split, ClassSplit) else None
         size, dataset = self.image_shape[1], flavor.dataset or self.dataset
-        return eval_request(flavor, dataset, size, flavor.data_path, split, self.imgs_per_class)
+        return eval_request(flavor, dataset, size, flavor.data_path, self._named_split, self.imgs_per_class)
+
+    @property
+    def _named_split(self) -> ClassSplit | None:
+        return self.class_split if isinstance(self.class_split, ClassSplit) else None
 
     @property
     def model_record(self) -> ModelArgs:
-        """The model's arguments as their own typed record."""
         return named_part("model", self.model).args(**self.model_args)
 
     @property
     def display_name(self) -> str:
-        """The model's name in results and reports."""
         return self.model_name or self.model.rpartition(":")[2]  # Of a user's own model the name of its class.
 
     @property
     def training_seeds(self) -> tuple[int, ...]:
-        """The seeds of the trainings of this experiment; each is trained and evaluated on its own."""
         return self.seeds or (self.seed,)
 
     @property
     def trainings(self) -> tuple[TrainingId, ...]:
-        """The trainings of this experiment; each is trained and evaluated on its own."""
         return tuple(TrainingId(*pair) for pair in product(self.inner_lrs or (None,), self.seeds or (None,)))
 
     def training_id(self, inner_lr: float | None, seed: int | None) -> TrainingId:
@@ -241,17 +231,13 @@ class TrainConfig(Record):
 
     def for_training(self, training: TrainingId) -> "TrainConfig":
         """Return the config of one of the trainings by itself. A model is named after its own inner rate."""
-        changes: dict[str, object] = {"inner_lrs": None, "seeds": None, "train_together": None}
+        changes: dict[str, Any] = {"inner_lrs": None, "seeds": None, "train_together": None, **dict(training.varied)}
         if training.inner_lr is not None:
-            name = f"{self.display_name}-{TrainingId(inner_lr=training.inner_lr).tag}"
-            changes |= {"inner_lr": training.inner_lr, "model_name": name}
-        if training.seed is not None:
-            changes["seed"] = training.seed
+            changes["model_name"] = f"{self.display_name}-{TrainingId(inner_lr=training.inner_lr).tag}"
         return self.model_copy(update=changes)
 
     @property
     def images_per_class(self) -> int:
-        """Examples of each background class that are used at all."""
         return self.imgs_per_class or self.facts.examples_per_class
 
     @property
@@ -261,7 +247,6 @@ class TrainConfig(Record):
 
     @property
     def num_train_classes(self) -> int:
-        """Background classes that training uses."""
         return self.train_classes or self.facts.train_classes
 
     @property
@@ -276,16 +261,13 @@ class TrainConfig(Record):
 
     @property
     def inner_steps(self) -> int:
-        """Batches of one pass of the inner loop."""
         return self.num_batches or max(1, self.examples_per_class // self.batch_size)
 
     @property
     def total_steps(self) -> int:
         """Episodes (or, for i.i.d. training, optimizer steps) of the whole training."""
-        steps = self.epochs
-        if not self.method.is_episodic:
-            images = self.num_train_classes * self.examples_per_class
-            steps *= -(-images // self.batch_size)
+        images = self.num_train_classes * self.examples_per_class
+        steps = self.epochs * (1 if self.method.is_episodic else -(-images // self.batch_size))
         return min(steps, self.max_steps or steps)
 
     @property

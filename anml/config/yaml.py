@@ -132,7 +132,9 @@ def read_value(text: str, origin: str) -> Any:
     origin: how messages call it. Raises ConfigError.
     """
     reader = _Reader(Source(None))
-    reader.source.data = reader.read_text(text, Path(origin)) if text.strip() else None
+    if text.strip():
+        path = Path(origin)
+        reader.source.data = reader.enter(reader.parse(text, path), path, ("value",))  # Not the top of a file.
     # A command line has no line numbers.
     reader.problems = [problem.replace(f"{origin}:1:", f"{origin}:") for problem in reader.problems]
     return reader.finish().data
@@ -159,7 +161,7 @@ class _Reader:
     def finish(self) -> Source:
         """Return what was read. Raises ConfigError with every problem."""
         if self.problems:
-            raise ConfigError(tuple(dict.fromkeys(self.problems)))
+            raise ConfigError(self.problems)
         # A base's keys that were overridden have left their locations behind.
         for key in [key for key in self.source.locations if value_at(self.source.data, key, _ABSENT) is _ABSENT]:
             del self.source.locations[key]
@@ -169,45 +171,40 @@ class _Reader:
         """Return the content of a file; if it cannot be read, None, and note a problem."""
         if path not in self.nodes:
             self.nodes[path] = self._parse_file(path)
-        return self._enter(self.nodes[path], path, key_path)
-
-    def read_text(self, text: str, path: Path) -> Any:
-        """Return the data of a YAML text; `path` is where it stands, which its !includes are relative to."""
-        return self._enter(self._parse(text, path), path, ("value",))  # Not the top of a file.
+        return self.enter(self.nodes[path], path, key_path)
 
     def _parse_file(self, path: Path) -> yaml.Node | None:
         try:
-            return self._parse(path.read_text(encoding="utf-8"), path)
+            return self.parse(path.read_text(encoding="utf-8"), path)
         except OSError as error:
             return self._problem(Location(str(path)), f"cannot read this file: {error.strerror}")
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             return self._problem(Location(str(path), line), "not UTF-8 text; save the file as UTF-8")
 
-    def _parse(self, text: str, path: Path) -> yaml.Node | None:
+    def parse(self, text: str, path: Path) -> yaml.Node | None:
         try:
             node = yaml.compose(text, Loader=_Loader)
         except yaml.YAMLError as error:
             return self._problem(Location(str(path), _line(error, text)), f"not valid YAML: {_reason(error)}")
         return node or self._problem(Location(str(path)), "this file is empty")
 
-    def _enter(self, node: yaml.Node | None, path: Path, key_path: KeyPath) -> Any:
+    def enter(self, node: yaml.Node | None, path: Path, key_path: KeyPath) -> Any:
+        """Return the data of a node in a file, which its !includes are relative to."""
         if node is None:
             return None
         self.files.append(path)
-        try:
-            return self._build(node, key_path)
-        finally:
-            self.files.pop()
+        data = self._build(node, key_path)
+        self.files.pop()
+        return data
 
     def _build(self, node: yaml.Node, key_path: KeyPath) -> Any:
         if node in self.open:
-            return self._problem(self._location(node), "an alias (*name) may not stand inside what it refers to")
+            return self._problem(node, "an alias (*name) may not stand inside what it refers to")
         self.open.append(node)
-        try:
-            return self._value(node, key_path)
-        finally:
-            self.open.pop()
+        data = self._value(node, key_path)
+        self.open.pop()
+        return data
 
     def _value(self, node: yaml.Node, key_path: KeyPath) -> Any:
         if node.tag == "!include":
@@ -215,26 +212,23 @@ class _Reader:
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
             return self._mapping(node, key_path)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
-            return [self._item(child, (*key_path, index)) for index, child in enumerate(node.value)]
+            self.source.locations |= {(*key_path, i): self._location(child) for i, child in enumerate(node.value)}
+            return [self._build(child, (*key_path, index)) for index, child in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode) and node.tag in _PLAIN_TAGS:
             with contextlib.suppress(ValueError, KeyError):
                 return self.scalars.construct_object(node)
         tag = node.tag.replace(_TAG, "!!")
-        return self._problem(self._location(node), f"{tag} cannot be used here; write plain YAML, or !include FILE")
-
-    def _item(self, node: yaml.Node, key_path: KeyPath) -> Any:
-        self.source.locations[key_path] = self._location(node)
-        return self._build(node, key_path)
+        return self._problem(node, f"{tag} cannot be used here; write plain YAML, or !include FILE")
 
     def _include(self, node: yaml.Node, key_path: KeyPath) -> Any:
         if not isinstance(node, yaml.ScalarNode) or not node.value:
-            return self._problem(self._location(node), "!include takes the name of one file")
+            return self._problem(node, "!include takes the name of one file")
         path = self.files[-1].parent / Path(node.value).expanduser()
         if not path.is_file():
-            return self._problem(self._location(node), f"!include {node.value}: there is no file {path}")
+            return self._problem(node, f"!include {node.value}: there is no file {path}")
         if path.resolve() in [file.resolve() for file in self.files]:
             chain = " -> ".join(file.name for file in (*self.files, path))
-            return self._problem(self._location(node), f"this file includes itself: {chain}; remove an !include")
+            return self._problem(node, f"this file includes itself: {chain}; remove an !include")
         return self.read_file(path, key_path)
 
     def _mapping(self, node: yaml.MappingNode, key_path: KeyPath) -> dict[str, Any]:
@@ -242,34 +236,30 @@ class _Reader:
         base = own.pop("<<", (node, None))[1]
         data = {} if base is None else self._merged(base, key_path)
         # Keys that reach inside others come last; below the top of a file a dot has no meaning.
-        inner = [] if key_path else [key for key in own if "." in key]
-        for key in [key for key in own if key not in inner]:
-            self._set(data, key, own[key], (*key_path, key))
-        for key in inner:
-            try:
-                target, at = _holder(data, key)
-            except ValueError as error:
-                self._problem(self._location(own[key][0]), f"{key}: {error}")
-            else:
+        for key in own if key_path else sorted(own, key=lambda key: "." in key):
+            key_node, child = own[key]
+            target, at = data, (*key_path, key)
+            if not key_path and "." in key:
+                try:
+                    target, at = _holder(data, key)
+                except ValueError as error:
+                    self._problem(key_node, f"{key}: {error}")
+                    continue
                 self.source.forget(at)
-                self._set(target, str(at[-1]), own[key], at)
+            target[str(at[-1])] = self._build(child, at)
+            # The line of the key, even if the value stands in an included file.
+            self.source.locations[at] = self._location(key_node)
         return data
-
-    def _set(self, data: dict[str, Any], key: str, nodes: tuple[yaml.Node, yaml.Node], key_path: KeyPath) -> None:
-        key_node, child = nodes
-        data[key] = self._build(child, key_path)
-        # The place where the key is written, even if the value stands in an included file.
-        self.source.locations[key_path] = self._location(key_node)
 
     def _own_keys(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Return the nodes of a mapping's keys and values, by key. A key is text, whatever it looks like."""
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key_node, child in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                self._problem(self._location(key_node), "a key must be plain text")
+                self._problem(key_node, "a key must be plain text")
             elif key_node.value in own:
                 advice = "merge several with <<: [FIRST, SECOND]" if key_node.value == "<<" else "keep one of them"
-                self._problem(self._location(key_node), f"{key_node.value} is given twice; {advice}")
+                self._problem(key_node, f"{key_node.value} is given twice; {advice}")
             else:
                 own[key_node.value] = (key_node, child)
         return own
@@ -286,15 +276,15 @@ class _Reader:
             if isinstance(base, dict):
                 data |= base
             elif len(self.problems) == count:
-                self._problem(self._location(child), "<< takes a mapping, an alias of one, or an !include of one")
+                self._problem(child, "<< takes a mapping, an alias of one, or an !include of one")
         return data
 
     def _location(self, node: yaml.Node) -> Location:
         inherited = self.bases > 0 or len(self.files) > 1
         return Location(str(self.files[-1]), node.start_mark.line + 1, inherited)
 
-    def _problem(self, location: Location, message: str) -> None:
-        self.problems.append(f"{location}: {message}")
+    def _problem(self, at: yaml.Node | Location, message: str) -> None:
+        self.problems.append(f"{self._location(at) if isinstance(at, yaml.Node) else at}: {message}")
 
 
 def _holder(data: dict[str, Any], key: str) -> tuple[dict[str, Any], KeyPath]:
@@ -327,10 +317,9 @@ def _holder(data: dict[str, Any], key: str) -> tuple[dict[str, Any], KeyPath]:
 
 def _mappings(target: Any) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
     """Return the mappings that keys are looked up in: a mapping itself, or those in a list with their positions."""
-    if isinstance(target, dict):
-        return [(target, ())]
-    items = enumerate(target) if isinstance(target, list) else ()
-    return [(item, (index,)) for index, item in items if isinstance(item, dict)]
+    if isinstance(target, list):
+        return [(item, (index,)) for index, item in enumerate(target) if isinstance(item, dict)]
+    return [(target, ())] if isinstance(target, dict) else []
 
 
 def _line(error: yaml.YAMLError, text: str) -> int:

@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from anml.atomic import read_json
 from anml.config.evaluation import DataRequest
 from anml.config.facts import DATASETS, Dataset, dataset_label, find_dataset
 from anml.data.class_images import ClassImages, StoredArray, write_array
-from anml.data.sources import ImageFiles, cache_dir, fingerprint, identify, recorded
+from anml.data.sources import ImageFiles, cache_dir, fingerprint, identify
 from anml.errors import AnmlError, DataError
 from anml.plugins import frozen_or_given
 
@@ -36,7 +37,7 @@ def load_images(request: DataRequest) -> ClassImages:
         # A copy: a training of days then survives a cleaned cache.
         return ClassImages(torch.from_numpy(np.array(array[request.first_class :])), name, mean_std)
     stored = StoredArray(file)
-    return ClassImages(stored.tensor, name, mean_std, stored).other_classes(request.first_class)
+    return ClassImages(stored.tensor[request.first_class :], name, mean_std, stored)
 
 
 def array_file(request: DataRequest) -> Path:
@@ -78,10 +79,8 @@ def _check_shape(request: DataRequest, dataset: Dataset, shape: Sequence[int]) -
     is_image = len(shape) == len(expected) and tuple(shape[2:]) == expected[2:]
     if is_image and (tuple(shape) == expected or (request.allow_incomplete and min(shape) > 0)):
         return
-    message = (
-        f"{request.dataset}: its loader must return [classes, examples, channels, size, size] = {list(expected)} for "
-        f"the split {request.split}, found {list(shape)}. Correct the loader, or the counts in its Dataset."
-    )
+    message = f"{request.dataset}: its loader must return [classes, examples, channels, size, size] = {list(expected)} "
+    message += f"for the split {request.split}, found {list(shape)}. Correct the loader, or the counts in its Dataset."
     raise DataError(message)
 
 
@@ -105,7 +104,7 @@ def _array_of_files(request: DataRequest, files: ImageFiles) -> Path:
     where = (request.folder, request.classes, request.examples)
     key = hashlib.sha256(repr(where).encode()).hexdigest()[:12]
     record = cache_dir() / f"{dataset_label(request.dataset)}-{request.split}-of-{key}-v{_CONVERSION}.json"
-    last = _file(request, contents) if (contents := recorded(record)) else None
+    last = _file(request, contents) if (contents := (read_json(record) or {}).get("contents")) else None
     if request.data_path is None and last and last.is_file():
         return last  # What is downloaded has a known checksum: it need not be kept.
     try:
@@ -143,7 +142,7 @@ def _write(file: Path, write: Callable[[BinaryIO], None]) -> None:
                 raise
     except OSError as error:
         message = (
-            f"{file.parent}: cannot write the converted array ({error.strerror}). "
-            "Set ANML_CACHE to a folder with space that you may write to."
+            f"{file.parent}: cannot write the converted array ({error.strerror}). Set ANML_CACHE to a folder with "
         )
+        message += "space that you may write to."
         raise DataError(message) from error

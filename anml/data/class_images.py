@@ -72,10 +72,9 @@ def write_array(
     places = places_of(images)
     digests = [b""] * len(places)
     start = 0
-    contents_read = read_images(source, places)
-    for place, name, content in tqdm(
-        contents_read, f"converting {source.name}", len(places), unit="images", leave=False, disable=None
-    ):
+    label = f"converting {source.name}"
+    images_read = tqdm(read_images(source, places), label, len(places), unit="images", leave=False, disable=None)
+    for place, name, content in images_read:
         pixels = decode(content, size, f"{source}: {name}")
         if not start:
             shape = (len(images), len(images[0]), len(pixels) // size**2, size, size)
@@ -163,12 +162,7 @@ class ClassImages:
         return replace(self, images=self.images[:, start:stop])
 
     def first_classes(self, count: int) -> "ClassImages":
-        """Return the images of the first `count` classes."""
         return replace(self, images=self.images[:count])
-
-    def other_classes(self, count: int) -> "ClassImages":
-        """Return the images of all classes but the first `count`; their labels count from 0 again."""
-        return replace(self, images=self.images[count:])
 
     def batch(
         self,
@@ -183,7 +177,8 @@ class ClassImages:
         """
         device = self.images.device
         classes, examples = classes.to(device), examples.to(device)
-        return self.floats(self._pick(classes, examples), dtype, augment), classes
+        pixels = self.stored.read(self.images, classes, examples) if self.stored else self.images[classes, examples]
+        return self.floats(pixels, dtype, augment), classes
 
     def floats(
         self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32, augment: torch.Generator | None = None
@@ -197,8 +192,3 @@ class ClassImages:
             mean, std = _on_device(self.mean_std, pixels.device)
             scaled = scaled.sub_(mean).div_(std)
         return scaled.to(dtype)
-
-    def _pick(self, classes: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
-        if self.stored is None:
-            return self.images[classes, examples]
-        return self.stored.read(self.images, classes, examples)

@@ -53,8 +53,12 @@ def draw_examples(data: ClassImages, config: TrainConfig, seed: int, index: int)
     """Draw the examples of the episode with the given index. Raises DataError when there are not enough."""
     generator = torch_generator(seed, "episode", index)
     count = config.batch_size * config.inner_steps
-    _check_enough(count, data, config.sample_method)
-    if config.sample_method == "single":
+    is_single = config.sample_method == "single"
+    has = data.examples_per_class * (1 if is_single else data.num_classes)
+    if count > has:  # The inner loop would learn from the remember set, without an error.
+        message = f"an inner loop of {count} different examples ({config.sample_method}), but there are only {has}"
+        raise DataError(message)
+    if is_single:
         chosen = int(torch.randint(data.num_classes, (1,), generator=generator))
         examples = torch.randperm(data.examples_per_class, generator=generator)[:count]
         classes, new_classes = torch.full((count,), chosen), (chosen,)
@@ -74,14 +78,6 @@ def support_index(config: TrainConfig) -> torch.Tensor:
 def query_start(config: TrainConfig) -> int:
     """Return the first example of an episode that the meta loss is taken on."""
     return config.batch_size * config.inner_steps if config.remember_only else 0
-
-
-def _check_enough(count: int, data: ClassImages, sample_method: str) -> None:
-    # With fewer, the inner loop would learn from the remember set, without an error.
-    has = data.examples_per_class * (1 if sample_method == "single" else data.num_classes)
-    if count > has:
-        message = f"an inner loop of {count} different examples ({sample_method}), but there are only {has}"
-        raise DataError(message)
 
 
 def _draw_anywhere(data: ClassImages, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,20 +130,14 @@ def draw_run(data: ClassImages, classes: int, train: int, test: int, seed: int, 
     """
     check_run(data, classes, train, test)
     order = torch.randperm(data.num_classes, generator=torch_generator(seed, "classes", run))[:classes]
-    picks = torch.stack(
-        [
-            torch.randperm(data.examples_per_class, generator=torch_generator(seed, "examples", run, int(c)))
-            for c in order
-        ]
-    )
+    generators = [torch_generator(seed, "examples", run, label) for label in order.tolist()]
+    picks = torch.stack([torch.randperm(data.examples_per_class, generator=generator) for generator in generators])
     return RunExamples(order, picks[:, :train], picks[:, train : train + test])
 
 
 def check_run(data: ClassImages, classes: int, train: int, test: int) -> None:
     """Make sure that a trajectory of this size can be drawn. Raises DataError."""
     if classes > data.num_classes or train + test > data.examples_per_class:
-        message = (
-            f"{data.name} has {data.num_classes} evaluation classes of {data.examples_per_class} examples; "
-            f"asked for {classes} classes of {train} training and {test} test examples"
-        )
+        message = f"{data.name} has {data.num_classes} evaluation classes of {data.examples_per_class} examples; "
+        message += f"asked for {classes} classes of {train} training and {test} test examples"
         raise DataError(message)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anml.config.evaluation import ClassSplit, DataRequest
+from anml.config.evaluation import DataRequest
 from anml.config.facts import find_dataset
 from anml.config.image_folder import list_classes, own_split, split_by_fraction
 from anml.data.sources import ImageFiles, find_source, list_images
@@ -34,13 +34,15 @@ def _find_mini_imagenet(request: DataRequest) -> Path:
     # Otherwise one archive holds both splits; folders of such names were searched above.
     source = source or find_source(tops, [_INNER, *_NAMES], archives_only=True)
     if source is None:
-        message = (
-            f"{data_path}: no Mini-ImageNet here: expected the folders processed_images/train and "
-            "processed_images/test (or train and test, or train.tar and test.tar, or mini-imagenet.tar), with a folder "
-            "of JPEGs for each class in them. Correct --data-path (or ANML_DATA); docs/data.md says where to get it."
-        )
-        raise DataError(message)
+        expected = "the folders processed_images/train and processed_images/test (or train and test, or train.tar and "
+        expected += "test.tar, or mini-imagenet.tar), with a folder of JPEGs for each class in them"
+        raise _not_found(data_path, "Mini-ImageNet", expected)
     return source
+
+
+def _not_found(data_path: Path, name: str, expected: str) -> DataError:
+    advice = "Correct --data-path (or ANML_DATA); docs/data.md says where to get it."
+    return DataError(f"{data_path}: no {name} here: expected {expected}. {advice}")
 
 
 def _select_mini_imagenet(request: DataRequest, source: Path) -> list[list[str]]:
@@ -52,12 +54,8 @@ def _select_mini_imagenet(request: DataRequest, source: Path) -> list[list[str]]
 
 
 # OmniImage (Frati, Traft & Cheney 2023): 1,000 classes of ImageNet, of each the 20 or 100 images most alike, 84x84.
-#
-# 700 classes are for training, 300 for evaluation. Folders called train and test say which; else the list of the
-# evaluation classes that the authors publish, if it lies beside the data; else the names of the classes decide
-# (config/image_folder.py).
-
-# In https://github.com/lfrati/OmnImage; it holds the WordNet ids of 300 classes.
+# 700 classes are for training, 300 for evaluation. Folders called train and test say which; else this list of the
+# WordNet ids of 300 classes (of https://github.com/lfrati/OmnImage), if it lies beside the data; else the names decide.
 CLASS_LIST = "evolved_test_class_names.json"
 
 
@@ -72,12 +70,8 @@ def _find_omniimage(request: DataRequest) -> Path:
         return source
     if data_path.name.lower() in {name.lower() for name in names} and data_path.is_dir():
         return data_path
-    message = (
-        f"{data_path}: no {request.dataset} here: expected the folder OmnImage84_{count} with a folder of images for "
-        f"each class, or OmnImage84_{count}.zip (or .tar). Correct --data-path (or ANML_DATA); docs/data.md says where "
-        "to get it."
-    )
-    raise DataError(message)
+    expected = f"the folder OmnImage84_{count} with a folder of images for each class, or OmnImage84_{count}.zip "
+    raise _not_found(data_path, request.dataset, f"{expected}(or .tar)")
 
 
 def _class_lists(source: Path) -> list[Path]:
@@ -90,13 +84,12 @@ def _select_omniimage(request: DataRequest, source: Path) -> list[list[str]]:
     classes = list_images(source)
     lists, split = _class_lists(source), own_split(classes)
     if split is None and lists:
-        evaluation = _read_list(lists[0])
-        split = ClassSplit(
-            train=tuple(name for name in classes if name not in evaluation),
-            eval=tuple(name for name in classes if name in evaluation),
-        )
-    split = split or split_by_fraction(classes, 0.7)
-    return _select_whole(request, source, {name: classes[name] for name in getattr(split, request.split)})
+        listed = _read_list(lists[0])
+        chosen = {name: files for name, files in classes.items() if (name in listed) == (request.split == "eval")}
+    else:
+        names = getattr(split or split_by_fraction(classes, 0.7), request.split)
+        chosen = {name: classes[name] for name in names}
+    return _select_whole(request, source, chosen)
 
 
 def _read_list(path: Path) -> set[str]:
@@ -136,18 +129,15 @@ def _select_own_folder(request: DataRequest, source: Path) -> list[list[str]]:
 def _given_path(request: DataRequest) -> Path:
     """Return the data path of a data set that no program may download. Raises DataError without one."""
     if request.folder is None:
-        message = (
-            f"{request.dataset} cannot be downloaded automatically: its images are ImageNet's, under ImageNet's terms. "
-            "Make or fetch it as docs/data.md says and give its folder with --data-path (or ANML_DATA)."
-        )
+        message = f"{request.dataset} cannot be downloaded automatically: its images are ImageNet's, under its terms. "
+        message += "Make or fetch it as docs/data.md says and give its folder with --data-path (or ANML_DATA)."
         raise DataError(message)
     return request.folder
 
 
 def _select_whole(request: DataRequest, source: Path, classes: dict[str, list[str]]) -> list[list[str]]:
     """Choose the images of a split, which must be complete unless the request accepts less. Raises DataError."""
-    chosen = _first_examples(request, source, classes)
-    facts = find_dataset(request.dataset)
+    chosen, facts = _first_examples(request, source, classes), find_dataset(request.dataset)
     if not request.allow_incomplete:
         if len(classes) != facts.classes(request.split):
             raise _incomplete(request, source, f"{len(classes)} classes")

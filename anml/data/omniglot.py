@@ -1,7 +1,6 @@
 """Omniglot (Lake, Salakhutdinov & Tenenbaum 2015): 964 background and 659 evaluation characters, 20 drawings each.
 
-Drawings are 105x105 with white background (1) and black
-strokes (0); they stay so: no inversion, as in the published ANML.
+Drawings are 105x105 with white background (1) and black strokes (0), without inversion, as in the published ANML.
 """
 
 import io
@@ -34,20 +33,17 @@ DRAWINGS = 20
 
 def find(request: DataRequest) -> Path:
     """Return the zip or unpacked folder of a split: under the data path, or downloaded. Raises DataError."""
-    archive = ARCHIVES[request.split]
-    data_path = request.folder
+    (file, md5, _), data_path = ARCHIVES[request.split], request.folder
     if data_path is None:
-        return fetch(archive.file, OFFICIAL_ADDRESS, archive.md5, cache_dir() / "downloads")
-    names = (archive.file, archive.file.removesuffix(".zip"))
+        return fetch(file, OFFICIAL_ADDRESS, md5, cache_dir() / "downloads")
+    names = (file, file.removesuffix(".zip"))
     # As downloaded, as cloned (python/), and as torchvision unpacks it (omniglot-py/).
     folders = (".", "omniglot", "python", "omniglot/python", "omniglot-py")
     for candidate in (data_path / folder / name for folder in folders for name in names):
         if candidate.exists():
             return candidate
-    message = (
-        f"{data_path}: no Omniglot here: expected {names[0]} or the folder {names[1]}. "
-        "Correct --data-path (or ANML_DATA), or leave it out to download the data."
-    )
+    message = f"{data_path}: no Omniglot here: expected {names[0]} or the folder {names[1]}. "
+    message += "Correct --data-path (or ANML_DATA), or leave it out to download the data."
     raise DataError(message)
 
 
@@ -56,12 +52,10 @@ def select(request: DataRequest, source: Path) -> list[list[str]]:
 
     Raises DataError unless all characters are there with all their drawings.
     """
-    archive = ARCHIVES[request.split]
-    characters = list_images(source)
-    counts = {len(drawings) for drawings in characters.values()}
-    if len(characters) != archive.classes or counts != {DRAWINGS}:
-        message = (
-            f"{source}: expected {archive.classes} characters with {DRAWINGS} drawings each, found {len(characters)} "
+    classes, characters = ARCHIVES[request.split].classes, list_images(source)
+    if len(characters) != classes or any(len(drawings) != DRAWINGS for drawings in characters.values()):
+        message = f"{source}: expected {classes} characters with {DRAWINGS} drawings each, found {len(characters)} "
+        message += (
             f"characters and {sum(map(len, characters.values()))} drawings. The copy is incomplete: fetch it again."
         )
         raise DataError(message)

@@ -50,10 +50,8 @@ class ImageFiles(NamedTuple):
 
 def cache_dir() -> Path:
     """Return the folder for downloads and converted arrays: ANML_CACHE, or the user's cache folder."""
-    chosen = os.environ.get("ANML_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "anml"
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "anml"
+    return Path(os.environ.get("ANML_CACHE") or default).expanduser()
 
 
 def fetch(file: str, base_url: str, md5: str, folder: Path) -> Path:
@@ -67,11 +65,9 @@ def fetch(file: str, base_url: str, md5: str, folder: Path) -> Path:
     try:
         path = pooch.retrieve(f"{base}/{file}", f"md5:{md5}", fname=file, path=folder, progressbar=True)
     except Exception as error:
-        message = (
-            f"cannot download {base}/{file}: {error}\n"
-            f"Ways out: give --data-path (or ANML_DATA) a folder that holds {file}; set ANML_MIRROR to a mirror's "
-            f"address on a closed network; or run `python -m anml download` on a machine with a connection."
-        )
+        message = f"cannot download {base}/{file}: {error}\nWays out: give --data-path (or ANML_DATA) a folder that "
+        message += f"holds {file}; set ANML_MIRROR to a mirror's address on a closed network; or run "
+        message += "`python -m anml download` on a machine with a connection."
         raise DataError(message) from error
     return Path(path)
 
@@ -85,13 +81,11 @@ _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSE
 def find_source(folders: list[Path], names: list[str], archives_only: bool = False) -> Path | None:
     """Return the first folder or archive of one of these names (case ignored) in one of these folders, if any."""
     suffixes = ARCHIVE_SUFFIXES if archives_only else ("", *ARCHIVE_SUFFIXES)
-    known = [name + suffix for name in names for suffix in suffixes]
-    wanted = {name.lower(): place for place, name in enumerate(known)}
+    wanted = [f"{name}{suffix}".lower() for name in names for suffix in suffixes]
     for folder in folders:
-        there = {path: wanted.get(path.name.lower()) for path in folder.iterdir()} if folder.is_dir() else {}
-        found = {path: place for path, place in there.items() if place is not None}
+        found = [path for path in folder.iterdir() if path.name.lower() in wanted] if folder.is_dir() else []
         if found:
-            return min(found, key=lambda path: (found[path], path.name))
+            return min(found, key=lambda path: (wanted.index(path.name.lower()), path.name))
     return None
 
 
@@ -167,9 +161,9 @@ def identify(source: Path, select: Callable[[], Images], record: Path, beside: S
     stats = _each(source, images, _stat) if images else [_stat(str(source))]
     stats += [_stat(str(path)) for path in beside]
     files = hashlib.sha256(repr((source.name, images, stats)).encode()).hexdigest()
-    known = read_json(record)
-    if known.get("files") == files:
-        return known["contents"]
+    last = read_json(record)
+    if last.get("files") == files:
+        return last["contents"]
     contents = checksum(source, images or select())
     is_settled = max(changed for *_, changed in stats) < now - _SETTLED_NS
     with contextlib.suppress(OSError):  # The cache may be read-only.
@@ -184,11 +178,6 @@ def fingerprint(path: Path | None) -> str | None:
     files = sorted(f"{folder}/{name}" for folder, _, names in os.walk(path) for name in names) or [str(path)]
     with ThreadPoolExecutor(_THREADS) as pool:
         return hashlib.sha256(repr(list(zip(files, pool.map(_stat, files), strict=True))).encode()).hexdigest()
-
-
-def recorded(record: Path) -> str | None:
-    """Return the checksum that was taken last."""
-    return read_json(record).get("contents")
 
 
 def checksum(source: Path, images: Images) -> str:
@@ -214,7 +203,6 @@ def joined(images: Images, digests: Iterable[bytes]) -> str:
 
 
 def digest(content: bytes) -> bytes:
-    """Return the checksum of one image file."""
     return hashlib.sha256(content).digest()
 
 

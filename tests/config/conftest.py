@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anml.config.load import LoadedTrain, load_eval_config, load_train_config
+from anml.config.load import LoadedTrain, load_eval_configs, load_train_config
 from anml.errors import ConfigError
 
 
@@ -54,7 +54,7 @@ def eval_problems(write: Callable[[str, str], Path]) -> Callable[..., list[str]]
 
     def find(text: str, *overrides: str) -> list[str]:
         with pytest.raises(ConfigError) as caught:
-            load_eval_config(write("eval.yml", text), overrides)
+            load_eval_configs(write("eval.yml", text), overrides)
         return list(caught.value.problems)
 
     return find

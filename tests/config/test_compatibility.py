@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anml.config.load import load_eval_config, load_train_config
+from anml.config.load import load_eval_configs, load_train_config
 from anml.config.model_args import ClassifierArgs, ConvnetArgs
 
 SANML = """
@@ -69,7 +69,7 @@ def test_evaluation_methods_have_their_older_names(sanml) -> None:
 
 
 def test_an_evaluation_config_loads(write) -> None:
-    config = load_eval_config(write("eval.yml", SEQUENTIAL)).config
+    config = load_eval_configs(write("eval.yml", SEQUENTIAL))[0].config
     assert (config.dataset, config.eval_method, config.opt_params) == ("omniglot", "sequential", ("classifier",))
 
 

@@ -8,7 +8,7 @@ import torch
 
 from anml.cli.check_config import name_problems
 from anml.cli.main import main
-from anml.config.load import LoadedTrain, load_eval_config, load_train_config, smoke_test
+from anml.config.load import LoadedTrain, load_eval_configs, load_train_config, smoke_test
 from anml.config.yaml import read_yaml
 from anml.jobs.plan import make_plan
 from anml.models import build_model
@@ -99,7 +99,7 @@ def test_every_parameter_that_a_training_names_exists(trainings: dict[str, Loade
 
 
 def test_every_evaluation_config_loads_without_a_notice() -> None:
-    assert {path.name: notices for path in EVALUATIONS if (notices := load_eval_config(path).notices)} == {}
+    assert {path.name: notices for path in EVALUATIONS if (notices := load_eval_configs(path)[0].notices)} == {}
 
 
 def test_lists_that_others_include_hold_something() -> None:
@@ -202,8 +202,8 @@ def test_evaluations_on_mini_imagenet() -> None:
 def test_all_sweeps_try_the_same_rates() -> None:
     rates = tuple(read_yaml(CONFIGS / "learning-rates.yml").data)
     assert len(rates) == 12
-    assert {load_eval_config(path).config.lr for path in EVALUATIONS if "sweep" in path.stem} == {rates}
+    assert {load_eval_configs(path)[0].config.lr for path in EVALUATIONS if "sweep" in path.stem} == {rates}
 
 
 def test_an_evaluation_by_hand_has_one_rate() -> None:
-    assert {len(load_eval_config(path).config.lr) for path in EVALUATIONS if "sweep" not in path.stem} == {1}
+    assert {len(load_eval_configs(path)[0].config.lr) for path in EVALUATIONS if "sweep" not in path.stem} == {1}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from anml.config.load import load_eval_config
+from anml.config.load import load_eval_configs
 from anml.config.training import TrainConfig
 from anml.config.yaml import dump_yaml
 from anml.jobs.plan import make_plan
@@ -134,7 +134,7 @@ def test_a_training_config_with_every_key_runs(load, name: str) -> None:
 )
 def test_an_evaluation_config_with_every_key_loads(write, data: dict[str, Any], noticed: list[str]) -> None:
     text = dump_yaml(data | {"model": ["a.pth", "b.pth"]})
-    loaded = load_eval_config(write("eval.yml", text))
+    loaded = load_eval_configs(write("eval.yml", text))[0]
     assert [notice.split(": ")[1] for notice in loaded.notices] == noticed
     assert (loaded.config.dataset, loaded.config.model) == ("omniglot", ("a.pth", "b.pth"))
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anml.config.evaluation import EvalConfig
-from anml.config.load import dump_config, load_eval_config, load_experiment_config, load_train_config
+from anml.config.load import dump_config, load_eval_configs, load_experiment_config, load_train_config
 from anml.config.training import TrainConfig
 from anml.config.yaml import dump_yaml
 from anml.errors import ConfigError
@@ -184,7 +184,7 @@ def test_a_mistake_in_a_changed_flavor_has_its_line(problems, write) -> None:
 
 def test_the_home_folder_may_be_written_as_a_tilde(write) -> None:
     path = write("eval.yml", "dataset: glyphs\ndata_path: ~/data\n")
-    assert load_eval_config(path).config.data_path == str(Path("~/data").expanduser())
+    assert load_eval_configs(path)[0].config.data_path == str(Path("~/data").expanduser())
 
 
 def test_the_data_path_comes_from_the_environment_when_absent(load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,10 +203,9 @@ def test_a_null_inside_model_args_survives_a_dump(load) -> None:
 
 
 def test_a_dumped_evaluation_loads_to_the_same(write) -> None:
-    first = load_eval_config(
-        write("a.yml", "dataset: glyphs\nlr: [1e-5, 0.1]\neval_freq: [1, 5]\nmodel: 1e3x\n")
-    ).config
-    assert load_eval_config(write("b.yml", dump_config(first))).config == first
+    text = "dataset: glyphs\nlr: [1e-5, 0.1]\neval_freq: [1, 5]\nmodel: 1e3x\n"
+    first = load_eval_configs(write("a.yml", text))[0].config
+    assert load_eval_configs(write("b.yml", dump_config(first)))[0].config == first
 
 
 # What a person may call things; YAML could take some of these names for numbers, dates or nothing at all.
@@ -319,7 +318,7 @@ def test_whatever_stands_in_a_config_is_bound_or_answered_in_words(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "disorder.yml"
     path.write_text(dump_yaml({"dataset": "glyphs", "model": "classifier"} | data if base else data), encoding="utf-8")
-    for load_config in (load_train_config, load_eval_config):
+    for load_config in (load_train_config, load_eval_configs):
         with contextlib.suppress(ConfigError):
             load_config(path, ["=".join(override)])
 
@@ -335,9 +334,8 @@ def test_a_validation_is_written_down_and_read_again(load, write) -> None:
 
 
 def test_a_validation_by_hand_is_checked_as_far_as_it_goes_without_the_model(write, eval_problems) -> None:
-    assert load_eval_config(
-        write("fine.yml", "dataset: glyphs\nsplit: validation\nclasses: 700\n")
-    ).config.is_validation
+    path = write("fine.yml", "dataset: glyphs\nsplit: validation\nclasses: 700\n")
+    assert load_eval_configs(path)[0].config.is_validation
     assert len(eval_problems("dataset: glyphs\nsplit: validation\nclasses: 965\n")) == 1
 
 

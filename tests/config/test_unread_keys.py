@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anml.config.load import dump_config, load_eval_config, load_train_config
+from anml.config.load import dump_config, load_eval_configs, load_train_config
 from anml.config.notices import EVALUATION, TRAINING
 
 BASE = "dataset: glyphs\nmodel: sanml\n"
@@ -16,7 +16,9 @@ QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yml"
 @pytest.fixture
 def eval_notices(write: Callable[[str, str], Path]) -> Callable[..., list[str]]:
     """Return what is told of an evaluation config."""
-    return lambda text, *overrides: load_eval_config(write("eval.yml", f"dataset: glyphs\n{text}"), overrides).notices
+    return lambda text, *overrides: (
+        load_eval_configs(write("eval.yml", f"dataset: glyphs\n{text}"), overrides)[0].notices
+    )
 
 
 @pytest.mark.parametrize("method", ["meta", "meta-first-order", "sequential_episodic"])

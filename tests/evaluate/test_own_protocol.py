@@ -7,7 +7,7 @@ import pytest
 
 from anml.checkpoints import ModelCard, save_checkpoint
 from anml.config.evaluation import EvalConfig
-from anml.config.load import load_eval_config
+from anml.config.load import load_eval_configs
 from anml.errors import ConfigError
 from anml.evaluate.sweep import LoadedModel, run_sweep, sweep_trajectories
 from anml.models import build_model
@@ -74,7 +74,7 @@ def test_a_shuffled_protocol_of_a_users_file_gives_the_scores_of_iid(file: Path,
 
 def test_keys_that_a_users_protocol_does_not_read_are_told(file: Path, tmp_path: Path) -> None:
     (tmp_path / "eval.yml").write_text(f"{SETTINGS}eval_method: {file}:KNN\nlr: 0.1\nreinit_params: all\n")
-    [notice] = load_eval_config(tmp_path / "eval.yml").notices
+    [notice] = load_eval_configs(tmp_path / "eval.yml")[0].notices
     assert notice.startswith(f"{tmp_path}/eval.yml:7: lr: has no effect on eval_method: ")
 
 
@@ -91,7 +91,7 @@ def test_a_protocol_that_cannot_be_had_is_refused_where_it_is_named(file: Path, 
     for name, words in expected.items():
         (tmp_path / "eval.yml").write_text(f"{SETTINGS}eval_method: {name}\n")
         with pytest.raises(ConfigError) as caught:
-            load_eval_config(tmp_path / "eval.yml")
+            load_eval_configs(tmp_path / "eval.yml")
         [message] = caught.value.problems
         assert message.startswith(f"{tmp_path}/eval.yml:6: eval_method: ")
         assert not [word for word in words if word not in message], message
