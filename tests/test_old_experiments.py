@@ -96,13 +96,13 @@ def test_launch_into_its_group_completes_it(run: Run, old: Path) -> None:
     result.unlink()
     (old / "jobs/no-sgd-step-000010/status.json").unlink()
     launch = ("launch_train.py", "-c", old / "config.yml", "--project", "frozen", "--group", "small")
-    done = run(*launch, "--cluster", "local", "--wandb", "disabled")
+    done = run(*launch, "--cluster", "local", "--wandb", "disabled", ANML_DATA="")
     assert done.returncode == 0, done.stderr
     assert scored(result) == before
 
 
 def test_launch_into_its_group_with_another_config_is_refused(run: Run, old: Path) -> None:
     launch = ("launch_train.py", "-c", old / "config.yml", "--project", "frozen", "--group", "small")
-    done = run(*launch, "--cluster", "local", "--set", "inner_lr=0.05")
+    done = run(*launch, "--cluster", "local", "--set", "inner_lr=0.05", ANML_DATA="")
     assert done.returncode == 2
     assert "inner_lr" in done.stderr

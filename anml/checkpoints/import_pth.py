@@ -73,8 +73,8 @@ def recognise(file: Path, state: State, dataset: str | None, im_size: int | None
         if _shapes(network) == shapes:
             return network
     message = (
-        f"{file}: not a complete ANML, SANML or OML (strides {', '.join(map(str, OmlArgs().strides))}) for images of "
-        f"{' or '.join(map(str, sizes))} pixels; if it was trained on others, say so: --set im_size=N"
+        f"{file}: not a complete ANML, SANML or OML for images of {' or '.join(map(str, sizes))} pixels; if it was "
+        f"trained on others, say so: --set im_size=N. OML has the strides {', '.join(map(str, OmlArgs().strides))}"
     )
     raise CheckpointError(message)
 

@@ -61,12 +61,14 @@ def load_train_config(
     return LoadedTrain(_fill_in(config, flavors), found.notices, source)
 
 
-def load_experiment_config(path: Path) -> LoadedTrain:
+def load_experiment_config(
+    path: Path, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> LoadedTrain:
     """Read the config.yml of an experiment, which says how it was trained: one without `lobo_scale` by `each_row`.
 
     Raises ConfigError.
     """
-    loaded = load_train_config(path)
+    loaded = load_train_config(path, overrides, options)
     if loaded.config.is_zapped and loaded.source.data.get("lobo_scale") is None:
         # It was written before this key, when rows were always drawn so.
         return loaded._replace(config=loaded.config.model_copy(update={"lobo_scale": "each_row"}))
