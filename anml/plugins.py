@@ -5,6 +5,7 @@ The tables of built-in parts hold references of the same kind, so that a name co
 
 import importlib
 import importlib.util
+import site
 import sys
 import sysconfig
 import traceback
@@ -71,15 +72,20 @@ def copy_sources(references: Iterable[str]) -> dict[str, Path]:
         else:
             load_object(reference)
             top = sys.modules[place.partition(".")[0]]
-            source = Path(str(getattr(top, "__file__", ""))).resolve()
-            source = source.parent if source.name == "__init__.py" else source
-            if source.is_relative_to(CODE / "anml") or source.is_relative_to(sysconfig.get_path("purelib")):
+            source = Path([*getattr(top, "__path__", ()), top.__file__][0]).resolve()
+            if any(source.is_relative_to(folder) for folder in _installed()):
                 continue
             name = source.name
         if copies.setdefault(name, source) != source:
             message = f"{source} and {copies[name]} have the same name; rename one of them"
             raise ConfigError(message)
     return copies
+
+
+def _installed() -> list[str]:
+    """Return the folders whose code belongs to the environment."""
+    libraries = [sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib")]
+    return [str(CODE / "anml"), *libraries, *site.getsitepackages(), site.getusersitepackages()]
 
 
 def _module(place: str) -> ModuleType:

@@ -95,7 +95,8 @@ def make_parser(name: str, program: str = "") -> argparse.ArgumentParser:
 
 
 def _function(name: str, ending: str) -> Callable[..., int | None]:
-    return getattr(import_module(f"anml.cli.{COMMANDS[name].module}"), name.replace("-", "_") + ending, lambda _: None)
+    module, function = import_module(f"anml.cli.{COMMANDS[name].module}"), name.replace("-", "_") + ending
+    return getattr(module, function, lambda parser: None) if ending else getattr(module, function)
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> int:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails, PydanticKnownError
 
 from anml.config.yaml import KeyPath, Location, Source, value_at
-from anml.plugins import is_reference
+from anml.plugins import USER_CODE, is_reference
 
 T = TypeVar("T")
 
@@ -117,7 +117,10 @@ def _absolute(value: Any, location: Location) -> Any:
     if not file.endswith(".py"):
         return value
     folder = Path() if location.line is None else Path(location.file).parent
-    return f"{(folder / Path(file).expanduser()).resolve()}:{name}"
+    path = (folder / Path(file).expanduser()).resolve()
+    # Beside an experiment's config.yml lies a copy, which serves when the original is gone.
+    frozen = folder / "code" / USER_CODE / path.name
+    return f"{frozen.resolve() if frozen.is_file() and not path.is_file() else path}:{name}"
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

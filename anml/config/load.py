@@ -21,7 +21,7 @@ _TRAIN_KEYS, _EVAL_KEYS = set(TrainConfig.model_fields), set(EvalConfig.model_fi
 _OF_EVALUATION = dict.fromkeys(_EVAL_KEYS - _TRAIN_KEYS, "belongs to an evaluation; write it below a flavor of eval")
 _OF_TRAINING = dict.fromkeys(_TRAIN_KEYS - _EVAL_KEYS, "belongs to the training; write it at the top level")
 # Keys that may refer to a user's own file; `*` stands for every flavor.
-_REFERENCES: list[KeyPath] = [
+REFERENCE_KEYS: list[KeyPath] = [
     tuple(key.split("."))
     for key in ("model", "dataset", "train_method", "eval_method", "model_args.encoder", "model_args.classifier",
                 "eval.*.dataset", "eval.*.eval_method")
@@ -136,7 +136,7 @@ def _prepare(
         if value is not None:
             _set(source, (key,), value, f"--{key.replace('_', '-')}")
     again = adopt(source)
-    make_references_absolute(source, _REFERENCES)
+    make_references_absolute(source, REFERENCE_KEYS)
     return Findings(list(dict.fromkeys(notices + again.notices)), problems + again.problems)
 
 

@@ -104,7 +104,7 @@ def _array_of_files(request: DataRequest, files: ImageFiles) -> Path:
     where = (request.folder, request.classes, request.examples)
     key = hashlib.sha256(repr(where).encode()).hexdigest()[:12]
     record = cache_dir() / f"{dataset_label(request.dataset)}-{request.split}-of-{key}-v{_CONVERSION}.json"
-    last = _file(request, contents) if (contents := (read_json(record) or {}).get("contents")) else None
+    last = _file(request, contents) if (contents := read_json(record).get("contents")) else None
     if request.data_path is None and last and last.is_file():
         return last  # What is downloaded has a known checksum: it need not be kept.
     try:

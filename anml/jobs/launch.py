@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from anml.atomic import read_json, write_json, write_text
-from anml.config.load import dump_config, load_experiment_config
+from anml.config.load import REFERENCE_KEYS, dump_config, load_experiment_config
 from anml.config.profile import ClusterProfile, WandbMode
 from anml.config.training import TrainConfig
+from anml.config.yaml import KeyPath
 from anml.errors import ConfigError, JobError
 from anml.experiment import Experiment
 from anml.jobs.plan import Plan
@@ -30,21 +31,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 IS_CHECKOUT = (REPOSITORY / "pyproject.toml").is_file()  # Else this package is installed, or frozen code.
 ENTRY_POINTS = ("launch_train.py", "train_anml.py", "eval_anml.py")
 
-# The keys of a config that may refer to a user's own code; * stands for every flavor.
-REFERENCE_KEYS = (
-    "model", "model_args.encoder", "model_args.classifier", "dataset", "train_method", "eval.*.eval_method",
-    "eval.*.dataset",
-)  # fmt: skip
-
 
 def references(config: TrainConfig, profile: ClusterProfile) -> list[str]:
     """Return the references to a user's own code in a config and a profile."""
     data = config.model_dump(mode="json")
-    values = [value for key in REFERENCE_KEYS for value in _values(data, key.split("."))] + [profile.scheduler]
+    values = [value for key in REFERENCE_KEYS for value in _values(data, key)] + [profile.scheduler]
     return list(dict.fromkeys(value for value in values if isinstance(value, str) and is_reference(value)))
 
 
-def _values(data: Any, path: Sequence[str]) -> list[Any]:
+def _values(data: Any, path: KeyPath) -> list[Any]:
     if not path or not isinstance(data, dict):
         return [] if path else [data]
     keys = data if path[0] == "*" else [path[0]]

@@ -54,7 +54,7 @@ class Plan:
 
 
 def make_plan(config: TrainConfig, points_per_job: int | None = None, max_array_size: int = 1001) -> Plan:
-    """Return the jobs of an experiment (DESIGN: training in segments, evaluations after each, a report at the end)."""
+    """Return the jobs of an experiment: training in segments, evaluations after each, a report at the end."""
     jobs: list[Job] = []
     # What one job trains: one training, or all of them.
     for trained in [config.trainings] if config.train_together else [(training,) for training in config.trainings]:

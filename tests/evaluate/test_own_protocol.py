@@ -1,13 +1,14 @@
 """Evaluation protocols from outside the package: a user's file, named in the config."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 
 from anml.checkpoints import ModelCard, save_checkpoint
 from anml.config.evaluation import EvalConfig
-from anml.config.load import load_eval_configs
+from anml.config.load import load_eval_configs, load_experiment_config
 from anml.errors import ConfigError
 from anml.evaluate.sweep import LoadedModel, run_sweep, sweep_trajectories
 from anml.models import build_model
@@ -108,3 +109,15 @@ def test_results_of_a_users_protocol_are_no_oracle_where_no_config_tells_more() 
     lost = Evaluation("KNN", "glyphs", unknown="project/group/knn")
     assert not lost.protocol.is_shuffled
     assert lost.pair.dataset == "glyphs"
+
+
+def test_an_experiment_whose_file_is_gone_is_read_with_its_frozen_copy(tmp_path: Path) -> None:
+    frozen = tmp_path / "code" / "user_code" / "knn.py"
+    frozen.parent.mkdir(parents=True)
+    frozen.write_text(KNN)
+    flavor = {"eval_method": f"{tmp_path / 'gone' / 'knn.py'}:KNN", "classes": 3}
+    text = json.dumps({"dataset": "glyphs", "model": "sanml", "eval": [{"near": flavor}]})
+    (tmp_path / "config.yml").write_text(text)
+    config = load_experiment_config(tmp_path / "config.yml").config
+    assert not config.eval["near"].protocol.learns
+    assert (tmp_path / "config.yml").read_text() == text
