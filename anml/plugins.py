@@ -3,6 +3,7 @@
 The tables of built-in parts hold references of the same kind, so that a name costs no import until it is used.
 """
 
+import hashlib
 import importlib
 import importlib.util
 import site
@@ -106,10 +107,14 @@ def _module(place: str) -> ModuleType:
 
 @cache
 def _file_module(file: Path) -> ModuleType:
-    name = f"anml_user_{file.stem}"
+    name = f"anml_user_{file.stem}_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # Classes are found by their module's name.
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module

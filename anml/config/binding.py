@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails, PydanticKnownError
 
 from anml.config.yaml import KeyPath, Location, Source, value_at
-from anml.plugins import USER_CODE, is_reference
+from anml.plugins import is_reference
 
 T = TypeVar("T")
 
@@ -93,34 +93,35 @@ def bind(
         return None, list(dict.fromkeys(problems))
 
 
-def make_references_absolute(source: Source, keys: Iterable[KeyPath]) -> None:
+def make_references_absolute(source: Source, keys: Iterable[KeyPath], frozen: Path | None = None) -> None:
     """Make `./FILE.py:NAME` absolute in place: it is relative to the config file that says it.
 
-    One that the command line says is relative to the current folder.
+    One that the command line says is relative to the current folder. frozen: a folder of copies, which come first.
     """
     for key_path in keys:
         if "*" in key_path:
             inside = value_at(source.data, key_path[:1])
             names = inside if isinstance(inside, dict) else ()
-            make_references_absolute(source, [(key_path[0], name, *key_path[2:]) for name in names])
+            make_references_absolute(source, [(key_path[0], name, *key_path[2:]) for name in names], frozen)
             continue
         parent, key = value_at(source.data, key_path[:-1]), key_path[-1]
         value = parent.get(key) if isinstance(parent, dict) else None
         if isinstance(value, list):
-            parent[key] = [_absolute(item, source.locate((*key_path, place))) for place, item in enumerate(value)]
+            parent[key] = [
+                _absolute(item, source.locate((*key_path, place)), frozen) for place, item in enumerate(value)
+            ]
         elif value is not None:
-            parent[key] = _absolute(value, source.locate(key_path))
+            parent[key] = _absolute(value, source.locate(key_path), frozen)
 
 
-def _absolute(value: Any, location: Location) -> Any:
+def _absolute(value: Any, location: Location, frozen: Path | None) -> Any:
     file, _, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if not file.endswith(".py"):
         return value
     folder = Path() if location.line is None else Path(location.file).parent
     path = (folder / Path(file).expanduser()).resolve()
-    # Beside an experiment's config.yml lies a copy, which serves when the original is gone.
-    frozen = folder / "code" / USER_CODE / path.name
-    return f"{frozen.resolve() if frozen.is_file() and not path.is_file() else path}:{name}"
+    copy = frozen / path.name if frozen else path
+    return f"{copy.resolve() if copy.is_file() else path}:{name}"
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

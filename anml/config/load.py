@@ -16,6 +16,7 @@ from anml.config.notices import EVALUATION, TRAINING, unread
 from anml.config.training import TrainConfig
 from anml.config.yaml import KeyPath, Location, Source, dump_yaml, read_value, read_yaml
 from anml.errors import ConfigError
+from anml.plugins import USER_CODE
 
 _TRAIN_KEYS, _EVAL_KEYS = set(TrainConfig.model_fields), set(EvalConfig.model_fields)
 _OF_EVALUATION = dict.fromkeys(_EVAL_KEYS - _TRAIN_KEYS, "belongs to an evaluation; write it below a flavor of eval")
@@ -44,15 +45,18 @@ class LoadedEval(NamedTuple):
 
 
 def load_train_config(
-    path: Path, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
+    path: Path,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    frozen: Path | None = None,
 ) -> LoadedTrain:
     """Read a training config. `overrides` are `key.sub=value`, `options` come from command-line flags.
 
-    Raises ConfigError with every problem found.
+    frozen: a folder of copies of users' files, which come first. Raises ConfigError with every problem found.
     """
     source = read_yaml(path)
     _refuse_other_kind(source, _EVAL_KEYS - _TRAIN_KEYS, _OF_TRAINING, "an evaluation config", "train")
-    found = _prepare(source, overrides, options, adopt_train)
+    found = _prepare(source, overrides, options, adopt_train, frozen)
     _split_by_dataset(source, found)
     config = _bind_training(source, found)
     flavors = _bind_flavors(source, config, found)
@@ -68,7 +72,7 @@ def load_experiment_config(
 
     Raises ConfigError.
     """
-    loaded = load_train_config(path, overrides, options)
+    loaded = load_train_config(path, overrides, options, path.parent / "code" / USER_CODE)
     if loaded.config.is_zapped and loaded.source.data.get("lobo_scale") is None:
         # It was written before this key, when rows were always drawn so.
         return loaded._replace(config=loaded.config.model_copy(update={"lobo_scale": "each_row"}))
@@ -123,7 +127,11 @@ def _refuse_other_kind(source: Source, foreign: set[str], own: Mapping[str, str]
 
 
 def _prepare(
-    source: Source, overrides: Sequence[str], options: Mapping[str, Any] | None, adopt: Callable[[Source], Findings]
+    source: Source,
+    overrides: Sequence[str],
+    options: Mapping[str, Any] | None,
+    adopt: Callable[[Source], Findings],
+    frozen: Path | None = None,
 ) -> Findings:
     """Put --set and command-line flags into the data of the file, and rewrite it into our own spelling."""
     notices, problems = adopt(source)
@@ -136,7 +144,7 @@ def _prepare(
         if value is not None:
             _set(source, (key,), value, f"--{key.replace('_', '-')}")
     again = adopt(source)
-    make_references_absolute(source, REFERENCE_KEYS)
+    make_references_absolute(source, REFERENCE_KEYS, frozen)
     return Findings(list(dict.fromkeys(notices + again.notices)), problems + again.problems)
 
 

@@ -184,7 +184,7 @@ def load_launch(experiment: Experiment) -> Launch:
     profile = ClusterProfile(**data["cluster"])
     file, _, backend = profile.scheduler.rpartition(":")
     frozen = experiment.code / USER_CODE / Path(file).name
-    if file.endswith(".py") and not Path(file).is_file() and frozen.is_file():
+    if file.endswith(".py") and frozen.is_file():
         profile = profile.model_copy(update={"scheduler": f"{frozen}:{backend}"})
     return Launch(config, experiment, profile, data["wandb"], Plan.from_json(data["jobs"]))
 

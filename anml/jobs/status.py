@@ -22,6 +22,9 @@ TAIL_LINES = 20
 TAIL_BYTES = 8192
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
+# A running job writes its status every second: one that has just done so has not ended, whatever a scheduler forgot.
+RECENT_SECONDS = 30.0
+
 
 @dataclass(frozen=True)
 class JobOutcome:
@@ -75,7 +78,9 @@ def read_jobs(experiment: Experiment, scheduler: Scheduler | None = None) -> lis
             answer = answers.get(task) or (answers.get(None) if len(answers) == 1 else None)
             status = read_status(folder.status)
             is_forgotten = scheduler is not None and scheduler.forgets_ended_jobs and answer is None and is_submitted
-            state, message = verdict(status, answer, lost_need, everything_ended or is_forgotten, is_submitted)
+            writes = status.state == "running" and status.silence < RECENT_SECONDS
+            has_ended = everything_ended or (is_forgotten and not writes)
+            state, message = verdict(status, answer, lost_need, has_ended, is_submitted)
             outcomes.append(JobOutcome(job, task, state, message, status, folder))
     return outcomes
 

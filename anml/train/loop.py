@@ -140,3 +140,6 @@ class Training:
     def _save(self) -> None:
         for run in self.runs:
             run.save()
+        # Only now: until all have saved, the step before is the last that all have in common.
+        for run in self.runs:
+            run.drop_earlier()

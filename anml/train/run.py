@@ -102,6 +102,9 @@ class TrainingRun:
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Put back what a checkpoint holds beside the model and drop log lines that will be written again."""
         self.optimizer = optimizer
+        # Trainings together go on from a common step: what one of them had kept beyond it would not belong to its log.
+        for step in [step for step in steps_saved(self.checkpoints) if step > self.completed]:
+            shutil.rmtree(step_folder(self.checkpoints, step))
         state = load_training_state(step_folder(self.checkpoints, self.completed)) if self.completed else {}
         if self.config.ema_decay is not None:
             # The model loaded is the average, if it has one; a checkpoint without is where an average begins.
@@ -144,10 +147,7 @@ class TrainingRun:
         self.on_log(line)
 
     def save(self) -> None:
-        """Keep a checkpoint; of those before it the evaluated ones, and one to fall back on.
-
-        Raises JobError where training has diverged: a checkpoint is always finite.
-        """
+        """Keep a checkpoint. Raises JobError where training has diverged: a checkpoint is always finite."""
         folder = step_folder(self.checkpoints, self.completed)
         if not is_complete(folder):
             self._check_losses(self.recent)
@@ -155,6 +155,9 @@ class TrainingRun:
             if name := find_not_finite(self.kept_model.state_dict()):
                 self._fail(f"{name} after", self.completed)
             save_checkpoint(folder, self.kept_model, self._card(), self._training_state())
+
+    def drop_earlier(self) -> None:
+        """Remove the checkpoints before the last, except the evaluated ones and one to fall back on."""
         earlier = [step for step in steps_saved(self.checkpoints) if 0 < step < self.completed]
         for step in earlier[:-1]:
             if step not in self.config.checkpoint_steps:

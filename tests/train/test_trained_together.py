@@ -132,6 +132,21 @@ def test_seeds_killed_between_their_checkpoints_go_on_from_a_common_one(finished
     assert [log(tmp_path / f"seed-{s}.jsonl") for s in (1, 5)] == [log(finished / f"seed-{s}.jsonl") for s in (1, 5)]
 
 
+def test_saves_that_break_off_again_and_again_lose_no_common_checkpoint(tmp_path: Path) -> None:
+    assert train(tmp_path, make_config(), until=3)
+    for step in (6, 8):
+        training = Training(specs(tmp_path, make_config()), CPU)
+        assert training.completed == 3
+
+        def die() -> None:
+            raise Killed
+
+        training.runs[1].save = die
+        with pytest.raises(Killed):
+            training.run(step, lambda: False, lambda done: None)
+    assert Training(specs(tmp_path, make_config()), CPU).completed == 3
+
+
 def test_a_seed_trained_together_can_go_on_alone(finished: Path, tmp_path: Path) -> None:
     train(tmp_path, make_config(), stop_at=5)
     alone = Training(specs(tmp_path, make_config())[1:], CPU)

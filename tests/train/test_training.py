@@ -305,6 +305,9 @@ class RunOnGpu:
     def save(self) -> None:
         pass
 
+    def drop_earlier(self) -> None:
+        pass
+
 
 def test_the_logged_speed_is_that_of_the_device(tmp_path, monkeypatch):
     training, run = make_training(tmp_path, make_config()), RunOnGpu(make_config())
