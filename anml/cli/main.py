@@ -28,7 +28,7 @@ GROUPS = {
     },
     "Results": {
         "report": Command("report", "write the report of an experiment again", "report demo/GROUP"),
-        "compare": Command("compare", "write a comparison of experiments", "compare demo --flavor olft"),
+        "compare": Command("report", "write a comparison of experiments", "compare demo --flavor olft"),
         "export": Command("report", "write a checkpoint to share, with a card of its origin",
                           "export demo/GROUP my-model --half"),
         "sync": Command("report", "send the W&B runs that were recorded offline", "sync demo/GROUP"),

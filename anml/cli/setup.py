@@ -1,12 +1,24 @@
 """`clusters` and `download`: what to see to before a launch."""
 
 import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 
 from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, add_data_path_argument, positive, print_notices
 from anml.config.evaluation import DataRequest, data_path_or_default
 from anml.config.facts import DATASETS, canonical_dataset
-from anml.config.profile import PROFILES, load_profile, profile_names
+from anml.config.profile import PROFILES, ClusterProfile, load_profile, profile_names
 from anml.errors import ConfigError
+from anml.jobs.schedulers import CheckResult, scheduler_class
+
+# Runs in the environment of the profile.
+_PROBE = (
+    "import json, sys, torch; "
+    "print(json.dumps([sys.version.split()[0], torch.__version__, torch.version.cuda, torch.version.hip]))"
+)
 
 
 def clusters_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,13 +36,37 @@ def clusters(options: argparse.Namespace) -> int:
     if options.name is None:
         message = f"clusters check: give the name of a profile: {', '.join(profile_names(PROFILES))}"
         raise ConfigError(message)
-    from anml.jobs.cluster_check import check_cluster
-
     code = EXIT_DONE
     for finding in check_cluster(load_profile(options.name, PROFILES)):
         print(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}", flush=True)
         code = code if finding.ok else EXIT_FAILED
     return code
+
+
+def check_cluster(profile: ClusterProfile) -> Iterator[CheckResult]:
+    """Check everything that a profile promises, from this machine, without submitting anything."""
+    yield from _environment(profile)
+    yield from scheduler_class(profile.scheduler).check(profile)
+
+
+def _environment(profile: ClusterProfile) -> Iterator[CheckResult]:
+    """Run the profile's setup lines and ask its python which torch it has."""
+    python = profile.python or sys.executable
+    lines = "\n".join([*profile.setup, f"{shlex.quote(python)} -c {shlex.quote(_PROBE)}"])
+    result = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=False, timeout=120)
+    if result.returncode != 0:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        yield CheckResult(False, f"setup lines and `{python}` with torch do not work here: {last}")
+        return
+    version, torch, cuda, hip = json.loads(result.stdout.strip().splitlines()[-1])
+    yield CheckResult(True, f"python {version} with torch {torch} starts after the setup lines")
+    build = "rocm" if hip else "cuda" if cuda else "cpu"
+    environment = {"cuda": "environment.yml", "rocm": "environment-rocm.yml"}.get(profile.device)
+    if environment and build != profile.device:
+        what = f"the profile is for {profile.device}, this torch is a {build} build: use {environment}"
+        yield CheckResult(False, what)
+    else:
+        yield CheckResult(True, f"torch is a {build} build, the profile says device: {profile.device}")
 
 
 def download_arguments(parser: argparse.ArgumentParser) -> None:
