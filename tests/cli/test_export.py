@@ -106,13 +106,19 @@ def test_half_is_half_the_size_and_evaluates_like_any_checkpoint(trained, tmp_pa
     assert "4 classes of glyphs" in result.stdout
 
 
-def test_half_of_what_float16_cannot_hold_is_refused(tmp_path):
-    experiment = Experiment(tmp_path / "experiment")
+def experiment_with_weight(folder: Path, weight: float) -> Experiment:
+    """Return an experiment whose checkpoint of step 2 has this number among its weights, as fc.bias[2]."""
+    experiment = Experiment(folder)
     model = build_model("sanml", {"rln_chs": 3, "num_classes": 5}, (1, 28, 28), seed=1)
     with torch.no_grad():
-        model.get_parameter("fc.bias")[2] = 1e5
+        model.get_parameter("fc.bias")[2] = weight
     card = ModelCard("sanml", {"rln_chs": 3, "num_classes": 5}, (1, 28, 28), "sanml", "glyphs", "meta", 2, 1)
     save_checkpoint(experiment.checkpoint(2), model, card, {})
+    return experiment
+
+
+def test_half_of_what_float16_cannot_hold_is_refused(tmp_path):
+    experiment = experiment_with_weight(tmp_path / "experiment", 1e5)
     config = TrainConfig(dataset="glyphs", model="sanml")
     with pytest.raises(CheckpointError, match=r"fc\.bias has numbers beyond float16's range"):
         export_model(experiment, config, 2, TrainingId(), tmp_path / "half", half=True)
@@ -120,12 +126,7 @@ def test_half_of_what_float16_cannot_hold_is_refused(tmp_path):
 
 
 def test_a_model_that_is_not_finite_is_not_exported(tmp_path):
-    experiment = Experiment(tmp_path / "experiment")
-    model = build_model("sanml", {"rln_chs": 3, "num_classes": 5}, (1, 28, 28), seed=1)
-    with torch.no_grad():
-        model.get_parameter("fc.bias")[2] = torch.nan
-    card = ModelCard("sanml", {"rln_chs": 3, "num_classes": 5}, (1, 28, 28), "sanml", "glyphs", "meta", 2, 1)
-    save_checkpoint(experiment.checkpoint(2), model, card, {})
+    experiment = experiment_with_weight(tmp_path / "experiment", torch.nan)
     config = TrainConfig(dataset="glyphs", model="sanml")
     with pytest.raises(CheckpointError, match=r"step-000002: fc\.bias .* not finite"):
         export_model(experiment, config, 2, TrainingId(), tmp_path / "out", half=False)

@@ -23,13 +23,6 @@ ARRAY = "omniglot-train-28px-*.npy"
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("ANML_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data folder with one unpacked character, which is all that the program expects for once."""
     monkeypatch.setitem(omniglot.ARCHIVES, "train", omniglot.ARCHIVES["train"]._replace(classes=1))
