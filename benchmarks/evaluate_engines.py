@@ -24,9 +24,8 @@ from torch.nn.functional import cross_entropy
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
 from anml.evaluate.native import native_learner
-from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape
+from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape, advance, predict
 from anml.evaluate.protocols import class_scores
-from anml.evaluate.stages import advance, predict
 from anml.models import build_model
 from anml.models.meta_model import MetaModel
 from benchmarks.machine import machine

@@ -24,7 +24,7 @@ from anml.config.training import InnerOptimizer
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode
 from anml.evaluate.sweep import LoadedModel, run_sweep, sweep_trajectories
-from anml.meta.native import NativeEngine
+from anml.meta.adjoint import NativeEngine
 from anml.models import build_model
 from anml.models.meta_model import belongs_to
 from benchmarks.evaluate_engines import alternate

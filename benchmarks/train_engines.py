@@ -19,11 +19,10 @@ import torch
 
 from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode
-from anml.meta.adjoint import AdjointEngine
+from anml.meta.adjoint import AdjointEngine, NativeEngine
 from anml.meta.engine import Engine, FirstOrderEngine, ReferenceEngine
 from anml.meta.fast import FastEngine
 from anml.meta.functional_episode import CompiledEngine
-from anml.meta.native import NativeEngine
 from anml.models import build_model
 from anml.models.meta_model import MetaModel, belongs_to
 from anml.native import available

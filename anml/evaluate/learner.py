@@ -1,17 +1,18 @@
-"""What learns in an evaluation: the interface of all learners, and the plain one that the fast ones are tested against.
+"""What learns in an evaluation: the interface of all learners, the plain one that tests compare with, and lanes.
 
+Lanes are many trajectories side by side on a GPU: runs and learning rates are leading dimensions of all that learns.
 Each trajectory has its own Adam; unused output rows take part in the softmax.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
+from torch.func import grad, vmap
 from torch.nn.functional import cross_entropy
 
-from anml.evaluate.prepared_run import PreparedRun
-from anml.evaluate.stages import Weights, classify, predict
+from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Stage, Weights, classify, predict
 from anml.models.meta_model import MetaModel
 
 # Of all training and of all test examples of a run, each [n, outputs].
@@ -89,3 +90,87 @@ class ReferenceLearner(OneTrajectory):
         self.optimizer.zero_grad()
         cross_entropy(logits, prepared.train_labels[examples]).backward()
         self.optimizer.step()
+
+
+# Of the free memory; the rest is for scoring, and for what is shared.
+_SHARE = 0.6
+# A weight, its gradient and its two moments.
+_COPIES = 4
+# What a step keeps of each layer's output: for its gradient, and the gradient itself.
+_ACTIVATIONS = 3
+
+
+class LaneLearner:
+    """The product of prepared runs (of one shape) and learning rates, each learning as if it were alone."""
+
+    def __init__(self, prepared_runs: Sequence[PreparedRun], lrs: Sequence[float]) -> None:
+        first = prepared_runs[0]
+        self.prepared_runs, self.lrs, self.model = prepared_runs, lrs, first.model
+        stacked = {name: _stack(prepared_runs, name) for name in first.trained_names}
+        # [lrs, runs, ...]; what is re-drawn but does not learn is the same for all rates: [runs, ...].
+        self.weights = {n: w.expand(len(lrs), *w.shape).contiguous() for n, w in stacked.items()}
+        self.fixed = {name: _stack(prepared_runs, name) for name in first.redrawn_names if name not in stacked}
+        self.inputs = torch.stack([prepared.train_inputs for prepared in prepared_runs])
+        self.labels = first.train_labels
+        # One group of parameters for each rate: views into the weights, so that one fused kernel updates all its runs.
+        self.views = [{name: weight[i] for name, weight in self.weights.items()} for i in range(len(lrs))]
+        groups = [{"params": list(view.values()), "lr": lr} for view, lr in zip(self.views, lrs, strict=True)]
+        self.optimizer = torch.optim.Adam(groups, betas=first.betas, fused=True)
+        self.gradients = _gradients(first.model, first.stage)
+
+    def learn_each(self, first: int, last: int) -> None:
+        for step in range(first, last):
+            labels = self.labels[step : step + 1].expand(len(self.prepared_runs), 1)
+            self._step(self.inputs[:, step : step + 1], labels)
+
+    def learn_batch(self, picks: Sequence[torch.Tensor]) -> None:
+        chosen = torch.stack(list(picks)).to(self.labels.device)
+        batches = torch.stack([inputs[rows] for inputs, rows in zip(self.inputs, chosen, strict=True)])
+        self._step(batches, self.labels[chosen])
+
+    def logits(self) -> Iterator[Logits]:
+        for run, prepared in enumerate(self.prepared_runs):
+            for view in self.views:
+                weights = {name: weight[run] for name, weight in (view | self.fixed).items()}
+                yield predict_run(prepared, self.model, weights)
+
+    def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
+        """Take an Adam step on inputs [runs, B, ...] and labels [runs, B]."""
+        gradients = self.gradients(self.weights, self.fixed, inputs, labels)
+        for i, view in enumerate(self.views):
+            for name, weight in view.items():
+                weight.grad = gradients[name][i]
+        self.optimizer.step()
+
+
+def _gradients(model: MetaModel, stage: Stage) -> Callable[..., Weights]:
+    """Return the function that gives the loss's gradients [lrs, runs, ...].
+
+    It holds no learner: in a reference cycle, a learner's memory would outlive its block of trajectories.
+    """
+
+    def loss(weights: Weights, fixed: Weights, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(classify(model, inputs, stage, weights | fixed), labels)
+
+    return vmap(vmap(grad(loss)), in_dims=(0, None, None, None))
+
+
+def _stack(prepared_runs: Sequence[PreparedRun], name: str) -> torch.Tensor:
+    return torch.stack([prepared.model.get_parameter(name).detach() for prepared in prepared_runs])
+
+
+def lanes_that_fit(preparer: RunPreparer) -> int:
+    """Return how many trajectories the free memory of the GPU has room for, at least one."""
+    free, _ = torch.cuda.mem_get_info(preparer.data.images.device)
+    return max(1, int(free * _SHARE / bytes_per_lane(preparer)))
+
+
+def bytes_per_lane(preparer: RunPreparer) -> int:
+    """Estimate the memory that a trajectory takes while it learns, its share of its run's examples included."""
+    config, (classes, train, test) = preparer.config, preparer.largest
+    batch = min(config.batch_size, classes * train) if config.protocol.is_shuffled else 1
+    inputs = preparer.example(preparer.stage).numel()
+    outputs = sum(output.numel() for _, output in preparer.layer_outputs(preparer.stage))
+    # A run holds its examples, and once more those to learn, stacked.
+    examples = classes * (2 * train + test) * inputs // len(config.lr)
+    return preparer.dtype.itemsize * (_COPIES * preparer.count_trained() + _ACTIVATIONS * batch * outputs + examples)

@@ -9,8 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from anml.evaluate.learner import OneTrajectory, ReferenceLearner
-from anml.evaluate.prepared_run import PreparedRun
-from anml.evaluate.stages import classify
+from anml.evaluate.prepared_run import PreparedRun, classify
 from anml.native import available, kernels
 from anml.native.blocks import use_native_blocks
 

@@ -12,8 +12,7 @@ from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
-from anml.evaluate.lanes import LaneLearner, lanes_that_fit
-from anml.evaluate.learner import ReferenceLearner, Unlearned
+from anml.evaluate.learner import LaneLearner, ReferenceLearner, Unlearned, lanes_that_fit
 from anml.evaluate.native import NativeBatchLearner, native_learner, unsupported
 from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape
 from anml.evaluate.protocols import Progress, Score

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 from anml.meta import functional_episode
-from anml.meta.adjoint import AdjointEngine
+from anml.meta.adjoint import AdjointEngine, NativeEngine
 from anml.meta.engine import Engine, FirstOrderEngine, ReferenceEngine
 from anml.meta.fast import FastEngine
 from anml.meta.functional_episode import CompiledEngine, missing_compiler
-from anml.meta.native import NativeEngine
 from anml.models.blocks import has_batch_norm
 from anml.models.meta_model import MetaModel
 from anml.native import available

@@ -11,12 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from anml.config.evaluation import EvalConfig
 from anml.errors import ConfigError
-from anml.evaluate.lanes import LaneLearner, bytes_per_lane
-from anml.evaluate.learner import ReferenceLearner
+from anml.evaluate.learner import LaneLearner, ReferenceLearner, bytes_per_lane
 from anml.evaluate.native import NativeBatchLearner, NativeHeadLearner, native_learner
-from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape
+from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape, classify, predict
 from anml.evaluate.protocols import class_scores, learn_in_sequence, learn_shuffled
-from anml.evaluate.stages import classify, predict
 from anml.evaluate.sweep import choose_engine
 from anml.models import build_model
 from anml.models.meta_model import MetaModel

@@ -10,7 +10,7 @@ import torch
 
 from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
-from anml.evaluate.lanes import LaneLearner
+from anml.evaluate.learner import LaneLearner
 from anml.evaluate.prepared_run import RunPreparer, Shape
 from anml.evaluate.sweep import LoadedModel, Trajectory, blocks, run_sweep, seconds_saved, sweep_trajectories
 from anml.native import available

@@ -12,9 +12,8 @@ import torch
 from anml import native
 from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode
-from anml.meta.adjoint import AdjointEngine
+from anml.meta.adjoint import AdjointEngine, NativeEngine
 from anml.meta.engine import Engine, EpisodeOutcome, ReferenceEngine
-from anml.meta.native import NativeEngine
 from anml.models import build_model
 from anml.models.meta_model import MetaModel, belongs_to
 

@@ -7,11 +7,10 @@ import torch
 
 from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode
-from anml.meta.adjoint import AdjointEngine
+from anml.meta.adjoint import AdjointEngine, NativeEngine
 from anml.meta.engine import Engine, EpisodeOutcome, ReferenceEngine
 from anml.meta.fast import FastEngine
 from anml.meta.functional_episode import FunctionalEpisode
-from anml.meta.native import NativeEngine
 from anml.meta.step import MetaStep
 from anml.models.meta_model import MetaModel, select_names
 from anml.native import available
