@@ -1,4 +1,4 @@
-"""What is taken out of experiments: `report` (and `report-job`, which ends every plan), `compare`, `export`, `sync`."""
+"""What is taken out of experiments: `report` (and its job), `compare`, `export`, `archive`, `sync`."""
 
 import argparse
 import shlex
@@ -166,6 +166,28 @@ def _choose(config: TrainConfig, inner_lr: float | None, seed: int | None) -> Tr
             message = f"{flag} {wanted}: this experiment has no such training; all of it is with {only}"
             raise ConfigError(message)
     return config.training_id(inner_lr, seed)
+
+
+def archive_arguments(parser: argparse.ArgumentParser) -> None:
+    add_address_arguments(parser)
+    parser.add_argument("file", metavar="FILE", type=Path, nargs="?", help="what to write (default: GROUP.tar.gz)")
+    parser.add_argument("--all-models", action="store_true", help="of every evaluated checkpoint, not of the last")
+
+
+def archive(options: argparse.Namespace) -> None:
+    from anml.jobs.status import overall_state, read_jobs
+    from anml.report.archive import CHECKSUMS, archive_mode, write_archive
+
+    experiment = find_experiment(options)
+    target = options.file or Path(f"{experiment.group}.tar.gz")
+    archive_mode(target)
+    check_output("FILE", target)
+    if (state := overall_state(read_jobs(experiment))) != "done":
+        print_notices([f"the experiment is not complete: {state}"])
+    count = write_archive(experiment, target, options.all_models)
+    print(f"Written: {target} ({count} files, {target.stat().st_size / 1e6:.1f} MB)")
+    print(f"To check it: tar xf {shlex.quote(str(target))} && cd {shlex.quote(experiment.group)} && "
+          f"sha256sum --check --quiet {CHECKSUMS}")  # fmt: skip
 
 
 def sync(options: argparse.Namespace) -> int | None:

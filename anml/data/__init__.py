@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from anml.atomic import read_json
+from anml.config import cache_dir
 from anml.config.evaluation import DataRequest
 from anml.config.facts import DATASETS, Dataset, dataset_label, find_dataset
 from anml.data.class_images import ClassImages, StoredArray, write_array
-from anml.data.sources import ImageFiles, cache_dir, fingerprint, identify
+from anml.data.sources import ImageFiles, fingerprint, identify
 from anml.errors import AnmlError, DataError
 from anml.plugins import frozen_or_given
 

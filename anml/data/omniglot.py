@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from anml.config import cache_dir
 from anml.config.evaluation import DataRequest
-from anml.data.sources import ImageFiles, cache_dir, fetch, list_images
+from anml.data.sources import ImageFiles, fetch, list_images
 from anml.errors import DataError
 
 OFFICIAL_ADDRESS = "https://github.com/brendenlake/omniglot/raw/master/python"

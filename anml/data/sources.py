@@ -48,12 +48,6 @@ class ImageFiles(NamedTuple):
     check: Callable[[DataRequest, Sequence[int]], None] = lambda request, shape: None
 
 
-def cache_dir() -> Path:
-    """Return the folder for downloads and converted arrays: ANML_CACHE, or the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "anml"
-    return Path(os.environ.get("ANML_CACHE") or default).expanduser()
-
-
 def fetch(file: str, base_url: str, md5: str, folder: Path) -> Path:
     """Download one file unless a good copy is there. ANML_MIRROR replaces the official address.
 

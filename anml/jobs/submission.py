@@ -23,7 +23,7 @@ def run_launch(launch: Launch, announce: Callable[[dict[str, str]], None] = lamb
     ids by name. Raises SubmissionError.
     """
     scheduler = launch.make_scheduler()
-    with _one_at_a_time(launch.experiment):
+    with one_at_a_time(launch.experiment):
         record(launch, {})
         submission = _Submission(launch, scheduler)
         record(launch, {name: ids[0] for name, ids in submission.ids.items()})
@@ -99,7 +99,7 @@ class _Submission:
 
 
 @contextmanager
-def _one_at_a_time(experiment: Experiment) -> Iterator[None]:
+def one_at_a_time(experiment: Experiment) -> Iterator[None]:
     """Keep two launches from submitting the same experiment at once. Raises SubmissionError."""
     lock = experiment.root / ".submitting.json"
     if recorded_process(read_json(lock), lock).presence == "gone":

@@ -80,7 +80,7 @@ def _render(projects: list[Path], is_project: bool) -> str:
 def _table(project: Path) -> dict[str, Any]:
     """Return a project's experiments, the newest first, and what is known of their comparison."""
     groups = [path for path in sorted(project.iterdir()) if (path / "config.yml").is_file()]
-    entries = sorted((_entry(Experiment(path)) for path in groups), key=lambda entry: entry["launched"], reverse=True)
+    entries = sorted((describe(Experiment(path)) for path in groups), key=lambda entry: entry["launched"], reverse=True)
     written = _modified(project / COMPARISON)
     return {
         "project": project.name,
@@ -100,8 +100,8 @@ def _minute(time: datetime) -> str:
     return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def _entry(experiment: Experiment) -> dict[str, Any]:
-    """Return what an index says of an experiment.
+def describe(experiment: Experiment) -> dict[str, Any]:
+    """Return what an index and `anml ls` say of an experiment.
 
     reported: when its report was written, 0 where there is none. best: test accuracy by flavor at the last checkpoint,
     for the largest setting, of the best of its models.
