@@ -39,7 +39,7 @@ HEAVY = LAYERS[LAYERS.index("rng") : LAYERS.index("cli")]
 SOLE_IMPORTERS = {
     "higher": "anml/meta/engine.py",
     "wandb": "anml/tracking.py",
-    "simple_slurm": "anml/jobs/schedulers/slurm.py",
+    "simple_slurm": "anml/jobs/schedulers/slurm_options.py",
     "matplotlib": "anml/report",
     "pandas": "anml/report",
 }

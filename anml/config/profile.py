@@ -1,5 +1,6 @@
 """Cluster profiles (`slurm/*.yml`): where jobs run, with which device, environment and limits."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,6 +43,11 @@ def _plain(value: Any) -> Any:
 SbatchOptions = dict[str, Annotated[Any, AfterValidator(_plain)]]
 
 
+# Options that ask for the same in other words: they exclude each other.
+_MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
+_GPUS = ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
+
+
 class JobOptions(Record):
     """sbatch options by kind of job; those under `all` hold for every kind."""
 
@@ -50,10 +56,49 @@ class JobOptions(Record):
     evaluate: SbatchOptions = {}
     report: SbatchOptions = {}
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all options, with dashes."""
+        return list(dict.fromkeys(name for layer in self.layers().values() for name in layer))
+
+    def layers(self) -> dict[str, SbatchOptions]:
+        """Return the options under each key, with underscores in names as dashes."""
+        layers = {key: getattr(self, key) for key in type(self).model_fields}
+        return {key: {name.replace("_", "-"): value for name, value in layer.items()} for key, layer in layers.items()}
+
     def for_kind(self, kind: str) -> SbatchOptions:
-        """Return the options of one kind of job, with underscores in names as dashes."""
-        merged = {**self.all, **getattr(self, kind)}
-        return {name.replace("_", "-"): value for name, value in merged.items()}
+        """Return the options of one kind of job."""
+        return _merged(self.layers()["all"], self.layers()[kind])
+
+    def overridden(self, options: SbatchOptions) -> "JobOptions":
+        """Return these with options on top, for jobs of every kind."""
+        return JobOptions(**{key: _merged(layer, options) for key, layer in self.layers().items()})
+
+
+def exclusive_options(options: SbatchOptions) -> list[tuple[str, ...]]:
+    """Return the options that exclude each other: memory twice, or GPUs twice."""
+    memory = tuple(name for name in _MEMORY if name in options)
+    gpus = tuple(name for name in _GPUS if name in options)
+    gpus += ("gres",) * (gpus != () and _without_gpus(options) != options)
+    return [names for names in (memory, gpus) if len(names) > 1]
+
+
+def _merged(options: SbatchOptions, later: SbatchOptions) -> SbatchOptions:
+    """Return options with later ones on top: `mem-per-cpu` also replaces `mem`, `gpus` the GPUs in `gres`."""
+    kept = dict(options)
+    if any(name in later for name in _MEMORY):
+        kept = {name: value for name, value in kept.items() if name not in _MEMORY}
+    if any(name in later for name in _GPUS) or _without_gpus(later) != later:
+        kept = {name: value for name, value in _without_gpus(kept).items() if name not in _GPUS}
+    return kept | later
+
+
+def _without_gpus(options: SbatchOptions) -> SbatchOptions:
+    """Return options without the GPUs in `gres`, which may name other things beside them."""
+    parts = str(options.get("gres", "")).split(",")
+    others = ",".join(part for part in parts if not re.match(r"(gres[:/])?(gpu|shard|mps)\b", part))
+    rest = {name: value for name, value in options.items() if name != "gres"}
+    return options if others == ",".join(parts) else rest | ({"gres": others} if others else {})
 
 
 class ClusterProfile(Record):

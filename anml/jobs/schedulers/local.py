@@ -13,12 +13,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from anml.config.profile import ClusterProfile
-from anml.errors import SubmissionError
+from anml.errors import ConfigError, SubmissionError
 from anml.experiment import Experiment, JobFolder
 from anml.jobs.job_status import ENDED, JobStatus, State, duration, read_status, unmet_need, write_status
 from anml.jobs.plan import Job, Plan
 from anml.jobs.schedulers import Scheduler, SchedulerState
-from anml.jobs.schedulers.slurm import SlurmScheduler, environment_outside_slurm, parse_sbatch_options
+from anml.jobs.schedulers.slurm import SlurmScheduler, environment_outside_slurm
+from anml.jobs.schedulers.slurm_options import parse_options, unlisted_options
 from anml.process import Process, this_process
 
 # Seconds that the jobs get to save their work after Ctrl-C.
@@ -95,7 +96,8 @@ class LocalScheduler(Scheduler):
     @classmethod
     def with_options(cls, profile: ClusterProfile, arguments: list[str], own_options: list[str]) -> ClusterProfile:
         """Return the profile as it is: sbatch options are checked and have no effect. Raises ConfigError."""
-        parse_sbatch_options(arguments, own_options)
+        if problems := unlisted_options(parse_options(arguments), own_options):
+            raise ConfigError(problems)
         return profile
 
     def command(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> list[str]:

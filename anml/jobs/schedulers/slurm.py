@@ -1,11 +1,10 @@
-"""Slurm. simple_slurm renders the scripts; this module alone runs sbatch, squeue, scancel and scontrol.
+"""Slurm. slurm_options.py renders the scripts; this module alone runs sbatch, squeue, scancel and scontrol.
 
 simple_slurm's own `sbatch` is not used: it runs a shell, loses sbatch's words and fails with a bare assertion.
 """
 
 import hashlib
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -15,24 +14,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 from anml.atomic import write_text
-from anml.config.binding import nearest
 from anml.config.profile import ClusterProfile
-from anml.config.training import TrainConfig
 from anml.errors import ConfigError, SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.plan import Job, JobKind
 from anml.jobs.schedulers import CheckResult, Phase, Scheduler, SchedulerState
+from anml.jobs.schedulers.slurm_options import (
+    count_gpus,
+    parse_options,
+    profile_problems,
+    render_options,
+    unlisted_of_profile,
+    unlisted_options,
+)
 
 if TYPE_CHECKING:
-    from simple_slurm import Slurm
     from tenacity import RetryCallState
 
 KINDS: tuple[JobKind, ...] = get_args(JobKind)
-# Decided by the launcher; a user's value would break dependencies, logs or requeueing.
-_OURS = {
-    "array", "clusters", "dependency", "error", "help", "job-name", "kill-on-invalid-dep", "no-requeue", "open-mode",
-    "output", "parsable", "quiet", "requeue", "signal", "test-only", "usage", "wait", "wrap",
-}  # fmt: skip
 # What Slurm's commands say when the controller is away or busy: worth waiting for.
 _TRANSIENT = (
     "unable to contact slurm controller", "socket timed out", "connection refused", "connect failure",
@@ -70,14 +69,9 @@ class SlurmScheduler(Scheduler):
         self.mark = hashlib.sha256(str(experiment.root).encode()).hexdigest()[:8]
 
     def render(self, job: Job) -> str:
-        slurm = _new_script()
-        slurm.set_shell("/bin/bash")
-        options = {name: value for name, value in self._options(job).items() if value is not False}
-        slurm.add_arguments(**{name.replace("-", "_"): _quoted(value) for name, value in options.items()})
         # Without CPU binding every job would otherwise take all cores of its node.
-        slurm.add_cmd('export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"')
-        slurm.add_cmd(self.script_body(job))
-        return slurm.script(convert=False)
+        threads = 'export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"'
+        return render_options(self._options(job), [threads, self.script_body(job)])
 
     def command(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> list[str]:
         command = ["sbatch", "--parsable"]
@@ -158,17 +152,24 @@ class SlurmScheduler(Scheduler):
     @classmethod
     def with_options(cls, profile: ClusterProfile, arguments: list[str], own_options: list[str]) -> ClusterProfile:
         """Return the profile with the options on top. Raises ConfigError, also for the profile's own options."""
-        of_sbatch, problems = known_options(), {}
-        for name in dict.fromkeys(name for kind in KINDS for name in profile.sbatch.for_kind(kind)):
-            if name in _OURS:
-                problems[name] = "is set by the launcher and cannot be chosen"
-            elif name not in of_sbatch:
-                problems[name] = f"sbatch has no such option{nearest(name, of_sbatch)}"
+        options = parse_options(arguments)
+        changed = profile.model_copy(update={"sbatch": profile.sbatch.overridden(options)})
+        problems = profile_problems(changed)
+        if doubts := [*unlisted_of_profile(profile), *unlisted_options(options, own_options)]:
+            problems += cls._told_by_sbatch(changed, doubts)
         if problems:
-            raise ConfigError([f"profile {profile.name}: sbatch: {name}: {why}" for name, why in problems.items()])
-        overrides = parse_sbatch_options(arguments, own_options)
-        by_kind = {kind: {**getattr(profile.sbatch, kind), **overrides} for kind in KINDS}
-        return profile.model_copy(update={"sbatch": profile.sbatch.model_copy(update=by_kind)})
+            raise ConfigError(problems)
+        return changed
+
+    @classmethod
+    def _told_by_sbatch(cls, profile: ClusterProfile, doubts: list[str]) -> list[str]:
+        """Return what is wrong with options that are not listed: sbatch decides, where it can be asked."""
+        if shutil.which("sbatch") is None:
+            return doubts
+        refusals = [finding.what for kind in KINDS if not (finding := cls._check_job(profile, kind)).ok]
+        # Without its configuration sbatch knows nothing.
+        is_unknown = any("unrecognized option" in words or "configuration source" in words for words in refusals)
+        return doubts if is_unknown else refusals[:1]
 
     @classmethod
     def check_root(cls, root: Path) -> None:
@@ -192,7 +193,9 @@ class SlurmScheduler(Scheduler):
             yield CheckResult(False, what)
         else:
             yield CheckResult(True, f"max_array_size {profile.max_array_size} is within the site's limit")
-        for kind in KINDS:
+        problems = profile_problems(profile)
+        yield from (CheckResult(False, problem) for problem in problems)
+        for kind in () if problems else KINDS:
             yield cls._check_job(profile, kind)
 
     @classmethod
@@ -210,12 +213,7 @@ class SlurmScheduler(Scheduler):
 
     @classmethod
     def gpus(cls, profile: ClusterProfile, kind: JobKind) -> int:
-        """Return the number in `gres: gpu:2` or `gpu:a100:2`."""
-        gres = str(profile.sbatch.for_kind(kind).get("gres", ""))
-        if not gres.startswith("gpu"):
-            return 0
-        count = gres.rsplit(":", 1)[-1]
-        return int(count) if count.isdigit() else 1
+        return count_gpus(profile.sbatch.for_kind(kind))
 
     @classmethod
     def restarts(cls) -> int | None:
@@ -243,63 +241,6 @@ def _state(id_: str, state: str, reason: str) -> SchedulerState:
     if reason == "DependencyNeverSatisfied":  # It needs the success of a job that has failed.
         return SchedulerState(id_, "waiting in vain" if phase == "waiting" else "skipped", reason)
     return SchedulerState(id_, phase, reason if state == "PENDING" else f"{state} ({reason})")
-
-
-def parse_sbatch_options(arguments: list[str], own_options: list[str]) -> dict[str, str | int | bool]:
-    """Return options by name (with dashes) for arguments like `--mem=64G`. Raises ConfigError with every problem."""
-    problems = [problem for argument in arguments if (problem := _problem(argument, own_options))]
-    if problems:
-        raise ConfigError(problems)
-    parts = [argument.removeprefix("--").partition("=") for argument in arguments]
-    return {name: value if sign else True for name, sign, value in parts}
-
-
-def _problem(argument: str, own_options: list[str]) -> str:
-    """Return what is wrong with an argument, or an empty string."""
-    name, _, value = argument.removeprefix("--").partition("=")
-    if not argument.startswith("--"):
-        return f"{argument}: not understood; sbatch options are written --name=value"
-    if name in _OURS:
-        return f"--{name}: is set by the launcher or the profile and cannot be chosen"
-    try:
-        of_sbatch, doubt = known_options(), ""
-    except SubmissionError as error:  # The machine at hand needs none of them.
-        of_sbatch, doubt = set(), f" ({error})"
-    if name in of_sbatch:
-        return ""
-    if (key := name.replace("-", "_")) in TrainConfig.model_fields:
-        return f"--{name}: is a key of the config: --set {key}={value or 'VALUE'}"
-    known = sorted(of_sbatch | {option.removeprefix("--") for option in own_options})
-    hint = nearest(name, known).replace("'", "").replace("mean ", "mean --")
-    return f"--{name}: neither an option of this command nor of sbatch{hint}{doubt}"
-
-
-def known_options() -> set[str]:
-    """Return the long names of all options that sbatch has. Raises SubmissionError without simple_slurm."""
-    setters = [name for name in dir(_new_script()) if name.startswith("set_")]
-    return {name.removeprefix("set_").replace("_", "-") for name in setters} - {"shell"}
-
-
-def _new_script() -> "Slurm":
-    """Return an empty script. Raises SubmissionError without simple_slurm, which nothing but Slurm needs."""
-    # A user's format for squeue, which simple_slurm refuses unless it is CSV.
-    squeue_format = os.environ.pop("SQUEUE_FORMAT", None)
-    try:
-        from simple_slurm import Slurm
-
-        return Slurm()
-    except ModuleNotFoundError:
-        message = "Slurm needs the package simple-slurm (docs/install.md): install it, or use --cluster local"
-        raise SubmissionError(message) from None
-    finally:
-        if squeue_format is not None:
-            os.environ["SQUEUE_FORMAT"] = squeue_format
-
-
-def _quoted(value: str | int | bool) -> str:
-    """Return a value as bash quotes it; simple_slurm would take one that starts with a dash for an option."""
-    text = "" if value is True else shlex.quote(str(value))
-    return f"'{text}'" if text.startswith("-") else text
 
 
 def _patiently(ask: Callable[[], T]) -> T:
