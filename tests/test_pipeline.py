@@ -195,21 +195,28 @@ def test_seeds_trained_together_are_evaluated_apart(run: Run, experiments: Path,
     assert run("-m", "anml", "status", "p/g").returncode == 0
 
 
-@pytest.mark.parametrize("together", [False, True], ids=["apart", "together"])
-def test_several_inner_rates_are_several_models_in_the_report(
-    run: Run, experiments: Path, tmp_path: Path, together: bool
+@pytest.mark.parametrize(
+    ("several", "key", "flag"),
+    [
+        ({"inner_lrs": [0.1, 0.05]}, "inner-lr", "--inner-lr=0.05"),
+        ({"vary": {"inner_lr": [0.1, 0.05]}, "train_together": True}, "inner-lr", "--inner-lr=0.05"),
+        ({"vary": {"outer_lr": [0.1, 0.05]}}, "outer-lr", "--training=outer-lr-0.05"),
+    ],
+    ids=["rates", "together", "vary"],
+)
+def test_what_varies_makes_models_of_their_own_in_the_report(
+    run: Run, experiments: Path, tmp_path: Path, several: dict, key: str, flag: str
 ) -> None:
-    several = {"inner_lrs": [0.1, 0.05], "train_together": together}
     config = write_config(tmp_path, **several, epochs=2, eval_steps=[2], eval=OLFT)
     done = launch(run, config)
     assert done.returncode == 0, done.stderr
     root = experiments / "p" / "g"
     for rate in ("0.1", "0.05"):
-        rows = rows_of(root / f"results/olft-step-000002-inner-lr-{rate}.csv")
-        assert {row["model"] for row in rows} == {f"anml-inner-lr-{rate}"}
-        assert f"anml-inner-lr-{rate}: 4 classes" in (root / "report/accuracy.txt").read_text()
-    assert run("-m", "anml", "export", "p/g", tmp_path / "out", "--inner-lr", "0.05").returncode == 0
-    assert '"display_name": "anml-inner-lr-0.05"' in (tmp_path / "out/model.json").read_text()
+        rows = rows_of(root / f"results/olft-step-000002-{key}-{rate}.csv")
+        assert {row["model"] for row in rows} == {f"anml-{key}-{rate}"}
+        assert f"anml-{key}-{rate}: 4 classes" in (root / "report/accuracy.txt").read_text()
+    assert run("-m", "anml", "export", "p/g", tmp_path / "out", flag).returncode == 0
+    assert f'"display_name": "anml-{key}-0.05"' in (tmp_path / "out/model.json").read_text()
 
 
 def test_evaluation_by_hand_agrees_with_the_planned_one(run: Run, finished: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import yaml
 from anml.atomic import read_json
 from anml.checkpoints import ModelCard, load_model, save_model
 from anml.config.load import dump_config
-from anml.config.training import TrainConfig, TrainingId
+from anml.config.training import TrainConfig
+from anml.config.vary import TrainingId
 from anml.errors import CheckpointError, ConfigError
 from anml.experiment import Experiment
 from anml.models.meta_model import find_not_finite

@@ -36,6 +36,8 @@ def launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="with --dry-run: check the model and the data as well")
     parser.add_argument("--st", "--smoke-test", action="store_true", dest="smoke_test", help="everything, but tiny")
     parser.add_argument("--seed", type=int, help="training seed")
+    vary = "train with each of several values of a key, e.g. --vary outer_lr=0.001,0.003 (repeatable)"
+    parser.add_argument("--vary", metavar="KEY=VALUE,VALUE", action="append", default=[], help=vary)
     parser.add_argument("--wandb", choices=WANDB_MODES, help="W&B mode (default: see docs)")
     parser.epilog = f"Any sbatch option may be given as --name=value; it overrides the cluster profile. {parser.epilog}"
     own_options = [flag for action in parser._actions for flag in action.option_strings]
@@ -48,6 +50,7 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=DEVICES, help="where to compute")
     parser.add_argument("--inner-lr", type=float, help="which inner learning rate to train with")
     parser.add_argument("--seed", type=int, help="which seed to train")
+    parser.add_argument("--training", metavar="NAME", help="which training of a config with vary, by its name")
     parser.add_argument("--until-step", metavar="N", type=positive, help="stop after this step (default: at the end)")
     add_job_arguments(parser, wandb_help="W&B mode (default: disabled)")
 
@@ -69,6 +72,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("--run-dir", "--flavor"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--train-inner-lr", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--training", help=argparse.SUPPRESS)
     for name in ("--step", "--train-seed", "--points-per-job", "--first-task"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
 

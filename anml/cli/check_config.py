@@ -26,7 +26,16 @@ def check_config(_: argparse.Namespace) -> None:
 
 
 def find_problems(config: TrainConfig) -> list[str]:
-    """Return what is wrong between the config, the model it names and the data on this machine."""
+    """Return what is wrong between the config, the models of its trainings and the data on this machine."""
+    problems: list[str] = []
+    for training in dict.fromkeys(training.together for training in config.trainings):
+        at = f" (of the training with {training.words})" if training.varied else ""
+        problems += [text + at for text in _model_problems(config.for_training(training))]
+    _check_data(config, problems)
+    return problems
+
+
+def _model_problems(config: TrainConfig) -> list[str]:
     from anml.evaluate.prepared_run import check_head
     from anml.meta.step import make_schedule, outer_lrs
     from anml.models import build_model
@@ -40,7 +49,6 @@ def find_problems(config: TrainConfig) -> list[str]:
     for name, flavor in config.eval.items() if not problems else ():
         with collecting(problems, f"eval.{name}: "):
             check_head(model, flavor)
-    _check_data(config, problems)
     with collecting(problems):
         if config.method.is_episodic:
             outer_lrs(config)

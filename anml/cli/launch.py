@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, collecting, print_notices
@@ -51,7 +52,7 @@ def _read(options: argparse.Namespace) -> tuple[LoadedTrain, ClusterProfile]:
     flags = {name: getattr(options, name) for name in ("project", "entity", "group", "cluster", "seed")}
     flags["data_path"] = str(Path(options.data_path).expanduser().resolve()) if options.data_path else None
     with collecting(problems):
-        loaded = load_train_config(options.config, options.overrides, flags)
+        loaded = load_train_config(options.config, [*options.overrides, *_varied(options.vary, problems)], flags)
     with collecting(problems):
         profile = _choose_profile(loaded.config.cluster if loaded else options.cluster, options)
     if loaded:
@@ -61,6 +62,14 @@ def _read(options: argparse.Namespace) -> tuple[LoadedTrain, ClusterProfile]:
     if loaded is None or profile is None or problems:
         raise ConfigError(problems)
     return loaded, profile
+
+
+def _varied(options: Sequence[str], problems: list[str]) -> list[str]:
+    """Return the overrides that `--vary key=value,value` stands for."""
+    wrong = [option for option in options if not all(option.partition("="))]
+    problems += [f"--vary {option}: write it as key=value,value, as --vary outer_lr=0.001,0.003" for option in wrong]
+    pairs = [option.partition("=") for option in options if option not in wrong]
+    return [f"vary.{key.strip()}=[{values}]" for key, _, values in pairs]
 
 
 def _choose_profile(name: str | None, options: argparse.Namespace) -> ClusterProfile:

@@ -19,7 +19,8 @@ from anml.cli.arguments import (
     print_notices,
 )
 from anml.config.load import load_experiment_config
-from anml.config.training import TrainConfig, TrainingId
+from anml.config.training import TrainConfig
+from anml.config.vary import TrainingId
 from anml.errors import ConfigError
 from anml.experiment import Experiment, experiments_folder
 from anml.jobs.job import JobContext, check_folder, run_job
@@ -126,13 +127,14 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, help="which checkpoint (default: the last that is evaluated)")
     parser.add_argument("--inner-lr", type=float, help="which training, where there are several inner learning rates")
     parser.add_argument("--seed", type=int, help="which training, where there are several seeds")
+    parser.add_argument("--training", metavar="NAME", help="which training, by the name of its folder of checkpoints")
     parser.add_argument("--half", action="store_true", help="round the weights to float16: half the size")
 
 
 def export(options: argparse.Namespace) -> None:
     experiment = find_experiment(options)
     config = load_experiment_config(experiment.config_file).config
-    training = _choose(config, options.inner_lr, options.seed)
+    training = _choose(config, options.inner_lr, options.seed, options.training)
     step = _step(experiment, config, training, options.step)
     from anml.checkpoints.export import export_model  # torch is imported after mistakes are told.
 
@@ -158,14 +160,15 @@ def _step(experiment: Experiment, config: TrainConfig, training: TrainingId, wan
     raise ConfigError(message)
 
 
-def _choose(config: TrainConfig, inner_lr: float | None, seed: int | None) -> TrainingId:
+def _choose(config: TrainConfig, inner_lr: float | None, seed: int | None, tag: str | None) -> TrainingId:
     """Return the training asked for. Raises ConfigError, also where the only training is another."""
-    asked = (("--inner-lr", inner_lr, config.inner_lrs, config.inner_lr), ("--seed", seed, config.seeds, config.seed))
-    for flag, wanted, varied, only in asked:
-        if wanted is not None and not varied and wanted != only:
+    varied = {key for training in config.trainings for key, _ in training.varied}
+    asked = (("--inner-lr", inner_lr, "inner_lr", config.inner_lr), ("--seed", seed, "seed", config.seed))
+    for flag, wanted, key, only in asked:
+        if wanted is not None and key not in varied and wanted != only:
             message = f"{flag} {wanted}: this experiment has no such training; all of it is with {only}"
             raise ConfigError(message)
-    return config.training_id(inner_lr, seed)
+    return config.training_id(inner_lr, seed, tag)
 
 
 def archive_arguments(parser: argparse.ArgumentParser) -> None:

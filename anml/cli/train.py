@@ -8,7 +8,8 @@ from anml.cli.arguments import print_notices
 from anml.cli.check_config import find_problems
 from anml.config.binding import located
 from anml.config.load import dump_config, load_experiment_config, load_train_config
-from anml.config.training import TrainConfig, TrainingId
+from anml.config.training import TrainConfig
+from anml.config.vary import TrainingId
 from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.jobs.job import JobContext, run_job
@@ -41,8 +42,8 @@ def _prepare(options: argparse.Namespace) -> tuple[TrainConfig, Experiment, Trai
     load = load_train_config if options.config else load_experiment_config
     flags = {"device": options.device, "data_path": options.data_path}
     config, notices, source = load(path, options.overrides, flags)
-    training = _choose(config, TrainingId(options.inner_lr, options.seed))
-    if options.seed is not None and not config.seeds:
+    training = _choose(config, options.inner_lr, options.seed, options.training)
+    if options.seed is not None and not _varies(config, "seed"):
         config = config.model_copy(update={"seed": options.seed})
     print_notices(notices)
     if run_dir is None:
@@ -55,15 +56,26 @@ def _prepare(options: argparse.Namespace) -> tuple[TrainConfig, Experiment, Trai
     return config, experiment, training
 
 
-def _choose(config: TrainConfig, given: TrainingId) -> TrainingId:
-    """Return the training of the config that the arguments name. Raises ConfigError."""
-    if config.train_together and given != TrainingId():
-        message = f"{' '.join(given.flags())}: this config does its trainings together (train_together); leave that out"
+def _choose(config: TrainConfig, inner_lr: float | None, seed: int | None, tag: str | None) -> TrainingId:
+    """Return the training, or the trainings together, that the arguments name. Raises ConfigError."""
+    given = [f"--inner-lr {inner_lr}"] * (inner_lr is not None) + [f"--seed {seed}"] * (seed is not None)
+    if config.train_together and given:
+        message = f"{' '.join(given)}: this config does its trainings together (train_together); leave that out"
         raise ConfigError(message)
-    if given.inner_lr is not None and not config.inner_lrs:
-        message = f"--inner-lr {given.inner_lr}: there are no inner_lrs to choose from; use --set inner_lr=NUMBER"
+    if inner_lr is not None and not _varies(config, "inner_lr"):
+        message = f"--inner-lr {inner_lr}: there are no inner_lrs to choose from; use --set inner_lr=NUMBER"
         raise ConfigError(message)
-    return given if config.train_together else config.training_id(*given)
+    if not config.train_together:
+        return config.training_id(inner_lr, seed, tag)
+    groups = [group for group in config.training_groups if tag in (None, group.tag)]
+    if len(groups) != 1:
+        message = f"say which trainings: --training {' | '.join(group.tag for group in config.training_groups)}"
+        raise ConfigError(message)
+    return groups[0]
+
+
+def _varies(config: TrainConfig, key: str) -> bool:
+    return any(key in dict(training.varied) for training in config.trainings)
 
 
 def _claim(experiment: Experiment, config: TrainConfig) -> None:

@@ -171,6 +171,11 @@ def _wording(error: ErrorDetails, record: type[Record], elsewhere: Mapping[str, 
         allowed = str(details.get("expected", "")).replace(" or ", ", ").replace("'", "")
         return f"{show(found)} is not allowed; allowed: {allowed}{nearest(str(found), allowed.split(', '))}"
     if wanted := _WANTED.get(_kind_of(error)):
+        if isinstance(found, (list, tuple)) and "vary" in record.model_fields and len(error["loc"]) == 1:
+            key = error["loc"][0]
+            return (
+                f"must {wanted.format(**details)}; to train with each of {show(found)}: vary: {{{key}: {show(found)}}}"
+            )
         is_unquoted = error["type"] == "string_type" and isinstance(found, (int, float))
         return f"must {wanted.format(**details)}, found {show(found)}{'; put it in quotes' if is_unquoted else ''}"
     return f"{error['msg'].removeprefix('Value error, ')}, found {show(found)}"

@@ -14,6 +14,7 @@ from anml.config.image_folder import fill_in_flavor, fill_in_training, flavor_fa
 from anml.config.model_args import check_model_args
 from anml.config.notices import EVALUATION, TRAINING, unread
 from anml.config.training import TrainConfig
+from anml.config.vary import TrainingId, Value, adopt_vary, cannot_vary, changes_of, with_types
 from anml.config.yaml import KeyPath, Location, Source, dump_yaml, read_value, read_yaml
 from anml.errors import ConfigError
 from anml.plugins import USER_CODE
@@ -60,6 +61,7 @@ def load_train_config(
     _split_by_dataset(source, found)
     config = _bind_training(source, found)
     flavors = _bind_flavors(source, config, found)
+    config = _bind_points(source, config, flavors, found) if config else None
     if config is None or found.problems:
         raise ConfigError(found.problems)
     return LoadedTrain(_fill_in(config, flavors), found.notices, source)
@@ -144,6 +146,7 @@ def _prepare(
         if value is not None:
             _set(source, (key,), value, f"--{key.replace('_', '-')}")
     again = adopt(source)
+    problems += [problem(source, (key,), "is given twice, here and in vary; keep one") for key in adopt_vary(source)]
     make_references_absolute(source, REFERENCE_KEYS, frozen)
     return Findings(list(dict.fromkeys(notices + again.notices)), problems + again.problems)
 
@@ -223,6 +226,46 @@ def _bind_training(source: Source, found: Findings) -> TrainConfig | None:
     if not problems:
         found.notices.extend(_worded(source, (), ends_early(config)) + unread(TRAINING, config, source))
     return config
+
+
+def _bind_points(
+    source: Source, config: TrainConfig, flavors: Mapping[str, EvalConfig], found: Findings
+) -> TrainConfig:
+    """Check each training that `vary` makes as a config of its own; return the config with values as their keys' types.
+
+    Here and not in its job: a mistake in the last of many points costs nothing yet.
+    """
+    keys = dict.fromkeys(key for training in config.trainings for key, _ in training.varied)
+    reasons = [reason for key in keys if (reason := cannot_vary(key, TrainConfig.model_fields))] if config.vary else []
+    tags = [training.tag for training in config.trainings]
+    reasons += [
+        f"two trainings would be called {tag}" for tag in dict.fromkeys(tags) if tags.count(tag) > 1 and config.vary
+    ]
+    found.problems.extend(problem(source, ("vary",), reason) for reason in reasons)
+    if config.vary is None or reasons:
+        return config
+    typed: dict[tuple[str, Value], Value] = {}
+    for training in dict.fromkeys(training.model for training in config.trainings):
+        point = _bind_point(source, config, flavors, training, found)
+        typed |= {(k, v): float(v) for k, v in training.varied if isinstance(getattr(point, k, None), float)}
+    return config.model_copy(update={"vary": with_types(config.vary, typed)})
+
+
+def _bind_point(
+    source: Source, config: TrainConfig, flavors: Mapping[str, EvalConfig], training: TrainingId, found: Findings
+) -> TrainConfig | None:
+    """Bind the config of one training, and report what is wrong with it."""
+    data = config.model_dump(exclude={"eval", "vary", "seeds", "inner_lrs", "train_together"}, exclude_none=True)
+    data |= changes_of(training, data)
+    part = Source(data, {(): source.locate(("vary",))})
+    point, problems = bind(TrainConfig, part)
+    problems += check_model_args(part)
+    if point and not problems:
+        problems = _worded(part, (), check_train(point, has_epochs=True))
+        for name, flavor in flavors.items():
+            problems += _worded(part, ("eval", name), check_fits_model(flavor, point, flavor_facts(flavor, point)))
+    found.problems.extend(f"{text} (of the training with {training.words})" for text in problems)
+    return point
 
 
 def _bind_flavors(source: Source, training: TrainConfig | None, found: Findings) -> dict[str, EvalConfig]:

@@ -1,12 +1,11 @@
 """One experiment: a model, its trainings (by inner learning rate and seed), and the evaluations that follow."""
 
-import math
-import re
-from collections.abc import Mapping
-from itertools import product
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
-from anml.config.binding import Arguments, Count, Fraction, NotNegative, OneOrMany, Rate, Record
+from pydantic import Discriminator, Field, Tag
+
+from anml.config.binding import Arguments, Count, Fraction, Many, NotNegative, OneOrMany, Rate, Record
 from anml.config.evaluation import (
     ClassSplit,
     ClassSplitKey,
@@ -19,60 +18,16 @@ from anml.config.evaluation import (
 from anml.config.facts import Dataset, find_dataset
 from anml.config.methods import Method, MethodName, find_method
 from anml.config.model_args import ModelArgs, ModelName, named_part
+from anml.config.vary import TrainingId, Value, all_points, changes_of
 from anml.errors import ConfigError
 
-_TAG = re.compile(r"(?:inner-lr-(?P<inner_lr>[\d.e+-]+?))?-?(?:seed-(?P<seed>-?\d+))?")
-_MODEL = re.compile(r"(?P<name>.*)-inner-lr-(?P<inner_lr>\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
-
-
-class TrainingId(NamedTuple):
-    """One of an experiment's trainings. None: not varied, all trainings have the same."""
-
-    inner_lr: float | None = None
-    seed: int | None = None
-
-    @property
-    def tag(self) -> str:
-        """`inner-lr-0.05-seed-1`, `seed-1` or nothing: a part of the names of folders, files and jobs."""
-        return "-".join(f"{name.replace('_', '-')}-{value}" for name, value in self.varied)
-
-    @property
-    def words(self) -> str:
-        """`inner_lr 0.05, seed 1`, `seed 1` or nothing."""
-        return ", ".join(f"{name} {value}" for name, value in self.varied)
-
-    def flags(self, prefix: str = "--") -> tuple[str, ...]:
-        """Return the arguments that name this training on a command line."""
-        return tuple(word for name, value in self.varied for word in (prefix + name.replace("_", "-"), str(value)))
-
-    @property
-    def varied(self) -> list[tuple[str, float]]:
-        return [(name, value) for name, value in self._asdict().items() if value is not None]
-
-
-def training_of_tag(tag: str) -> TrainingId:
-    """Return the training that a tag names. Raises ValueError."""
-    found = _TAG.fullmatch(tag)
-    if found is None:
-        message = f"{tag!r} names no training"
-        raise ValueError(message)
-    rate, seed = found["inner_lr"], found["seed"]
-    return TrainingId(None if rate is None else float(rate), None if seed is None else int(seed))
-
-
-def training_order(one: TrainingId) -> tuple[float, float]:
-    """Return what trainings are sorted by: their inner rates and seeds as numbers; what is not varied comes first."""
-    inner_lr, seed = (-math.inf if value is None else float(value) for value in one)
-    return inner_lr, seed
-
-
-def model_order(name: str) -> tuple[str, float]:
-    """Return what names of models are sorted by: `anml-inner-lr-1e-05` comes before `anml-inner-lr-0.05`."""
-    found = _MODEL.fullmatch(name)
-    return (name, -math.inf) if found is None else (found["name"], float(found["inner_lr"]))
-
-
 LoboScale = Literal["all_rows", "each_row"]
+# Values by key, whose product is trained, or points picked by hand. The kind comes first: an error speaks of it alone.
+VaryKey = Annotated[
+    Annotated[Mapping[str, Annotated[OneOrMany[Value], Field(min_length=1)]], Tag("product")]
+    | Annotated[Many[Mapping[str, Value]], Field(min_length=1), Tag("points")],
+    Discriminator(lambda value: "points" if isinstance(value, (list, tuple)) else "product"),
+]
 EngineName = Literal["auto", "graph", "compiled", "native", "sweep", "fast", "reference"]
 
 
@@ -133,7 +88,9 @@ class TrainConfig(Record):
     log_freq: Count = 10
     seed: int = 1
     seeds: OneOrMany[int] | None = None
-    # One job does the trainings of all seeds and inner_lrs, on a GPU at once. Unset is false.
+    # What else differs between trainings: all combinations of values by key, or a list of points.
+    vary: VaryKey | None = None
+    # One job does all trainings that differ in rates and seeds alone, on a GPU at once. Unset is false.
     train_together: bool | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # The same bits each time on the same GPU. Unset is true.
@@ -212,28 +169,39 @@ class TrainConfig(Record):
         return self.model_name or self.model.rpartition(":")[2]  # Of a user's own model the name of its class.
 
     @property
-    def training_seeds(self) -> tuple[int, ...]:
-        return self.seeds or (self.seed,)
+    def trainings(self) -> tuple[TrainingId, ...]:
+        return tuple(all_points(self.vary, self.inner_lrs, self.seeds))
 
     @property
-    def trainings(self) -> tuple[TrainingId, ...]:
-        return tuple(TrainingId(*pair) for pair in product(self.inner_lrs or (None,), self.seeds or (None,)))
+    def training_groups(self) -> dict[TrainingId, list[TrainingId]]:
+        """The trainings that one job does, by what they have in common."""
+        groups: dict[TrainingId, list[TrainingId]] = {}
+        for training in self.trainings:
+            groups.setdefault(training.together if self.train_together else training, []).append(training)
+        return groups
 
-    def training_id(self, inner_lr: float | None, seed: int | None) -> TrainingId:
-        """Return the training with this inner rate and seed; what is not varied may be anything. Raises ConfigError."""
-        wanted = TrainingId(inner_lr if self.inner_lrs else None, seed if self.seeds else None)
-        if wanted not in self.trainings:
-            names = {"--inner-lr": self.inner_lrs or (), "--seed": self.seeds or ()}
-            choices = [f"{flag} {' | '.join(map(str, values))}" for flag, values in names.items() if values]
-            message = f"this config has several trainings; say which one: {', '.join(choices)}"
+    def training_id(self, inner_lr: float | None = None, seed: int | None = None, tag: str | None = None) -> TrainingId:
+        """Return the training with this inner rate, seed and tag; what does not vary may be anything.
+
+        Raises ConfigError unless there is one such training.
+        """
+        given = {"inner_lr": inner_lr, "seed": seed}
+        fitting = [
+            training
+            for training in self.trainings
+            if tag in (None, training.tag) and all(given.get(k) in (None, v) for k, v in training.varied)
+        ]
+        if len(fitting) != 1:
+            message = f"this config has several trainings; say which one: {_choices(self.trainings)}"
             raise ConfigError(message)
-        return wanted
+        return fitting[0]
 
     def for_training(self, training: TrainingId) -> "TrainConfig":
-        """Return the config of one of the trainings by itself. A model is named after its own inner rate."""
-        changes: dict[str, Any] = {"inner_lrs": None, "seeds": None, "train_together": None, **dict(training.varied)}
-        if training.inner_lr is not None:
-            changes["model_name"] = f"{self.display_name}-{TrainingId(inner_lr=training.inner_lr).tag}"
+        """Return the config of one of the trainings by itself. A model is named after what varies but its seed."""
+        changes: dict[str, Any] = {"inner_lrs": None, "seeds": None, "vary": None, "train_together": None}
+        changes |= changes_of(training, dict(self))
+        if training.model.varied:
+            changes["model_name"] = f"{self.display_name}-{training.model.tag}"
         return self.model_copy(update=changes)
 
     @property
@@ -275,3 +243,12 @@ class TrainConfig(Record):
         """Steps after which the model is kept and evaluated; a step beyond the end means the final model."""
         wanted = self.eval_steps or (self.total_steps,)
         return tuple(sorted({min(step, self.total_steps) for step in wanted}))
+
+
+def _choices(trainings: Sequence[TrainingId]) -> str:
+    """Return `--inner-lr 0.1 | 0.05, --seed 1 | 2`, or the tags where other keys vary."""
+    values: dict[str, list[str]] = {}
+    for flags in [training.flags() for training in trainings]:
+        for flag, value in zip(flags[::2], flags[1::2], strict=True):
+            values.setdefault(flag, []).append(value)
+    return ", ".join(f"{flag} {' | '.join(dict.fromkeys(each))}" for flag, each in values.items())

@@ -10,7 +10,8 @@ from anml.checkpoints import load_model
 from anml.config.evaluation import DataRequest, EvalConfig
 from anml.config.facts import is_validation
 from anml.config.profile import Device, WandbMode
-from anml.config.training import TrainConfig, TrainingId
+from anml.config.training import TrainConfig
+from anml.config.vary import TrainingId
 from anml.data import load_images
 from anml.data.class_images import ClassImages
 from anml.evaluate.sweep import LoadedModel, Say, Trajectory, run_sweep, sweep_trajectories

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
-from anml.config.training import TrainConfig, TrainingId
+from anml.config.training import TrainConfig
 from anml.experiment import result_name
 
 JobKind = Literal["train", "evaluate", "report"]
@@ -56,13 +56,11 @@ class Plan:
 def make_plan(config: TrainConfig, points_per_job: int | None = None, max_array_size: int = 1001) -> Plan:
     """Return the jobs of an experiment: training in segments, evaluations after each, a report at the end."""
     jobs: list[Job] = []
-    # What one job trains: one training, or all of them.
-    for trained in [config.trainings] if config.train_together else [(training,) for training in config.trainings]:
+    for together, trained in config.training_groups.items():
         previous: tuple[str, ...] = ()
         for number, step in enumerate(config.checkpoint_steps):
-            training = trained[0] if len(trained) == 1 else TrainingId()
-            argv = ("train_anml.py", "--until-step", str(step), *training.flags())
-            segment = Job(result_name("train", step, training.tag), "train", argv, previous)
+            argv = ("train_anml.py", "--until-step", str(step), *together.flags())
+            segment = Job(result_name("train", step, together.tag), "train", argv, previous)
             jobs.append(segment)
             steps = [0, step] if number == 0 and config.eval_untrained else [step]
             for training, evaluated, (flavor, evaluation) in product(trained, steps, config.eval.items()):

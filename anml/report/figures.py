@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from anml.config.training import training_of_tag, training_order
+from anml.config.vary import TrainingId, natural_order
 from anml.experiment import Experiment
 from anml.report import style
 from anml.report.labels import checkpoint, in_lines
@@ -45,18 +45,14 @@ class TrainingLog:
         return [int(line["step"]) for line in kept], [line[name] for line in kept]
 
 
-def read_training(experiment: Experiment) -> list[TrainingLog]:
-    """Return the logs of all trainings that have logged anything, in order of their inner rates and seeds."""
+def read_training(experiment: Experiment, trainings: Sequence[TrainingId] = ()) -> list[TrainingLog]:
+    """Return the logs of all trainings that have logged anything, those named first, in order of their values."""
+    words = {training.tag: training.words for training in trainings}
     logs = []
     for path in experiment.metrics().parent.glob("train*.jsonl"):
         tag = path.stem.removeprefix("train").removeprefix("-")
-        try:
-            training = training_of_tag(tag)
-            name, order = training.words, (0, *training_order(training))
-        except ValueError:  # Not the name of a training: such files come last.
-            name, order = tag, (1, path.stem)
         if lines := _read_lines(path):
-            logs.append((order, TrainingLog(name, lines)))
+            logs.append(((tag not in words, natural_order(tag)), TrainingLog(words.get(tag, tag), lines)))
     return [log for _, log in sorted(logs, key=lambda item: item[0])]
 
 

@@ -45,16 +45,27 @@ def count(number: int, plural: str) -> str:
 
 
 def sentence(config: TrainConfig) -> str:
-    seeds, rates = config.training_seeds, config.inner_lrs or ()
     size = config.image_shape[1]
     data = f"{config.facts.display_name or dataset_label(config.dataset)} ({config.num_train_classes:,} classes of "
     data += f"{config.examples_per_class:,} {config.facts.noun}, {size}x{size} pixels)"
-    seed_names = listed([str(seed) for seed in seeds])
-    trainings = f"seeds {seed_names}" if len(seeds) > 1 else f"seed {seed_names}"
-    trainings += f", inner learning rates {listed([str(rate) for rate in rates])}" if len(rates) > 1 else ""
-    trainings += ", each trained on its own" if len(config.trainings) > 1 else ""
-    amount = f"{count(config.total_steps, unit(config))}{_options(config)}, {trainings}"
+    amount = f"{count(config.total_steps, unit(config))}{_options(config)}, {_trainings(config)}"
     return f"{config.display_name} {config.method.words} on {data} for {amount}; {_evaluations(config)}."
+
+
+def _trainings(config: TrainConfig) -> str:
+    """Return `seeds 1 and 2, outer_lr 0.001 and 0.003, each trained on its own`: what trainings have, seeds first."""
+    values: dict[str, list[str]] = {"seed": []}
+    for key, value in [pair for training in config.trainings for pair in training.varied]:
+        values.setdefault(key, []).append(str(value))
+    values["seed"] = values["seed"] or [str(config.seed)]
+    names = {"seed": "seeds", "inner_lr": "inner learning rates"}
+    distinct = {key: list(dict.fromkeys(each)) for key, each in values.items()}
+    parts = [
+        f"{names.get(key, key) if len(each) > 1 else key} {listed(each)}"
+        for key, each in distinct.items()
+        if len(each) > 1 or key not in ("inner_lr",)
+    ]
+    return ", ".join([*parts, *(["each trained on its own"] if len(config.trainings) > 1 else [])])
 
 
 def _options(config: TrainConfig) -> str:

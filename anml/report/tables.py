@@ -11,7 +11,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from anml.config.facts import is_validation
-from anml.config.training import TrainConfig, model_order
+from anml.config.training import TrainConfig
+from anml.config.vary import natural_order
 from anml.errors import DataError
 from anml.experiment import Experiment
 from anml.report import labels
@@ -170,7 +171,7 @@ def _order(result: RateResult, flavors: Sequence[str]) -> tuple:
     Held-out background classes come last.
     """
     sizes = (-result.classes, result.train_examples, result.test_examples)
-    setting = (is_validation(result.dataset), *sizes, *model_order(result.model))
+    setting = (is_validation(result.dataset), *sizes, natural_order(result.model))
     rank = flavors.index(result.flavor) if result.flavor in flavors else len(flavors)
     flavor = (rank, result.flavor, result.protocol, result.dataset)
     seed = -1 if result.train_seed == POOLED else int(result.train_seed)
@@ -215,7 +216,7 @@ def best_by_classes(rows: Iterable[ResultRow]) -> list[RateResult]:
     groups = grouped(rows, lambda row: tuple(getattr(row, name) for name in names)).values()
     order = ("checkpoint_step", "flavor", "dataset", "train_examples", "classes")
     best = [_best_after(group[0].classes_trained, group) for group in groups]
-    return sorted(best, key=lambda result: (*model_order(result.model), *(getattr(result, name) for name in order)))
+    return sorted(best, key=lambda result: (natural_order(result.model), *(getattr(result, name) for name in order)))
 
 
 def _best_after(classes: int, rows: list[ResultRow]) -> RateResult:
@@ -252,6 +253,14 @@ def _rows_of(rows: Sequence[ResultRow], best: Sequence[RateResult]) -> list[Resu
 
 def as_frame(results: Iterable[RateResult], columns: Sequence[str] = SUMMARY_COLUMNS) -> pd.DataFrame:
     return pd.DataFrame([vars(result) for result in results], columns=list(columns)).astype({"lr": float})
+
+
+def with_varied(frame: pd.DataFrame, config: TrainConfig | None) -> pd.DataFrame:
+    """Return a table with a typed column for every key that varies between the models of an experiment."""
+    trainings = config.trainings if config else ()
+    models = {config.for_training(t).display_name: dict(t.model.varied) for t in trainings if config}
+    keys = dict.fromkeys(key for varied in models.values() for key in varied)
+    return frame.assign(**{key: [models.get(model, {}).get(key) for model in frame["model"]] for key in keys})
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:

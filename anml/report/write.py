@@ -103,11 +103,16 @@ def read_report(experiment: Experiment) -> Report:
 def write_report(experiment: Experiment) -> Report:
     """Write `report/` of an experiment as far as its results go. Each file is replaced as a whole, the page last."""
     report = read_report(Experiment(experiment.root.absolute()))
-    logs, by_classes = read_training(experiment), tables.best_by_classes(report.rows)
+    logs, by_classes = (
+        read_training(experiment, report.config.trainings if report.config else ()),
+        tables.best_by_classes(report.rows),
+    )
     with replacing(report.experiment.report, report.page.name) as folder:
         figures = _draw(folder, report, logs)
-        tables.write_csv(folder / "summary.csv", tables.as_frame(report.summary))
-        tables.write_csv(folder / "by-classes.csv", tables.as_frame(by_classes, tables.BY_CLASSES_COLUMNS))
+        frames = {"summary": tables.as_frame(report.summary)}
+        frames["by-classes"] = tables.as_frame(by_classes, tables.BY_CLASSES_COLUMNS)
+        for name, frame in frames.items():
+            tables.write_csv(folder / f"{name}.csv", tables.with_varied(frame, report.config))
         (folder / "accuracy.txt").write_text(accuracy_table(report.summary, report.unit) + "\n", encoding="utf-8")
         page = _render(report, logs, by_classes, figures)
         (folder / report.page.name).write_text(page, encoding="utf-8")

@@ -4,7 +4,8 @@ from typing import Any
 
 from anml.atomic import read_json, write_json
 from anml.config.profile import Device, WandbMode
-from anml.config.training import TrainConfig, TrainingId
+from anml.config.training import TrainConfig
+from anml.config.vary import TrainingId
 from anml.experiment import Experiment
 from anml.jobs.job import JobContext, check_folder
 from anml.machine import describe_machine, determinism, peak_memory, prepare_device
@@ -23,14 +24,14 @@ def train_segment(
     wandb_mode: WandbMode,
     min_free_gb: float = 0.0,
 ) -> bool:
-    """Train to step `until` (default: the end). training_id: which training, where they are not trained together.
+    """Train to step `until` (default: the end). training_id: which of `config.training_groups`.
 
     Returns False when stopped before, with a checkpoint of where it stopped.
     """
     check_folder(experiment.root, min_free_gb)
     compute_on = prepare_device(device, config.device, config.deterministic)
     until = config.total_steps if until is None else until
-    ids = config.trainings if config.train_together else (training_id,)
+    ids = config.training_groups[training_id]
     specs = [
         RunSpec(config.for_training(each), experiment.checkpoints(each.tag), experiment.metrics(each.tag))
         for each in ids

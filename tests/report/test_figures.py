@@ -99,7 +99,7 @@ def test_odd_trainings_are_drawn_without_a_warning(losses, tmp_path):
 
 def test_training_has_a_line_per_seed_and_marks_at_checkpoints(build):
     builder = build(seeds=(1, 2, 10)).metrics(30, with_validation=True)
-    logs = read_training(builder.experiment)
+    logs = read_training(builder.experiment, builder.config.trainings)
     assert [log.name for log in logs] == ["seed 1", "seed 2", "seed 10"]
     with figure_style():
         figure = draw_training(logs, builder.config.checkpoint_steps, "episodes")

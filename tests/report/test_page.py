@@ -190,7 +190,8 @@ def test_inner_rates_are_listed_by_their_value(build):
     for name in ("summary.csv", "by-classes.csv"):
         table = pd.read_csv(builder.experiment.report / name)
         assert list(table["model"].unique()) == in_order
-    trainings = [log.name for log in read_training(builder.experiment)]
+        assert list(table["inner_lr"].unique()) == [1e-5, 0.05, 0.1]
+    trainings = [log.name for log in read_training(builder.experiment, builder.config.trainings)]
     assert trainings == [f"inner_lr {rate}, seed {seed}" for rate in ("1e-05", "0.05", "0.1") for seed in (1, 2)]
 
 

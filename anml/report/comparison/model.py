@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from anml.config.training import TrainConfig, model_order
+from anml.config.training import TrainConfig
+from anml.config.vary import natural_order
 from anml.experiment import Experiment
 from anml.jobs.status import overall_state, read_jobs
 from anml.report import tables
@@ -97,7 +98,7 @@ def read_compared_models(experiment: Experiment) -> list[ComparedModel]:
     by_model = grouped(report.rows, lambda row: row.model)
     trained = {config.for_training(training).display_name for training in config.trainings} if config else set()
     models = []
-    for model in sorted(by_model, key=model_order):
+    for model in sorted(by_model, key=natural_order):
         own = replace(report, rows=by_model[model])
         step = last_checkpoint(own.summary)[0].checkpoint_step
         by_classes = tables.best_by_classes(row for row in own.rows if row.checkpoint_step == step)
