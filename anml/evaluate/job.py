@@ -87,11 +87,14 @@ def run_until_stopped(
     """
     returned, reported = 0, 0.0
 
-    def progress(part: float) -> None:
+    def report(part: float = 0) -> None:
         nonlocal reported
         # Trajectories that were learned side by side count by what was learned, then one by one as they are returned.
         reported = max(reported, before + returned + part)
         context.progress(reported, total, "trajectories")
+
+    def progress(part: float) -> None:
+        report(part)
         if context.stop():
             raise StoppedError
 
@@ -99,7 +102,7 @@ def run_until_stopped(
     for result in run_sweep(loaded, flavor, trajectories, progress, say):
         yield result
         returned += 1
-        progress(0)
+        report()  # And stops for nobody: others that were learned beside this trajectory are about to be returned.
 
 
 def accuracy_lines(rows: Sequence[ResultRow]) -> list[str]:

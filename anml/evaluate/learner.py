@@ -141,6 +141,7 @@ class LaneLearner:
             for name, weight in view.items():
                 weight.grad = gradients[name][i]
         self.optimizer.step()
+        self.optimizer.zero_grad()  # Or the next step's gradients would need memory beside these.
 
 
 def _gradients(model: MetaModel, stage: Stage) -> Callable[..., Weights]:
@@ -161,16 +162,33 @@ def _stack(prepared_runs: Sequence[PreparedRun], name: str) -> torch.Tensor:
 
 def lanes_that_fit(preparer: RunPreparer) -> int:
     """Return how many trajectories the free memory of the GPU has room for, at least one."""
-    free, _ = torch.cuda.mem_get_info(preparer.data.images.device)
+    free = _free_memory(preparer.data.images.device) - bytes_shared(preparer)
     return max(1, int(free * _SHARE / bytes_per_lane(preparer)))
 
 
+def _free_memory(device: torch.device) -> int:
+    """Return how many bytes this process may still allocate: torch keeps what it has freed."""
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = total * torch.cuda.get_per_process_memory_fraction(device)
+    return int(min(free + torch.cuda.memory_reserved(device), allowed)) - torch.cuda.memory_allocated(device)
+
+
+def bytes_shared(preparer: RunPreparer) -> int:
+    """Return the memory of what all runs share: the inputs of every class, where no run re-draws what computes them."""
+    if preparer.encoder is None:
+        return 0
+    images = len(preparer.data.images) * preparer.data.examples_per_class
+    return preparer.dtype.itemsize * images * preparer.example(preparer.stage).numel()
+
+
 def bytes_per_lane(preparer: RunPreparer) -> int:
-    """Estimate the memory that a trajectory takes while it learns, its share of its run's examples included."""
+    """Estimate the memory that a trajectory takes while it learns, with its share of its run's examples and model."""
     config, (classes, train, test) = preparer.config, preparer.largest
+    rates = len(config.lr) if config.protocol.learns else 1
     batch = min(config.batch_size, classes * train) if config.protocol.is_shuffled else 1
     inputs = preparer.example(preparer.stage).numel()
     outputs = sum(output.numel() for _, output in preparer.layer_outputs(preparer.stage))
-    # A run holds its examples, and once more those to learn, stacked.
-    examples = classes * (2 * train + test) * inputs // len(config.lr)
-    return preparer.dtype.itemsize * (_COPIES * preparer.count_trained() + _ACTIVATIONS * batch * outputs + examples)
+    # A run holds its model, its examples, and once more those to learn, stacked.
+    run = classes * (2 * train + test) * inputs + sum(weight.numel() for weight in preparer.model.parameters())
+    learned = _COPIES * preparer.count_trained() + _ACTIVATIONS * batch * outputs
+    return preparer.dtype.itemsize * (learned + run // rates)

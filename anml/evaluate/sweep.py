@@ -11,7 +11,7 @@ from torch import nn
 from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
-from anml.errors import ConfigError
+from anml.errors import ConfigError, JobError
 from anml.evaluate.learner import LaneLearner, ReferenceLearner, Unlearned, lanes_that_fit
 from anml.evaluate.native import NativeBatchLearner, native_learner, unsupported
 from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape
@@ -27,6 +27,9 @@ _PER_WEIGHT, _PER_MULTIPLICATION = 0.5e-9, 7e-11
 _BUILD = 60.0
 # Trajectories at once where a GPU solves their least squares, or a CPU takes lanes (which gain nothing there).
 _DEFAULT_LANES = 16
+# Trajectories from which on lanes pay on a GPU. All layers of an ANML on an H200: a step of one lane takes 13 ms, one
+# of six lanes 16 ms, one of a plain learner 3.6 ms (docs/performance.md).
+_PAYS_FROM = 5
 
 Say = Callable[[str], None]
 
@@ -71,20 +74,29 @@ def run_sweep(
 ) -> Iterator[TrajectoryResult]:  # fmt: skip
     """Evaluate a model on the given trajectories, in order.
 
-    `progress` receives how many trajectories' worth is done of those not returned yet, `say` the engine's name.
+    `progress` receives how many trajectories' worth is done of those not returned yet, `say` the engine's name. What
+    `progress` raises to stop the sweep loses no trajectory that is finished. Raises JobError where memory is too short.
     """
     if not trajectories:
         return
-    preparer = RunPreparer(loaded.model, loaded.config, loaded.data)
-    # By the whole sweep: engines round differently, and the trajectories of an array's task, or those left of a stopped
-    # job, belong to it.
-    engine = choose_engine(preparer, loaded.config.runs, loaded.config.count_trajectories())
-    say(f"engine {engine.name}, {engine.why}{determinism(loaded.data.images.device)}")
-    if engine.name == "native" and preparer.encoder is not None:
-        use_native_blocks(preparer.encoder)
-    for trajectory, scores in _learn(trajectories, preparer, engine, progress, say):
-        class_rows = [row for score in scores for row in _class_rows(score, trajectory)]
-        yield TrajectoryResult([_row(score, trajectory, loaded, flavor) for score in scores], class_rows)
+    try:
+        preparer = RunPreparer(loaded.model, loaded.config, loaded.data)
+        # By the whole sweep: engines round differently, and the trajectories of an array's task, or those left of a
+        # stopped job, belong to it.
+        engine = choose_engine(preparer, loaded.config.runs, loaded.config.count_trajectories())
+        say(f"engine {engine.name}, {engine.why}{determinism(loaded.data.images.device)}")
+        if engine.name == "native" and preparer.encoder is not None:
+            use_native_blocks(preparer.encoder)
+        for trajectory, scores in _learn(trajectories, preparer, engine, progress, say):
+            class_rows = [row for score in scores for row in _class_rows(score, trajectory)]
+            yield TrajectoryResult([_row(score, trajectory, loaded, flavor) for score in scores], class_rows)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        message = f"the GPU's memory is too small to evaluate even one trajectory at a time: {reason}\n"
+        message += (
+            "Ask for a GPU with more memory or for none (device: cpu), or for fewer classes or a smaller batch_size."
+        )
+        raise JobError(message) from None
 
 
 def _learn(
@@ -93,19 +105,23 @@ def _learn(
     """Yield every trajectory with its scores, block by block; with fewer at once where memory is short."""
     left, lanes, prepared_runs = list(trajectories), engine.lanes, list[PreparedRun]()
     while left:
+        progress(0)  # May stop the sweep: all that is finished has been yielded.
         block = next(blocks(left, lanes))
+        is_alone = len(block) == 1 and not (prepared_runs or preparer.features)
         try:
             wanted = list(dict.fromkeys((trajectory.shape, trajectory.run) for trajectory in block))
             # A run that has more learning rates than fit into a block is prepared once.
             if [(prepared.shape, prepared.run) for prepared in prepared_runs] != wanted:
+                prepared_runs = []  # Frees the memory of the runs before these.
                 prepared_runs = preparer.make(block[0].shape, [run for _, run in wanted])
             scores = _learn_block(block, prepared_runs, preparer.config, engine, progress)
         except torch.OutOfMemoryError:
-            if len(block) == 1:
+            if is_alone:
                 raise
             scores = None
         if scores is None:  # Outside of the handler, where the exception no longer keeps the block's memory alive.
-            lanes, prepared_runs = len(block) // 2, []
+            lanes, prepared_runs = max(1, len(block) // 2), []
+            preparer.features.clear()
             torch.cuda.empty_cache()
             say(f"out of memory: on with {lanes} trajectories at once")
             continue
@@ -144,7 +160,8 @@ def choose_engine(preparer: RunPreparer, runs: int, trajectories: int) -> Engine
     config, device = preparer.config, preparer.data.images.device
     name, why = config.engine, "asked for"
     if name == "auto" and device.type == "cuda":
-        name, why = "lanes", "on a GPU"
+        pays = trajectories >= _PAYS_FROM or not config.protocol.learns
+        name, why = ("lanes", "on a GPU") if pays else ("reference", "too few trajectories for lanes to pay")
     elif name == "auto" and seconds_saved(preparer, runs, trajectories) < _BUILD:
         name, why = "reference", "a small sweep"
     elif name in ("auto", "native") and (reason := unsupported(device, preparer.dtype)):
@@ -155,7 +172,8 @@ def choose_engine(preparer: RunPreparer, runs: int, trajectories: int) -> Engine
     elif name == "auto":
         name, why = "native", "the fastest"
     if name == "lanes":
-        lanes = lanes_that_fit(preparer) if device.type == "cuda" and config.protocol.learns else _DEFAULT_LANES
+        lanes = lanes_that_fit(preparer) if device.type == "cuda" else _DEFAULT_LANES
+        lanes = lanes if config.protocol.learns else min(lanes, _DEFAULT_LANES)
         return Engine(name, f"{why}, up to {lanes} trajectories at once", lanes, LaneLearner)
     native = NativeBatchLearner if config.protocol.is_shuffled else native_learner
     learner = native if name == "native" else ReferenceLearner

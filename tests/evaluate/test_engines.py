@@ -4,6 +4,8 @@ import copy
 import gc
 import weakref
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from anml.config.evaluation import EvalConfig
 from anml.errors import ConfigError
-from anml.evaluate.learner import LaneLearner, ReferenceLearner, bytes_per_lane
+from anml.evaluate.learner import LaneLearner, ReferenceLearner, bytes_per_lane, bytes_shared
 from anml.evaluate.native import NativeBatchLearner, NativeHeadLearner, native_learner
 from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape, classify, predict
 from anml.evaluate.protocols import class_scores, learn_in_sequence, learn_shuffled
@@ -235,14 +237,18 @@ def test_a_lane_that_learns_from_images_has_room_for_the_activations_of_its_batc
     model = build_model("sanml", {"rln_chs": 4, "num_classes": 40}, (1, 28, 28), seed=1)
     weights = sum(parameter.numel() for parameter in model.parameters())
     config = make_config(eval_method="iid", batch_size=64, opt_params="all", lr=[0.1, 0.01])
-    examples = 12 * (10 + 10 + 5) * 28**2 // 2
-    assert bytes_per_lane(RunPreparer(model, config, data)) == 4 * (4 * weights + 3 * 64 * outputs + examples)
+    run = (12 * (10 + 10 + 5) * 28**2 + weights) // 2
+    assert bytes_per_lane(RunPreparer(model, config, data)) == 4 * (4 * weights + 3 * 64 * outputs + run)
 
 
 def test_a_lane_that_learns_a_head_takes_its_weights_and_features(data, make_config):
     model = build_model("sanml", {"rln_chs": 4, "num_classes": 40}, (1, 28, 28), seed=1)
-    expected = 4 * (4 * 37 * 40 + 3 * 40 + 12 * (10 + 10 + 5) * 36)
-    assert bytes_per_lane(RunPreparer(model, make_config(), data)) == expected
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    expected = 4 * (4 * 37 * 40 + 3 * 40 + 12 * (10 + 10 + 5) * 36 + weights)
+    preparer = RunPreparer(model, make_config(), data)
+    assert bytes_per_lane(preparer) == expected
+    preparer.make(Shape(12, 10, 5), [0])
+    assert bytes_shared(preparer) == sum(features.nbytes for features in preparer.features.values())
 
 
 @pytest.mark.native
@@ -252,6 +258,23 @@ def test_a_large_sweep_on_a_cpu_is_native_and_a_small_one_spares_the_compiler(da
     config = make_config(**changes)
     assert choose_engine(make_preparer(config, data), runs=1, trajectories=1).name == "reference"
     assert choose_engine(make_preparer(config, data), runs=10**8, trajectories=10**8).name == "native"
+
+
+@pytest.mark.parametrize(
+    ("changes", "trajectories", "expected"),
+    [
+        ({}, 4, "reference"),
+        ({}, 5, "lanes"),
+        ({"engine": "lanes"}, 1, "lanes"),
+        ({"eval_method": "zero_shot"}, 1, "lanes"),
+    ],
+)
+def test_a_gpu_takes_lanes_where_they_pay(data, make_config, monkeypatch, changes, trajectories, expected):
+    monkeypatch.setattr("anml.evaluate.sweep.lanes_that_fit", lambda preparer: 100)
+    preparer: Any = SimpleNamespace(
+        config=make_config(**changes), data=SimpleNamespace(images=SimpleNamespace(device=torch.device("cuda")))
+    )
+    assert choose_engine(preparer, 1, trajectories).name == expected
 
 
 @pytest.mark.parametrize("engine", ["reference", "lanes"])

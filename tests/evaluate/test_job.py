@@ -69,16 +69,20 @@ def test_progress_never_goes_back(engine, tmp_path: Path):
     assert reports[-1] == 1
 
 
-@pytest.mark.parametrize("engine", ["reference", "lanes"])
-def test_a_sweep_stopped_anywhere_continues_to_the_same_results(engine, tmp_path: Path):
+@pytest.mark.parametrize(("engine", "block"), [("reference", 1), ("lanes", 4)])
+def test_a_sweep_stopped_anywhere_continues_to_the_same_results(engine, block, tmp_path: Path):
     whole = FinishedTrajectories(tmp_path / "whole.partial.jsonl")
     _, reports = sweep(engine, whole)
+    kept = set()
     for stop_after in range(1, len(reports) + 1):
         path = tmp_path / f"{stop_after}.partial.jsonl"
-        assert not sweep(engine, FinishedTrajectories(path), stop_after)[0]
+        complete, _ = sweep(engine, stopped := FinishedTrajectories(path), stop_after)
+        assert complete == (len(stopped.results) == 8)
+        kept.add(len(stopped.results))
         continued = FinishedTrajectories(path)
         assert sweep(engine, continued)[0]
         assert continued.results == whole.results
+    assert kept == set(range(0, 9, block))  # What was learned side by side is kept together.
 
 
 VALIDATED = """

@@ -1,8 +1,11 @@
 """A whole flavor: every trajectory once, rows that say what was measured, and nothing but the seed decides them."""
 
 import dataclasses
+import gc
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ import torch
 
 from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
+from anml.errors import JobError
+from anml.evaluate import learner
 from anml.evaluate.learner import LaneLearner
 from anml.evaluate.prepared_run import RunPreparer, Shape
 from anml.evaluate.sweep import LoadedModel, Trajectory, blocks, run_sweep, seconds_saved, sweep_trajectories
@@ -22,8 +27,9 @@ def run(model, data) -> Callable[..., list[TrajectoryResult]]:
     """Run a sweep, or some of its trajectories."""
     card = ModelCard("anml", {}, (1, 28, 28), "ANML small", "omniglot", "meta", step=400, seed=7)
 
-    def run_part(config: EvalConfig, part: slice = slice(None)) -> list[TrajectoryResult]:
-        return list(run_sweep(LoadedModel(model, card, data, config), "olft", sweep_trajectories(config)[part]))
+    def run_part(config: EvalConfig, part: slice = slice(None), **callbacks: Any) -> list[TrajectoryResult]:
+        loaded = LoadedModel(model, card, data, config)
+        return list(run_sweep(loaded, "olft", sweep_trajectories(config)[part], **callbacks))
 
     return run_part
 
@@ -180,23 +186,76 @@ def test_encoding_is_shared_by_runs_and_depends_on_the_class_alone(model, data, 
     assert 0 < len(preparer.features) <= 12
 
 
-def test_a_sweep_that_memory_is_too_short_for_goes_on_with_fewer_lanes(model, data, config, monkeypatch):
+def live_bytes() -> int:
+    """Count the memory of all tensors that something still refers to."""
+    tensors = [value for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.fixture
+def only_reference_counts() -> Iterator[None]:
+    """Turn the garbage collector off: it may not come by between two blocks of trajectories."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
+    """Let the nth call of a function run out of memory, with a tensor in its hands that the error's traceback keeps."""
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    def short_of_memory(*arguments: Any) -> Any:
+        if next(calls) == call:
+            held = torch.zeros(1000)
+            raise torch.OutOfMemoryError(held.numel())
+        return function(*arguments)
+
+    monkeypatch.setattr(owner, name, short_of_memory)
+
+
+@pytest.mark.usefixtures("only_reference_counts")
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [(RunPreparer, "_draw", 2), (RunPreparer, "_inputs", 2), (LaneLearner, "_step", 3), (learner, "predict_run", 3)],
+)
+def test_a_sweep_that_is_out_of_memory_anywhere_frees_the_block_and_goes_on_with_half(
+    run, config, monkeypatch, owner, name, call
+):
     """The card says how much is free, not how much an algorithm will ask for: it may turn out too optimistic."""
-    config = config.model_copy(update={"engine": "lanes"})
-    card = ModelCard("anml", {}, (1, 28, 28), "ANML", "omniglot", "meta", step=1, seed=1)
-    expected = list(run_sweep(LoadedModel(model, card, data, config), "olft", sweep_trajectories(config)))
-    learn = LaneLearner.learn_each
+    config = config.model_copy(update={"engine": "lanes", "opt_params": ("all",)})
+    expected = run(config)
+    said: list[tuple[str, int]] = []
+    fail_once(monkeypatch, owner, name, call)
+    assert run(config, say=lambda line: said.append((line, live_bytes()))) == expected
+    (_, before), (line, after) = said
+    assert line == "out of memory: on with 2 trajectories at once"
+    assert after == before
 
-    def short_of_memory(self, first: int, last: int) -> None:
-        if len(self.prepared_runs) * len(self.lrs) > 1 and first > 2:
+
+@pytest.mark.parametrize("engine", ["lanes", "reference"])
+def test_a_sweep_of_which_not_one_trajectory_fits_ends_with_what_to_do(run, config, monkeypatch, engine):
+    reason = "CUDA out of memory. Tried to allocate 2.00 MiB.\nMore of that."
+
+    def short_of_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError(reason)
+
+    kind = LaneLearner if engine == "lanes" else learner.ReferenceLearner
+    monkeypatch.setattr(kind, "_step", short_of_memory)
+    with pytest.raises(JobError, match=r"Tried to allocate 2.00 MiB\.\nAsk for"):
+        run(config.model_copy(update={"engine": engine}))
+
+
+def test_features_of_other_runs_make_room_for_a_trajectory(run, config, monkeypatch):
+    config = config.model_copy(update={"engine": "reference", "classes": (3,)})
+    expected = run(config)
+    draw = RunPreparer._draw
+
+    def short_of_memory(self, shape: Shape, number: int) -> Any:
+        prepared = draw(self, shape, number)
+        if len(self.features) > shape.classes:
             raise torch.OutOfMemoryError
-        learn(self, first, last)
+        return prepared
 
-    monkeypatch.setattr(LaneLearner, "learn_each", short_of_memory)
-    said: list[str] = []
-    found = list(run_sweep(LoadedModel(model, card, data, config), "olft", sweep_trajectories(config), say=said.append))
-    assert found == expected
-    assert [line for line in said if "out of memory" in line] == [
-        "out of memory: on with 2 trajectories at once",
-        "out of memory: on with 1 trajectories at once",
-    ]
+    monkeypatch.setattr(RunPreparer, "_draw", short_of_memory)
+    assert run(config) == expected
