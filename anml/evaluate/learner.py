@@ -5,14 +5,17 @@ Each trajectory has its own Adam; unused output rows take part in the softmax.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
+from torch import nn
 from torch.func import grad, vmap
 from torch.nn.functional import cross_entropy
 
 from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Stage, Weights, classify, predict
+from anml.evaluate.product_conv import use_products
 from anml.models.meta_model import MetaModel
 
 # Of all training and of all test examples of a run, each [n, outputs].
@@ -47,6 +50,12 @@ def predict_run(prepared: PreparedRun, model: MetaModel, weights: Weights | None
     """Return a model's logits of all examples of a run; `weights` replace parameters of these names."""
     train = predict(model, prepared.train_inputs, prepared.stage, weights)
     return train, predict(model, prepared.test_inputs, prepared.stage, weights)
+
+
+def learns_linear_head(model: MetaModel, stage: Stage, trained_names: Sequence[str]) -> bool:
+    """Say whether a whole Linear output layer learns, and nothing else, from what it receives."""
+    whole_head = {f"{model.head_layer}.{part}" for part in ("weight", "bias")}
+    return stage == "head" and type(model.head) is nn.Linear and set(trained_names) == whole_head
 
 
 class Unlearned:
@@ -100,33 +109,58 @@ _COPIES = 4
 _ACTIVATIONS = 3
 
 
-class LaneLearner:
+# Calls before a capture: libraries choose their algorithms and allocate, which a capture may not do.
+_WARM_UPS = 3
+
+
+class Replay:
+    """Calls a function of tensors that stay where they are: the first few times as it is, then as a CUDA (HIP) graph.
+
+    On a CPU, and where the function cannot be captured, it always calls. It keeps no function: a learner that keeps its
+    own would be a reference cycle, and its memory would outlive its block of trajectories.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.is_plain, self.calls = device.type != "cuda", 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, function: Callable[[], None]) -> None:
+        if self.calls == _WARM_UPS and not self.is_plain:
+            self._capture(function)
+        self.calls += 1
+        if self.graph is None:
+            function()
+        else:
+            self.graph.replay()
+
+    def _capture(self, function: Callable[[], None]) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):  # Also returns what the calls before have left unused.
+                function()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            warnings.warn(f"steps run without a CUDA graph: {error}".splitlines()[0], stacklevel=1)
+        else:
+            self.graph = graph
+
+
+class Lanes:
     """The product of prepared runs (of one shape) and learning rates, each learning as if it were alone."""
 
     def __init__(self, prepared_runs: Sequence[PreparedRun], lrs: Sequence[float]) -> None:
         first = prepared_runs[0]
-        self.prepared_runs, self.lrs, self.model = prepared_runs, lrs, first.model
+        self.prepared_runs, self.model = prepared_runs, first.model
         stacked = {name: _stack(prepared_runs, name) for name in first.trained_names}
         # [lrs, runs, ...]; what is re-drawn but does not learn is the same for all rates: [runs, ...].
         self.weights = {n: w.expand(len(lrs), *w.shape).contiguous() for n, w in stacked.items()}
         self.fixed = {name: _stack(prepared_runs, name) for name in first.redrawn_names if name not in stacked}
         self.inputs = torch.stack([prepared.train_inputs for prepared in prepared_runs])
         self.labels = first.train_labels
-        # One group of parameters for each rate: views into the weights, so that one fused kernel updates all its runs.
+        # Of the example to learn, on the device: a graph reads it there.
+        self.position = torch.zeros(1, dtype=torch.int64, device=self.labels.device)
         self.views = [{name: weight[i] for name, weight in self.weights.items()} for i in range(len(lrs))]
-        groups = [{"params": list(view.values()), "lr": lr} for view, lr in zip(self.views, lrs, strict=True)]
-        self.optimizer = torch.optim.Adam(groups, betas=first.betas, fused=True)
-        self.gradients = _gradients(first.model, first.stage)
-
-    def learn_each(self, first: int, last: int) -> None:
-        for step in range(first, last):
-            labels = self.labels[step : step + 1].expand(len(self.prepared_runs), 1)
-            self._step(self.inputs[:, step : step + 1], labels)
-
-    def learn_batch(self, picks: Sequence[torch.Tensor]) -> None:
-        chosen = torch.stack(list(picks)).to(self.labels.device)
-        batches = torch.stack([inputs[rows] for inputs, rows in zip(self.inputs, chosen, strict=True)])
-        self._step(batches, self.labels[chosen])
 
     def logits(self) -> Iterator[Logits]:
         for run, prepared in enumerate(self.prepared_runs):
@@ -134,12 +168,47 @@ class LaneLearner:
                 weights = {name: weight[run] for name, weight in (view | self.fixed).items()}
                 yield predict_run(prepared, self.model, weights)
 
+
+class LaneLearner(Lanes):
+    """Lanes of any layers, by autograd; steps of one example are replayed as one CUDA graph."""
+
+    def __init__(self, prepared_runs: Sequence[PreparedRun], lrs: Sequence[float]) -> None:
+        super().__init__(prepared_runs, lrs)
+        stage = prepared_runs[0].stage
+        # The columns of a whole batch would take too much memory.
+        self.gradients_of_batch = _gradients(self.model, stage)
+        self.model = use_products(self.model) if stage == "images" else self.model
+        self.gradients_of_one = _gradients(self.model, stage)
+        # One group of parameters for each rate: views into the weights, so that one fused kernel updates all its runs.
+        groups = [{"params": list(view.values()), "lr": lr} for view, lr in zip(self.views, lrs, strict=True)]
+        self.optimizer = torch.optim.Adam(groups, betas=prepared_runs[0].betas, fused=True)
+        self.replay = Replay(self.labels.device)
+
+    def learn_each(self, first: int, last: int) -> None:
+        self.position.fill_(first)
+        for _ in range(first, last):
+            self.replay(self._learn)
+
+    def _learn(self) -> None:
+        """Learn the example at `position`, and go on to the next."""
+        labels = self.labels.index_select(0, self.position).expand(len(self.prepared_runs), 1)
+        self._step(self.inputs.index_select(1, self.position), labels)
+        self.position.add_(1)
+
+    def learn_batch(self, picks: Sequence[torch.Tensor]) -> None:
+        chosen = torch.stack(list(picks)).to(self.labels.device)
+        batches = torch.stack([inputs[rows] for inputs, rows in zip(self.inputs, chosen, strict=True)])
+        self._step(batches, self.labels[chosen])
+
     def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
         """Take an Adam step on inputs [runs, B, ...] and labels [runs, B]."""
-        gradients = self.gradients(self.weights, self.fixed, inputs, labels)
+        differentiate = self.gradients_of_one if inputs.shape[1] == 1 else self.gradients_of_batch
+        gradients = differentiate(self.weights, self.fixed, inputs, labels)
         for i, view in enumerate(self.views):
             for name, weight in view.items():
                 weight.grad = gradients[name][i]
+        for group in self.optimizer.param_groups:
+            group["capturable"] = inputs.is_cuda and torch.cuda.is_current_stream_capturing()
         self.optimizer.step()
         self.optimizer.zero_grad()  # Or the next step's gradients would need memory beside these.
 
@@ -186,8 +255,10 @@ def bytes_per_lane(preparer: RunPreparer) -> int:
     config, (classes, train, test) = preparer.config, preparer.largest
     rates = len(config.lr) if config.protocol.learns else 1
     batch = min(config.batch_size, classes * train) if config.protocol.is_shuffled else 1
-    inputs = preparer.example(preparer.stage).numel()
-    outputs = sum(output.numel() for _, output in preparer.layer_outputs(preparer.stage))
+    inputs, layers = preparer.example(preparer.stage).numel(), preparer.layer_outputs(preparer.stage)
+    outputs = sum(output.numel() for _, output in layers)
+    if batch == 1:  # Convolutions are products, with columns beside their outputs.
+        outputs += sum(m.weight[0].numel() * output[0, 0].numel() for m, output in layers if isinstance(m, nn.Conv2d))
     # A run holds its model, its examples, and once more those to learn, stacked.
     run = classes * (2 * train + test) * inputs + sum(weight.numel() for weight in preparer.model.parameters())
     learned = _COPIES * preparer.count_trained() + _ACTIVATIONS * batch * outputs

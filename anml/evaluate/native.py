@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from anml.evaluate.learner import OneTrajectory, ReferenceLearner
+from anml.evaluate.learner import OneTrajectory, ReferenceLearner, learns_linear_head
 from anml.evaluate.prepared_run import PreparedRun, classify
 from anml.native import available, kernels
 from anml.native.blocks import use_native_blocks
@@ -93,10 +93,8 @@ class _OuterProductLinear:
 
 def native_learner(prepared: PreparedRun, lr: float) -> NativeHeadLearner | NativeLearner:
     """Return the learner of one example at a time that suits a run."""
-    whole_head = {f"{prepared.model.head_layer}.{part}" for part in ("weight", "bias")}
-    is_plain = prepared.stage == "head" and type(prepared.model.head) is nn.Linear
-    head_only = is_plain and set(prepared.trained_names) == whole_head
-    return (NativeHeadLearner if head_only else NativeLearner)(prepared, lr)
+    is_head = learns_linear_head(prepared.model, prepared.stage, prepared.trained_names)
+    return (NativeHeadLearner if is_head else NativeLearner)(prepared, lr)
 
 
 def unsupported(device: torch.device, dtype: torch.dtype) -> str:

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -12,14 +13,21 @@ from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError, JobError
-from anml.evaluate.learner import LaneLearner, ReferenceLearner, Unlearned, lanes_that_fit
+from anml.evaluate.learner import (
+    LaneLearner,
+    Lanes,
+    ReferenceLearner,
+    Unlearned,
+    lanes_that_fit,
+    learns_linear_head,
+)
 from anml.evaluate.native import NativeBatchLearner, native_learner, unsupported
 from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape
 from anml.evaluate.protocols import Progress, Score
 from anml.machine import determinism
 from anml.models.meta_model import MetaModel
 from anml.native.blocks import use_native_blocks
-from anml.results import ClassRow, ResultRow, TrajectoryResult
+from anml.results import ResultRow, TrajectoryResult
 
 # Seconds that native kernels save on a core, measured: for each step of a weight, each multiplication of a convolution.
 _PER_WEIGHT, _PER_MULTIPLICATION = 0.5e-9, 7e-11
@@ -174,10 +182,25 @@ def choose_engine(preparer: RunPreparer, runs: int, trajectories: int) -> Engine
     if name == "lanes":
         lanes = lanes_that_fit(preparer) if device.type == "cuda" else _DEFAULT_LANES
         lanes = lanes if config.protocol.learns else min(lanes, _DEFAULT_LANES)
-        return Engine(name, f"{why}, up to {lanes} trajectories at once", lanes, LaneLearner)
+        learner, how = choose_lane_learner(preparer)
+        return Engine(name, f"{why}, up to {lanes} trajectories at once{how}", lanes, learner)
     native = NativeBatchLearner if config.protocol.is_shuffled else native_learner
     learner = native if name == "native" else ReferenceLearner
     return Engine(name, why, 1, lambda prepared_runs, lrs: learner(prepared_runs[0], lrs[0]))
+
+
+def choose_lane_learner(preparer: RunPreparer) -> tuple[type[Lanes], str]:
+    """Return the fastest lanes, and what a log says of them."""
+    device = preparer.data.images.device
+    is_head = learns_linear_head(preparer.model, preparer.stage, preparer.trained)
+    if device.type != "cuda" or not (is_head and preparer.config.protocol.in_sequence):
+        return LaneLearner, ""
+    if not find_spec("triton"):
+        return LaneLearner, ", slower without Triton"
+    from anml.evaluate.fused_head import FusedHeadLearner, find_problem
+
+    problem = find_problem(device)
+    return (LaneLearner, f", slower without Triton: {problem}") if problem else (FusedHeadLearner, ", by Triton")
 
 
 def seconds_saved(preparer: RunPreparer, runs: int, trajectories: int) -> float:
@@ -220,8 +243,9 @@ def _row(score: Score, trajectory: Trajectory, loaded: LoadedModel, flavor: str)
     )
 
 
-def _class_rows(score: Score, trajectory: Trajectory) -> list[ClassRow]:
+def _class_rows(score: Score, trajectory: Trajectory) -> Iterator[tuple]:
+    """Return the values of a ClassRow for each class."""
     classes, train, test = trajectory.shape
     measured = (classes, train, test, trajectory.lr, trajectory.run, score.step, score.classes_trained)
-    accuracies = enumerate(zip(score.train.top1.tolist(), score.test.top1.tolist(), strict=True))
-    return [ClassRow(*measured, position, *pair) for position, pair in accuracies]
+    accuracies = score.train.top1.tolist(), score.test.top1.tolist()
+    return zip(*map(itertools.repeat, measured), range(classes), *accuracies, strict=False)

@@ -12,12 +12,15 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from anml.config.evaluation import EvalConfig
+from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
 from anml.evaluate.learner import LaneLearner, ReferenceLearner, bytes_per_lane, bytes_shared
 from anml.evaluate.native import NativeBatchLearner, NativeHeadLearner, native_learner
 from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Shape, classify, predict
+from anml.evaluate.product_conv import ProductConv2d, use_products
 from anml.evaluate.protocols import class_scores, learn_in_sequence, learn_shuffled
 from anml.evaluate.sweep import choose_engine
+from anml.machine import set_determinism
 from anml.models import build_model
 from anml.models.meta_model import MetaModel
 from anml.native import Availability, available
@@ -172,6 +175,65 @@ def test_lanes_equal_their_single_runs(data, make_config, kind, params):
                     assert (ours - theirs).abs().max() <= tolerance, name
 
 
+def test_lanes_learn_images_of_84_pixels(make_config):
+    images = torch.randint(256, (3, 4, 3, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model = build_model("sanml", {"rln_chs": 3, "num_classes": 5}, (3, 84, 84), seed=1)
+    config = make_config(opt_params="all")
+    preparer = RunPreparer(model, config, ClassImages(images, "noise"), torch.float64)
+    [prepared] = preparer.make(Shape(3, 2, 2), [0])
+    lanes, plain = LaneLearner([prepared], [0.001]), ReferenceLearner(prepared, 0.001)
+    for learner in (lanes, plain):
+        learner.learn_each(0, 6)
+    torch.testing.assert_close(next(lanes.logits()), next(plain.logits()), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("params", ["all", "pn"])
+def test_the_step_that_a_graph_replays_is_the_plain_one_to_the_bit(data, make_config, params):
+    prepared_runs = make_runs("oml", make_config(opt_params=params), data, runs=[0, 3])
+    replayed, plain = (LaneLearner(prepared_runs, [0.001, 0.003]) for _ in range(2))
+    for first in (0, 5, 30):
+        replayed.learn_each(first, first + 5)
+        for step in range(first, first + 5):
+            plain.learn_batch([torch.tensor([step])] * 2)
+    for name, weight in plain.weights.items():
+        assert torch.equal(replayed.weights[name], weight), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: graphs are not captured here")
+@pytest.mark.parametrize("params", ["all", "pn"])
+def test_replayed_steps_are_the_plain_ones_to_the_bit(data, make_config, params):
+    set_determinism(True)
+    name, args = MODELS["oml"]
+    model = build_model(name, args, (1, 28, 28), seed=1).cuda()
+    preparer = RunPreparer(model, make_config(opt_params=params), data.to(torch.device("cuda")))
+    prepared_runs = preparer.make(SHAPE, [0, 3])
+    replayed, plain = (LaneLearner(prepared_runs, [0.001, 0.003]) for _ in range(2))
+    replayed.learn_each(0, 20)
+    for step in range(20):
+        plain.learn_batch([torch.tensor([step])] * 2)
+    assert replayed.replay.graph
+    for name, weight in plain.weights.items():
+        assert torch.equal(replayed.weights[name], weight), name
+
+
+@pytest.mark.parametrize("most_bytes", [1, 2**28])
+def test_convolutions_as_products_are_convolutions(monkeypatch, most_bytes):
+    monkeypatch.setattr("anml.evaluate.product_conv._MOST_BYTES", most_bytes)
+    layers: list[dict[str, Any]] = [
+        {"kernel_size": 3}, {"kernel_size": 3, "stride": 2, "padding": 1, "bias": False},
+        {"kernel_size": (1, 2), "stride": (2, 1), "padding": (1, 0)},
+        {"kernel_size": 3, "groups": 3}, {"kernel_size": 3, "padding": "same"}, {"kernel_size": 2, "dilation": 2},
+    ]  # fmt: skip
+    images = torch.randn(4, 3, 9, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for number, arguments in enumerate(layers):
+        plain: Any = torch.nn.Sequential(torch.nn.Conv2d(3, 6, **arguments)).double()
+        products: Any = use_products(plain)
+        assert isinstance(products[0], ProductConv2d) == (number < 3)
+        pairs = [(model(images), model) for model in (products, plain)]
+        found, expected = ([out, *torch.autograd.grad(out.sin().sum(), [*m.parameters()])] for out, m in pairs)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
 def test_lanes_keep_what_is_re_drawn_but_does_not_learn(data, make_config):
     config = make_config(reinit_params="all", opt_params="head")
     prepared_runs = make_runs("sanml", config, data, runs=[0, 1]) + make_runs("sanml", config, data, runs=[2])
@@ -239,6 +301,9 @@ def test_a_lane_that_learns_from_images_has_room_for_the_activations_of_its_batc
     config = make_config(eval_method="iid", batch_size=64, opt_params="all", lr=[0.1, 0.01])
     run = (12 * (10 + 10 + 5) * 28**2 + weights) // 2
     assert bytes_per_lane(RunPreparer(model, config, data)) == 4 * (4 * weights + 3 * 64 * outputs + run)
+    outputs += 9 * (26**2 + 4 * 11**2 + 4 * 3**2)  # Columns: one example at a time is learned by products.
+    config = make_config(opt_params="all", lr=[0.1, 0.01])
+    assert bytes_per_lane(RunPreparer(model, config, data)) == 4 * (4 * weights + 3 * outputs + run)
 
 
 def test_a_lane_that_learns_a_head_takes_its_weights_and_features(data, make_config):
@@ -271,10 +336,13 @@ def test_a_large_sweep_on_a_cpu_is_native_and_a_small_one_spares_the_compiler(da
 )
 def test_a_gpu_takes_lanes_where_they_pay(data, make_config, monkeypatch, changes, trajectories, expected):
     monkeypatch.setattr("anml.evaluate.sweep.lanes_that_fit", lambda preparer: 100)
-    preparer: Any = SimpleNamespace(
-        config=make_config(**changes), data=SimpleNamespace(images=SimpleNamespace(device=torch.device("cuda")))
-    )
-    assert choose_engine(preparer, 1, trajectories).name == expected
+    preparer = make_preparer(make_config(**changes), data)
+    on_gpu: Any = SimpleNamespace(images=SimpleNamespace(device=torch.device("cuda")))
+    preparer.data = on_gpu
+    engine = choose_engine(preparer, 1, trajectories)
+    assert engine.name == expected
+    is_head = expected == "lanes" and "eval_method" not in changes
+    assert ("Triton" in engine.why) == is_head  # Whether it can build a kernel here, or why not.
 
 
 @pytest.mark.parametrize("engine", ["reference", "lanes"])

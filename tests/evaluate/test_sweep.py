@@ -19,7 +19,7 @@ from anml.evaluate.learner import LaneLearner
 from anml.evaluate.prepared_run import RunPreparer, Shape
 from anml.evaluate.sweep import LoadedModel, Trajectory, blocks, run_sweep, seconds_saved, sweep_trajectories
 from anml.native import available
-from anml.results import ResultRow, TrajectoryResult
+from anml.results import ClassRow, ResultRow, TrajectoryResult
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_rows_say_what_was_measured(run, config):
 def test_a_row_is_the_mean_over_the_classes_learned_so_far(run, config):
     for result in run(config):
         for row in result.rows:
-            per_class = [c for c in result.class_rows if c.step == row.step]
+            per_class = [c for c in map(ClassRow._make, result.class_rows) if c.step == row.step]
             assert [c.position for c in per_class] == list(range(row.classes))
             learned = [c for c in per_class if c.position < row.classes_trained]
             assert row.train_acc == pytest.approx(sum(c.train_acc for c in learned) / row.classes_trained)
@@ -91,7 +91,9 @@ def test_iid_rows_are_means_over_all_classes(run, make_config):
     config = make_config(eval_method="iid", classes=6, batch_size=16, lr=0.01, train_examples=3, test_examples=2)
     [result] = run(config)
     assert result.rows[-1].classes_trained == 6
-    assert result.rows[-1].test_acc == pytest.approx(sum(c.test_acc for c in result.class_rows) / 6)
+    assert result.rows[-1].test_acc == pytest.approx(
+        sum(c.test_acc for c in map(ClassRow._make, result.class_rows)) / 6
+    )
     assert result.rows[-1].test_top5 >= result.rows[-1].test_acc
 
 
