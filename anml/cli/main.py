@@ -47,6 +47,7 @@ GROUPS = {
     },
     "Set up": {
         "clusters": Command("setup", "list the cluster profiles, or check one", "clusters check local"),
+        "shell": Command("setup", "open a shell where jobs run, set up as they are", "shell dggpu"),
         "download": Command("setup", "fetch and convert a data set ahead of time", "download omniglot"),
         "completion": Command("main", "print a script that completes commands in bash and zsh",
                               'completion  (put into ~/.bashrc: eval "$(anml completion)")'),

@@ -1,17 +1,20 @@
-"""`clusters` and `download`: what to see to before a launch."""
+"""`clusters`, `shell` and `download`: what to see to before a launch."""
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, add_data_path_argument, positive, print_notices
 from anml.config.evaluation import DataRequest, data_path_or_default
 from anml.config.facts import DATASETS, canonical_dataset
 from anml.config.profile import PROFILES, ClusterProfile, load_profile, profile_names
-from anml.errors import ConfigError
+from anml.errors import ConfigError, SubmissionError
+from anml.jobs.containers import container_command, python_of
 from anml.jobs.schedulers import CheckResult, scheduler_class
 
 # Runs in the environment of the profile.
@@ -51,8 +54,8 @@ def check_cluster(profile: ClusterProfile) -> Iterator[CheckResult]:
 
 def _environment(profile: ClusterProfile) -> Iterator[CheckResult]:
     """Run the profile's setup lines and ask its python which torch it has."""
-    python = profile.python or sys.executable
-    lines = "\n".join([*profile.setup, f"{shlex.quote(python)} -c {shlex.quote(_PROBE)}"])
+    python = python_of(profile)
+    lines = "\n".join([*profile.setup, container_command(profile, [python, "-c", _PROBE], Path.cwd())])
     result = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=False, timeout=120)
     if result.returncode != 0:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
@@ -67,6 +70,34 @@ def _environment(profile: ClusterProfile) -> Iterator[CheckResult]:
         yield CheckResult(False, what)
     else:
         yield CheckResult(True, f"torch is a {build} build, the profile says device: {profile.device}")
+
+
+def shell_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="CLUSTER", help="a profile's name, or the path of its file")
+    parser.epilog = f"Any sbatch option may be given as --name=value. {parser.epilog}"
+    parser.set_defaults(sbatch_options=[])
+
+
+def shell(options: argparse.Namespace) -> None:
+    """Become a shell where jobs run, with the options of a training, the profile's setup and, if it has one, container.
+
+    Commands on standard input are run and their output printed, where there is no terminal.
+    """
+    profile = load_profile(options.name, PROFILES)
+    setup = "\n".join(["[ ! -f ~/.bashrc ] || . ~/.bashrc"] * sys.stdin.isatty() + [*profile.setup, ""])
+    words = ["bash", "-i"] if sys.stdin.isatty() else ["bash"]
+    inner = container_command(profile, words, Path.cwd())
+    if profile.container is None and sys.stdin.isatty():
+        # Functions, as conda is one, would not outlive an `exec`.
+        lines = f"exec bash --rcfile <(printf %s {shlex.quote(setup)}) -i"
+    else:
+        lines = f"{setup}exec {inner}"
+    command = [*scheduler_class(profile.scheduler).shell(profile, options.sbatch_options), "bash", "-c", lines]
+    try:
+        os.execvp(command[0], command)
+    except FileNotFoundError:
+        message = f"there is no {command[0]} on this machine: run this on a login node, or use the cluster local"
+        raise SubmissionError(message) from None
 
 
 def download_arguments(parser: argparse.ArgumentParser) -> None:

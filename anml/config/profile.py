@@ -101,6 +101,18 @@ def _without_gpus(options: SbatchOptions) -> SbatchOptions:
     return options if others == ",".join(parts) else rest | ({"gres": others} if others else {})
 
 
+class Container(Record):
+    """The container that a job's python runs in, after the setup lines, which run outside of it.
+
+    image: a file, or an address that the runtime knows. binds: other folders that jobs need, as the runtime writes them
+    (`/data` or `/scratch/data:/data:ro`).
+    """
+
+    image: str
+    runtime: Literal["apptainer", "singularity", "pyxis"] = "apptainer"
+    binds: Many[str] = ()
+
+
 class ClusterProfile(Record):
     """Everything that differs from one cluster to the next.
 
@@ -117,6 +129,7 @@ class ClusterProfile(Record):
     device: Device = "auto"
     setup: Many[str] = ()
     python: str | None = None
+    container: Container | None = None
     sbatch: JobOptions = JobOptions()
     max_array_size: Annotated[int, Field(ge=2)] = 1001
     array_throttle: Count | None = None

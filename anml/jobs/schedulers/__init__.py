@@ -6,7 +6,6 @@ The table of backends is `config.profile.SCHEDULERS`; a user's own is `scheduler
 import os
 import shlex
 import shutil
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import ClassVar, Literal, TypeAlias
 from anml.config.profile import SCHEDULERS, ClusterProfile
 from anml.errors import ConfigError
 from anml.experiment import Experiment
+from anml.jobs.containers import python_lines
 from anml.jobs.plan import Job, JobKind, Plan
 from anml.plugins import find_part
 
@@ -125,7 +125,7 @@ class Scheduler(ABC):
             f"export {SCHEDULER_VARIABLE}={shlex.quote(profile.scheduler)}",
             *profile.setup,
             f"cd {shlex.quote(str(self.experiment.code))} || exit 1",
-            f"exec {shlex.join([profile.python or sys.executable, *argv])}",
+            *python_lines(profile, argv, self.experiment.root),
         ]
         return "\n".join(lines) + "\n"
 
@@ -153,6 +153,11 @@ class Scheduler(ABC):
     def gpus(cls, profile: ClusterProfile, kind: JobKind) -> int:
         """Return how many GPUs a job of a kind holds."""
         return 0
+
+    @classmethod
+    def shell(cls, profile: ClusterProfile, arguments: list[str]) -> list[str]:
+        """Return the command that runs another one, which is appended, where jobs run. Raises ConfigError."""
+        return []
 
     @classmethod
     def restarts(cls) -> int | None:

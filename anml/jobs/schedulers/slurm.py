@@ -17,6 +17,7 @@ from anml.atomic import write_text
 from anml.config.profile import ClusterProfile
 from anml.errors import ConfigError, SubmissionError
 from anml.experiment import Experiment
+from anml.jobs.containers import REQUEUE_VARIABLE
 from anml.jobs.plan import Job, JobKind
 from anml.jobs.schedulers import CheckResult, Phase, Scheduler, SchedulerState
 from anml.jobs.schedulers.slurm_options import (
@@ -216,6 +217,13 @@ class SlurmScheduler(Scheduler):
         return count_gpus(profile.sbatch.for_kind(kind))
 
     @classmethod
+    def shell(cls, profile: ClusterProfile, arguments: list[str]) -> list[str]:
+        """Return srun with the options of a training, and those of a command line on top."""
+        options = cls.with_options(profile, arguments, []).sbatch.for_kind("train")
+        words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
+        return ["srun", "--job-name=anml-shell", *words, *["--pty"] * sys.stdin.isatty()]
+
+    @classmethod
     def restarts(cls) -> int | None:
         return int(os.environ.get("SLURM_RESTART_COUNT", "0")) if "SLURM_JOB_ID" in os.environ else None
 
@@ -224,6 +232,9 @@ class SlurmScheduler(Scheduler):
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get(cls.task_variable)
         # The id of an array would requeue all its tasks.
         job = f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
+        if REQUEUE_VARIABLE in os.environ and shutil.which("scontrol") is None:
+            Path(os.environ[REQUEUE_VARIABLE]).touch()
+            return ""
         try:
             result = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
         except OSError as error:

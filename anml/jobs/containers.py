@@ -1,0 +1,69 @@
+"""The shell lines that start a job's python: in place of the shell, or in the container of a profile."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from anml.config.profile import ClusterProfile
+
+# A job in a container, where Slurm's commands are missing, makes this file to be requeued by the script around it.
+REQUEUE_VARIABLE = "ANML_REQUEUE_FILE"
+_GPU_FLAGS = {"cuda": ["--nv"], "rocm": ["--rocm"]}
+
+# bash runs a trap only while it waits for a child in the background; `wait` ends early when it does.
+_RUN_AND_REQUEUE = """\
+export {variable}={folder}/.requeue-"${{SLURM_JOB_ID:-$$}}"
+rm -f "${variable}"
+{command} &
+anml_child=$!
+trap 'kill -USR1 $anml_child' USR1
+trap 'kill -TERM $anml_child' TERM
+wait $anml_child
+anml_code=$?
+while kill -0 $anml_child 2>/dev/null; do
+    wait $anml_child
+    anml_code=$?
+done
+if [ -e "${variable}" ]; then
+    rm -f "${variable}"
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_}}${{SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}}"
+fi
+exit $anml_code"""
+
+
+def python_of(profile: ClusterProfile) -> str:
+    """Return the python of a profile. In a container, that of this process means nothing."""
+    return profile.python or ("python" if profile.container else sys.executable)
+
+
+def python_lines(profile: ClusterProfile, argv: Sequence[str], folder: Path) -> list[str]:
+    """Return the last lines of a job's script. folder: the experiment's, which the container must see."""
+    command = [python_of(profile), *argv]
+    if profile.container is None:
+        return [f"exec {shlex.join(command)}"]
+    line = container_command(profile, command, folder)
+    return [_RUN_AND_REQUEUE.format(variable=REQUEUE_VARIABLE, folder=shlex.quote(str(folder)), command=line)]
+
+
+def container_command(profile: ClusterProfile, command: Sequence[str], folder: Path) -> str:
+    """Return the shell line that runs a command in the profile's container, in the current folder."""
+    container = profile.container
+    if container is None:
+        return shlex.join(command)
+    binds = [str(folder), *container.binds]
+    # Converted images: a container sees the home directory, where they are if the variable is not set.
+    cache = '${ANML_CACHE:+--bind "$ANML_CACHE"}'
+    if container.runtime == "pyxis":
+        mounts = ",".join(bind if ":" in bind else f"{bind}:{bind}" for bind in binds)
+        mounts = f'{shlex.quote(mounts)}"${{ANML_CACHE:+,$ANML_CACHE:$ANML_CACHE}}"'
+        image = shlex.quote(container.image)
+        return (
+            # srun does not take over the batch job's CPUs per task.
+            f'srun --ntasks=1 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-1}}" --container-image={image} '
+            f"--container-mounts={mounts} "
+            f'--container-workdir="$PWD" {shlex.join(command)}'
+        )
+    words = [container.runtime, "exec", *_GPU_FLAGS.get(profile.device, [])]
+    words += [word for bind in binds for word in ("--bind", bind)]
+    return f'{shlex.join(words)} {cache} --pwd "$PWD" {shlex.join([container.image, *command])}'

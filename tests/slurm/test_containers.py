@@ -1,0 +1,74 @@
+"""Jobs in a container, with a stand-in for the runtime: in it, as in most images, Slurm's commands are missing."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.bench import REPOSITORY, Bench, long_training
+
+pytestmark = pytest.mark.slurm
+# Notes its arguments beside the image. The command gets a PATH on which there is nothing.
+RUNTIME = """#!/bin/bash
+all="$*"
+shift
+while [[ "$1" == --* ]]; do
+    case "$1" in
+        --pwd) cd "$2" || exit 1; shift 2 ;;
+        --bind) [ -e "$2" ] || exit 255; shift 2 ;;
+        *) shift ;;
+    esac
+done
+echo "$all" >> "$1.calls"
+shift
+exec env PATH=/nowhere "$(type -P "$1")" "${@:2}"
+"""
+
+
+@pytest.fixture
+def profile(bench: Bench) -> str:
+    """Return a profile whose setup puts the runtime on PATH."""
+    runtime = bench.folder / "bin" / "apptainer"
+    runtime.parent.mkdir()
+    runtime.write_text(RUNTIME)
+    runtime.chmod(0o755)
+    container = {"image": str(bench.folder / "anml.sif"), "binds": [str(REPOSITORY)]}
+    setup = [f"export PATH={shlex.quote(str(runtime.parent))}:$PATH", "export FROM_SETUP=loaded"]
+    return bench.profile(container=container, python=sys.executable, setup=setup)
+
+
+def calls(bench: Bench) -> list[str]:
+    """Return what the runtime was called with."""
+    return Path(f"{bench.folder}/anml.sif.calls").read_text().splitlines()
+
+
+def test_a_training_in_a_container_saves_and_is_requeued_before_its_time_limit(bench: Bench, profile: str) -> None:
+    launched = bench.launch("--cluster", profile, config=long_training(150))
+    assert launched.returncode == 0, launched.stderr
+    bench.wait_for_training("train-step-000150", steps=10)
+    bench.slurm("scancel", "--batch", "--signal=USR1", bench.id_of("train-step-000150"))
+    bench.wait_for_queue()
+    status = bench.status("train-step-000150")
+    assert (status["state"], status["attempt"]) == ("done", 2)
+    trainings = [line for line in calls(bench) if "train_anml.py" in line]
+    assert len(trainings) == 2
+    assert all(f"exec --bind {bench.root()} --bind {REPOSITORY} " in line for line in trainings)
+    assert not list(bench.root().glob(".requeue*"))
+
+
+def test_the_check_of_a_cluster_asks_the_python_in_the_container(bench: Bench, profile: str) -> None:
+    done = bench.python("-m", "anml", "clusters", "check", profile)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert any("import" in call for call in calls(bench))
+
+
+@pytest.mark.parametrize("in_container", [False, True])
+def test_a_shell_is_where_jobs_run(bench: Bench, profile: str, in_container: bool) -> None:
+    path = profile if in_container else bench.profile(setup=["export FROM_SETUP=loaded"])
+    command = shlex.join([sys.executable, "-m", "anml", "shell", path, "--cpus-per-task=2", "--gres=gpu:1"])
+    lines = 'echo "$SLURM_JOB_NAME $SLURM_CPUS_PER_TASK $SLURM_JOB_PARTITION $FROM_SETUP $CUDA_VISIBLE_DEVICES $PATH"'
+    words = bench.slurm("bash", "-c", f"cd {REPOSITORY}; echo {shlex.quote(lines)} | {command}").split()
+    assert words[:4] == ["anml-shell", "2", "dggpu", "loaded"]
+    assert words[4] in "0123"
+    assert (words[5] == "/nowhere") == in_container
