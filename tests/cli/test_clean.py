@@ -4,14 +4,16 @@ import os
 import socket
 import subprocess
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from anml.atomic import read_json, write_json, write_text
 from anml.jobs.job_status import read_status, write_status
-from anml.process import this_process
+from anml.jobs.submission import one_at_a_time
 from tests.report.conftest import SMALL, Builder, start_experiment
 
 MONTH_AGO = time.time() - 30 * 86400
@@ -74,13 +76,13 @@ def test_a_failed_experiment_goes_only_without_results(command, experiments: Pat
     assert [path.name for path in gone.experiment.root.parent.iterdir()] == ["kept"]
 
 
-def running(builder: Builder) -> subprocess.Popen:
+def running(builder: Builder) -> Callable[[], object]:
     """Let a job run that has not written its status for a month: it was suspended."""
     words = ["--run-dir", str(builder.experiment.root), "--job", "train-step-000600"]
     job = subprocess.Popen(["bash", "-c", "read", "bash", *words], stdin=subprocess.PIPE)
     file = builder.experiment.job("train-step-000600").status
     write_status(file, replace(read_status(file), state="running", host=socket.gethostname(), pid=job.pid))
-    return job
+    return job.communicate
 
 
 def elsewhere(builder: Builder) -> None:
@@ -105,8 +107,11 @@ def of_another_user(builder: Builder) -> None:
             os.chown(file, 12345, -1)
 
 
-def locked(builder: Builder) -> None:
-    write_json(builder.experiment.root / ".submitting.json", asdict(this_process()))
+def locked(builder: Builder) -> Callable[[], object]:
+    """Let a launch submit it just now."""
+    launch = ExitStack()
+    launch.enter_context(one_at_a_time(builder.experiment))
+    return launch.close
 
 
 @pytest.mark.parametrize("state", ["done", "failed"])
@@ -114,12 +119,13 @@ def locked(builder: Builder) -> None:
 def test_what_runs_or_is_not_ours_stays(command, experiments: Path, state: str, why) -> None:
     if why is of_another_user and os.getuid() != 0:
         pytest.skip("only root can give files away")
-    job = why(experiment(experiments / "p" / "g", state, with_results=False))
+    end = why(experiment(experiments / "p" / "g", state, with_results=False))
     before = files(experiments)
     code = command("clean", "--delete").code
-    if job:
-        job.communicate()
-    assert (code, files(experiments)) == (0, before)
+    gone = set(before) - set(files(experiments))
+    if end:
+        end()
+    assert (code, gone) == (0, set())
 
 
 def test_a_copy_elsewhere_stays(command, experiments: Path, tmp_path: Path) -> None:
