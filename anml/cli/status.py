@@ -15,7 +15,7 @@ from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, add_address_arguments, fi
 from anml.cli.launch import run_and_report
 from anml.jobs.job_status import duration
 from anml.jobs.launch import Launch, load_launch
-from anml.jobs.status import GOING, JobOutcome, count_states, gpu_hours, log_tail, read_jobs
+from anml.jobs.status import GOING, JobOutcome, count_states, gpu_hours, is_report_stale, log_tail, read_jobs
 from anml.jobs.submission import cancel_pending
 
 _STYLE = {"done": "green", "running": "cyan", "failed": "bold red", "cancelled": "red"}
@@ -66,7 +66,9 @@ def _page(launch: Launch, reports: Sequence[JobOutcome]) -> Group:
     head = f"{experiment.project}/{experiment.group} on {profile.name}: {count_states(reports)}"
     head += f"; {gpu_hours(launch, reports):.2f} GPU-hours" if profile.device in ("cuda", "rocm") else ""
     page = experiment.report / "index.html"
-    tail = [Text(f"Report: {page}")] if page.is_file() else []
+    older = " (older than its jobs; `python -m anml report` writes it again)"
+    note = older if is_report_stale(experiment, reports) else ""
+    tail = [Text(f"Report: {page}{note}")] if page.is_file() else []
     return Group(Text(head, style="bold"), _table(reports), *_failures(reports), *tail)
 
 

@@ -12,13 +12,11 @@ from types import FrameType
 
 from tqdm import tqdm
 
+from anml.atomic import read_json
 from anml.errors import AnmlError, JobError, missing_package
 from anml.experiment import Experiment
-from anml.jobs.job_status import State, StatusFile
+from anml.jobs.job_status import EXIT_INTERRUPTED, CopyError, State, StatusFile
 from anml.jobs.schedulers import scheduler_of_this_job
-
-# sysexits.h, EX_TEMPFAIL: stopped before the end with the work saved; run it again.
-EXIT_INTERRUPTED = 75
 
 
 def check_folder(folder: Path, min_free_gb: float) -> None:
@@ -88,7 +86,11 @@ def run_job(
     max_requeues: int = 0,
 ) -> int:  # fmt: skip
     """Run `work`, which returns False when it stopped before its end. Returns the process's exit code."""
-    status = StatusFile(experiment.job(name, task).status) if experiment and name else None
+    try:
+        status = _open_status(experiment, name, task) if experiment and name else None
+    except CopyError as error:  # The files are the other's.
+        print(f"{error}: this copy leaves", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
     bar = tqdm(desc=name, disable=not sys.stderr.isatty() or status is not None)
     context = JobContext(StopRequest(), status, bar)
     try:
@@ -103,6 +105,18 @@ def run_job(
         traceback.print_exc()
         return context.end("failed", f"{type(error).__name__}: {error}", 1)
     return context.end("done", "", 0) if finished else _stopped_early(context, max_requeues)
+
+
+def _open_status(experiment: Experiment, name: str, task: int | None) -> StatusFile:
+    """Return the status file of this job. Raises CopyError when another process runs it, or is to run it."""
+    scheduler = scheduler_of_this_job()
+    id_ = scheduler.this_job() if scheduler else ""
+    recorded = read_json(experiment.plan_file).get("submitted", {}).get(name, {}).get("id", "")
+    # Of an array, the latest id may be of some tasks only.
+    if task is None and id_.isdigit() and recorded.isdigit() and int(id_) < int(recorded):
+        message = f"this job (id {id_}) was submitted again later, as {recorded}"
+        raise CopyError(message)
+    return StatusFile(experiment.job(name, task).status, id_)
 
 
 def _stopped_early(context: JobContext, max_requeues: int) -> int:

@@ -1,25 +1,43 @@
-"""The status file of a job, `jobs/<job>/status.json`: the job writes it, all others read it."""
+"""The status file of a job, `jobs/<job>/status.json`: the job writes it, all others read it.
 
+It is also the token of the job: only the process that it names may work. A copy that a scheduler starts beside it
+leaves, and an attempt that a scheduler has replaced leaves when it sees the name of the next one.
+"""
+
+import os
+import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from anml.atomic import read_json, write_json
+from anml.errors import JobError
 from anml.process import Process, recorded_process, this_process
 
 # interrupted: stopped before its end with its work saved; skipped: a job it needs did not succeed.
 State = Literal["pending", "running", "done", "failed", "interrupted", "requeued", "skipped", "cancelled"]
 ENDED: tuple[State, ...] = ("done", "failed", "interrupted", "skipped", "cancelled")
-# A running job writes its status every second. One that has not for so long does not run any more.
+# sysexits.h, EX_TEMPFAIL: stopped before the end with the work saved; run it again.
+EXIT_INTERRUPTED = 75
+# A running job writes its status at least so often, whatever it computes.
+BEAT_SECONDS = 5.0
+# Another machine may see what is written, here or there, so much later (NFS).
+LATENCY_SECONDS = 60.0
+# One that has not written for so long does not run any more.
 SILENCE_SECONDS = 300.0
+# One that has done so within these seconds has not ended, whatever a scheduler forgot.
+RECENT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class JobStatus(Process):
     """State and progress of one job. Times are seconds since 1970; `done` of `total` counts `unit`s.
 
-    attempt: how often the job has been started. busy_seconds: run time of all attempts before this one.
+    attempt: how often the job has been started. job_id: the scheduler's, which is the same for attempts that a
+    scheduler itself starts again; empty where there is none. busy_seconds: run time of all attempts before this one.
     The process is the one that runs the job or, of a queued local one, will run it.
     """
 
@@ -30,6 +48,7 @@ class JobStatus(Process):
     unit: str = ""
     rate: float = 0.0
     attempt: int = 0
+    job_id: str = ""
     started: float | None = None
     ended: float | None = None
     updated: float | None = None
@@ -46,6 +65,11 @@ class JobStatus(Process):
     def silence(self) -> float:
         """Seconds since the job last wrote its status."""
         return time.time() - (self.updated or 0.0)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the job runs by its own word, and has just said so."""
+        return self.state == "running" and self.silence < RECENT_SECONDS and self.presence != "gone"
 
     @property
     def has_vanished(self) -> bool:
@@ -76,19 +100,29 @@ def write_status(path: Path, status: JobStatus) -> None:
     write_json(path, asdict(status))
 
 
-class StatusFile:
-    """The status of the job that this process is; writes at most once a second."""
+class CopyError(JobError):
+    """Another process runs this job."""
 
-    def __init__(self, path: Path) -> None:
+
+class StatusFile:
+    """The status of the job that this process is; written at most once a second, at least every BEAT_SECONDS.
+
+    Raises CopyError when another process runs the job, and ends this process when another one takes the job over.
+    """
+
+    def __init__(self, path: Path, job_id: str = "") -> None:
         self.path = path
         before = read_status(path)
         now = time.time()
         self.status = JobStatus(
-            state="running", attempt=before.attempt + 1, busy_seconds=before.elapsed, started=now, updated=now,
-            **asdict(this_process()),
+            state="running", attempt=before.attempt + 1, job_id=job_id, busy_seconds=before.elapsed, started=now,
+            updated=now, **asdict(this_process()),
         )  # fmt: skip
         self._first_done: float | None = None
+        self._lock, self._has_ended = threading.Lock(), threading.Event()
+        self._wait_for(before)
         write_status(path, self.status)
+        threading.Thread(target=self._beat, daemon=True).start()
 
     def progress(self, done: float, total: float, unit: str) -> None:
         now = time.time()
@@ -96,11 +130,58 @@ class StatusFile:
             self._first_done, self._first_time = done, now
         seconds = now - self._first_time
         rate = (done - self._first_done) / seconds if seconds > 0 else 0.0
-        self.status = replace(self.status, done=done, total=total, unit=unit, rate=rate)
-        if now - (self.status.updated or 0) >= 1 or done >= total:
-            self.status = replace(self.status, updated=now)
-            write_status(self.path, self.status)
+        is_due = now - (self.status.updated or 0) >= 1 or done >= total
+        with self._lock:
+            self.status = replace(self.status, done=done, total=total, unit=unit, rate=rate)
+            if is_due:
+                self._write(updated=now)
 
     def end(self, state: State, message: str = "") -> None:
         now = time.time()
-        write_status(self.path, replace(self.status, state=state, message=message, updated=now, ended=now))
+        with self._lock:
+            self._has_ended.set()
+            self._write(state=state, message=message, updated=now, ended=now)
+
+    def _beat(self) -> None:
+        while not self._has_ended.wait(BEAT_SECONDS):
+            with self._lock, suppress(OSError):  # A file system that is away for a while.
+                if not self._has_ended.is_set():
+                    self._write(updated=time.time())
+
+    def _write(self, **changes: Any) -> None:
+        if self._is_replaced_by(read_status(self.path)):
+            print("another process has taken this job over: this one leaves", file=sys.stderr, flush=True)
+            os._exit(EXIT_INTERRUPTED)  # At once: what another thread would still do would meet the other's files.
+        self.status = replace(self.status, **changes)
+        write_status(self.path, self.status)
+
+    def _is_replaced_by(self, other: JobStatus) -> bool:
+        if other.attempt == self.status.attempt:
+            return other.state == "running" and not _is_same(other, self.status)
+        return other.attempt > self.status.attempt
+
+    def _wait_for(self, before: JobStatus) -> None:
+        """Return when the attempt before this one has ended for certain, or for all that can be known here.
+
+        If the scheduler has started this job again, an earlier attempt that lives on (its node seemed lost) is told to
+        leave. Else it has the job. Raises CopyError.
+        """
+        takes_over = before.job_id != "" and before.job_id == self.status.job_id
+        end = time.monotonic() + LATENCY_SECONDS
+        # Clocks of two machines may differ, but not by twice that silence.
+        while before.state == "running" and before.presence != "gone" and before.silence < 2 * SILENCE_SECONDS:
+            current, is_late = read_status(self.path), time.monotonic() > end
+            has_written = _is_same(current, before) and (takes_over or current.updated != before.updated)
+            lives = has_written or before.presence == "alive"
+            if lives and (is_late or not takes_over):
+                message = f"process {before.pid} on {before.host} runs this job (id {before.job_id or 'unknown'})"
+                raise CopyError(message)
+            if is_late:
+                return
+            if has_written:
+                write_status(self.path, self.status)
+            time.sleep(0.2)
+
+
+def _is_same(one: Process, other: Process) -> bool:
+    return (one.host, one.pid, one.pid_started) == (other.host, other.pid, other.pid_started)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from anml.experiment import Experiment, JobFolder
-from anml.jobs.job_status import SILENCE_SECONDS, JobStatus, State, duration, read_status, unmet_need
+from anml.jobs.job_status import ENDED, SILENCE_SECONDS, JobStatus, State, duration, read_status, unmet_need
 from anml.jobs.launch import Launch, read_plan_file
 from anml.jobs.plan import Job, Plan
 from anml.jobs.schedulers import Scheduler, SchedulerState, scheduler_class
@@ -21,9 +21,6 @@ BAD: tuple[State, ...] = ("failed", "cancelled", "interrupted", "skipped")
 TAIL_LINES = 20
 TAIL_BYTES = 8192
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-# A running job writes its status every second: one that has just done so has not ended, whatever a scheduler forgot.
-RECENT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,7 @@ def read_jobs(experiment: Experiment, scheduler: Scheduler | None = None) -> lis
             answer = answers.get(task) or (answers.get(None) if len(answers) == 1 else None)
             status = read_status(folder.status)
             is_forgotten = scheduler is not None and scheduler.forgets_ended_jobs and answer is None and is_submitted
-            writes = status.state == "running" and status.silence < RECENT_SECONDS
-            has_ended = everything_ended or (is_forgotten and not writes)
+            has_ended = everything_ended or (is_forgotten and not status.is_writing)
             state, message = verdict(status, answer, lost_need, has_ended, is_submitted)
             outcomes.append(JobOutcome(job, task, state, message, status, folder))
     return outcomes
@@ -131,8 +127,8 @@ def _live(status: JobStatus, answer: SchedulerState) -> tuple[State, str]:
     if answer.phase == "waiting":
         words = ["requeued"] * (status.attempt > 0) + [f"waiting: {answer.words}" if answer.words else "waiting"]
         return "pending", ", ".join(words)
-    if status.state == "done":
-        return "done", ""
+    if status.state == "done" or (answer.phase == "ending" and status.state in ENDED):
+        return status.state, status.message
     return "running", answer.words or ("" if status.state == "running" else "starting")
 
 
@@ -156,6 +152,14 @@ def overall_state(outcomes: Sequence[JobOutcome]) -> str:
     if going:
         return f"{going} of {len(outcomes)} jobs to go"
     return "done" if outcomes else "no jobs"
+
+
+def is_report_stale(experiment: Experiment, outcomes: Sequence[JobOutcome]) -> bool:
+    """Say whether a job has run, or results were written, after the report."""
+    inputs = [outcome.folder.status for outcome in outcomes if outcome.job.kind != "report"]
+    inputs += experiment.results.glob("*.csv")
+    page = experiment.report / "index.html"
+    return page.is_file() and any(file.stat().st_mtime > page.stat().st_mtime for file in inputs if file.is_file())
 
 
 def count_states(outcomes: Iterable[JobOutcome]) -> str:

@@ -1,40 +1,75 @@
 """Submits the jobs that an experiment still needs: all or nothing, and nothing twice. Or shows what it would submit."""
 
-import json
 import shlex
+import sys
+import threading
+import time
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
-from anml.atomic import read_json, write_text
+from filelock import FileLock, Timeout
+
+from anml.atomic import read_json, write_json, write_text
 from anml.errors import SubmissionError
 from anml.experiment import Experiment
+from anml.jobs.interrupts import ended_as_by_ctrl_c, held_back
 from anml.jobs.job_status import JobStatus, read_status, write_status
 from anml.jobs.launch import Launch, record
 from anml.jobs.plan import Job
 from anml.jobs.schedulers import Scheduler
-from anml.process import recorded_process, this_process
+from anml.process import this_process
+
+# Seconds that a launch waits for jobs that are ending before it says that they do not end.
+ENDING_SECONDS = 120.0
 
 
 def run_launch(launch: Launch, announce: Callable[[dict[str, str]], None] = lambda ids: None) -> None:
     """Submit every job that is neither done nor waiting or running, and run them where the scheduler runs here.
 
-    If the scheduler refuses a job for good, those submitted here are cancelled. announce: receives the submitted jobs'
-    ids by name. Raises SubmissionError.
+    If the scheduler refuses a job for good, or somebody ends the launch, those submitted here are cancelled.
+    announce: receives the submitted jobs' ids by name. Raises SubmissionError.
     """
     scheduler = launch.make_scheduler()
-    with one_at_a_time(launch.experiment):
+    with ended_as_by_ctrl_c(), one_at_a_time(launch.experiment):
         record(launch, {})
+        _wait_for_ends(launch, scheduler)
         submission = _Submission(launch, scheduler)
         record(launch, {name: ids[0] for name, ids in submission.ids.items()})
         try:
             for job in launch.plan.jobs:
                 submission.submit_job(job)
         except BaseException as error:
-            submission.take_back(error)
+            with held_back(threading.Event()):
+                submission.take_back(error)
             raise
     announce(submission.submitted)
     scheduler.finish(launch.plan)
+
+
+def _wait_for_ends(launch: Launch, scheduler: Scheduler) -> None:
+    """Wait for cancelled jobs that are not yet gone, and for a report that runs: it would not tell of what comes now.
+
+    Both would count as running. Raises SubmissionError when they do not end.
+    """
+    end, said = time.monotonic() + ENDING_SECONDS, ""
+    while names := ", ".join(job.label(task) for job, task in _ending(launch, scheduler)):
+        if time.monotonic() > end:
+            message = f"{names}: has not ended in {ENDING_SECONDS:.0f} s; retry when it has"
+            raise SubmissionError(message)
+        if names != said:
+            print(f"waiting for the end of {names} ...", file=sys.stderr, flush=True)
+        said = names
+        time.sleep(1)
+
+
+def _ending(launch: Launch, scheduler: Scheduler) -> Iterator[tuple[Job, int | None]]:
+    states = scheduler.states()
+    for job in launch.plan.jobs:
+        for task, state in states.get(job.name, {}).items():
+            is_done = read_status(launch.experiment.job(job.name, task).status).state == "done"
+            if state.phase in (("running", "ending") if job.kind == "report" else () if is_done else ("ending",)):
+                yield job, task
 
 
 def cancel_pending(launch: Launch, names: Container[str], why: str) -> None:
@@ -74,17 +109,30 @@ class _Submission:
         # A scheduler may tell the waiting tasks of an array in one line, without their numbers.
         if not tasks or None in live:
             return
-        write_text(self.launch.experiment.job(job.name).script, self.scheduler.render(job), mode=0o755)
+        for task in tasks:
+            self._check_has_ended(job, task)
+        write_text(self.launch.experiment.job(job.name).script, self.scheduler.render(job), mode=0o777)
         for task in tasks:
             before = read_status(folders[task].status)
             again = JobStatus(attempt=before.attempt, busy_seconds=before.elapsed)
             write_status(folders[task].status, again)
         # A job that is done needs no dependency.
         after = [id_ for name in job.after for id_ in self.ids.get(name, [])]
-        new = self.scheduler.submit(job, after, tasks)
-        self.submitted[job.name] = new
-        self.ids.setdefault(job.name, []).append(new)
-        record(self.launch, self.submitted)
+        with held_back(self.scheduler.stop):
+            new = self.scheduler.submit(job, after, tasks)
+            self.submitted[job.name] = new
+            self.ids.setdefault(job.name, []).append(new)
+            record(self.launch, self.submitted)
+
+    def _check_has_ended(self, job: Job, task: int | None) -> None:
+        """Raise SubmissionError where a task's process has outlived it in the scheduler, which knows it no more."""
+        status = read_status(self.launch.experiment.job(job.name, task).status)
+        if self.scheduler.forgets_ended_jobs and status.is_writing and task not in self.states.get(job.name, {}):
+            message = (
+                f"{job.label(task)}: process {status.pid} on {status.host} still writes its status, though the "
+                "scheduler knows no such job: end the process, or wait for its end, then retry"
+            )
+            raise SubmissionError(message)
 
     def take_back(self, error: BaseException) -> None:
         """Cancel what was submitted. Raises SubmissionError that names what cannot be cancelled."""
@@ -95,30 +143,30 @@ class _Submission:
             message = f"{error}\nThese jobs are still queued, cancel them: {', '.join(ids)} ({second})"
             raise SubmissionError(message) from error
         cancel_pending(self.launch, self.submitted, "the launch was taken back")
+        if ids:
+            print(f"taken back: {', '.join(self.submitted)}", file=sys.stderr)
         record(self.launch, {}, forget=list(self.submitted))
 
 
 @contextmanager
 def one_at_a_time(experiment: Experiment) -> Iterator[None]:
     """Keep two launches from submitting the same experiment at once. Raises SubmissionError."""
-    lock = experiment.root / ".submitting.json"
-    if recorded_process(read_json(lock), lock).presence == "gone":
-        lock.unlink(missing_ok=True)
+    # The system ends the hold when its owner ends; nobody has to judge whether the owner lives.
+    lock, owner_file = experiment.root / ".submitting.lock", experiment.root / ".submitting.json"
     try:
-        with lock.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(this_process())) + "\n")
-    except FileExistsError:
-        owner = read_json(lock)
+        with FileLock(lock, timeout=0, mode=0o664):
+            write_json(owner_file, asdict(this_process()))
+            try:
+                yield
+            finally:
+                owner_file.unlink(missing_ok=True)
+    except Timeout:
+        owner = read_json(owner_file)
         message = (
-            f"{experiment.root}: another launch is submitting it just now (process {owner.get('pid')} on "
-            f"{owner.get('host')}). If there is none, delete {lock}."
+            f"{experiment.root}: another launch is submitting it just now (process {owner.get('pid', 'unknown')} on "
+            f"{owner.get('host', 'an unknown host')}). Wait for it, or end it; nothing was changed."
         )
         raise SubmissionError(message) from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            lock.unlink()
 
 
 def describe(launch: Launch) -> str:

@@ -15,7 +15,7 @@ from anml.config.facts import is_validation
 from anml.config.yaml import read_yaml
 from anml.errors import ConfigError
 from anml.experiment import Experiment, experiments_folder
-from anml.jobs.status import overall_state, read_jobs
+from anml.jobs.status import is_report_stale, overall_state, read_jobs
 from anml.report.page import read_text, render
 from anml.report.tables import read_summary
 from anml.report.text import last_checkpoint
@@ -104,7 +104,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     """Return what an index and `anml ls` say of an experiment.
 
     reported: when its report was written, 0 where there is none. best: test accuracy by flavor at the last checkpoint,
-    for the largest setting, of the best of its models.
+    for the largest setting, of the best of its models. is_stale: its jobs have gone on since the report.
     """
     try:  # The config as it is written: an experiment of an older version may no longer pass today's checks.
         config = read_yaml(experiment.config_file).data
@@ -119,12 +119,14 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         launched = datetime.fromisoformat(read_json(experiment.environment_file).get("launched", ""))
     except (ValueError, TypeError):
         launched = datetime.fromtimestamp(experiment.config_file.stat().st_mtime, UTC)
+    jobs = read_jobs(experiment)
     return {
         "group": experiment.group,
         "launched": _minute(launched),
         "model": str(config.get("model_name") or config.get("model") or ""),
         "dataset": str(config.get("dataset") or ""),
-        "state": overall_state(read_jobs(experiment)),
+        "state": overall_state(jobs),
+        "is_stale": is_report_stale(experiment, jobs),
         "reported": _modified(experiment.report / PAGE),
         "best": {result.flavor: result for result in best},
     }

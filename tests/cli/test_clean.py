@@ -37,7 +37,7 @@ def experiment(root: Path, state: str = "done", with_results: bool = True) -> Bu
 
 
 def files(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.is_file())
+    return sorted(path for path in root.rglob("*") if path.is_file() and path.name != ".submitting.lock")
 
 
 def steps(builder: Builder) -> list[str]:

@@ -5,12 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from anml.jobs import job_status
+from anml.jobs.job_status import CopyError, JobStatus, StatusFile, read_status, write_status
+
 RUN = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from anml.errors import DataError
 from anml.experiment import Experiment
@@ -22,6 +29,10 @@ def work(context):
         raise DataError("no data here")
     if what == "crash":
         raise ZeroDivisionError("oops")
+    if what == "wait":
+        while not Path(sys.argv[1], "go").exists() and not context.stop():
+            time.sleep(0.02)
+        return not context.stop()
     if what.startswith("SIG"):
         os.kill(os.getpid(), getattr(signal, what))
         return not context.stop()
@@ -107,3 +118,75 @@ def test_being_cancelled_or_preempted_requeues_nothing(run_work, name: str) -> N
 def test_what_is_no_job_of_slurm_is_not_requeued(run_work, environment: dict[str, str]) -> None:
     outcome = run_work("SIGUSR1", **environment)
     assert (outcome.requeued, outcome.status["state"]) == ([], "interrupted")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Return what starts the job as Slurm does, beside others; what still runs at the end is ended."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(**environment: str) -> subprocess.Popen[str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        command = [sys.executable, "-c", RUN, str(tmp_path), "wait"]
+        environment = kept | {"ANML_SCHEDULER": "slurm"} | environment
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(root: Path, **fields: object) -> None:
+    """Wait until the status has these values."""
+    file, end = root / "jobs/a/status.json", time.monotonic() + 30
+    while not file.exists() or not fields.items() <= json.loads(file.read_text()).items():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_copy_of_a_running_job_leaves_and_touches_nothing(tmp_path: Path, start) -> None:
+    first = start(SLURM_JOB_ID="12")
+    wait_for(tmp_path, state="running", pid=first.pid)
+    _, words = start(SLURM_JOB_ID="13").communicate(timeout=30)
+    assert f"process {first.pid} on " in words
+    (tmp_path / "go").touch()
+    assert first.wait(timeout=30) == 0
+    wait_for(tmp_path, state="done", pid=first.pid, attempt=1)
+
+
+def test_an_attempt_whose_node_seemed_lost_leaves_to_the_next_one(tmp_path: Path, start) -> None:
+    first = start(SLURM_JOB_ID="12")
+    wait_for(tmp_path, state="running", pid=first.pid)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = start(SLURM_JOB_ID="12", SLURM_RESTART_COUNT="1")
+    wait_for(tmp_path, pid=second.pid, attempt=2)
+    os.kill(first.pid, signal.SIGCONT)
+    _, words = first.communicate(timeout=30)
+    assert (first.returncode, "another process has taken this job over" in words) == (75, True)
+    (tmp_path / "go").touch()
+    assert second.wait(timeout=30) == 0
+    wait_for(tmp_path, state="done", pid=second.pid, attempt=2)
+
+
+def test_a_submission_that_came_through_late_leaves_to_the_later_one(tmp_path: Path, start) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps({"submitted": {"a": {"id": "14"}}}))
+    _, words = start(SLURM_JOB_ID="13").communicate(timeout=30)
+    assert "submitted again later, as 14" in words
+    assert not (tmp_path / "jobs").exists()
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_job_on_another_machine_is_known_by_its_heartbeat(tmp_path: Path, monkeypatch, beats: bool) -> None:
+    monkeypatch.setattr(job_status, "LATENCY_SECONDS", 1.0)
+    file = tmp_path / "status.json"
+    elsewhere = JobStatus("running", attempt=1, host="elsewhere", pid=7, job_id="12", updated=time.time())
+    write_status(file, elsewhere)
+    if beats:
+        threading.Timer(0.3, write_status, (file, replace(elsewhere, updated=time.time() + 1))).start()
+        with pytest.raises(CopyError, match="process 7 on elsewhere"):
+            StatusFile(file, "13")
+    else:
+        StatusFile(file, "13").end("done")
+        assert read_status(file).attempt == 2

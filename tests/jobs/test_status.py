@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from anml.atomic import write_text
 from anml.cli.status import _failures, _table
 from anml.config.profile import ClusterProfile, Device, JobOptions
 from anml.config.training import TrainConfig
@@ -21,7 +22,7 @@ from anml.jobs.launch import Launch, record
 from anml.jobs.plan import Job, Plan
 from anml.jobs.schedulers import SchedulerState
 from anml.jobs.schedulers.slurm import SlurmScheduler
-from anml.jobs.status import JobOutcome, gpu_hours, read_jobs, verdict
+from anml.jobs.status import JobOutcome, gpu_hours, is_report_stale, read_jobs, verdict
 
 
 def running(age: float = 0.0, host: str = "elsewhere", pid: int = 1) -> Callable[[], JobStatus]:
@@ -48,7 +49,9 @@ def running(age: float = 0.0, host: str = "elsewhere", pid: int = 1) -> Callable
         (running(), SchedulerState("1", "cancelled"), ("cancelled", "cancelled")),
         (running(), SchedulerState("1", "completed"), ("failed", "completed")),
         (JobStatus("done"), SchedulerState("1", "completed"), ("done", "")),
-        (JobStatus("done"), SchedulerState("1", "running", "completing"), ("done", "")),
+        (JobStatus("done"), SchedulerState("1", "ending", "completing"), ("done", "")),
+        (JobStatus("interrupted", "SIGTERM"), SchedulerState("1", "ending", "completing"), ("interrupted", "SIGTERM")),
+        (running(), SchedulerState("1", "ending", "completing"), ("running", "completing")),
         (JobStatus("failed", "disk full"), None, ("failed", "disk full")),
         (JobStatus("interrupted", "SIGTERM"), None, ("interrupted", "SIGTERM")),
         (running(age=3600), None, ("failed", "60 min|1 h 00 min")),
@@ -129,6 +132,18 @@ def test_the_log_of_a_failed_job_is_shown_as_a_terminal_would(tmp_path: Path) ->
     launch = Launch(config, Experiment(tmp_path), ClusterProfile(name="x", scheduler="local"), "disabled", Plan((job,)))
     _, tail = _failures([JobOutcome(job, None, "failed", "", JobStatus("failed"), launch.experiment.job("a"))])
     assert str(tail) == "  100%\n  out of memory"
+
+
+def test_a_report_older_than_the_results_is_told(tmp_path: Path) -> None:
+    launch = launch_of(tmp_path, "local")
+    record(launch, {})
+    page, results = launch.experiment.report / "index.html", launch.experiment.results / "olft-step-000001.csv"
+    for age, file in enumerate((page, results)):
+        write_text(file, "")
+        os.utime(file, (1e9 + age, 1e9 + age))
+    assert is_report_stale(launch.experiment, read_jobs(launch.experiment))
+    os.utime(page)
+    assert not is_report_stale(launch.experiment, read_jobs(launch.experiment))
 
 
 class Forgetful(SlurmScheduler):

@@ -44,6 +44,18 @@ def test_all_projects_are_listed_even_without_reports(build):
     assert 'href="waiting/index.html"' in page
 
 
+def test_a_report_older_than_its_jobs_is_told(build):
+    builder = build().results().jobs()
+    report(builder)
+    index.write_indexes(builder.experiment)
+    page = builder.experiment.root.parent / "index.html"
+    assert "older than its jobs" not in page.read_text()
+    status = next(builder.experiment.jobs.glob("olft*/status.json"))
+    write_json(status, read_json(status))  # It has run again.
+    index.write_indexes(builder.experiment)
+    assert "older than its jobs" in page.read_text()
+
+
 def test_an_old_config_and_foreign_folders_do_no_harm(build):
     builder = build().results().jobs()
     experiments = builder.experiment.root.parent.parent

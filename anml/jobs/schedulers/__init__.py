@@ -6,6 +6,7 @@ The table of backends is `config.profile.SCHEDULERS`; a user's own is `scheduler
 import os
 import shlex
 import shutil
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,21 +23,25 @@ from anml.plugins import find_part
 # With it, a job script tells python which scheduler runs the job.
 SCHEDULER_VARIABLE = "ANML_SCHEDULER"
 
-# skipped: a job that it needs did not succeed. waiting in vain: the same, but the scheduler keeps it.
-Phase: TypeAlias = Literal["waiting", "waiting in vain", "running", "completed", "cancelled", "skipped", "failed"]
+# skipped: a job that it needs did not succeed. waiting in vain: the same, but the scheduler keeps it. ending: its
+# processes are on their way out.
+Phase: TypeAlias = Literal[
+    "waiting", "waiting in vain", "running", "ending", "completed", "cancelled", "skipped", "failed"
+]
 
 
 @dataclass(frozen=True)
 class SchedulerState:
-    """What a scheduler says of a job or of one task of it. words: the scheduler's own, for people."""
+    """What a scheduler says of a job or of one task of it. words: the scheduler's own, for people. user: its owner."""
 
     id: str
     phase: Phase
     words: str = ""
+    user: str = ""
 
     @property
     def is_live(self) -> bool:
-        return self.phase in ("waiting", "waiting in vain", "running")
+        return self.phase in ("waiting", "waiting in vain", "running", "ending")
 
 
 # By job name, then by task (None: not an array).
@@ -68,6 +73,8 @@ class Scheduler(ABC):
 
     def __init__(self, experiment: Experiment, profile: ClusterProfile, wandb_mode: str) -> None:
         self.experiment, self.profile, self.wandb_mode = experiment, profile, wandb_mode
+        # Set when somebody wants the launcher to stop: `submit` must not wait any longer.
+        self.stop = threading.Event()
 
     @abstractmethod
     def command(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> list[str]:
@@ -90,9 +97,9 @@ class Scheduler(ABC):
         return f"#!/bin/bash\n{self.script_body(job)}"
 
     def states(self) -> States:
-        """Return the state of every task in the queue; of a task that was submitted twice, the newer."""
+        """Return the state of every task in the queue; of a task that was submitted twice, the newer that lives."""
         states: States = {}
-        for name, task, state in self.queue():
+        for name, task, state in sorted(self.queue(), key=lambda entry: entry[2].is_live):
             states.setdefault(name, {})[task] = state
         return states
 
@@ -158,6 +165,11 @@ class Scheduler(ABC):
     def shell(cls, profile: ClusterProfile, arguments: list[str]) -> list[str]:
         """Return the command that runs another one, which is appended, where jobs run. Raises ConfigError."""
         return []
+
+    @classmethod
+    def this_job(cls) -> str:
+        """Return the id of the job that calls this, the same in every attempt; "" where the scheduler gives none."""
+        return ""
 
     @classmethod
     def restarts(cls) -> int | None:

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -15,10 +14,12 @@ from pathlib import Path
 from anml.config.profile import ClusterProfile
 from anml.errors import ConfigError, SubmissionError
 from anml.experiment import Experiment, JobFolder
+from anml.jobs.interrupts import ended_as_by_ctrl_c
 from anml.jobs.job_status import ENDED, JobStatus, State, duration, read_status, unmet_need, write_status
 from anml.jobs.plan import Job, Plan
 from anml.jobs.schedulers import Scheduler, SchedulerState
-from anml.jobs.schedulers.slurm import SlurmScheduler, environment_outside_slurm
+from anml.jobs.schedulers.controller import environment_outside_slurm
+from anml.jobs.schedulers.slurm import SlurmScheduler
 from anml.jobs.schedulers.slurm_options import parse_options, unlisted_options
 from anml.process import Process, this_process
 
@@ -115,7 +116,7 @@ class LocalScheduler(Scheduler):
         """Run all queued jobs. Ctrl-C, SIGTERM or SIGHUP ends the running ones and leaves everything resumable."""
         waiting = list(self.queued)
         running: list[RunningJob] = []
-        with _ended_as_by_ctrl_c():
+        with ended_as_by_ctrl_c():
             try:
                 while waiting or running:
                     # Another process may have cancelled a job that waits.
@@ -220,26 +221,6 @@ def _interrupt(running: list[RunningJob]) -> None:
             item.signal(signal.SIGKILL)
             item.process.wait()
         item.has_ended()
-
-
-@contextlib.contextmanager
-def _ended_as_by_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, and SIGHUP of a closed terminal, do what Ctrl-C does; else the jobs would run on without a launcher.
-
-    They have sessions of their own. Under nohup SIGHUP stays ignored.
-    """
-    if threading.current_thread() is not threading.main_thread():  # Only there may handlers be set.
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    taken = [number for number, handler in before.items() if handler != signal.SIG_IGN]
-    try:
-        for number in taken:
-            signal.signal(number, signal.default_int_handler)
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, before[number])
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -1,25 +1,37 @@
-"""Slurm. slurm_options.py renders the scripts; this module alone runs sbatch, squeue, scancel and scontrol.
+"""Slurm. slurm_options.py renders the scripts; only controller.py runs Slurm's commands.
 
 simple_slurm's own `sbatch` is not used: it runs a shell, loses sbatch's words and fails with a bare assertion.
 """
 
 import hashlib
 import os
+import re
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, get_args
+from subprocess import CompletedProcess
+from typing import get_args
 
-from anml.atomic import write_text
+from anml.atomic import read_json, write_text
 from anml.config.profile import ClusterProfile
 from anml.errors import ConfigError, SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.containers import REQUEUE_VARIABLE
+from anml.jobs.job_status import ENDED, read_status
 from anml.jobs.plan import Job, JobKind
-from anml.jobs.schedulers import CheckResult, Phase, Scheduler, SchedulerState
+from anml.jobs.schedulers import CheckResult, Scheduler, SchedulerState
+from anml.jobs.schedulers.controller import (
+    ControllerAwayError,
+    all_jobs,
+    dropped_settings,
+    jobs_by_id,
+    patiently,
+    run,
+    run_once,
+)
 from anml.jobs.schedulers.slurm_options import (
     count_gpus,
     parse_options,
@@ -29,32 +41,12 @@ from anml.jobs.schedulers.slurm_options import (
     unlisted_options,
 )
 
-if TYPE_CHECKING:
-    from tenacity import RetryCallState
-
 KINDS: tuple[JobKind, ...] = get_args(JobKind)
-# What Slurm's commands say when the controller is away or busy: worth waiting for.
-_TRANSIENT = (
-    "unable to contact slurm controller", "socket timed out", "connection refused", "connect failure",
-    "transport endpoint", "resource temporarily unavailable", "slurm temporarily unable",
-    "zero bytes were transmitted",
-)  # fmt: skip
 # What scancel says of jobs that need no cancelling any more.
 _HAS_ENDED = ("invalid job id", "already completing", "completed")
-# By the state that squeue names; every other state is an end without success.
-_PHASES: dict[str, Phase] = {
-    **dict.fromkeys(("PENDING", "REQUEUED", "REQUEUE_HOLD"), "waiting"),
-    **dict.fromkeys(("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED"), "running"),
-    "COMPLETED": "completed",
-    "CANCELLED": "cancelled",
-}
-PATIENCE_SECONDS = 120.0
-
-T = TypeVar("T")
-
-
-class _ControllerAwayError(Exception):
-    """The controller could not be asked; asking again may help."""
+# A submission in doubt may still be accepted: how many seconds to look for it before submitting again.
+SETTLE_SECONDS = 15.0
+_JOB_ID = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?")
 
 
 class SlurmScheduler(Scheduler):
@@ -68,6 +60,8 @@ class SlurmScheduler(Scheduler):
         super().__init__(experiment, profile, wandb_mode)
         # Slurm does not know the folders of jobs: this mark of the experiment, in their names, tells which are ours.
         self.mark = hashlib.sha256(str(experiment.root).encode()).hexdigest()[:8]
+        # The ids that are not new.
+        self.seen: set[str] = set()
 
     def render(self, job: Job) -> str:
         # Without CPU binding every job would otherwise take all cores of its node.
@@ -76,13 +70,15 @@ class SlurmScheduler(Scheduler):
 
     def command(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> list[str]:
         command = ["sbatch", "--parsable"]
-        if after:
-            kind = "afterany" if job.after_any else "afterok"
-            command.append(f"--dependency={kind}:{':'.join(after)}")
-            if not job.after_any:
+        is_whole = job.tasks is None or len(tasks) == job.tasks
+        needs = [f"{'afterany' if job.after_any else 'afterok'}:{':'.join(after)}"] if after else []
+        # No copy starts beside another, whatever the names of both are due to. A part of an array may: the rest runs.
+        if needs := needs + ["singleton"] * is_whole:
+            command.append(f"--dependency={','.join(needs)}")
+            if after and not job.after_any:
                 # Without it a job whose dependency failed waits for ever, and the report behind it.
                 command.append("--kill-on-invalid-dep=yes")
-        if job.tasks is not None and len(tasks) < job.tasks:
+        if not is_whole:
             # Overrides the script's own range: some of the array is done.
             command.append(f"--array={','.join(map(str, tasks))}{self._throttle}")
         return [*command, str(self.experiment.job(job.name).script)]
@@ -91,48 +87,72 @@ class SlurmScheduler(Scheduler):
         """Submit a job and return its id; waits with back-off while the controller is away."""
         for task in tasks:
             self.experiment.job(job.name, task).log.parent.mkdir(parents=True, exist_ok=True)
-        before: set[str] | None = None
 
-        def look_then_submit() -> str:
-            nonlocal before
-            if before is None:
-                before = set(self.live_ids().get(job.name, []))
-            else:
-                # A submission that seemed to fail may have got through: look before asking twice.
-                new = set(self.live_ids().get(job.name, [])) - before
-                if new:
-                    return new.pop()
-            result = _run(self.command(job, after, tasks))
-            if result.returncode != 0 or not result.stdout.strip():
-                message = f"{job.name}: sbatch refused it: {result.stderr.strip() or result.stdout.strip()}"
-                raise SubmissionError(message)
-            return result.stdout.strip().splitlines()[-1].split(";")[0]
+        def submit_once() -> str:
+            try:
+                result = run(self.command(job, after, tasks))
+            except ControllerAwayError as error:
+                if error.in_doubt and (id_ := self._accepted(job)):
+                    return id_
+                raise
+            return self._read_id(job, result)
 
-        return _patiently(look_then_submit)
+        id_ = patiently(submit_once, self.stop)
+        self.seen.add(id_)
+        return id_
+
+    def _read_id(self, job: Job, result: CompletedProcess[str]) -> str:
+        """Return the id that sbatch prints, on a line of its own; sites let sbatch print more."""
+        ids = {match[1] for line in result.stdout.splitlines() if (match := _JOB_ID.fullmatch(line.strip()))}
+        if result.returncode == 0 and len(ids) == 1:
+            return ids.pop()
+        words = " ".join(filter(None, (result.stderr.strip(), result.stdout.strip())))
+        # Nothing may be left running that nobody knows.
+        self.cancel(new := [] if result.returncode else self._new_ids(job))
+        problem = "sbatch refused it" if result.returncode else f"sbatch did not print its id ({len(new)} taken back)"
+        message = f"{job.name}: {problem}: {words}"
+        raise SubmissionError(message)
+
+    def _accepted(self, job: Job) -> str | None:
+        """Return the id of a submission that seemed to fail, if it gets through; it may even have ended."""
+        end = time.monotonic() + SETTLE_SECONDS
+        while not (new := self._new_ids(job)) and time.monotonic() < end:
+            time.sleep(1)
+        return new[-1] if new else None
+
+    def _new_ids(self, job: Job) -> list[str]:
+        return [found.id for found in all_jobs() if found.name == self._name(job.name) and found.id not in self.seen]
 
     def cancel(self, ids: Sequence[str]) -> None:
         if not ids:
             return
-        result = _patiently(lambda: _run(["scancel", *ids]))
+        result = patiently(lambda: run(["scancel", *ids]))
         problems = [line for line in result.stderr.splitlines() if not any(word in line.lower() for word in _HAS_ENDED)]
         if result.returncode != 0 and problems:
-            message = f"scancel {' '.join(ids)} failed: {' '.join(problems)}"
+            users = {f"{job.id} is {job.user}'s" for job in all_jobs() if job.id in ids}
+            message = f"scancel {' '.join(ids)} failed: {' '.join(problems)} ({', '.join(sorted(users))})"
             raise SubmissionError(message)
 
     def queue(self) -> Iterator[tuple[str, int | None, SchedulerState]]:
-        """Yield what squeue says. It forgets a job some minutes after its end."""
-        owner = self.experiment.root.stat().st_uid if self.experiment.root.exists() else os.getuid()
-        command = ["squeue", f"--user={owner}", "--array", "--noheader", "--states=all", "--format=%j|%F|%K|%T|%r"]
-        result = _patiently(lambda: _run(command))
-        if result.returncode != 0:
-            # Taking silence for an empty queue would submit everything again.
-            message = f"squeue failed, so the state of the jobs is not known: {result.stderr.strip()}"
-            raise SubmissionError(message)
-        lines = [line.rsplit("|", 4) for line in result.stdout.splitlines()]
-        for name, id_, index, state, reason in sorted(lines, key=lambda line: int(line[1])):
-            if name.endswith(f".{self.mark}"):
-                task = int(index) if index.isdigit() else None
-                yield name.removesuffix(f".{self.mark}"), task, _state(id_, state, reason)
+        """Yield the jobs with a recorded id, and those with our mark in their names, which a launch left unrecorded."""
+        recorded = {job["id"]: name for name, job in read_json(self.experiment.plan_file).get("submitted", {}).items()}
+        # The name must fit as well: a controller that was set up anew counts ids from 1 again.
+        jobs = [job for job in all_jobs() if job.name.endswith(f".{self.mark}") or job.id in recorded]
+        missing = recorded.keys() - {job.id for job in jobs}
+        jobs += jobs_by_id([id_ for id_ in missing if self._may_live(recorded[id_])])
+        for job in jobs:
+            name = job.name.rpartition(".")[0]
+            if job.name.endswith(f".{self.mark}") or recorded.get(job.id) == name:
+                self.seen.add(job.id)
+                yield name, job.task, job.answer
+
+    def _may_live(self, name: str) -> bool:
+        """Say whether a task of a job has not written how it ended."""
+        files = list(self.experiment.job(name).root.rglob("status.json"))
+        return not files or any(read_status(file).state not in ENDED for file in files)
+
+    def _name(self, name: str) -> str:
+        return f"{name}.{self.mark}"
 
     @property
     def _throttle(self) -> str:
@@ -143,7 +163,7 @@ class SlurmScheduler(Scheduler):
         folder = str(self.experiment.job(job.name).root).replace("%", "%%")
         log = f"{folder}/log.txt" if job.tasks is None else f"{folder}/task-%4a/log.txt"
         options = self.profile.sbatch.for_kind(job.kind)
-        options |= {"job-name": f"{job.name}.{self.mark}", "output": log, "open-mode": "append"}
+        options |= {"job-name": self._name(job.name), "output": log, "open-mode": "append"}
         if job.tasks is not None:
             options["array"] = f"0-{job.tasks - 1}{self._throttle}"
         if self.profile.requeue and job.kind != "report":
@@ -153,6 +173,8 @@ class SlurmScheduler(Scheduler):
     @classmethod
     def with_options(cls, profile: ClusterProfile, arguments: list[str], own_options: list[str]) -> ClusterProfile:
         """Return the profile with the options on top. Raises ConfigError, also for the profile's own options."""
+        if dropped := dropped_settings():
+            print(f"note: {', '.join(dropped)}: left out, the profile alone counts", file=sys.stderr)
         options = parse_options(arguments)
         changed = profile.model_copy(update={"sbatch": profile.sbatch.overridden(options)})
         problems = profile_problems(changed)
@@ -183,7 +205,7 @@ class SlurmScheduler(Scheduler):
         if shutil.which("sbatch") is None:
             yield CheckResult(False, "there is no sbatch here: run this on a login node of the cluster")
             return
-        answer = _run_once(["scontrol", "show", "config"])
+        answer = run_once(["scontrol", "show", "config"])
         if answer.returncode != 0:
             yield CheckResult(False, f"Slurm's controller does not answer: {answer.stderr.strip()}")
             return
@@ -206,7 +228,7 @@ class SlurmScheduler(Scheduler):
             experiment = Experiment(Path(folder) / "project" / "group")
             script = experiment.job(kind).script
             write_text(script, cls(experiment, profile, "disabled").render(Job(kind, kind, ("--version",))))
-            result = _run_once(["sbatch", "--test-only", str(script)])
+            result = run_once(["sbatch", "--test-only", str(script)])
         if result.returncode != 0:
             reason = result.stderr.strip().removeprefix("sbatch: error: ")
             return CheckResult(False, f"sbatch would refuse a {kind} job: {reason} (profile: sbatch, {kind})")
@@ -224,72 +246,24 @@ class SlurmScheduler(Scheduler):
         return ["srun", "--job-name=anml-shell", *words, *["--pty"] * sys.stdin.isatty()]
 
     @classmethod
+    def this_job(cls) -> str:
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get(cls.task_variable)
+        # The id of an array is that of all its tasks.
+        return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+    @classmethod
     def restarts(cls) -> int | None:
         return int(os.environ.get("SLURM_RESTART_COUNT", "0")) if "SLURM_JOB_ID" in os.environ else None
 
     @classmethod
     def requeue(cls) -> str:
-        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get(cls.task_variable)
-        # The id of an array would requeue all its tasks.
-        job = f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
         if REQUEUE_VARIABLE in os.environ and shutil.which("scontrol") is None:
             Path(os.environ[REQUEUE_VARIABLE]).touch()
             return ""
         try:
-            result = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+            result = run_once(["scontrol", "requeue", cls.this_job()])
         except OSError as error:
             return f"scontrol cannot be run here: {error}"
         # scontrol may say no and still exit with 0.
         words = result.stderr.strip()
         return f"scontrol requeue: {words}" if result.returncode != 0 or words else ""
-
-
-def _state(id_: str, state: str, reason: str) -> SchedulerState:
-    """Return what a line of squeue means."""
-    phase = _PHASES.get(state, "failed")
-    if phase == "running":
-        return SchedulerState(id_, phase, "" if state == "RUNNING" else state.lower())
-    if reason == "DependencyNeverSatisfied":  # It needs the success of a job that has failed.
-        return SchedulerState(id_, "waiting in vain" if phase == "waiting" else "skipped", reason)
-    return SchedulerState(id_, phase, reason if state == "PENDING" else f"{state} ({reason})")
-
-
-def _patiently(ask: Callable[[], T]) -> T:
-    """Call until the controller answers, with growing pauses. Raises SubmissionError when it stays away."""
-    from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential  # A dry run asks nobody.
-
-    def say_waiting(state: "RetryCallState") -> None:
-        if state.attempt_number == 1:
-            print("waiting for Slurm's controller ...", file=sys.stderr, flush=True)
-
-    retrying = Retrying(
-        retry=retry_if_exception_type(_ControllerAwayError), stop=stop_after_delay(PATIENCE_SECONDS),
-        wait=wait_exponential(multiplier=0.5, max=15), reraise=True, before_sleep=say_waiting,
-    )  # fmt: skip
-    try:
-        return retrying(ask)
-    except _ControllerAwayError as error:
-        message = f"Slurm's controller did not answer for {PATIENCE_SECONDS:.0f} s: {error}"
-        raise SubmissionError(message) from None
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a Slurm command. Raises SubmissionError without Slurm, _ControllerAwayError when nobody answers."""
-    if shutil.which(command[0]) is None:
-        message = f"there is no {command[0]} on this machine: run this on a login node, or use --cluster local"
-        raise SubmissionError(message)
-    result = _run_once(command)
-    if result.returncode != 0 and any(words in result.stderr.lower() for words in _TRANSIENT):
-        raise _ControllerAwayError(result.stderr.strip())
-    return result
-
-
-def _run_once(command: list[str]) -> subprocess.CompletedProcess[str]:
-    # sbatch would take the variables of a Slurm job that this process may run in for options.
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment_outside_slurm())
-
-
-def environment_outside_slurm() -> dict[str, str]:
-    """Return this process's environment variables, without those of a Slurm job that it may run in."""
-    kept = ("SLURM_CONF", "SLURM_CLUSTERS")
-    return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name in kept}

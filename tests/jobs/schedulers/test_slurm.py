@@ -87,7 +87,20 @@ def test_a_misspelt_option_is_explained_without_simple_slurm(run: Callable, with
         ("CANCELLED|DependencyNeverSatisfied", "skipped", "DependencyNeverSatisfied"),
         ("CANCELLED|None", "cancelled", "CANCELLED (None)"),
         ("RUNNING|None", "running", ""),
-        ("COMPLETING|None", "running", "completing"),
+        ("COMPLETING|None", "ending", "completing"),
+        ("CONFIGURING|None", "running", "configuring"),
+        ("STOPPED|None", "running", "stopped"),
+        ("SIGNALING|None", "running", "signaling"),
+        ("RESIZING|None", "running", "resizing"),
+        ("STAGE_OUT|None", "running", "stage_out"),
+        ("POWER_UP_NODE|None", "running", "power_up_node"),
+        ("A_STATE_OF_THE_FUTURE|None", "running", "a_state_of_the_future"),
+        ("REQUEUED|None", "waiting", "REQUEUED (None)"),
+        ("SPECIAL_EXIT|None", "waiting", "SPECIAL_EXIT (None): held, `scontrol release 7` lets it go"),
+        ("RESV_DEL_HOLD|None", "waiting", "RESV_DEL_HOLD (None): held, `scontrol release 7` lets it go"),
+        ("PENDING|JobHeldUser", "waiting", "PENDING (JobHeldUser): held, `scontrol release 7` lets it go"),
+        ("DEADLINE|None", "failed", "DEADLINE (None)"),
+        ("REVOKED|None", "failed", "REVOKED (None)"),
         ("COMPLETED|None", "completed", "COMPLETED (None)"),
         ("TIMEOUT|TimeLimit", "failed", "TIMEOUT (TimeLimit)"),
         ("OUT_OF_MEMORY|None", "failed", "OUT_OF_MEMORY (None)"),
@@ -97,7 +110,7 @@ def test_a_line_of_squeue_is_read(tmp_path: Path, monkeypatch, line: str, phase:
     scheduler = SlurmScheduler(Experiment(tmp_path / "p/g"), ClusterProfile(name="c", scheduler="slurm"), "offline")
     squeue = tmp_path / "bin" / "squeue"
     squeue.parent.mkdir()
-    squeue.write_text(f"#!/bin/sh\necho 'a.{scheduler.mark}|7|3|{line}'\necho 'a.stranger|8|N/A|{line}'\n")
+    squeue.write_text(f"#!/bin/sh\necho '7|3|me|{line}|a.{scheduler.mark}'\necho '8|N/A|me|{line}|a.stranger'\n")
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
-    assert scheduler.states() == {"a": {3: SchedulerState("7", phase, words)}}  # type: ignore[arg-type]
+    assert scheduler.states() == {"a": {3: SchedulerState("7", phase, words, "me")}}  # type: ignore[arg-type]
