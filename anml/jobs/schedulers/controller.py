@@ -140,8 +140,8 @@ def _accounted(ids: Collection[str]) -> Iterator[SlurmJob]:
     for name, user, state, code, elapsed, _, job_name in rows:
         id_, _, tasks = name.partition("_")
         words = f"exit code {code}, ran {elapsed}" + (f", {memory[name]} of memory" if memory.get(name) else "")
-        # Accounting calls a job running for ever when its end got lost: only an end counts.
-        if id_.isdigit() and state and _PHASES.get(state.split()[0]) in _ENDS:
+        # Accounting calls a job running for ever when its end got lost: only an end counts. `7_1.batch` is a step.
+        if "." not in name and state and _PHASES.get(state.split()[0]) in _ENDS:
             yield from _job(id_, tasks.strip("[]"), user, state.split()[0], words, job_name)
 
 

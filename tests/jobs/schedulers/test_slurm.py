@@ -10,6 +10,7 @@ from anml.config.profile import ClusterProfile, JobOptions
 from anml.experiment import Experiment
 from anml.jobs.plan import Job
 from anml.jobs.schedulers import SchedulerState
+from anml.jobs.schedulers.controller import jobs_by_id
 from anml.jobs.schedulers.slurm import SlurmScheduler
 from anml.jobs.schedulers.slurm_options import listed_options
 
@@ -114,3 +115,28 @@ def test_a_line_of_squeue_is_read(tmp_path: Path, monkeypatch, line: str, phase:
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
     assert scheduler.states() == {"a": {3: SchedulerState("7", phase, words, "me")}}  # type: ignore[arg-type]
+
+
+# What sacct of Slurm 22.05 prints, and of a site that counts memory.
+ACCOUNTS = """1|me|OUT_OF_MEMORY|0:125|00:00:07||a.12345678
+1.batch||OUT_OF_MEMORY|0:125|00:00:07|2097152K|batch
+2_0|me|COMPLETED|0:0|00:00:01||b.12345678
+2_0.batch||COMPLETED|0:0|00:00:01||batch
+2_1|me|TIMEOUT|0:0|00:20:00||b.12345678
+3_[0-2]|me|CANCELLED by 0|0:0|00:00:00||c.12345678
+4|me|RUNNING|0:0|99-00:00:00||d.12345678
+"""
+
+
+def test_accounting_tells_how_a_job_ended_that_the_controller_does_not_know_any_more(tmp_path: Path, monkeypatch):
+    forgotten = "while read -r words; do echo 'slurm_load_jobs error: Invalid job id specified' >&2; done; exit 1"
+    for command, lines in {"scontrol": forgotten, "sacct": f"cat <<END\n{ACCOUNTS}END"}.items():
+        (tmp_path / command).write_text(f"#!/bin/bash\n{lines}\n")
+        (tmp_path / command).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    jobs = jobs_by_id(["1", "2", "3", "4", "5"])
+    assert [(job.id, job.task, job.answer.phase) for job in jobs] == [
+        ("1", None, "failed"), ("2", 0, "completed"), ("2", 1, "failed"),
+        ("3", 0, "cancelled"), ("3", 1, "cancelled"), ("3", 2, "cancelled"),
+    ]  # fmt: skip
+    assert jobs[0].answer.words == "OUT_OF_MEMORY (exit code 0:125, ran 00:00:07, 2097152K of memory)"
