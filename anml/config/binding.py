@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails, PydanticKnownError
 
 from anml.config.yaml import KeyPath, Location, Source, value_at
@@ -36,6 +36,11 @@ Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+# How many of something: a number, or a fraction of all.
+Amount = Annotated[
+    Annotated[Count, Tag("count")] | Annotated[float, Field(gt=0, le=1), Tag("fraction")],
+    Discriminator(lambda value: "fraction" if isinstance(value, float) else "count"),
+]
 # Arguments that another record (or torch) will check; a key without a value stands for none.
 Arguments = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
 

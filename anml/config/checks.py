@@ -154,6 +154,12 @@ def _check_amounts(config: TrainConfig) -> Faults:
         if (getattr(config, key) or 0) > has:
             yield key, f"a class of {config.dataset} has {has} examples, found {getattr(config, key)}"
         has = min(has, config.images_per_class)
+    left = has - config.examples_per_class
+    if config.examples_per_class < 1:
+        key = "val_examples" if config.train_size is None else "train_size"
+        yield key, f"leaves no example of a class to train on, of {has}"
+    elif (config.validation_examples or 0) > max(0, left):
+        yield "val_examples", f"training leaves {max(0, left)} examples of a class over, found {config.val_examples}"
     if config.num_train_classes > facts.train_classes:
         message = f"{config.dataset} has {facts.train_classes} background classes, found {config.train_classes}"
         yield "train_classes", message
@@ -166,8 +172,8 @@ def _check_amounts(config: TrainConfig) -> Faults:
 def _check_episode(config: TrainConfig) -> Faults:
     needed, has = config.batch_size * config.inner_steps, config.examples_per_class
     what = f"batch_size x num_batches = {needed}"
-    if config.sample_method == "single" and needed > has:
-        yield "num_batches", f"{what} examples of one class, but train_size is {has}"
+    if config.sample_method == "single" and needed > has > 0 and not config.replacement:
+        yield "num_batches", f"{what} examples of one class, but train_size is {has}; or set replacement: true"
     has *= config.num_train_classes
     if config.sample_method == "uniform" and needed > has:
         yield "num_batches", f"{what} different examples, but the training classes have {has}"

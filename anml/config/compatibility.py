@@ -1,13 +1,14 @@
 """Accepts the spellings of higherANML's configs: older key names, data set names, keys that mean nothing here."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from anml.config.binding import nearest, problem, show
 from anml.config.evaluation import EvalConfig
-from anml.config.facts import canonical_dataset
+from anml.config.facts import DATASETS, canonical_dataset
 from anml.config.model_args import MODELS
-from anml.config.yaml import KeyPath, Source
+from anml.config.yaml import KeyPath, Source, value_at
 
 # Older name of a key to ours.
 TRAIN_KEYS = {"val_sample_size": "val_size", "method": "train_method"}
@@ -24,6 +25,21 @@ IGNORED_KEYS = {
     "save_initial_model": "eval_untrained: true evaluates the model before any training",
     "id": "W&B runs are named after their jobs",
 }
+# Keys whose values other than false are refused, and what to do instead.
+REFUSED_KEYS = {
+    "use_random_split": "put the list of evaluation classes that you want beside the data, as docs/data.md says",
+    "greyscale": "images keep the channels of their data set; one of grey images is a Dataset (docs/extending.md)",
+}
+# Names of model arguments there, and here.
+MODEL_ARGS = {
+    "num_conv_blocks": "num_blocks",
+    "planes": "num_filters",
+    "fc_layer_size": "hidden",
+    "temp": "temperature",
+    "n_classes": "num_classes",
+}
+# How many examples of validation higherANML draws where a config says only how many there are.
+_VAL_SAMPLE = 200
 
 
 class Findings(NamedTuple):
@@ -37,12 +53,26 @@ def adopt_train(source: Source) -> Findings:
     """Rewrite a training config of higherANML into ours, in place. Doing it twice changes nothing more."""
     data = source.data
     written = data.get("dataset")
-    found = _adopt(source, data, (), TRAIN_KEYS | EARLIER_KEYS, Findings([], []))
+    is_original = isinstance(written, str) and canonical_dataset(written, data.get("imgs_per_class")) != written
+    found = Findings([], [])
+    if is_original:
+        _adopt_validation(source, found)
+    _adopt(source, data, (), TRAIN_KEYS | EARLIER_KEYS, found)
     model = data.get("model")
     if isinstance(model, str) and model.lower() in MODELS:
         data["model"] = model.lower()  # `ANML`, `SANML`, `OML`, `Classifier` are higherANML's classes.
-    if data.get("dataset") != written:
+    for at in ((), ("encoder_args",), ("classifier_args",)):
+        _rename_args(source, ("model_args", *at))
+    if data.get("max_grad_norm") == 0:
+        data["max_grad_norm"] = None
+    if is_original:
         found.notices.extend(_pooling_notice(source))
+        for key, value, because, why in _settings_of_original(data):
+            if data.get(key) is None:
+                data[key] = value
+                source.locations[key,] = source.locate((because,))
+                message = f"{why} in higherANML, and so here by {key}: {show(value)}"
+                found.notices.append(problem(source, (because,), message))
     _name_flavors(source, found)
     for name, flavor in data["eval"].items():
         if isinstance(flavor, dict):
@@ -64,6 +94,9 @@ def _adopt(
     for key in [key for key in IGNORED_KEYS if key in mapping]:
         del mapping[key]
         found.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {IGNORED_KEYS[key]}"))
+    for key in [key for key in REFUSED_KEYS if key in mapping]:
+        if mapping.pop(key):
+            found.problems.append(problem(source, (*at, key), f"is not available; {REFUSED_KEYS[key]}"))
     for old in [old for old in old_keys if old in mapping]:
         new, value = old_keys[old], mapping.pop(old)
         if new in mapping:
@@ -77,6 +110,43 @@ def _adopt(
     if isinstance(mapping.get("eval_method"), str):
         mapping["eval_method"] = _OLD_METHODS.get(mapping["eval_method"], mapping["eval_method"])
     return found
+
+
+def _adopt_validation(source: Source, found: Findings) -> None:
+    """Read `val_size` as higherANML's later code does, where it is the number or fraction of examples of each class."""
+    data = source.data
+    size, drawn = data.get("val_size"), data.get("val_sample_size")
+    if size is None or (drawn is None and data.get("train_method") != "iid"):
+        return
+    data.pop("val_sample_size", None)
+    data["val_examples"], data["val_size"] = size or None, (_VAL_SAMPLE if drawn is None else drawn) if size else 0
+    source.locations["val_examples",] = source.locate(("val_size",))
+    message = f"counts examples of each class in this config of higherANML: here val_examples: {show(size)}, val_size: "
+    found.notices.append(problem(source, ("val_size",), f"{message}{show(data['val_size'])}"))
+
+
+def _settings_of_original(data: Mapping[str, Any]) -> Iterator[tuple[str, Any, str, str]]:
+    """Yield keys that make higherANML's configs train as there: key, value, the key that asks for it, and why."""
+    is_iid, period = data.get("train_method") == "iid", data.get("lobo_rate")
+    if is_iid and isinstance(period, int) and period > 1 and data.get("lobo_size"):
+        yield "lobo_first", period - 1, "lobo_rate", f"rows are first re-drawn before epoch {period}"
+    if is_iid:
+        return
+    if data.get("sample_method") == "uniform" and data.get("lobotomize", True):
+        yield "lobo_classes", "first", "sample_method", "only the row of one class is re-drawn"
+    facts = DATASETS.get(data["dataset"])
+    counts = [data.get(key, 1) for key in ("batch_size", "num_batches")]
+    has = data.get("train_size") or data.get("imgs_per_class") or (facts.examples_per_class if facts else None)
+    if isinstance(has, int) and all(isinstance(count, int) for count in counts) and math.prod(counts) > has:
+        yield "replacement", True, "num_batches", f"examples of a class are drawn with replacement, {has} being too few"
+
+
+def _rename_args(source: Source, at: KeyPath) -> None:
+    """Give arguments of a model our names, in place."""
+    args = value_at(source.data, at)
+    for old in [old for old in MODEL_ARGS if isinstance(args, dict) and old in args and MODEL_ARGS[old] not in args]:
+        args[MODEL_ARGS[old]] = args.pop(old)
+        source.copy_locations((*at, old), (*at, MODEL_ARGS[old]))
 
 
 def _name_flavors(source: Source, found: Findings) -> None:

@@ -97,6 +97,8 @@ class EvalConfig(Record):
     # Adam's; None, torch's (0.9, 0.999), which the published numbers are from.
     adam_betas: Annotated[Many[Decay], Field(min_length=2, max_length=2)] | None = None
     init_size: NotNegative = 256
+    # Of all classes, or the first in order of learning, as in higherANML. Unset is random.
+    init_examples: Literal["random", "first"] | None = None
     epochs: Count = 1
     batch_size: Count = 256
     eval_freq: EvalFrequency | None = None

@@ -33,7 +33,10 @@ class Unread(NamedTuple, Generic[R]):
 
 _BY_ADAM = "; the outer loop learns by Adam, the inner one by SGD"
 _OF_EPISODES = "; it is for training on episodes"
-_EPISODES_ALONE = ("sample_method", "train_cycles", "remember_size", "remember_only", "engine")
+_EPISODES_ALONE = (
+    "sample_method", "train_cycles", "remember_size", "remember_only", "engine", "replacement", "lobo_classes",
+)  # fmt: skip
+_ZAPPING = ("lobo_scale", "lobo_first", "lobo_biased_steps", "lobo_biased_fraction", "lobo_biased_params")
 _PERIOD = "; it says every how many epochs rows are re-drawn"
 _ROWS = "; it says how many rows are re-drawn"
 _UNLEARNED = ", which learns nothing"
@@ -50,7 +53,7 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
             "lr_scheduler_args": ", whose schedule has outer_lr_scheduler_args (in episodes)",
             "lobo_rate": "; did you mean lobotomize?",
             "lobo_size": "; did you mean lobotomize?",
-            "lobo_scale": "; a lobotomy draws each_row",
+            **dict.fromkeys(_ZAPPING, "; it is for the zapping of iid training"),
         },
         {"optimizer": "Adam", "optimizer_args": {}, "lr_scheduler_args": {}, "lobo_rate": 0, "lobo_size": 0},
     ),
@@ -82,16 +85,21 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
     Unread(
         "lobo_rate",
         lambda config: not config.method.is_episodic and not config.lobo_rate,
-        {"lobo_size": _PERIOD, "lobo_scale": _PERIOD},
+        {"lobo_size": _PERIOD, **dict.fromkeys(_ZAPPING, _PERIOD)},
         {"lobo_size": 0},
         "without {0}",
     ),
     Unread(
         "lobo_size",
         lambda config: not config.method.is_episodic and not config.lobo_size,
-        {"lobo_rate": _ROWS, "lobo_scale": _ROWS},
+        {"lobo_rate": _ROWS, **dict.fromkeys(_ZAPPING, _ROWS)},
         {"lobo_rate": 0},
         "without {0}",
+    ),
+    Unread(
+        "sample_method",
+        lambda config: config.method.is_episodic and config.sample_method == "single",
+        {"lobo_classes": ", whose inner loop has one class"},
     ),
     Unread(
         "inner_lrs",
@@ -134,7 +142,7 @@ EVALUATION: tuple[Unread[EvalConfig], ...] = (
     Unread(
         "reinit_method",
         lambda config: not config.needs_least_squares,
-        {"init_size": "; it is for least squares: lstsq, or eval_method: zero_shot"},
+        dict.fromkeys(("init_size", "init_examples"), "; it is for least squares: lstsq, or eval_method: zero_shot"),
     ),
 )
 

@@ -1,11 +1,12 @@
 """One experiment: a model, its trainings (by inner learning rate and seed), and the evaluations that follow."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag
 
-from anml.config.binding import Arguments, Count, Fraction, Many, NotNegative, OneOrMany, Rate, Record
+from anml.config.binding import Amount, Arguments, Count, Fraction, Many, NotNegative, OneOrMany, Rate, Record
 from anml.config.evaluation import (
     ClassSplit,
     ClassSplitKey,
@@ -20,6 +21,12 @@ from anml.config.methods import Method, MethodName, find_method
 from anml.config.model_args import ModelArgs, ModelName, named_part
 from anml.config.vary import TrainingId, Value, all_points, changes_of
 from anml.errors import ConfigError
+
+
+def amount_of(amount: float, whole: int, rounded: Callable[[float], int]) -> int:
+    """Return a number as it is, or a fraction (a float) of a whole, rounded as scikit-learn's train_test_split does."""
+    return rounded(amount * whole) if isinstance(amount, float) else amount
+
 
 LoboScale = Literal["all_rows", "each_row"]
 # Values by key, whose product is trained, or points picked by hand. The kind comes first: an error speaks of it alone.
@@ -54,7 +61,9 @@ class TrainConfig(Record):
     data_path: str | None = None
     im_size: Count | None = None
     augment: bool = False
-    train_size: Count | None = None
+    train_size: Amount | None = None
+    # Examples of each class that only validation sees. Unset: all that train_size leaves over.
+    val_examples: Amount | None = None
     imgs_per_class: Count | None = None
     # Only the first so many background classes: a small problem that a laptop learns in a minute.
     train_classes: Count | None = None
@@ -69,10 +78,14 @@ class TrainConfig(Record):
     batch_size: Count = 1
     num_batches: Count | None = None
     train_cycles: Count = 1
+    # An inner loop of more examples than a class has draws some of them again. Unset is false.
+    replacement: bool | None = None
     val_size: NotNegative = 0
     remember_size: NotNegative = 64
     remember_only: bool = False
     lobotomize: bool = True
+    # Where sample_method is uniform: re-draw the rows of all classes of the inner loop, or that of its first example.
+    lobo_classes: Literal["all", "first"] | None = None
     inner_lr: Rate = 0.1
     inner_lrs: OneOrMany[Rate] | None = None
     outer_lr: Rate = 0.001
@@ -115,6 +128,13 @@ class TrainConfig(Record):
     # What kaiming_normal takes for its matrix: all re-drawn rows, or each by itself. Loading fills it in where rows are
     # re-drawn.
     lobo_scale: LoboScale | None = None
+    # How many epochs come before the first re-drawing. Unset: lobo_rate.
+    lobo_first: NotNegative | None = None
+    # After each re-drawing so many steps on batches that hold a fraction of examples of the classes re-drawn, which
+    # change these parameters only.
+    lobo_biased_steps: NotNegative | None = None
+    lobo_biased_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    lobo_biased_params: OneOrMany[str] | None = None
 
     eval_steps: OneOrMany[Count] | None = None
     # Also evaluates the network before any training: what the meta-training added can then be read off the report.
@@ -211,7 +231,14 @@ class TrainConfig(Record):
     @property
     def examples_per_class(self) -> int:
         """Examples of each background class that training may see; the others are for validation."""
-        return self.train_size or self.images_per_class
+        if self.train_size is None:
+            return self.images_per_class - (self.validation_examples or 0)
+        return amount_of(self.train_size, self.images_per_class, math.floor)
+
+    @property
+    def validation_examples(self) -> int | None:
+        """Examples of each background class for validation. None: all that training leaves over."""
+        return None if self.val_examples is None else amount_of(self.val_examples, self.images_per_class, math.ceil)
 
     @property
     def num_train_classes(self) -> int:
@@ -234,9 +261,28 @@ class TrainConfig(Record):
     @property
     def total_steps(self) -> int:
         """Episodes (or, for i.i.d. training, optimizer steps) of the whole training."""
-        images = self.num_train_classes * self.examples_per_class
-        steps = self.epochs * (1 if self.method.is_episodic else -(-images // self.batch_size))
+        steps = self.epochs if self.method.is_episodic else self.first_step(self.epochs)
         return min(steps, self.max_steps or steps)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch of i.i.d. training, without biased ones."""
+        return -(-self.num_train_classes * self.examples_per_class // self.batch_size)
+
+    def is_zapping(self, epoch: int) -> bool:
+        """Say whether output rows are re-drawn before an epoch, counted from 0."""
+        return self.is_zapped and self._zappings(epoch + 1) > self._zappings(epoch)
+
+    def first_step(self, epoch: int) -> int:
+        """Return the first step of an epoch of i.i.d. training, both counted from 0; biased steps begin an epoch."""
+        biased = self._zappings(epoch) * (self.lobo_biased_steps or 0) if self.is_zapped else 0
+        return epoch * self.steps_per_epoch + biased
+
+    def _zappings(self, epochs: int) -> int:
+        """Count how often rows are re-drawn in the first epochs."""
+        period = self.lobo_rate or 1
+        first = period if self.lobo_first is None else self.lobo_first
+        return max(0, -(-(epochs - first) // period))
 
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Draws what a model learns from: training episodes, shuffled batches, and test-train runs of unseen classes."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ class Episode(NamedTuple):
 class Draw(NamedTuple):
     """Which examples an episode consists of: those of the inner loop, in order, followed by the remember set.
 
-    classes, examples: int64 [M], on the CPU. new_classes: those of the inner loop, sorted.
+    classes, examples: int64 [M], on the CPU. new_classes: those of the inner loop, or of its first example, sorted.
     """
 
     classes: torch.Tensor
@@ -55,16 +56,17 @@ def draw_examples(data: ClassImages, config: TrainConfig, seed: int, index: int)
     count = config.batch_size * config.inner_steps
     is_single = config.sample_method == "single"
     has = data.examples_per_class * (1 if is_single else data.num_classes)
-    if count > has:  # The inner loop would learn from the remember set, without an error.
+    may_repeat = is_single and config.replacement
+    if count > has and not may_repeat:  # The inner loop would learn from the remember set, without an error.
         message = f"an inner loop of {count} different examples ({config.sample_method}), but there are only {has}"
         raise DataError(message)
     if is_single:
         chosen = int(torch.randint(data.num_classes, (1,), generator=generator))
-        examples = torch.randperm(data.examples_per_class, generator=generator)[:count]
+        examples = _draw(data.examples_per_class, count, generator)
         classes, new_classes = torch.full((count,), chosen), (chosen,)
     else:
         classes, examples = _draw_anywhere(data, count, generator)
-        new_classes = tuple(sorted(set(classes.tolist())))
+        new_classes = tuple(sorted(set(classes[: 1 if config.lobo_classes == "first" else count].tolist())))
     remember = _draw_anywhere(data, config.remember_size, generator)
     return Draw(torch.cat([classes, remember[0]]), torch.cat([examples, remember[1]]), new_classes)
 
@@ -86,6 +88,13 @@ def _draw_anywhere(data: ClassImages, count: int, generator: torch.Generator) ->
     return chosen // data.examples_per_class, chosen % data.examples_per_class
 
 
+def _draw(total: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw numbers below `total`, int64 [count]: different ones, or each for itself where there are too few."""
+    if count > total:
+        return torch.randint(total, (count,), generator=generator)
+    return torch.randperm(total, generator=generator)[:count]
+
+
 def draw_validation(data: ClassImages, count: int, seed: int, index: int, dtype: torch.dtype = torch.float32) -> Batch:
     """Draw `count` random examples (images [n, C, H, W], labels [n]) of a validation set."""
     return data.batch(*_draw_anywhere(data, count, torch_generator(seed, "validation", index)), dtype)
@@ -102,6 +111,22 @@ def shuffled_batch(
     chosen = order[position * batch_size : (position + 1) * batch_size]
     generator = torch_generator(seed, "augment", "batch", step) if augment else None
     return data.batch(chosen // data.examples_per_class, chosen % data.examples_per_class, dtype, generator)
+
+
+def biased_batch(data: ClassImages, config: TrainConfig, rows: Iterable[int], step: int) -> Batch:
+    """Return the batch of a step after a zapping: `lobo_biased_fraction` of its examples are of the classes `rows`.
+
+    The others are of all classes, and so are all where the data have no such class (as in higherANML).
+    """
+    generator = torch_generator(config.seed, "biased", step)
+    classes = torch.tensor([row for row in rows if row < data.num_classes], dtype=torch.int64)
+    examples = (classes[:, None] * data.examples_per_class + torch.arange(data.examples_per_class)).flatten()
+    fraction = 1.0 if config.lobo_biased_fraction is None else config.lobo_biased_fraction
+    count = int(config.batch_size * fraction) if len(examples) else 0
+    others = _draw(data.num_classes * data.examples_per_class, config.batch_size - count, generator)
+    chosen = torch.cat([examples[_draw(len(examples), count, generator)], others]) if count else others
+    augment = torch_generator(config.seed, "augment", "biased", step) if config.augment else None
+    return data.batch(chosen // data.examples_per_class, chosen % data.examples_per_class, augment=augment)
 
 
 class RunExamples(NamedTuple):

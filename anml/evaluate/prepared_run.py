@@ -253,7 +253,10 @@ def _solve_heads(prepared_runs: Sequence[PreparedRun], config: EvalConfig) -> No
 
 def _support(prepared: PreparedRun, config: EvalConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Return head inputs [n, d] and one-hot targets [n, classes] of the examples that the solution is for."""
-    picked = support_examples(prepared.train_labels, config.init_size, config.seed, prepared.run)
+    if config.init_size and config.init_examples == "first":
+        picked = torch.arange(min(config.init_size, len(prepared.train_labels)))
+    else:
+        picked = support_examples(prepared.train_labels, config.init_size, config.seed, prepared.run)
     inputs = head_inputs(prepared.model, prepared.train_inputs[picked], prepared.stage)
     if not inputs.isfinite().all():
         message = "least squares: features of this model are not finite: training diverged; take an earlier checkpoint"

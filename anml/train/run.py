@@ -237,7 +237,8 @@ def training_data(config: TrainConfig, device: torch.device) -> tuple[ClassImage
     images = load_images(config.train_request).to(device)
     images = images.first_classes(config.num_train_classes).first_examples(0, config.images_per_class)
     train = images.first_examples(0, config.examples_per_class)
-    validation = images.first_examples(config.examples_per_class, images.examples_per_class)
+    validation = images.first_examples(config.examples_per_class, None)
+    validation = validation.first_examples(0, config.validation_examples)
     if (train.num_classes, train.examples_per_class) != (config.num_train_classes, config.examples_per_class):
         message = (
             f"{config.dataset}: training needs {config.num_train_classes} classes of {config.examples_per_class} "

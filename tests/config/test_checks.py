@@ -18,10 +18,13 @@ FLAVOR = "dataset: glyphs\nmodel: sanml\neval:\n  a: {runs: 1}\n"
             "val_size=5",
             "--set: val_size: validation needs examples that training leaves over; set train_size below 20",
         ),
+        ("train_size=0.04", "--set: train_size: leaves no example of a class to train on, of 20"),
+        ("val_examples=21", "--set: val_examples: leaves no example of a class to train on, of 20"),
         ("augment=true", "--set: augment: augmentation is not available for glyphs; remove it"),
         (
             "batch_size=21",
-            "train.yml:1: num_batches: batch_size x num_batches = 21 examples of one class, but train_size is 20",
+            "train.yml:1: num_batches: batch_size x num_batches = 21 examples of one class, but train_size is 20; "
+            "or set replacement: true",
         ),
         ("seeds=[1, 2, 1]", "--set: seeds: 1 is listed twice; remove one"),
         ("inner_lrs=[0.1, 0.1]", "--set: inner_lrs: 0.1 is listed twice; remove one"),

@@ -82,7 +82,7 @@ def test_val_sample_size_is_val_size(sanml) -> None:
 
 
 def test_both_names_of_a_key_are_one_too_many(problems) -> None:
-    assert problems("dataset: omni\nmodel: anml\nval_size: 0\nval_sample_size: 1\n") == [
+    assert problems("dataset: omniglot\nmodel: anml\nval_size: 0\nval_sample_size: 1\n") == [
         "train.yml:4: val_sample_size: is an older name of val_size, which is given too; keep one of them"
     ]
 
@@ -163,10 +163,10 @@ eval_steps: [300, 10000]
 
 
 def test_what_is_not_here_is_answered_with_what_is(problems) -> None:
-    assert problems("dataset: cifar\nmodel: anml\nmodel_args: {num_conv_blocks: 3}\n") == [
+    assert problems("dataset: cifar\nmodel: anml\nmodel_args: {conv_blocks: 3}\n") == [
         'train.yml:1: dataset: "cifar" is not allowed; allowed: omniglot, glyphs, mini-imagenet, omniimage20, '
         "omniimage100, images-folder",
-        "train.yml:3: model_args.num_conv_blocks: unknown key; did you mean 'num_blocks'?",
+        "train.yml:3: model_args.conv_blocks: unknown key; did you mean 'num_blocks'?",
     ]
 
 
@@ -275,3 +275,63 @@ def test_the_earlier_name_of_a_key_is_understood(tmp_path: Path) -> None:
     path = tmp_path / "train.yml"
     path.write_text("dataset: glyphs\nmodel: sanml\nseeds: [1, 2]\nseeds_together: true\n")
     assert load_train_config(path).config.train_together is True
+
+
+OMNIIMAGE = """
+dataset: omniimage
+imgs_per_class: 20
+train_size: 15
+num_batches: 20
+val_sample_size: 200
+model: sanml
+"""
+ZAPPED = "dataset: omni\ntrain_method: iid\nepochs: 3\nmodel: sanml\nlobo_size: 9\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "set_keys"),
+    [
+        (OMNIIMAGE, {"replacement": True, "val_size": 200}),
+        (OMNIIMAGE + "train_method: sequential_episodic\n", {"replacement": True}),
+        (OMNIIMAGE + "replacement: true\n", {"replacement": True}),
+        (OMNIIMAGE.replace("20\nval", "15\nval"), {"replacement": None}),
+        (OMNIIMAGE + "val_size: 3\n", {"val_size": 200, "validation_examples": 3, "examples_per_class": 15}),
+        (ZAPPED + "lobo_rate: 1\n", {"lobo_first": None}),
+        (ZAPPED + "lobo_rate: 3\n", {"lobo_first": 2}),
+        (ZAPPED + "val_size: 0.25\n", {"val_size": 200, "validation_examples": 5, "examples_per_class": 15}),
+        (ZAPPED + "train_size: 0.7\n", {"examples_per_class": 14, "validation_examples": None}),
+        ("dataset: omni\nmodel: sanml\nsample_method: uniform\n", {"lobo_classes": "first"}),
+        ("dataset: omni\nmodel: sanml\nsample_method: uniform\nlobotomize: false\n", {"lobo_classes": None}),
+        ("dataset: omniglot\nmodel: sanml\nsample_method: uniform\n", {"lobo_classes": None}),
+        ("dataset: omni\nmodel: sanml\nmax_grad_norm: 0\n", {"max_grad_norm": None}),
+    ],
+)
+def test_a_config_of_higheranml_trains_as_there(load, text: str, set_keys: dict[str, object]) -> None:
+    config = load(text).config
+    assert {key: getattr(config, key) for key in set_keys} == set_keys
+
+
+def test_what_makes_it_train_as_there_is_noticed_where_it_follows_from(load) -> None:
+    [notice] = load(OMNIIMAGE).notices
+    assert notice.startswith("train.yml:5: num_batches: ")
+    assert notice.endswith("replacement: true")
+
+
+def test_our_own_config_is_told_of_the_key_and_not_changed(problems) -> None:
+    [problem] = problems(OMNIIMAGE.replace("omniimage", "omniimage20").replace("val_sample_size: 200\n", ""))
+    assert problem.startswith("train.yml:5: num_batches: ")
+    assert problem.endswith("replacement: true")
+
+
+def test_a_key_that_is_not_available_is_refused_where_it_asks_for_something(load, problems) -> None:
+    assert load(OMNIIMAGE + "use_random_split: false\ngreyscale: false\n").config.replacement
+    found = problems(OMNIIMAGE + "use_random_split: true\ngreyscale: true\n")
+    assert [problem.split(": ")[:2] for problem in found] == [
+        ["train.yml:8", "use_random_split"], ["train.yml:9", "greyscale"]
+    ]  # fmt: skip
+
+
+def test_arguments_of_models_have_their_names_there(load) -> None:
+    oml = load("dataset: omni\nim_size: 84\nmodel: oml\nmodel_args: {planes: 3, fc_layer_size: 4}\n").config
+    assert (oml.model_args["num_filters"], oml.model_args["hidden"]) == (3, 4)
+    assert load("dataset: omni\nmodel: anml\nmodel_args: {num_conv_blocks: 2}\n").config.model_args["num_blocks"] == 2

@@ -17,7 +17,7 @@ TRAINING_KEYS = (
     "num_batches train_cycles val_size remember_size remember_only lobotomize inner_lr outer_lr max_grad_norm epochs "
     "max_steps save_freq seed device model model_name model_args inner_params outer_params output_layer lr optimizer "
     "optimizer_args lr_scheduler lr_scheduler_args full_test eval_steps eval project entity group cluster lobo_rate "
-    "lobo_size"
+    "lobo_size lobo_biased_steps lobo_biased_params lobo_biased_fraction val_sample_size save_initial_model"
 )
 EVALUATION_KEYS = (
     "dataset data_path im_size augment train_examples test_examples eval_method reinit_method reinit_params opt_params "
@@ -40,7 +40,8 @@ EPISODES: dict[str, Any] = {
 EPOCHS: dict[str, Any] = {
     "batch_size": 256, "epochs": 10, "lr": 0.1, "optimizer": "SGD", "lobo_rate": 1, "lobo_size": 1000,
     "optimizer_args": {"momentum": 0.9, "weight_decay": 1e-4}, "lr_scheduler": "StepLR",
-    "lr_scheduler_args": {"step_size": 10, "gamma": 0.1},
+    "lr_scheduler_args": {"step_size": 10, "gamma": 0.1}, "lobo_biased_steps": 5, "lobo_biased_fraction": 0.5,
+    "lobo_biased_params": "classifier", "val_size": 5, "save_initial_model": True,
 }  # fmt: skip
 
 ANML: dict[str, Any] = {
@@ -90,6 +91,13 @@ ZERO_SHOT: dict[str, Any] = {
 }  # fmt: skip
 
 
+# Inner loops of 20 images, classes of 15.
+OMNIIMAGE: dict[str, Any] = {
+    "dataset": "omniimage", "im_size": 84, "num_batches": 20, "val_sample_size": 200, "val_size": 5,
+}  # fmt: skip
+NOTICED = {"oml-uniform": ["sample_method"], "sanml-oimg": ["val_size", "num_batches"], "sanml-iid": ["val_size"]}
+
+
 def evaluations(im_size: int, layer: str) -> list[dict[str, Any]]:
     """Return a flavor of each evaluation method, as training configs list them."""
     size = {"im_size": im_size}
@@ -105,6 +113,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "anml-encoder-meta": DATA | RUN | EPISODES | ANML_ENCODER | {"train_method": "meta"},
     "oml-uniform": DATA | RUN | EPISODES | OML | {"train_method": "meta", "sample_method": "uniform"},
     "sanml-seqep": DATA | RUN | EPISODES | SANML | {"train_method": "sequential_episodic"},
+    "sanml-oimg": DATA | RUN | EPISODES | SANML | OMNIIMAGE | {"train_method": "meta"},
     "sanml-iid": DATA | RUN | EPOCHS | SANML | {"train_method": "iid"},
 }
 
@@ -113,10 +122,14 @@ TRAININGS: dict[str, dict[str, Any]] = {
 def test_a_training_config_with_every_key_runs(load, name: str) -> None:
     data = TRAININGS[name]
     text = dump_yaml(data | {"eval": evaluations(data["im_size"], data["output_layer"])})
+    text = text.replace("dataset: omni\n", f"dataset: {data['dataset']}\n").replace("600", "300")
     loaded = load(text)
     config: TrainConfig = loaded.config
-    assert [notice.split(": ")[1] for notice in loaded.notices] == ["full_test", "download", "eval.no-sgd.batch_size"]
-    assert (config.dataset, config.train_method) == ("omniglot", data["train_method"])
+    noticed = {notice.split(": ")[1] for notice in loaded.notices}
+    assert noticed - {"full_test", "download", "save_initial_model", "eval.no-sgd.batch_size"} == set(
+        NOTICED.get(name, ())
+    )
+    assert (config.dataset in ("omniglot", "omniimage20"), config.train_method) == (True, data["train_method"])
     assert [flavor.eval_method for flavor in config.eval.values()] == ["zero_shot", "sequential", "iid"]
     assert len(make_plan(config).jobs) == len(config.checkpoint_steps) * 4 + 1
 

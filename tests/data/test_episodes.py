@@ -7,7 +7,14 @@ import torch
 
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
-from anml.data.episodes import draw_episode, draw_run, draw_validation, shuffled_batch
+from anml.data.episodes import (
+    biased_batch,
+    draw_episode,
+    draw_examples,
+    draw_run,
+    draw_validation,
+    shuffled_batch,
+)
 from anml.errors import DataError
 
 CLASSES, EXAMPLES = 30, 20
@@ -150,3 +157,35 @@ def test_runs_differ_in_classes_and_examples(data):
 def test_more_than_the_data_holds_is_refused(data, classes, train, test):
     with pytest.raises(DataError, match="30 evaluation classes of 20 examples"):
         draw_run(data, classes, train, test, seed=1, run=0)
+
+
+def test_with_replacement_an_inner_loop_may_be_longer_than_its_class(data):
+    config = make_config(num_batches=40, replacement=True)
+    counts = torch.zeros(EXAMPLES)
+    for index in range(50):
+        support = identities(draw_episode(data, config, 1, index).images[:40])
+        assert len({c for c, _ in support}) == 1
+        counts += torch.bincount(torch.tensor([e for _, e in support]), minlength=EXAMPLES)
+    assert len(set(support)) < 40
+    assert counts.min() > 60  # 100 are expected of each.
+
+
+def test_replacement_changes_nothing_where_there_are_enough(data):
+    draws = [draw_examples(data, make_config(replacement=flag), 1, 3) for flag in (True, None)]
+    assert torch.equal(draws[0].examples, draws[1].examples)
+
+
+def test_the_row_of_the_first_example_alone_may_be_new(data):
+    config = make_config(sample_method="uniform", lobo_classes="first")
+    draw = draw_examples(data, config, 1, 0)
+    assert draw.new_classes == (int(draw.classes[0]),)
+
+
+@pytest.mark.parametrize(("rows", "biased"), [(range(3, 5), 6), (range(40, 50), 0)])
+def test_a_biased_batch_holds_a_fraction_of_the_classes_re_drawn(data, rows, biased):
+    config = make_config(batch_size=8, lobo_biased_fraction=0.8)
+    of_rows = [c in rows for step in range(30) for c in biased_batch(data, config, rows, step)[1][:biased].tolist()]
+    assert len(of_rows) == 30 * biased
+    assert all(of_rows)
+    others = torch.cat([biased_batch(data, config, rows, step)[1][biased:] for step in range(60)])
+    assert len(others.unique()) > 20

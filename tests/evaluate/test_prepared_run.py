@@ -117,6 +117,15 @@ def lstsq_by_numpy(features: torch.Tensor, labels: torch.Tensor, outputs: int) -
     return np.linalg.lstsq(design, np.eye(outputs)[labels.numpy()], rcond=None)[0]
 
 
+def test_the_first_examples_of_a_trajectory_may_be_those_of_the_solution(model, data, make_config):
+    config = make_config(eval_method="zero_shot", init_size=25, init_examples="first")
+    prepared = prepare_run(model, config, data, SHAPE, run=0, dtype=torch.float64)
+    labels = prepared.train_labels[:25]
+    solution = lstsq_by_numpy(prepared.train_inputs[:25], labels, outputs=30)
+    np.testing.assert_allclose(prepared.model.head.weight.T.numpy(), solution[:-1], rtol=0, atol=1e-9)
+    assert torch.equal(prepared.model.head.weight.norm(dim=1).nonzero()[:, 0], labels.unique())
+
+
 @pytest.mark.parametrize("init_size", [0, 25, 9000], ids=["one per class", "few", "all"])
 @pytest.mark.parametrize("kind", ["anml", "oml"])
 def test_zero_shot_is_least_squares_by_numpy(model, data, make_config, kind, init_size):

@@ -104,6 +104,7 @@ KINDS = {
     "sequential_episodic, averaged, scheduled": META | {"train_method": "sequential_episodic"} | AVERAGED | SCHEDULED,
     "iid, Adam": IID | {"optimizer": "Adam", "optimizer_args": {}, "lr_scheduler": None},
 }
+KINDS["iid, biased"] = IID | {"lobo_biased_steps": 2, "lobo_biased_fraction": 0.5, "lobo_biased_params": ["head"]}
 KINDS["iid, batch norm, averaged"] = KINDS["iid, batch norm"] | AVERAGED
 
 
@@ -387,6 +388,23 @@ def test_zapping_re_draws_output_rows_at_the_start_of_epochs(tmp_path):
     moved = [(b - a).abs().amax(dim=1) > 1e-3 for a, b in pairwise(weights)]
     assert [int(rows.sum()) for rows in moved] == [0, 3, 0, 3]  # In epochs 3 and 5.
     assert not torch.equal(moved[1], moved[3])
+
+
+@pytest.mark.parametrize(("first", "moved"), [(0, [True, False, True, False]), (1, [False, True, False, True])])
+def test_zapping_may_begin_earlier(first, moved):
+    config = make_config(IID, lobo_rate=2, lobo_first=first)
+    assert [config.is_zapping(epoch) for epoch in range(4)] == moved
+
+
+def test_biased_steps_move_their_parameters_alone_before_the_batches_of_an_epoch(tmp_path):
+    biased = {"lobo_biased_steps": 2, "lobo_biased_fraction": 0.5, "lobo_biased_params": ["head"]}
+    config = make_config(IID, **biased, lobo_size=12, epochs=2, eval_steps=[5, 6, 7, 8], lr_scheduler=None)
+    assert (config.first_step(1), config.total_steps) == (5, 12)
+    train(tmp_path, config, until=8)
+    states = [load_model(step_folder(tmp_path, step))[0].state_dict() for step in (5, 6, 7, 8)]
+    moved = [{name for name in a if not torch.equal(a[name], b[name])} for a, b in pairwise(states)]
+    assert moved[:2] == [{"fc.weight", "fc.bias"}] * 2
+    assert moved[2] > moved[0]
 
 
 @pytest.mark.parametrize(

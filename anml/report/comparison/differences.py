@@ -20,10 +20,10 @@ T = TypeVar("T")
 _OF_ALL = ("train_method", "model", "dataset", "train_classes", "train_size", "imgs_per_class", "augment")
 _OF_EPISODES = (
     "inner_lr", "outer_lr", "outer_lr_scheduler", "remember_size", "remember_only", "lobotomize", "sample_method",
-    "batch_size", "num_batches", "train_cycles",
+    "batch_size", "num_batches", "train_cycles", "replacement", "lobo_classes",
 )  # fmt: skip
 _OF_IID = ("lr", "optimizer", "lr_scheduler", "batch_size", "lobo_rate", "lobo_size")
-_OF_ZAPPING = ("lobo_scale",)
+_OF_ZAPPING = ("lobo_scale", "lobo_first", "lobo_biased_steps", "lobo_biased_fraction", "lobo_biased_params")
 _OF_UPDATES = ("ema_decay", "max_grad_norm")
 # They name the parameters of one kind of model; of another they are different by nature.
 _OF_ONE_MODEL = ("inner_params", "outer_params")
@@ -123,6 +123,7 @@ class Evaluation(NamedTuple):
     reinit_bias: str = ""
     adam_betas: tuple[float, float] | None = None
     init_size: int | None = None
+    init_examples: str = ""
     epochs: int | None = None
     batch_size: int | None = None
     imgs_per_class: int | None = None
@@ -163,6 +164,7 @@ def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
         reinit_bias=keys.reinit_bias,
         adam_betas=keys.betas if learns else None,
         init_size=keys.init_size if method == "lstsq" else None,
+        init_examples=keys.init_examples or "" if method == "lstsq" else "",
         epochs=keys.epochs if shuffled else None,
         batch_size=keys.batch_size if shuffled else None,
         imgs_per_class=request.examples,
