@@ -398,7 +398,7 @@ def test_zapping_may_begin_earlier(first, moved):
 
 def test_biased_steps_move_their_parameters_alone_before_the_batches_of_an_epoch(tmp_path):
     biased = {"lobo_biased_steps": 2, "lobo_biased_fraction": 0.5, "lobo_biased_params": ["head"]}
-    config = make_config(IID, **biased, lobo_size=12, epochs=2, eval_steps=[5, 6, 7, 8], lr_scheduler=None)
+    config = make_config(IID, **biased, lobo_size=12, epochs=2, eval_steps=[5, 6, 7, 8], save_freq=1, lr_scheduler=None)
     assert (config.first_step(1), config.total_steps) == (5, 12)
     train(tmp_path, config, until=8)
     states = [load_model(step_folder(tmp_path, step))[0].state_dict() for step in (5, 6, 7, 8)]
