@@ -29,6 +29,9 @@ REFERENCE_KEYS: list[KeyPath] = [
                 "eval.*.dataset", "eval.*.eval_method")
 ]  # fmt: skip
 
+# What the config.yml of an experiment means that is older than a key which loading fills in.
+_BEFORE = {"lobo_scale": "each_row", "initialisation": "uniform"}
+
 
 class LoadedTrain(NamedTuple):
     """A checked training config, what the user should be told about it, and where each key of it was written."""
@@ -70,15 +73,14 @@ def load_train_config(
 def load_experiment_config(
     path: Path, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
 ) -> LoadedTrain:
-    """Read the config.yml of an experiment, which says how it was trained: one without `lobo_scale` by `each_row`.
+    """Read the config.yml of an experiment, which says how it was trained.
 
-    Raises ConfigError.
+    One that was written before a key has what was always done then: see `_BEFORE`. Raises ConfigError.
     """
     loaded = load_train_config(path, overrides, options, path.parent / "code" / USER_CODE)
-    if loaded.config.is_zapped and loaded.source.data.get("lobo_scale") is None:
-        # It was written before this key, when rows were always drawn so.
-        return loaded._replace(config=loaded.config.model_copy(update={"lobo_scale": "each_row"}))
-    return loaded
+    filled = {key: value for key, value in _BEFORE.items() if getattr(loaded.config, key) is not None}
+    missing = {key: value for key, value in filled.items() if loaded.source.data.get(key) is None}
+    return loaded._replace(config=loaded.config.model_copy(update=missing))
 
 
 def load_eval_configs(
@@ -320,8 +322,12 @@ def _fill_in(config: TrainConfig, flavors: Mapping[str, EvalConfig]) -> TrainCon
         )
         for name, flavor in flavors.items()
     }
-    scale = (config.lobo_scale or "all_rows") if config.is_zapped else config.lobo_scale
-    return config.model_copy(update={"data_path": data_path, "im_size": size, "lobo_scale": scale, "eval": filled})
+    usual = {
+        "lobo_scale": "all_rows" if config.is_zapped else None,
+        "initialisation": None if config.usual_initialisation == "uniform" else config.usual_initialisation,
+    }
+    usual = {key: getattr(config, key) or value for key, value in usual.items()}
+    return config.model_copy(update={"data_path": data_path, "im_size": size, "eval": filled} | usual)
 
 
 # The widths in model arguments, for a smoke test; other arguments stay.

@@ -148,11 +148,19 @@ class MetricHeadArgs(Record):
     learn_temperature: bool | None = None
 
 
+# How weights are drawn before training (models/meta_model.py).
+Initialisation = Literal["uniform", "kaiming", "fan_out"]
+
+
 class Part(NamedTuple):
-    """A model, an encoder or a head: the record of its arguments, and a reference of what builds it."""
+    """A model, an encoder or a head: the record of its arguments, and a reference of what builds it.
+
+    initialisation: what its authors do.
+    """
 
     args: Any  # A type of Record, or of a user's own pydantic record.
     reference: str
+    initialisation: Initialisation = "uniform"
 
     def build(self, args: BaseModel, **given: Any) -> Any:
         """Build the part of its arguments and of what is `given`, such as image_shape. Raises ConfigError."""
@@ -170,9 +178,9 @@ class Part(NamedTuple):
 ENCODERS = {
     "convnet": Part(ConvnetArgs, "anml.models.encoders:convnet"),
     "anml-encoder": Part(AnmlEncoderArgs, "anml.models.anml:AnmlEncoder"),
-    "resnet12": Part(Resnet12Args, "anml.models.encoders:resnet12"),
-    "resnet18": Part(Resnet18Args, "anml.models.encoders:resnet18"),
-    "resnet34": Part(Resnet34Args, "anml.models.encoders:resnet18"),
+    "resnet12": Part(Resnet12Args, "anml.models.encoders:resnet12", "fan_out"),
+    "resnet18": Part(Resnet18Args, "anml.models.encoders:resnet18", "fan_out"),
+    "resnet34": Part(Resnet34Args, "anml.models.encoders:resnet18", "fan_out"),
 }
 HEADS = {
     "linear-classifier": Part(LinearHeadArgs, "anml.models.heads:linear_head"),
@@ -230,7 +238,7 @@ MODELS = {
     "anml": Part(AnmlArgs, "anml.models.anml:Anml"),
     "nonml": Part(AnmlArgs, "anml.models.anml:Nonml"),
     "sanml": Part(SanmlArgs, "anml.models.anml:Sanml"),
-    "oml": Part(OmlArgs, "anml.models.anml:Oml"),
+    "oml": Part(OmlArgs, "anml.models.anml:Oml", "kaiming"),
     "classifier": Part(ClassifierArgs, "anml.models.encoders:Classifier"),
 }
 # By the key of a config that names one.

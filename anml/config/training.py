@@ -18,7 +18,7 @@ from anml.config.evaluation import (
 )
 from anml.config.facts import Dataset, find_dataset
 from anml.config.methods import Method, MethodName, find_method
-from anml.config.model_args import ModelArgs, ModelName, named_part
+from anml.config.model_args import ClassifierArgs, Initialisation, ModelArgs, ModelName, named_part
 from anml.config.vary import TrainingId, Value, all_points, changes_of
 from anml.errors import ConfigError
 
@@ -113,6 +113,8 @@ class TrainConfig(Record):
     model: ModelName
     model_name: str | None = None
     model_args: Arguments = {}
+    # Unset is `uniform`; loading fills in what the model's authors do where that is another.
+    initialisation: Initialisation | None = None
     inner_params: OneOrMany[str] = ("all",)
     outer_params: OneOrMany[str] = ("all",)
     output_layer: str = "head"
@@ -183,6 +185,13 @@ class TrainConfig(Record):
     @property
     def model_record(self) -> ModelArgs:
         return named_part("model", self.model).args(**self.model_args)
+
+    @property
+    def usual_initialisation(self) -> Initialisation:
+        """How the authors of the model draw its first weights."""
+        record = self.model_record
+        kind, name = ("encoder", record.encoder) if isinstance(record, ClassifierArgs) else ("model", self.model)
+        return named_part(kind, name).initialisation
 
     @property
     def display_name(self) -> str:

@@ -7,13 +7,19 @@ from typing import Any
 
 import torch
 
-from anml.config.model_args import MODELS, named_part
+from anml.config.model_args import MODELS, Initialisation, named_part
 from anml.errors import ConfigError
 from anml.models.heads import OutputLayer
 from anml.models.meta_model import MetaModel, initialise
 
 
-def build_model(name: str, args: dict[str, Any], image_shape: tuple[int, int, int], seed: int) -> MetaModel:
+def build_model(
+    name: str,
+    args: dict[str, Any],
+    image_shape: tuple[int, int, int],
+    seed: int,
+    initialisation: Initialisation = "uniform",
+) -> MetaModel:
     """Return a freshly initialised model.
 
     name: of MODELS, or a reference to a user's own class. Raises ConfigError when its code cannot be loaded or is no
@@ -29,7 +35,7 @@ def build_model(name: str, args: dict[str, Any], image_shape: tuple[int, int, in
     if problem:
         message = f"model: {name}: {problem}"
         raise ConfigError(message)
-    initialise(model, seed)
+    initialise(model, seed, initialisation)
     return model
 
 

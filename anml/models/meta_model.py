@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from anml.config.model_args import Initialisation
 from anml.errors import ConfigError
 from anml.models.heads import MetricHead, OutputLayer
 from anml.rng import torch_generator
@@ -60,12 +61,13 @@ def draw_kaiming(shape: tuple[int, ...], generator: torch.Generator) -> torch.Te
     return torch.randn(shape, generator=generator) * (2.0 / math.prod(shape[1:])) ** 0.5
 
 
-def initialise(model: MetaModel, seed: int) -> None:
+def initialise(model: MetaModel, seed: int, how: Initialisation = "uniform") -> None:
     """Draw every parameter from named generators, so that no global random state is used.
 
-    Convolutions kaiming normal, as in ANML; Linear layers, metric heads and biases uniform in +-1/sqrt(fan_in), as
-    PyTorch does; norms one and zero. Each parameter has its own stream: the same layer starts alike in every model of a
-    seed.
+    `uniform`: convolutions kaiming normal, as in ANML; Linear layers, metric heads and biases uniform in
+    +-1/sqrt(fan_in), as PyTorch does. `kaiming`: Linear layers kaiming normal too, biases zero, as in OML. `fan_out`:
+    convolutions normal with variance 2 / fan_out, as in torchvision's ResNets, all else as in `uniform`. Norms are one
+    and zero. Each parameter has its own stream: the same layer starts alike in every model of a seed.
     """
     for name, layer in model.named_modules():
         if not isinstance(layer, (nn.Conv2d, nn.Linear, MetricHead)):
@@ -74,13 +76,14 @@ def initialise(model: MetaModel, seed: int) -> None:
         bound = (weight.numel() / weight.shape[0]) ** -0.5
         generator = torch_generator(seed, "initial", f"{name}.weight")
         with torch.no_grad():
-            if isinstance(layer, nn.Conv2d):
-                weight.copy_(draw_kaiming(tuple(weight.shape), generator))
+            if isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.Linear) and how == "kaiming"):
+                scale = (weight.shape[1] / weight.shape[0]) ** 0.5 if how == "fan_out" else 1.0
+                weight.copy_(draw_kaiming(tuple(weight.shape), generator) * scale)
             else:
                 weight.copy_((torch.rand(weight.shape, generator=generator) * 2 - 1) * bound)
             if bias is not None:
                 generator = torch_generator(seed, "initial", f"{name}.bias")
-                bias.copy_((torch.rand(bias.shape, generator=generator) * 2 - 1) * bound)
+                bias.copy_((torch.rand(bias.shape, generator=generator) * 2 - 1) * (0 if how == "kaiming" else bound))
 
 
 def select_names(model: MetaModel, selectors: Iterable[str]) -> list[str]:

@@ -70,7 +70,8 @@ class RunSpec(NamedTuple):
 
 
 def new_model(config: TrainConfig) -> MetaModel:
-    return build_model(config.model, config.model_args, config.image_shape, config.seed)
+    initialisation = config.initialisation or "uniform"
+    return build_model(config.model, config.model_args, config.image_shape, config.seed, initialisation)
 
 
 class TrainingRun:

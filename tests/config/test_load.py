@@ -223,7 +223,7 @@ selectors = st.lists(names, min_size=1, max_size=3)
 MODELS = st.sampled_from(
     [
         {"model": "anml", "model_args": {"rln_chs": 8, "pool_nm_output": True}},
-        {"model": "oml", "model_args": {"strides": [2, 1]}},
+        {"model": "oml", "model_args": {"strides": [2, 1]}, "initialisation": "kaiming"},
         {"model": "sanml"},
         {"model": "nonml", "model_args": {"num_blocks": None, "pool_nm_output": None}},
         {
@@ -360,3 +360,18 @@ def test_an_experiment_from_before_the_scale_of_zapping_drew_each_row(load, writ
     old = new.replace("lobo_scale: all_rows\n", "")
     scales = [load_experiment_config(write("config.yml", text)).config.lobo_scale for text in (old, new)]
     assert scales == ["each_row", "all_rows"]
+
+
+OML = "dataset: omni\nim_size: 84\nmodel: oml\n"
+RESNET = "dataset: inet\ntrain_size: 500\nmodel: classifier\nmodel_args: {encoder: resnet18}\n"
+
+
+@pytest.mark.parametrize(("text", "usual"), [(OML, "kaiming"), (RESNET, "fan_out"), (BASE, None)])
+def test_the_first_weights_are_those_of_the_models_authors(load, write, text: str, usual: str | None) -> None:
+    config = load(text).config
+    assert config.initialisation == usual
+    assert load(text, "initialisation=uniform").config.initialisation == "uniform"
+    new = dump_config(config)
+    old = new.replace(f"initialisation: {usual}\n", "")
+    read = [load_experiment_config(write("config.yml", written)).config.initialisation for written in (old, new)]
+    assert read == ["uniform" if usual else None, usual]

@@ -391,3 +391,24 @@ def test_every_name_of_a_config_has_what_builds_it():
             except ConfigError as error:
                 missing.append(f"{name}: {error}")
     assert not missing
+
+
+OML_OR_RESNET: dict[str, tuple[str, dict[str, Any], tuple[int, int, int]]] = {
+    "kaiming": ("oml", {"num_filters": 64, "hidden": 256, "num_classes": 100}, (1, 84, 84)),
+    "fan_out": ("classifier", {"encoder": "resnet18", "encoder_args": {"width": 32}}, LARGE),
+}
+
+
+@pytest.mark.parametrize("how", OML_OR_RESNET)
+def test_first_weights_are_drawn_as_the_authors_do(how):
+    name, args, shape = OML_OR_RESNET[how]
+    model = build_model(name, args, shape, seed=1, initialisation=how)  # type: ignore[arg-type]
+    for layer in [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]:
+        theirs = torch.empty_like(layer.weight)
+        if isinstance(layer, nn.Conv2d) or how == "kaiming":
+            nn.init.kaiming_normal_(theirs, mode="fan_out" if how == "fan_out" else "fan_in", nonlinearity="relu")
+        else:
+            nn.init.kaiming_uniform_(theirs, a=5**0.5)
+        assert layer.weight.std().item() == pytest.approx(theirs.std().item(), rel=0.1)
+        if layer.bias is not None:
+            assert (layer.bias.abs().max().item() == 0) == (how == "kaiming")

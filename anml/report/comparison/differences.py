@@ -26,7 +26,7 @@ _OF_IID = ("lr", "optimizer", "lr_scheduler", "batch_size", "lobo_rate", "lobo_s
 _OF_ZAPPING = ("lobo_scale", "lobo_first", "lobo_biased_steps", "lobo_biased_fraction", "lobo_biased_params")
 _OF_UPDATES = ("ema_decay", "max_grad_norm")
 # They name the parameters of one kind of model; of another they are different by nature.
-_OF_ONE_MODEL = ("inner_params", "outer_params")
+_OF_ONE_MODEL = ("initialisation", "inner_params", "outer_params")
 # Where nobody has set these, they follow from another key, which is named.
 _FOLLOWING = ("train_classes", "train_size", "imgs_per_class", "num_batches")
 # Values that are more than what stands behind the key.
@@ -39,6 +39,7 @@ _RESOLVED: Mapping[str, Callable[[TrainConfig], Any]] = {
     "lr_scheduler": lambda config: _called(config.lr_scheduler, config.lr_scheduler_args),
     "optimizer": lambda config: _called(config.optimizer, config.optimizer_args),
     "lobo_rate": lambda config: config.lobo_rate or None,
+    "initialisation": lambda config: config.initialisation or "uniform",
     "inner_params": lambda config: selectors(config, config.inner_params),
     "outer_params": lambda config: selectors(config, config.outer_params),
 }
@@ -73,7 +74,7 @@ def _settings(config: TrainConfig) -> dict[_Key, str]:
     scope, names = ("episodes", _OF_EPISODES) if config.method.is_episodic else ("batches", _OF_IID)
     keys = [*map(_Key, _OF_ALL), *(_Key(name, scope) for name in names), *map(_Key, _OF_UPDATES)]
     keys += [_Key(name, "zapping") for name in _OF_ZAPPING] if config.is_zapped else []
-    keys += [_Key(name, config.model) for name in _OF_ONE_MODEL] if scope == "episodes" else []
+    keys += [_Key(name, config.model) for name in _OF_ONE_MODEL if scope == "episodes" or name == "initialisation"]
     values = {key: _RESOLVED.get(key.name, attrgetter(key.name))(config) for key in keys}
     values |= {_Key(name): value for name, value in _flat("model_args", complete_args(config.model_record))}
     return {key: _written(value) for key, value in values.items()}
