@@ -25,12 +25,13 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
+    """Return a list or tuple as it is, a single value as a list of one."""
     return value if isinstance(value, (list, tuple)) else [value]
 
 
 # A single value or a list of them, always held as a tuple.
-OneOrMany = Annotated[tuple[T, ...], BeforeValidator(_as_list), Field(strict=False, min_length=1)]
+OneOrMany = Annotated[tuple[T, ...], BeforeValidator(as_list), Field(strict=False, min_length=1)]
 Many = Annotated[tuple[T, ...], Field(strict=False)]
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
-from anml.config.binding import Count, Many, NotNegative, OneOrMany, Rate, Record, name_or_reference
+from anml.config.binding import Arguments, Count, Many, NotNegative, OneOrMany, Rate, Record, as_list, name_or_reference
 from anml.config.facts import DATASETS, IMAGES_FOLDER, Dataset, Split, dataset_label, find_dataset, validation_name
 from anml.config.protocols import EvalMethod, EvalProtocol, find_protocol
 from anml.errors import ConfigError
@@ -90,7 +90,8 @@ class EvalConfig(Record):
 
     eval_method: EvalMethod = "sequential"
     reinit_method: Literal["kaiming", "zero", "lstsq"] = "kaiming"
-    reinit_params: OneOrMany[str] = ("head",)
+    # An empty list: the network as it is, its output layer included.
+    reinit_params: Annotated[tuple[str, ...], BeforeValidator(as_list), Field(strict=False)] = ("head",)
     # The published table kept the old bias; later code of its authors zeroes it.
     reinit_bias: Literal["zero", "keep"] = "zero"
     opt_params: OneOrMany[str] = ("head",)
@@ -111,6 +112,8 @@ class EvalConfig(Record):
 
     # Checkpoints, for an evaluation by hand: the whole sweep is run on each.
     model: OneOrMany[str] | None = None
+    # Model arguments that the tensors of a .pth do not show.
+    pth_args: Arguments | None = None
 
     @property
     def betas(self) -> tuple[float, float]:

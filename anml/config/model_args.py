@@ -12,7 +12,7 @@ import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticKnownError
 
-from anml.config.binding import Arguments, Count, Many, NotNegative, OneOrMany, Rate, Record, bind, problem
+from anml.config.binding import Arguments, Count, Many, NotNegative, OneOrMany, Rate, Record, as_list, bind, problem
 from anml.config.yaml import KeyPath, Source
 from anml.errors import ConfigError
 from anml.plugins import find_part, is_reference, load_object
@@ -73,7 +73,7 @@ Norm = Annotated[Literal["bn", "gn", "in"] | None, _renamed(_NORMS)]
 
 
 def _zero_for_null(value: Any) -> list[Any]:
-    return [0 if v is None else v for v in (value if isinstance(value, (list, tuple)) else [value])]
+    return [0 if v is None else v for v in as_list(value)]
 
 
 # One value for all blocks, or one per block; null stands for none, as in configs of higherANML.
@@ -81,9 +81,10 @@ Pixels = Annotated[tuple[NotNegative, ...], BeforeValidator(_zero_for_null), Fie
 
 
 class ConvnetArgs(Record):
-    """Encoder `convnet`: blocks of convolution, norm, ReLU, max-pooling. A pool size of 0 means no pooling."""
+    """Encoder `convnet`: blocks of convolutions with norm and ReLU, and max-pooling; a pool size of 0 means none."""
 
     num_blocks: Count = 4
+    num_conv_per_block: OneOrMany[Count] = (1,)
     num_filters: OneOrMany[Count] = (64,)
     kernel_size: OneOrMany[Count] = (3,)
     stride: OneOrMany[Count] = (1,)
@@ -91,7 +92,9 @@ class ConvnetArgs(Record):
     norm_type: OneOrMany[Norm] = ("in",)
     pool_size: Pixels = (2,)
 
-    @pydantic.field_validator("num_filters", "kernel_size", "stride", "padding", "norm_type", "pool_size")
+    @pydantic.field_validator(
+        "num_conv_per_block", "num_filters", "kernel_size", "stride", "padding", "norm_type", "pool_size"
+    )
     @classmethod
     def _check_length(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
         blocks = info.data.get("num_blocks")
@@ -114,12 +117,26 @@ class Resnet18Args(Record):
     norm_type: Norm = "bn"
     width: Count = 64
     blocks: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
+    # Of a bottleneck of torchvision; no base_width: a basic block of two convolutions.
+    groups: ClassVar[int] = 1
+    base_width: ClassVar[int] = 0
 
 
-class Resnet34Args(Resnet18Args):
-    """Encoder `resnet34`: the same with more blocks."""
+class Resnet12WideArgs(Resnet12Args):
+    """Encoder `resnet12-wide`."""
 
-    blocks: ClassVar[tuple[int, ...]] = (3, 4, 6, 3)
+    channels: Annotated[Many[Count], Field(min_length=4, max_length=4)] = (64, 160, 320, 640)
+
+
+class Vgg16Args(Record):
+    """Encoders `vgg16_encoder` and `vgg16_bn_encoder`. `dropout` is of layers that they do not have."""
+
+    norm_type: ClassVar[Norm] = None
+    dropout: float | None = None
+
+
+class Vgg16BnArgs(Vgg16Args):
+    norm_type: ClassVar[Norm] = "bn"
 
 
 class LinearHeadArgs(Record):
@@ -129,21 +146,21 @@ class LinearHeadArgs(Record):
 
 
 class MlpHeadArgs(Record):
-    """Head `mlp-classifier`: Linear layers with ReLU between them, named `mlp.0`, `mlp.2`, ..."""
+    """Head `mlp-classifier`: Linear layers with ReLU between them, named `mlp.0`, `mlp.2`, ...; null: no hidden one."""
 
     num_classes: Count = 1000
-    hidden_layers: OneOrMany[Count] = (1024,)
+    hidden_layers: Annotated[Many[Count], BeforeValidator(lambda v: [] if v is None else as_list(v))] = (1024,)
 
 
 class MetricHeadArgs(Record):
     """Head `metric-classifier`: how near the features are to each class's weight row, named `metric`.
 
-    `temperature` multiplies the similarities; null is 10 for `cosine`, 1 for `distance`. `learn_temperature`: whether
+    `temperature` multiplies the similarities; null is 10 for `cosine`, else 1. `learn_temperature`: whether
     it is a parameter; null is true for `cosine` unless a temperature is given, else false (as in higherANML).
     """
 
     num_classes: Count = 1000
-    metric: Annotated[Literal["cosine", "distance"], _renamed({"cos": "cosine", "sqr": "distance"})] = "cosine"
+    metric: Annotated[Literal["cosine", "distance", "dot"], _renamed({"cos": "cosine", "sqr": "distance"})] = "cosine"
     temperature: Rate | None = None
     learn_temperature: bool | None = None
 
@@ -175,12 +192,28 @@ class Part(NamedTuple):
             raise ConfigError(message) from error  # Whatever a user's code raises is the user's to mend.
 
 
+def _resnet(blocks: tuple[int, ...], base_width: int = 0, groups: int = 1) -> Part:
+    """Return a residual network of so many blocks in each stage."""
+    fixed = {"blocks": blocks, "base_width": base_width, "groups": groups, "__module__": __name__}
+    return Part(type("ResnetArgs", (Resnet18Args,), fixed), "anml.models.encoders:resnet18", "fan_out")
+
+
 ENCODERS = {
     "convnet": Part(ConvnetArgs, "anml.models.encoders:convnet"),
     "anml-encoder": Part(AnmlEncoderArgs, "anml.models.anml:AnmlEncoder"),
     "resnet12": Part(Resnet12Args, "anml.models.encoders:resnet12", "fan_out"),
+    "resnet12-wide": Part(Resnet12WideArgs, "anml.models.encoders:resnet12", "fan_out"),
     "resnet18": Part(Resnet18Args, "anml.models.encoders:resnet18", "fan_out"),
-    "resnet34": Part(Resnet34Args, "anml.models.encoders:resnet18", "fan_out"),
+    "resnet34": _resnet((3, 4, 6, 3)),
+    "resnet50": _resnet((3, 4, 6, 3), 64),
+    "resnet101": _resnet((3, 4, 23, 3), 64),
+    "resnet152": _resnet((3, 8, 36, 3), 64),
+    "resnext50_32x4d": _resnet((3, 4, 6, 3), 4, 32),
+    "resnext101_32x8d": _resnet((3, 4, 23, 3), 8, 32),
+    "wide_resnet50_2": _resnet((3, 4, 6, 3), 128),
+    "wide_resnet101_2": _resnet((3, 4, 23, 3), 128),
+    "vgg16_encoder": Part(Vgg16Args, "anml.models.encoders:vgg16", "fan_out"),
+    "vgg16_bn_encoder": Part(Vgg16BnArgs, "anml.models.encoders:vgg16", "fan_out"),
 }
 HEADS = {
     "linear-classifier": Part(LinearHeadArgs, "anml.models.heads:linear_head"),

@@ -74,7 +74,9 @@ def _write(output: Path, results: Sequence[tuple[LoadedModel, TrajectoryResult]]
 def load_models(config: EvalConfig, checkpoints: Sequence[Path], device: torch.device) -> list[LoadedModel]:
     """Load all models and check that they fit the config, before hours of work begin. Raises ConfigError."""
     loaded = [
-        load_pth(path, config.dataset, config.im_size, device) if path.is_file() else load_model(path, device)
+        load_pth(path, config.dataset, config.im_size, device, config.pth_args)
+        if path.is_file()
+        else load_model(path, device)
         for path in checkpoints
     ]
     cards = _tell_apart([card for _, card in loaded], checkpoints)

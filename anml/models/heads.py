@@ -11,11 +11,11 @@ from anml.models.blocks import sequential
 
 
 class MetricHead(nn.Module):
-    """Logits t * cos(x, w_c) or -t * |x - w_c|^2 for features x [n, d] and weight rows w_c [classes, d]; no bias.
+    """Logits t * cos(x, w_c), -t * |x - w_c|^2 or t * x . w_c of features x [n, d], rows w_c [classes, d]; no bias.
 
     t, `temperature`, is a number, or a parameter of shape [] (Chen et al. 2021, arXiv 2003.04390, have it for the
     cosine). Not an nn.Linear, though its weight has the same shape: what holds of logits that are linear in weights
-    (least squares, SGD in dual form) does not hold of these.
+    (least squares, SGD in dual form) does not hold of these, and is not made use of where it does (`dot`).
     """
 
     def __init__(self, features: int, args: MetricHeadArgs) -> None:
@@ -32,6 +32,8 @@ class MetricHead(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if self.metric == "cosine":
             return self.temperature * (normalize(features) @ normalize(self.weight).T)
+        if self.metric == "dot":
+            return self.temperature * (features @ self.weight.T)
         # |x - w|^2 written out: no [n, classes, d] tensor of differences.
         squares = features.square().sum(dim=1, keepdim=True) + self.weight.square().sum(dim=1)
         return self.temperature * (2 * features @ self.weight.T - squares)

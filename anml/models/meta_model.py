@@ -66,8 +66,9 @@ def initialise(model: MetaModel, seed: int, how: Initialisation = "uniform") -> 
 
     `uniform`: convolutions kaiming normal, as in ANML; Linear layers, metric heads and biases uniform in
     +-1/sqrt(fan_in), as PyTorch does. `kaiming`: Linear layers kaiming normal too, biases zero, as in OML. `fan_out`:
-    convolutions normal with variance 2 / fan_out, as in torchvision's ResNets, all else as in `uniform`. Norms are one
-    and zero. Each parameter has its own stream: the same layer starts alike in every model of a seed.
+    convolutions normal with variance 2 / fan_out and without bias, as in torchvision's ResNets, all else as in
+    `uniform`. Norms are one and zero. Each parameter has its own stream: the same layer starts alike in every model of
+    a seed.
     """
     for name, layer in model.named_modules():
         if not isinstance(layer, (nn.Conv2d, nn.Linear, MetricHead)):
@@ -83,7 +84,8 @@ def initialise(model: MetaModel, seed: int, how: Initialisation = "uniform") -> 
                 weight.copy_((torch.rand(weight.shape, generator=generator) * 2 - 1) * bound)
             if bias is not None:
                 generator = torch_generator(seed, "initial", f"{name}.bias")
-                bias.copy_((torch.rand(bias.shape, generator=generator) * 2 - 1) * (0 if how == "kaiming" else bound))
+                starts_at_zero = how == "kaiming" or (how == "fan_out" and isinstance(layer, nn.Conv2d))
+                bias.copy_((torch.rand(bias.shape, generator=generator) * 2 - 1) * (0 if starts_at_zero else bound))
 
 
 def select_names(model: MetaModel, selectors: Iterable[str]) -> list[str]:

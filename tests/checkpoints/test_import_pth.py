@@ -1,6 +1,7 @@
 """A plain state_dict of higherANML becomes the model it was, or an explanation."""
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,84 @@ def test_later_networks_of_higheranml_number_their_layers(tmp_path: Path, model:
     assert torch.equal(loaded(images), written(images))
 
 
+CONVNET = {"num_blocks": 3, "num_filters": [3], "padding": [0], "pool_size": [2, 2, 0]}
+DEEP = {"num_blocks": 4, "num_filters": [3], "num_conv_per_block": [2]}
+STRIDED = {
+    "num_blocks": 6,
+    "num_filters": 3,
+    "stride": [2, 1, 2, 1, 2, 2],
+    "padding": 0,
+    "norm_type": None,
+    "pool_size": 0,
+}
+MLP = {"classifier": "mlp-classifier", "classifier_args": {"num_classes": 5, "hidden_layers": 4}}
+
+
+def classifier(encoder: str, encoder_args: dict[str, Any], **head: Any) -> dict[str, Any]:
+    return {"encoder": encoder, "encoder_args": encoder_args, "classifier_args": {"num_classes": 5}} | head
+
+
+# Patterns of our names, and theirs.
+EARLIER = [(r"encoder\.block(\d)\.", lambda m: f"encoder.encoder.{int(m[1]) - 1}.")]
+LATER = [(r"encoder\.block(\d)\.(conv|norm)\.", r"encoder.encoder.block\1.\g<2>0."),
+         (r"encoder\.block(\d)\.(conv|norm)2\.", r"encoder.encoder.block\1.\g<2>1.")]  # fmt: skip
+RESNET = [
+    (r"encoder\.stem\.", "encoder."),
+    (r"stage(\d)\.block(\d)\.", lambda m: f"layer{m[1]}.{int(m[2]) - 1}."),
+    (r"stage(\d)\.", r"layer\1."),
+    (r"body\.", ""),
+    (r"shortcut\.conv1", "downsample.0"),
+    (r"shortcut\.norm1", "downsample.1"),
+    (r"norm(\d)", r"bn\1"),
+]
+METRIC = [(r"classifier\.metric\.weight", "classifier.proto"), (r"classifier\.metric\.temperature", "classifier.temp")]
+OTHERS: dict[str, tuple[str, dict[str, Any], tuple[int, int], list[tuple[str, Any]]]] = {
+    "later oml": ("oml", OML, (1, 84), [(r"rln\.(\d+)\.", lambda m: f"rln.blocks.{int(m[1]) // 2}.conv.")]),
+    "sanml, 30 pixels": ("classifier", classifier("convnet", CONVNET), (1, 30), EARLIER),
+    "sanml, 84 pixels": ("classifier", classifier("convnet", DEEP | {"num_conv_per_block": 1}), (1, 84), LATER),
+    "two convolutions": ("classifier", classifier("convnet", DEEP), (1, 84), LATER),
+    "oml of a classifier": ("classifier", classifier("convnet", STRIDED, **MLP), (1, 84), EARLIER),
+    "resnet18, cosine": (
+        "classifier", classifier("resnet18", {"width": 2}, classifier="metric-classifier"), (3, 84), RESNET + METRIC
+    ),
+    "resnet50": ("classifier", classifier("resnet50", {"width": 2}), (3, 84), RESNET),
+    "resnet12": ("classifier", classifier("resnet12", {"channels": [2, 3, 4, 5]}), (3, 84), RESNET),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_classifiers_and_later_networks_have_other_names_in_higheranml(tmp_path: Path, kind: str) -> None:
+    model, args, (channels, size), names = OTHERS[kind]
+    written = build_model(model, args, (channels, size, size), seed=1).eval()
+    state = written.state_dict()
+    for pattern, theirs in names:
+        state = {re.sub(pattern, theirs, name): tensor for name, tensor in state.items()}
+    assert not any(re.search(r"rln\.\d|\.block\d\.(conv|norm)2?\.|stage|stem|body|metric", name) for name in state)
+    torch.save(
+        {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 3}, tmp_path / "a.pth"
+    )
+    loaded, card = load_pth(tmp_path / "a.pth", dataset="omniglot" if channels == 1 else "mini-imagenet", im_size=size)
+    assert card.model == model
+    images = torch.rand(2, channels, size, size)
+    assert torch.equal(loaded.eval()(images), written(images))
+
+
+def test_a_convnet_whose_padding_may_be_one_of_two_must_be_told(tmp_path: Path) -> None:
+    args = classifier("convnet", CONVNET)
+    written = write(tmp_path / "a.pth", "classifier", args)
+    with pytest.raises(ConfigError, match=r"pth_args\.encoder_args.*'padding': \[1\].*'padding': \[0\]"):
+        load_pth(tmp_path / "a.pth")
+    loaded, _ = load_pth(tmp_path / "a.pth", model_args={"encoder_args": {"padding": 0, "pool_size": [2, 2, 0]}})
+    images = torch.rand(2, 1, 28, 28)
+    assert torch.equal(loaded(images), written(images))
+
+
 def test_an_image_size_that_is_given_is_used(tmp_path: Path) -> None:
     file = tmp_path / "sanml-1.pth"
     write(file, "sanml", SANML, size=29)  # 29 pixels give the shapes of 28.
     assert load_pth(file)[1].image_shape == (1, 28, 28)
     assert load_pth(file, im_size=29)[1].image_shape == (1, 29, 29)
-    with pytest.raises(CheckpointError, match=r"not a complete ANML, SANML or OML for images of 50 pixels"):
+    with pytest.raises(CheckpointError, match=r"not a complete ANML, SANML or OML, .* for images of 50 pixels"):
         load_pth(file, im_size=50)
 
 
@@ -130,7 +203,7 @@ def test_a_missing_tensor_is_told(tmp_path: Path) -> None:
     state = build_model("anml", ANML, (1, 28, 28), seed=1).state_dict()
     del state["nm.convBlock2.norm.bias"]
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="not a complete ANML, SANML or OML for images of 28 or 84 pixels"):
+    with pytest.raises(CheckpointError, match=r"not a complete ANML, SANML or OML, .* for images of 28 or 84 pixels"):
         load_pth(tmp_path / "a.pth")
 
 
@@ -144,8 +217,11 @@ class Surprise:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"layer1.weight": torch.zeros(2)}, r"no state_dict of ANML, SANML or OML; it holds layer1\.weight$"),
-        ({}, "no state_dict of ANML, SANML or OML; it holds nothing"),
+        (
+            {"layer1.weight": torch.zeros(2)},
+            r"no state_dict of ANML, SANML, OML or a classifier; it holds layer1\.weight$",
+        ),
+        ({}, "no state_dict of ANML, SANML, OML or a classifier; it holds nothing"),
         ({"rln.convBlock1.conv.weight": torch.zeros(3, 1, 3, 3)}, "not a complete ANML"),
         ({"pn.2.weight": torch.zeros(3), "rln.convBlock1.conv.weight": torch.zeros(3, 1, 3, 3)}, "not a complete ANML"),
         ({"fc.weight": torch.tensor(1.0), "rln.convBlock1.conv.weight": torch.zeros(3, 1, 3, 3)}, "not a complete"),

@@ -44,7 +44,9 @@ def test_two_lines_make_a_config(load) -> None:
         (
             CLASSIFIER, "model_args.encoder=convnett",
             "--set: model_args.encoder: \"convnett\" is not allowed; allowed: convnet, anml-encoder, "
-            "resnet12, resnet18, resnet34, FILE.py:NAME; did you mean 'convnet'?",
+            "resnet12, resnet12-wide, resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, "
+            "resnext101_32x8d, wide_resnet50_2, wide_resnet101_2, vgg16_encoder, vgg16_bn_encoder, FILE.py:NAME; "
+            "did you mean 'convnet'?",
         ),
         (BASE, "model=classifier", "train.yml:1: model_args.encoder: is required but missing"),
     ],

@@ -161,13 +161,11 @@ def test_more_than_the_data_holds_is_refused(data, classes, train, test):
 
 def test_with_replacement_an_inner_loop_may_be_longer_than_its_class(data):
     config = make_config(num_batches=40, replacement=True)
-    counts = torch.zeros(EXAMPLES)
-    for index in range(50):
-        support = identities(draw_episode(data, config, 1, index).images[:40])
-        assert len({c for c, _ in support}) == 1
-        counts += torch.bincount(torch.tensor([e for _, e in support]), minlength=EXAMPLES)
-    assert len(set(support)) < 40
-    assert counts.min() > 60  # 100 are expected of each.
+    draws = [draw_examples(data, config, 1, index) for index in range(50)]
+    assert [len(draw.classes[:40].unique()) for draw in draws] == [1] * 50
+    counts = torch.stack([torch.bincount(draw.examples[:40], minlength=EXAMPLES) for draw in draws])
+    assert counts.max(dim=1).values.min() > 2  # None has each example just twice.
+    assert counts.sum(dim=0).min() > 60  # 100 are expected of each.
 
 
 def test_replacement_changes_nothing_where_there_are_enough(data):

@@ -117,6 +117,13 @@ def lstsq_by_numpy(features: torch.Tensor, labels: torch.Tensor, outputs: int) -
     return np.linalg.lstsq(design, np.eye(outputs)[labels.numpy()], rcond=None)[0]
 
 
+def test_a_network_may_go_on_as_it_was_trained(model, data, make_config):
+    prepared = prepare_run(model, make_config(reinit_params=[], opt_params="all"), data, SHAPE, run=0)
+    assert prepared.redrawn_names == []
+    expected = model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in prepared.model.state_dict().items())
+
+
 def test_the_first_examples_of_a_trajectory_may_be_those_of_the_solution(model, data, make_config):
     config = make_config(eval_method="zero_shot", init_size=25, init_examples="first")
     prepared = prepare_run(model, config, data, SHAPE, run=0, dtype=torch.float64)

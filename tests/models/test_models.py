@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, instance_norm, leaky_relu, max_pool2d
 
-from anml.config.model_args import PARTS
+from anml.config.model_args import PARTS, ClassifierArgs
 from anml.errors import ConfigError
 from anml.models import build_model
 from anml.models.blocks import automatic_blocks, conv_stack, output_width
+from anml.models.encoders import Classifier
 from anml.models.meta_model import MetaModel
 from anml.plugins import load_object
 
@@ -293,9 +294,47 @@ def test_residual_networks_are_the_known_ones(encoder, args, width, convolutions
     assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == convolutions
 
 
-def test_a_resnet18_has_as_many_parameters_as_published():
-    model = build_model("classifier", {"encoder": "resnet18"}, (3, 224, 224), seed=1)
-    assert sum(p.numel() for p in model.parameters()) == 11_689_512  # With its 1000 outputs.
+@pytest.mark.parametrize(
+    ("encoder", "millions"),
+    [
+        ("resnet18", 11.689512), ("resnet50", 25.557032), ("resnet101", 44.549160), ("resnet152", 60.192808),
+        ("resnext50_32x4d", 25.028904), ("resnext101_32x8d", 88.791336), ("wide_resnet50_2", 68.883240),
+        ("wide_resnet101_2", 126.886696), ("vgg16_encoder", 39.803688), ("vgg16_bn_encoder", 39.812136),
+    ],
+)  # fmt: skip
+def test_an_encoder_has_as_many_parameters_as_published(encoder, millions):
+    """With 1000 outputs: a Linear layer, which for VGG's 25,088 features is not the published head."""
+    with torch.device("meta"):
+        model = Classifier(ClassifierArgs(encoder=encoder), (3, 224, 224))
+    assert sum(p.numel() for p in model.parameters()) == round(millions * 1e6)
+
+
+def test_a_bottleneck_is_three_convolutions_with_its_stride_in_the_middle():
+    net = small_encoder("resnext50_32x4d", width=16)
+    maps = torch.randn(2, 64, 9, 9, dtype=torch.float64)
+    block, grouped = "encoder.stage2.block1", net.get_submodule("encoder.stage2.block1.body.conv2")
+    assert isinstance(grouped, nn.Conv2d)
+    first = convolve(net, f"{block}.body.conv1", maps).relu()
+    second = conv2d(first, grouped.weight, grouped.bias, stride=2, padding=1, groups=32).relu()
+    total = convolve(net, f"{block}.body.conv3", second) + convolve(net, f"{block}.shortcut.conv1", maps, stride=2)
+    torch.testing.assert_close(net.get_submodule(block)(maps), total.relu())
+
+
+def test_a_block_of_a_convnet_may_have_several_convolutions():
+    args = {"num_blocks": 2, "num_conv_per_block": [2, 1], "num_filters": 4, "norm_type": None}
+    net = build_model("classifier", {"encoder": "convnet", "encoder_args": args}, SHAPE, seed=1).double()
+    images = torch.randn(2, *SHAPE, dtype=torch.float64)
+    maps = max_pool2d(
+        convolve(net, "encoder.block1.conv2", convolve(net, "encoder.block1.conv", images).relu()).relu(), 2
+    )
+    maps = max_pool2d(convolve(net, "encoder.block2.conv", maps).relu(), 2)
+    torch.testing.assert_close(net.encode(images), maps.flatten(1))
+
+
+def test_an_mlp_may_have_no_hidden_layer():
+    head = {"classifier": "mlp-classifier", "classifier_args": {"num_classes": 10, "hidden_layers": None}}
+    model = build_model("classifier", CONVNET | head, SHAPE, seed=1)
+    assert (model.head_layer, model.head.in_features) == ("classifier.mlp.0", 4 * 7 * 7)
 
 
 def small_encoder(encoder: str, **args: Any) -> MetaModel:
@@ -357,14 +396,15 @@ def metric_model(**args: Any) -> MetaModel:
     ).double()
 
 
-@pytest.mark.parametrize("metric", ["cosine", "distance"])
+@pytest.mark.parametrize("metric", ["cosine", "distance", "dot"])
 def test_metric_logits_are_similarities_to_each_row(metric):
     model = metric_model(metric=metric, temperature=0.7)
     features = torch.randn(4, model.head.in_features, dtype=torch.float64)
     for x, logits in zip(features, model.classify(features), strict=True):
         for row, logit in zip(model.head.weight, logits, strict=True):
-            cosine, distance = x @ row / x.norm() / row.norm(), ((x - row) ** 2).sum()
-            torch.testing.assert_close(logit, 0.7 * (cosine if metric == "cosine" else -distance))
+            dot, distance = x @ row, ((x - row) ** 2).sum()
+            expected = {"dot": dot, "cosine": dot / x.norm() / row.norm(), "distance": -distance}
+            torch.testing.assert_close(logit, 0.7 * expected[metric])
 
 
 @pytest.mark.parametrize(
