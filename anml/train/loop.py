@@ -1,5 +1,6 @@
 """The training loop: draw, step, log, checkpoint. It resumes exactly from any checkpoint."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -11,11 +12,12 @@ from anml.data.episodes import draw_episode
 from anml.errors import ConfigError, JobError
 from anml.machine import clock
 from anml.meta import make_engine, uses_graph
-from anml.meta.engine import EpisodeOutcome
+from anml.meta.engine import EpisodeOutcome, FirstOrderEngine
 from anml.meta.static_update import StaticUpdate, UpdateGraph
-from anml.meta.step import MetaStep
+from anml.meta.step import MetaStep, lobotomize
 from anml.models.meta_model import MetaModel, select_names
 from anml.plugins import load_object
+from anml.rng import torch_generator
 from anml.train.run import RunSpec, TrainingRun, last_good_step, training_data
 
 Stop = Callable[[], bool]
@@ -68,6 +70,30 @@ class EpisodeUpdater:
 
     def step(self, index: int) -> EpisodeOutcome:
         return self.meta.update(draw_episode(self.data, self.config, self.config.seed, index), index)
+
+    def curves(self, index: int) -> dict[str, float]:
+        """Return accuracies around the inner loop of episode `index`, under the names of higherANML's curves.
+
+        `inner`, before and after: of the examples that it learns. `meta` and `adapted`: of the query set, and of the
+        remember set in it, with slow and with fast weights. It costs an episode of first order, on a copy of the model.
+        """
+        config, episode = self.config, draw_episode(self.data, self.config, self.config.seed, index)
+        copied = copy.deepcopy(self.meta.model)
+        if config.lobotomize:
+            lobotomize(copied.head, episode.new_classes, torch_generator(config.seed, "lobotomy", index))
+        names = select_names(copied, config.inner_params)
+        engine = FirstOrderEngine(copied, names, config.inner_optimizer, keep_fast_weights=True)
+        curves, learned = dict[str, float](), config.batch_size * config.inner_steps
+        for inner, outer in (("before", "meta"), ("after", "adapted")):
+            if inner == "after":
+                engine.run(episode)
+            with torch.no_grad():
+                right = (copied(episode.images).argmax(dim=1) == episode.labels).float()
+            curves[f"inner/acc_{inner}"] = float(right[:learned].mean())
+            curves[f"{outer}/acc"] = float(right[episode.query_start :].mean())
+            if config.remember_size:
+                curves[f"{outer}/remember_acc"] = float(right[learned:].mean())
+        return curves
 
     def static_update(self) -> StaticUpdate:
         """Return the same update on tensors that stay in their memory, for a graph."""
@@ -129,8 +155,10 @@ class Training:
                 run.take(outcome)
             if self.completed % first.config.log_freq == 0 or self.completed == until:
                 speed = (self.completed - since) / (clock(first.device) - started)
-                for run in self.runs:
-                    run.log(speed)
+                is_rare = self.completed % first.config.save_freq == 0
+                for run, updater in zip(self.runs, self.updaters, strict=True):
+                    has_curves = is_rare and isinstance(updater, EpisodeUpdater)
+                    run.log(speed, updater.curves(self.completed) if has_curves else {})
                 started, since = clock(first.device), self.completed
             if self.completed % first.config.save_freq == 0 or self.completed == until:
                 self._save()

@@ -4,8 +4,9 @@ import copy
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -130,18 +131,21 @@ class TrainingRun:
         if self.average:
             self.average.update()
 
-    def log(self, steps_per_second: float) -> None:
-        """Write a line: means since the last one. Raises JobError where training has diverged."""
+    def log(self, steps_per_second: float, curves: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Write a line: means since the last one, and `curves`. Raises JobError where training has diverged."""
         # One read-back for the whole interval: reading every step would stall a GPU.
         loss, right = torch.stack([torch.stack(pair) for pair in self.recent]).mean(dim=0).tolist()
         if not math.isfinite(loss):
             self._check_losses(self.recent)
         self.recent = []
         line = {"step": self.completed, "loss": loss, "accuracy": right}
+        if gradients := [p.grad for p in self.model.parameters() if p.grad is not None]:
+            line["gradient_norm"] = float(torch.stack(torch._foreach_norm(gradients)).norm())
         if self.config.val_size:
-            line["val_accuracy"] = self._validate()
+            line["val_accuracy"], line["val_top5"] = self._validate()
         if self.outer_lrs:
             line["outer_lr"] = self.outer_lrs[self.completed - 1]
+        line |= curves
         line["steps_per_second"] = round(steps_per_second, 3)
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -210,15 +214,16 @@ class TrainingRun:
             state |= {"weights": self.model.state_dict(), "averaged_updates": self.average.updates}
         return state
 
-    def _validate(self) -> float:
-        """Return the accuracy on examples of the training classes that training never sees."""
+    def _validate(self) -> tuple[float, float]:
+        """Return top-1 and top-5 accuracy on examples of the training classes that training never sees."""
         images, labels = draw_validation(self.validation, self.config.val_size, self.config.seed, self.completed)
         model = self.kept_model
         model.eval()  # A BatchNorm would learn from the validation set.
         with torch.no_grad():
-            right = accuracy(model(images), labels)
+            logits = model(images)
         model.train()
-        return float(right)
+        best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        return float(accuracy(logits, labels)), float(best.any(dim=1).float().mean())
 
 
 def last_good_step(checkpoints: Path, *others: Path) -> int:

@@ -15,8 +15,11 @@ import anml.rng
 import anml.train.run
 from anml.checkpoints import is_complete, load_model, read_card, steps_saved
 from anml.config.training import TrainConfig
+from anml.data.episodes import draw_episode
 from anml.errors import ConfigError, DataError
 from anml.meta.engine import EpisodeOutcome
+from anml.meta.step import lobotomize
+from anml.models.meta_model import select_names
 from anml.train.iid import make_optimizer, make_schedule
 from anml.train.loop import Training
 from anml.train.run import RunSpec
@@ -250,6 +253,33 @@ def test_the_logged_validation_is_the_accuracy_on_the_examples_held_back(tmp_pat
     assert log(tmp_path)[-1]["val_accuracy"] == pytest.approx(float(right.double().mean()))
 
 
+def test_the_log_has_higheranmls_curves_of_the_next_episode_where_a_checkpoint_is_kept(tmp_path):
+    config = make_config(log_freq=1, save_freq=5, eval_steps=[5, 12])
+    train(tmp_path / "curves", config)
+    train(tmp_path / "without", config.model_copy(update={"save_freq": 100}))
+    lines = log(tmp_path / "curves")
+    assert [line["step"] for line in lines if "inner/acc_after" in line] == [5, 10]
+    assert all(line["gradient_norm"] > 0 and line["val_top5"] >= line["val_accuracy"] for line in lines)
+    weights = [content(tmp_path / name, 12)["model.safetensors"] for name in ("curves", "without")]
+    assert weights[0] == weights[1]
+
+    model, _ = load_model(step_folder(tmp_path / "curves", 5))
+    episode = draw_episode(anml.train.run.training_data(config, CPU)[0], config, 1, 5)
+    lobotomize(model.head, episode.new_classes, anml.rng.torch_generator(1, "lobotomy", 5))
+    before = (model(episode.images).argmax(dim=1) == episode.labels).double()
+    sgd = torch.optim.SGD([model.get_parameter(name) for name in select_names(model, config.inner_params)], lr=0.1)
+    for image, label in zip(episode.images[:3], episode.labels[:3], strict=True):
+        sgd.zero_grad()
+        torch.nn.functional.cross_entropy(model(image[None]), label[None]).backward()
+        sgd.step()
+    after = (model(episode.images).argmax(dim=1) == episode.labels).double()
+    expected = {
+        "inner/acc_before": before[:3], "inner/acc_after": after[:3], "meta/acc": before, "adapted/acc": after,
+        "meta/remember_acc": before[3:], "adapted/remember_acc": after[3:],
+    }  # fmt: skip
+    assert {key: lines[4][key] for key in expected} == pytest.approx({k: float(v.mean()) for k, v in expected.items()})
+
+
 def test_without_validation_nothing_is_said_of_it(tmp_path):
     train(tmp_path, make_config(val_size=0, train_size=20))
     assert "val_accuracy" not in log(tmp_path)[0]
@@ -300,7 +330,7 @@ class RunOnGpu:
     def take(self, outcome: EpisodeOutcome) -> None:
         self.completed += 1
 
-    def log(self, steps_per_second: float) -> None:
+    def log(self, steps_per_second: float, curves: dict[str, float]) -> None:
         self.speeds.append(steps_per_second)
 
     def save(self) -> None:
