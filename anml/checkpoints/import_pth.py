@@ -141,8 +141,9 @@ def our_names(state: State) -> State:
 def _candidates(state: State, given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the models that the names allow, and what of their arguments the shapes tell. Pooling has no parameters."""
     if head := _head(state):
+        head["classifier_args"] |= given.get("classifier_args") or {}
         for encoder, args in _encoders(state, given.get("encoder_args") or {}):
-            yield "classifier", {"encoder": encoder, "encoder_args": args} | merged(head, given)
+            yield "classifier", {"encoder": encoder, "encoder_args": args} | head
         return
     if "pn.2.weight" in state:
         layers = {"num_filters": "rln.0", "hidden": "pn.0", "num_classes": "pn.2"}
@@ -199,15 +200,8 @@ def _encoders(state: State, given: Mapping[str, Any]) -> Iterator[tuple[str, dic
             args["norm_type"] = None
         elif "encoder.block1.norm.running_mean" in state:
             args["norm_type"] = "bn"
-        says = {"padding", "pool_size", "stride"} & given.keys()
-        yield from (
-            ("convnet", args | dict(given) | ({} if says else open_)) for open_ in _CONVNETS[: 1 if says else None]
-        )
-
-
-def merged(args: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a head with those that the user gives."""
-    return dict(args) | {"classifier_args": {**args["classifier_args"], **(given.get("classifier_args") or {})}}
+        is_said = {"padding", "pool_size", "stride"} & given.keys()
+        yield from (("convnet", args | shape | dict(given)) for shape in ([{}] if is_said else _CONVNETS))
 
 
 def _ambiguous(file: Path, fitting: Sequence[Network]) -> str:

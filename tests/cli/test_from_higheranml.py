@@ -78,3 +78,12 @@ def test_every_new_key_exists() -> None:
     known = {*TrainConfig.model_fields, *EvalConfig.model_fields, "eval_anml.py -c CONFIG"}
     named = {key.partition(":")[0] for row in table("Keys of a config") for key in code(row[1])}
     assert named <= known
+
+
+def test_omniimage_may_be_normalised_as_there(tmp_path: Path) -> None:
+    code_block = DOCUMENT.split("```python\n")[1].split("```")[0]
+    (tmp_path / "omniimage.py").write_text(code_block.replace("\n  ", "\n").strip())
+    (tmp_path / "train.yml").write_text("dataset: ./omniimage.py:OMNIIMAGE20\nmodel: sanml\n")
+    facts = load_train_config(tmp_path / "train.yml").config.facts
+    assert (facts.examples_per_class, facts.mean_std) == (20, ((0.48751324, 0.46667117, 0.41095525),
+                                                               (0.26073888, 0.2528451, 0.2677635)))  # fmt: skip

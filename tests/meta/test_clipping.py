@@ -60,6 +60,16 @@ def clipped(kind: str, make: Callable[..., Engine]) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+def test_the_norm_is_that_of_the_parameters_that_the_outer_loop_changes() -> None:
+    model = make_model("anml")
+    engine = FastEngine(model, select_names(model, PUBLISHED_INNER["anml"]), INNER)
+    config = make_config(model="anml", max_grad_norm=MOST, outer_params=["rln"])
+    MetaStep(config, model, engine, seed=1).update(make_episode(make_data(), batch_size=2), 0)
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert set(gradients) == set(select_names(model, ["rln"]))
+    assert float(torch.stack([g.norm() for g in gradients.values()]).norm()) == pytest.approx(MOST, rel=1e-3)
+
+
 @pytest.mark.native
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_clipped_gradients_are_those_of_higher(kind: str, name: str) -> None:
