@@ -186,6 +186,8 @@ def _check_method(config: TrainConfig) -> Faults:
     is_episodic, method = config.method.is_episodic, f"train_method: {config.train_method}"
     if config.inner_lrs and not is_episodic:
         yield "inner_lrs", f"are for training on episodes, not for {method}"
+    if config.on_divergence == "skip" and config.method.keeps_fast_weights:
+        yield "on_divergence", f"skip cannot undo what the inner loop of {method} has done to the weights; remove it"
     if config.outer_lr_scheduler is None and config.outer_lr_scheduler_args is not None:
         yield "outer_lr_scheduler_args", "is without an outer_lr_scheduler that they are for"
     if config.outer_lr_scheduler is not None and not is_episodic:

@@ -93,6 +93,8 @@ class TrainConfig(Record):
     outer_lr_scheduler: str | None = None
     outer_lr_scheduler_args: dict[str, Any] | None = None
     max_grad_norm: Rate | None = None
+    # An update whose loss or gradient is not finite ends the training, or is left out. Unset is fail.
+    on_divergence: Literal["fail", "skip"] | None = None
     # Checkpoints hold an exponential moving average of the weights, and evaluations are of it.
     ema_decay: Fraction | None = None
     epochs: Count = 25000

@@ -11,7 +11,7 @@ from anml.data.class_images import ClassImages
 from anml.data.episodes import biased_batch, shuffled_batch
 from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.meta.step import lobotomize, make_by_name, make_schedule
-from anml.models.meta_model import MetaModel, select_names
+from anml.models.meta_model import MetaModel, find_not_finite, select_names
 from anml.rng import torch_generator
 
 
@@ -54,6 +54,10 @@ class BatchUpdater:
                 parameter.grad = None  # The optimizer passes over it.
         if config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        if config.on_divergence == "skip":
+            gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+            if find_not_finite(gradients):
+                return EpisodeOutcome(loss.detach(), accuracy(logits.detach(), labels), {})
         self.optimizer.step()
         return EpisodeOutcome(loss.detach(), accuracy(logits.detach(), labels), {})
 

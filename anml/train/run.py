@@ -26,6 +26,9 @@ from anml.meta.step import outer_lrs
 from anml.models import build_model
 from anml.models.meta_model import MetaModel, find_not_finite
 
+# With on_divergence: skip, so many updates in a row without a finite loss and gradient end the training.
+_MOST_SKIPPED = 10
+
 
 class WeightAverage:
     """An exponential moving average of a model's weights over its updates (after Polyak and Juditsky 1992).
@@ -88,6 +91,8 @@ class TrainingRun:
         # Loss and accuracy of the steps since the last line of the log.
         self.recent: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.completed = start
+        # With on_divergence: skip, the updates left out in a row.
+        self.may_skip, self.skipped = self.config.on_divergence == "skip", 0
         # A GPU would wait for the host at every step: there the log and the checkpoints are what is checked.
         self.checks_every_step = device.type == "cpu"
         self.outer_lrs = outer_lrs(self.config)
@@ -123,22 +128,29 @@ class TrainingRun:
 
     def take(self, outcome: EpisodeOutcome) -> None:
         """Note that a step was done. Raises JobError where training has diverged."""
-        self.recent.append((outcome.loss, outcome.accuracy))
+        name = self._find_bad_gradient() if self.checks_every_step else ""
+        loss = outcome.loss * torch.nan if name and self.may_skip else outcome.loss
+        self.recent.append((loss, outcome.accuracy))
         self.completed += 1
         if self.checks_every_step:
             self._check_losses(self.recent[-1:])
-            self._check_gradients()
+            if name and not self.may_skip:
+                self._fail(f"the gradient of {name} in", self.completed)
         if self.average:
             self.average.update()
 
     def log(self, steps_per_second: float, curves: Mapping[str, float] = MappingProxyType({})) -> None:
         """Write a line: means since the last one, and `curves`. Raises JobError where training has diverged."""
         # One read-back for the whole interval: reading every step would stall a GPU.
-        loss, right = torch.stack([torch.stack(pair) for pair in self.recent]).mean(dim=0).tolist()
-        if not math.isfinite(loss):
+        values = torch.stack([torch.stack(pair) for pair in self.recent])
+        finite = values[values[:, 0].isfinite()] if self.may_skip else values
+        loss, right = finite.mean(dim=0).tolist()
+        if not self.checks_every_step and (self.may_skip or not math.isfinite(loss)):
             self._check_losses(self.recent)
         self.recent = []
         line = {"step": self.completed, "loss": loss, "accuracy": right}
+        if self.may_skip:
+            line["skipped"] = len(values) - len(finite)
         if gradients := [p.grad for p in self.model.parameters() if p.grad is not None]:
             line["gradient_norm"] = float(torch.stack(torch._foreach_norm(gradients)).norm())
         if self.config.val_size:
@@ -155,7 +167,8 @@ class TrainingRun:
         """Keep a checkpoint. Raises JobError where training has diverged: a checkpoint is always finite."""
         folder = step_folder(self.checkpoints, self.completed)
         if not is_complete(folder):
-            self._check_losses(self.recent)
+            if not self.may_skip:
+                self._check_losses(self.recent)
             # An average takes in every update, so it is not finite either.
             if name := find_not_finite(self.kept_model.state_dict()):
                 self._fail(f"{name} after", self.completed)
@@ -170,13 +183,15 @@ class TrainingRun:
 
     def _check_losses(self, latest: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         are_finite = [] if not latest else torch.stack([loss for loss, _ in latest]).isfinite().tolist()
-        if False in are_finite:
-            self._fail("the loss in", self.completed - len(are_finite) + are_finite.index(False) + 1)
+        for step, is_finite in enumerate(are_finite, self.completed - len(are_finite) + 1):
+            self.skipped = 0 if is_finite else self.skipped + 1
+            if self.skipped == (_MOST_SKIPPED if self.may_skip else 1):
+                self._fail("the loss in", step)
 
-    def _check_gradients(self) -> None:
+    def _find_bad_gradient(self) -> str:
+        """Return the name of a parameter whose gradient is not finite, or an empty string."""
         gradients = {name: value.grad for name, value in self.model.named_parameters() if value.grad is not None}
-        if name := find_not_finite(gradients):
-            self._fail(f"the gradient of {name} in", self.completed)
+        return find_not_finite(gradients)
 
     def _fail(self, what: str, step: int) -> NoReturn:
         """Raise JobError of a training that diverged at `step` (from 1): where, what is left of it, what may help."""

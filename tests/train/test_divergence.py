@@ -10,6 +10,7 @@ import torch
 
 from anml.checkpoints import steps_saved
 from anml.config.training import TrainConfig
+from anml.data.class_images import ClassImages
 from anml.errors import JobError
 from anml.meta.engine import EpisodeOutcome
 from anml.train.loop import EpisodeUpdater, Training
@@ -187,3 +188,29 @@ def test_running_statistics_that_overflow_are_not_kept(tmp_path: Path) -> None:
         training.runs[0].model.get_parameter("encoder.block1.conv.weight").mul_(1e25)
     assert "encoder.block1.norm.running_var after optimizer step 5 " in failure(training)
     assert steps_saved(tmp_path / "checkpoints") == []
+
+
+@pytest.mark.parametrize("kind", ["meta", "first order", "iid"])
+def test_a_single_update_that_is_not_finite_may_be_left_out(tmp_path: Path, kind: str) -> None:
+    training = make_training(tmp_path, **KINDS[kind], on_divergence="skip")
+    assert run(training, 5)
+    before = {name: value.clone() for name, value in training.runs[0].model.state_dict().items()}
+    images = training.updaters[0].data.images  # type: ignore[attr-defined]
+    whole = training.updaters[0].data.mean_std  # type: ignore[attr-defined]
+    nan = ((torch.nan,), (1.0,))
+    training.updaters[0].data = ClassImages(images, "spoiled", nan)  # type: ignore[attr-defined]
+    assert run(training, 6)
+    training.updaters[0].data = ClassImages(images, "whole", whole)  # type: ignore[attr-defined]
+    after = training.runs[0].model.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed <= {"fc.weight"}  # Where the lobotomy has been.
+    assert run(training, 12)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"]: line["skipped"] for line in lines} == {4: 0, 5: 0, 6: 1, 8: 0, 12: 0}
+    assert all(after[name].isfinite().all() for name in after)
+
+
+@pytest.mark.parametrize("kind", ["meta", "first order"])
+def test_ten_updates_left_out_in_a_row_end_the_training(tmp_path: Path, kind: str) -> None:
+    message = failure(make_training(tmp_path, **KINDS[kind], on_divergence="skip", inner_lr=1e30))
+    assert "the loss in episode 10 (seed 7" in message

@@ -99,7 +99,7 @@ def test_every_training_key_is_told_or_left_out_for_a_reason():
         *module._OF_ONE_MODEL, "outer_lr_scheduler_args", "lr_scheduler_args", "optimizer_args", "model_args",
     }  # fmt: skip
     machine = {"project", "entity", "group", "cluster", "data_path", "device", "engine", "deterministic"}
-    record = {"val_size", "val_examples", "save_freq", "log_freq", "model_name", "output_layer"}
+    record = {"on_divergence", "val_size", "val_examples", "save_freq", "log_freq", "model_name", "output_layer"}
     said_elsewhere = {
         "seed", "seeds", "epochs", "max_steps", "eval_steps", "eval_untrained", "eval", "im_size", "class_split",
         "allow_incomplete", "inner_lrs", "vary", "train_together",
