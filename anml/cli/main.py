@@ -123,6 +123,11 @@ def run_command(main: Callable[[Sequence[str]], int]) -> int:
         if not (message := missing_package(error)):
             raise
         print(f"error: {message}", file=sys.stderr)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # By its name: most commands do not import torch.
+            raise
+        message = f"error: the GPU's memory is too small: {error}".splitlines()[0]
+        print(f"{message}\nAsk for a GPU with more memory, or for none (device: cpu).", file=sys.stderr)
     except BrokenPipeError:
         pass
     except OSError as error:

@@ -4,11 +4,13 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
-from anml.cli.main import COMMANDS, GROUPS, make_parser
+from anml.cli.main import COMMANDS, GROUPS, make_parser, run_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHOWN = [name for title, commands in GROUPS.items() if title for name in commands]
@@ -32,6 +34,18 @@ start("anml")
 from anml.plugins import load_object
 print(load_object("my_parts:NAME"))
 """
+
+
+def test_a_gpu_without_memory_ends_a_command_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    def short_of_memory(_: Sequence[str]) -> int:
+        raise torch.OutOfMemoryError(reason)
+
+    reason = "CUDA out of memory. Tried to allocate 2.00 MiB.\nMore of that."
+    assert run_command(short_of_memory) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: the GPU's memory is too small: CUDA out of memory. Tried to allocate 2.00 MiB.\nAsk"
+    )
 
 
 def test_help_shows_every_command_with_an_example(command) -> None:
