@@ -219,6 +219,26 @@ def test_what_varies_makes_models_of_their_own_in_the_report(
     assert f'"display_name": "anml-{key}-0.05"' in (tmp_path / "out/model.json").read_text()
 
 
+def test_a_finished_experiment_grows_and_what_was_there_stays(run: Run, experiments: Path, tmp_path: Path) -> None:
+    assert launch(run, write_config(tmp_path, epochs=4, eval_steps=[2], seeds=[1], eval=OLFT)).returncode == 0
+    root = experiments / "p" / "g"
+    before = {path: path.read_bytes() for name in ("results", "checkpoints") for path in (root / name).rglob("*.*")}
+    more = tmp_path / "more.yml"
+    more.write_text(
+        "eval: {means: {eval_method: zero_shot, classes: [4], runs: 2}}\nseeds: [1, 2]\neval_steps: [2, 4]\n"
+    )
+    done = run("-m", "anml", "add", "p/g", "-c", more)
+    assert done.returncode == 0, done.stderr
+    # For each seed: two flavors at two checkpoints, of which one was there.
+    assert len(list((root / "results").glob("*.csv"))) == 8
+    assert {path: path.read_bytes() for path in before} == before
+    assert "means" in (root / "report/accuracy.txt").read_text()
+    (addition,) = json.loads((root / "environment.json").read_text())["additions"]
+    assert "train-step-000004-seed-1" in addition["jobs"]
+    again = run("-m", "anml", "add", "p/g", "-c", more)
+    assert (again.returncode, "means: is there" in again.stderr) == (2, True)
+
+
 def test_evaluation_by_hand_agrees_with_the_planned_one(run: Run, finished: Path, tmp_path: Path) -> None:
     evaluation = tmp_path / "eval.yml"
     evaluation.write_text(yaml.safe_dump(OLFT["olft"] | {"dataset": "glyphs"}))

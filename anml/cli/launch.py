@@ -3,18 +3,28 @@
 import argparse
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, collecting, print_notices
+from anml.cli.arguments import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    add_address_arguments,
+    add_config_arguments,
+    collecting,
+    find_experiment,
+    print_notices,
+)
 from anml.config.binding import located
-from anml.config.load import LoadedTrain, load_train_config, smoke_test
+from anml.config.load import LoadedTrain, load_experiment_config, load_train_config, smoke_test
 from anml.config.profile import PROFILES, ClusterProfile, load_profile
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 from anml.experiment import Experiment
+from anml.jobs.addition import added_jobs, with_more, write_addition
 from anml.jobs.job_status import JobStatus, read_status
-from anml.jobs.launch import Launch, check_with_model, create_experiment, experiments_dir, new_group
+from anml.jobs.launch import Launch, check_with_model, create_experiment, experiments_dir, load_launch, new_group
 from anml.jobs.plan import Job, make_plan
 from anml.jobs.schedulers import default_cluster, scheduler_class
 from anml.jobs.submission import describe, run_launch
@@ -43,6 +53,28 @@ def launch(options: argparse.Namespace) -> int:
     print(f"Experiment  {decided.experiment.root}")
     print(f"W&B group   {decided.experiment.group} ({decided.wandb_mode})", flush=True)
     return run_and_report(decided)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_address_arguments(parser)
+    what = "more flavors (`eval:` with their settings), or more seeds and later checkpoints"
+    add_config_arguments(parser, what)
+    parser.add_argument("-n", "--dry-run", action="store_true", help="show the jobs that would be added, add nothing")
+
+
+def add(options: argparse.Namespace) -> int:
+    before = load_launch(find_experiment(options))
+    flags = {"data_path": options.data_path}
+    loaded = load_experiment_config(before.experiment.config_file, options.overrides, flags, options.config)
+    after = with_more(before, loaded.config, options.command_line)
+    print_notices(loaded.notices)
+    new = added_jobs(before, after)
+    if options.dry_run:
+        print(describe(replace(after, plan=new)))
+        return EXIT_DONE
+    check_with_model(after.config)
+    print(f"Adds {len(new.jobs) - 1} jobs to {before.experiment.root}", flush=True)
+    return run_and_report(after, lambda: write_addition(before, after))
 
 
 def _read(options: argparse.Namespace) -> tuple[LoadedTrain, ClusterProfile]:
@@ -117,16 +149,16 @@ def _decide(options: argparse.Namespace, config: TrainConfig, profile: ClusterPr
     return Launch(config, Experiment(root), profile, mode, plan, options.command_line)
 
 
-def run_and_report(launch: Launch) -> int:
+def run_and_report(launch: Launch, begin: Callable[[], None] = lambda: None) -> int:
     """Submit the jobs of a launch, or run them on this machine and print the accuracies. Returns the exit code."""
     # Commands need the path of an experiment only where it is not in the usual folder.
     root, usual = launch.experiment.root, experiments_dir(None)
     address = shlex.quote(f"{root.parent.name}/{root.name}" if root.parent.parent == usual else str(root))
     if not scheduler_class(launch.profile.scheduler).runs_here:
-        run_launch(launch, lambda ids: _announce(ids, address))
+        run_launch(launch, lambda ids: _announce(ids, address), begin)
         return EXIT_DONE
     try:
-        run_launch(launch)
+        run_launch(launch, begin=begin)
     except KeyboardInterrupt:
         print(f"\nStopped. To continue: python -m anml retry {address}")
         # The jobs of this launcher have ended; a job that another launcher started may still run.

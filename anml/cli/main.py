@@ -22,6 +22,8 @@ GROUPS = {
     "Experiments": {
         "launch": Command("launch", "train and evaluate: plan the jobs, make the experiment folder, submit",
                           "launch -c quickstart.yml --project demo --cluster local"),
+        "add": Command("launch", "add flavors, later checkpoints or seeds to an experiment",
+                       "add demo/GROUP -c more.yml"),
         "status": Command("status", "show what ran, what runs, what failed and why", "status demo/GROUP --watch"),
         "logs": Command("logs", "print what the jobs have written", "logs demo/GROUP train-step-000500 -f"),
         "retry": Command("status", "submit again what failed or never ran", "retry demo/GROUP"),

@@ -53,12 +53,16 @@ def load_train_config(
     overrides: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
     frozen: Path | None = None,
+    more: Path | None = None,
 ) -> LoadedTrain:
     """Read a training config. `overrides` are `key.sub=value`, `options` come from command-line flags.
 
-    frozen: a folder of copies of users' files, which come first. Raises ConfigError with every problem found.
+    frozen: a folder of copies of users' files, which come first. more: a file with more flavors, or other values of
+    keys. Raises ConfigError with every problem found.
     """
     source = read_yaml(path)
+    if more:
+        _add(source, read_yaml(more))
     _refuse_other_kind(source, _EVAL_KEYS - _TRAIN_KEYS, _OF_TRAINING, "an evaluation config", "train")
     found = _prepare(source, overrides, options, adopt_train, frozen)
     _split_by_dataset(source, found)
@@ -70,14 +74,26 @@ def load_train_config(
     return LoadedTrain(_fill_in(config, flavors), found.notices, source)
 
 
+def _add(source: Source, more: Source) -> None:
+    """Put what another file says into a source; its flavors come beside those there. Raises ConfigError."""
+    if not isinstance(more.data, dict) or not isinstance(more.data.get("eval", {}), dict):
+        message = f"{more.locate(())}: expected `eval:` with flavors to add, or other keys of a training config"
+        raise ConfigError(message)
+    flavors = more.data.get("eval", {})
+    if twice := [name for name in flavors if name in source.data["eval"]]:
+        raise ConfigError([problem(more, ("eval", name), "is there; add it under another name") for name in twice])
+    source.locations |= {key_path: location for key_path, location in more.locations.items() if key_path}
+    source.data |= more.data | {"eval": source.data["eval"] | flavors}
+
+
 def load_experiment_config(
-    path: Path, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
+    path: Path, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None, more: Path | None = None
 ) -> LoadedTrain:
     """Read the config.yml of an experiment, which says how it was trained.
 
     One that was written before a key has what was always done then: see `_BEFORE`. Raises ConfigError.
     """
-    loaded = load_train_config(path, overrides, options, path.parent / "code" / USER_CODE)
+    loaded = load_train_config(path, overrides, options, path.parent / "code" / USER_CODE, more)
     filled = {key: value for key, value in _BEFORE.items() if getattr(loaded.config, key) is not None}
     missing = {key: value for key, value in filled.items() if loaded.source.data.get(key) is None}
     return loaded._replace(config=loaded.config.model_copy(update=missing))

@@ -24,14 +24,20 @@ from anml.process import this_process
 ENDING_SECONDS = 120.0
 
 
-def run_launch(launch: Launch, announce: Callable[[dict[str, str]], None] = lambda ids: None) -> None:
+def run_launch(
+    launch: Launch,
+    announce: Callable[[dict[str, str]], None] = lambda ids: None,
+    begin: Callable[[], None] = lambda: None,
+) -> None:
     """Submit every job that is neither done nor waiting or running, and run them where the scheduler runs here.
 
     If the scheduler refuses a job for good, or somebody ends the launch, those submitted here are cancelled.
-    announce: receives the submitted jobs' ids by name. Raises SubmissionError.
+    announce: receives the submitted jobs' ids by name. begin: is called first, when no other launch is at work on the
+    experiment. Raises SubmissionError.
     """
     scheduler = launch.make_scheduler()
     with ended_as_by_ctrl_c(), one_at_a_time(launch.experiment):
+        begin()
         record(launch, {})
         _wait_for_ends(launch, scheduler)
         submission = _Submission(launch, scheduler)
