@@ -10,7 +10,8 @@ import pytest
 from anml.checkpoints import read_card
 from anml.cli.main import main
 from anml.config.evaluation import ClassSplit
-from anml.config.load import dump_config, load_train_config, smoke_test
+from anml.config.load import dump_config, load_train_config
+from anml.config.smoke_test import smoke_test
 from anml.config.training import TrainConfig
 from anml.experiment import Experiment
 

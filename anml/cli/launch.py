@@ -17,8 +17,9 @@ from anml.cli.arguments import (
     print_notices,
 )
 from anml.config.binding import located
-from anml.config.load import LoadedTrain, load_experiment_config, load_train_config, smoke_test
+from anml.config.load import LoadedTrain, load_experiment_config, load_train_config
 from anml.config.profile import PROFILES, ClusterProfile, load_profile
+from anml.config.smoke_test import smoke_test
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 from anml.experiment import Experiment

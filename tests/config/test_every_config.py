@@ -8,7 +8,8 @@ import torch
 
 from anml.cli.check_config import name_problems
 from anml.cli.main import main
-from anml.config.load import LoadedTrain, load_eval_configs, load_train_config, smoke_test
+from anml.config.load import LoadedTrain, load_eval_configs, load_train_config
+from anml.config.smoke_test import smoke_test
 from anml.config.yaml import read_yaml
 from anml.jobs.plan import make_plan
 from anml.models import build_model

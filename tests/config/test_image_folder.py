@@ -7,7 +7,8 @@ import pytest
 
 from anml.config.evaluation import ClassSplit
 from anml.config.image_folder import check_held_out, is_image, list_classes, split_by_fraction
-from anml.config.load import dump_config, load_train_config, smoke_test
+from anml.config.load import dump_config, load_train_config
+from anml.config.smoke_test import smoke_test
 from anml.errors import ConfigError
 
 BASE = "dataset: images-folder\ndata_path: images\nmodel: sanml\nnum_batches: 2\n"

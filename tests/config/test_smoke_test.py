@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from anml.config.load import dump_config, load_train_config, smoke_test
+from anml.config.load import dump_config, load_train_config
+from anml.config.smoke_test import smoke_test
 from anml.config.training import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

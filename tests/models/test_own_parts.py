@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from anml.checkpoints import ModelCard, load_model, save_checkpoint
-from anml.config.load import load_train_config, smoke_test
+from anml.config.load import load_train_config
 from anml.config.model_args import complete_args
+from anml.config.smoke_test import smoke_test
 from anml.errors import CheckpointError, ConfigError
 from anml.meta.adjoint import AdjointEngine
 from anml.models import build_model

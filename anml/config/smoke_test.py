@@ -1,0 +1,64 @@
+"""A config at sizes of seconds (`--smoke-test`): every job runs, none of the numbers means anything."""
+
+from typing import Any
+
+from anml.config.evaluation import EvalConfig
+from anml.config.training import TrainConfig
+
+# The widths in model arguments, for a smoke test; other arguments stay.
+_SMALL = {"rln_chs": 8, "nm_chs": 4, "num_filters": 8, "hidden": 16, "hidden_layers": 16, "channels": 8, "width": 8}
+
+
+def smoke_test(config: TrainConfig) -> TrainConfig:
+    """Return the config at sizes of seconds: two episodes, two classes, one run, two learning rates, one checkpoint.
+
+    Every job runs; none of the numbers means anything.
+    """
+    return config.model_copy(
+        update={
+            "epochs": 2 if config.method.is_episodic else 1,
+            "max_steps": 2,
+            # The first build of the native kernel would take most of the minute.
+            "engine": "fast" if config.engine == "auto" else config.engine,
+            "eval_steps": (2,),
+            "log_freq": 1,
+            # An incomplete copy of the data is enough to see that every job runs.
+            "allow_incomplete": True,
+            # A sample of the data may have four classes, and validation needs some of them.
+            "train_classes": min(
+                config.num_train_classes, 2 if any(f.is_validation for f in config.eval.values()) else 4
+            ),
+            "imgs_per_class": min(config.images_per_class, 8),
+            "train_size": min(config.examples_per_class, 6),
+            "batch_size": min(config.batch_size, 2),
+            "num_batches": min(config.inner_steps, 2),
+            "remember_size": min(config.remember_size, 4),
+            "val_size": min(config.val_size, 4),
+            "model_args": _narrow("", config.model_args),
+            "eval": {name: _small_evaluation(flavor) for name, flavor in config.eval.items()},
+        }
+    )
+
+
+def _small_evaluation(config: EvalConfig) -> EvalConfig:
+    return config.model_copy(
+        update={
+            "allow_incomplete": True,
+            "classes": (min(2, *config.classes),),
+            "train_examples": (min(2, *config.train_examples),),
+            "test_examples": (1,),
+            "lr": config.lr[:2],
+            "runs": 1,
+            "init_size": min(config.init_size, 4),
+            "eval_freq": None,
+        }
+    )
+
+
+def _narrow(key: str, value: Any) -> Any:
+    """Narrow a model's layers, those in nested arguments included."""
+    if isinstance(value, dict):
+        return {inner: _narrow(inner, argument) for inner, argument in value.items()}
+    if key not in _SMALL:
+        return value
+    return [_SMALL[key]] * len(value) if isinstance(value, (list, tuple)) else _SMALL[key]
