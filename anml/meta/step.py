@@ -53,7 +53,7 @@ class OuterStep:
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.outer.values(), self.config.max_grad_norm)
         if self.config.on_divergence == "skip":
-            norms = torch.stack(torch._foreach_norm([parameter.grad for parameter in self.outer.values()]))
+            norms = torch.stack([gradients[name].norm() for name in self.outer])
             # Where this is 1, fused Adam changes nothing. No host waits for it, so that a graph may hold it.
             self.optimizer.found_inf = 1 - norms.isfinite().all().float()  # type: ignore[attr-defined]
         self.optimizer.step()

@@ -157,8 +157,8 @@ class Training:
                 speed = (self.completed - since) / (clock(first.device) - started)
                 is_rare = self.completed % first.config.save_freq == 0
                 for run, updater in zip(self.runs, self.updaters, strict=True):
-                    has_curves = is_rare and isinstance(updater, EpisodeUpdater)
-                    run.log(speed, updater.curves(self.completed) if has_curves else {})
+                    curves = updater.curves(self.completed) if is_rare and isinstance(updater, EpisodeUpdater) else {}
+                    run.log(speed, curves)
                 started, since = clock(first.device), self.completed
             if self.completed % first.config.save_freq == 0 or self.completed == until:
                 self._save()
