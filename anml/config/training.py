@@ -233,7 +233,11 @@ class TrainConfig(Record):
         changes |= changes_of(training, dict(self))
         if training.model.varied:
             changes["model_name"] = f"{self.display_name}-{training.model.tag}"
-        return self.model_copy(update=changes)
+        config = self.model_copy(update=changes)
+        if "initialisation" in changes or (self.initialisation or "uniform") != self.usual_initialisation:
+            return config
+        usual = config.usual_initialisation  # That of the model that this training has, as loading fills it in.
+        return config.model_copy(update={"initialisation": None if usual == "uniform" else usual})
 
     @property
     def images_per_class(self) -> int:

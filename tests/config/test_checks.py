@@ -236,8 +236,8 @@ METRIC = f"{RESNET}  classifier: metric-classifier\n"
         ("encoder_args.channels=[1, 2]", "encoder_args.channels: must hold 4 values, found [1, 2]"),
         ("encoder_args.norm_type=ln", 'encoder_args.norm_type: "ln" is not allowed; allowed: bn, gn, in'),
         ("encoder_args.width=8", "encoder_args.width: unknown key; allowed: channels, norm_type"),
-        ("classifier_args.metric=cosin", 'classifier_args.metric: "cosin" is not allowed; allowed: cosine, distance, dot; '
-         "did you mean 'cosine'?"),
+        ("classifier_args.metric=cosin", 'classifier_args.metric: "cosin" is not allowed; allowed: cosine, distance, '
+         "dot; did you mean 'cosine'?"),
         ("classifier_args.temperature=0", "classifier_args.temperature: must be greater than 0, found 0"),
     ],
 )  # fmt: skip

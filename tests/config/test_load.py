@@ -377,3 +377,11 @@ def test_the_first_weights_are_those_of_the_models_authors(load, write, text: st
     old = new.replace(f"initialisation: {usual}\n", "")
     read = [load_experiment_config(write("config.yml", written)).config.initialisation for written in (old, new)]
     assert read == ["uniform" if usual else None, usual]
+
+
+def test_a_model_that_varies_has_the_first_weights_of_its_authors(load) -> None:
+    text = RESNET.replace("{encoder: resnet18}", "{encoder: convnet, classifier_args: {num_classes: 64}}")
+    text += "vary: {model_args.encoder: [convnet, resnet18]}\n"
+    for overrides, expected in (((), [None, "fan_out"]), (("initialisation=kaiming",), ["kaiming", "kaiming"])):
+        config = load(text, *overrides).config
+        assert [config.for_training(each).initialisation for each in config.trainings] == expected
