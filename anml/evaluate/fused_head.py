@@ -133,7 +133,8 @@ class FusedHeadLearner(Lanes):
         inputs = self.inputs.index_select(1, self.position)
         products = self.weight @ inputs.transpose(1, 2)
         torch.add(products[..., 0], self.bias, out=self.logits_of_two[0])
-        (weight_m, weight_v, bias_m, bias_v), grid = self.moments, (triton.cdiv(outputs, _ROWS), rates * runs)
+        weight_m, weight_v, bias_m, bias_v = self.moments
+        grid = (-(-outputs // _ROWS), rates * runs)
         for k in range(len(corrections)):
             _launch(_adam_step, grid)(
                 self.weight, weight_m, weight_v, self.bias, bias_m, bias_v, self.logits_of_two, self.inputs,
