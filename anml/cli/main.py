@@ -26,6 +26,7 @@ GROUPS = {
                        "add demo/GROUP -c more.yml"),
         "status": Command("status", "show what ran, what runs, what failed and why", "status demo/GROUP --watch"),
         "logs": Command("logs", "print what the jobs have written", "logs demo/GROUP train-step-000500 -f"),
+        "usage": Command("usage", "show memory, time and GPUs: asked for, used, enough", "usage demo/GROUP"),
         "retry": Command("status", "submit again what failed or never ran", "retry demo/GROUP"),
         "cancel": Command("status", "end the jobs of an experiment", "cancel demo/GROUP"),
         "ls": Command("experiments", "list experiments and what became of them", "ls demo"),

@@ -4,6 +4,7 @@ import argparse
 import textwrap
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from rich.console import Console, Group
@@ -15,6 +16,7 @@ from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, add_address_arguments, fi
 from anml.cli.launch import run_and_report
 from anml.jobs.job_status import duration
 from anml.jobs.launch import Launch, load_launch
+from anml.jobs.schedulers import scheduler_class
 from anml.jobs.status import GOING, JobOutcome, count_states, gpu_hours, is_report_stale, log_tail, read_jobs
 from anml.jobs.submission import cancel_pending
 
@@ -22,7 +24,7 @@ _STYLE = {"done": "green", "running": "cyan", "failed": "bold red", "cancelled":
 LOG_TAIL_LINES = 12
 WATCH_SECONDS = 5.0
 
-retry_arguments = cancel_arguments = add_address_arguments
+cancel_arguments = add_address_arguments
 
 
 def status_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +48,18 @@ def status(options: argparse.Namespace) -> int:
     return EXIT_FAILED if any(report.state in ("failed", "skipped", "cancelled") for report in reports) else EXIT_DONE
 
 
+def retry_arguments(parser: argparse.ArgumentParser) -> None:
+    add_address_arguments(parser)
+    parser.set_defaults(sbatch_options=[])
+    factors = "Any sbatch option may be given as --name=value; --mem=2x and --time=2x double what a job had."
+    parser.epilog = f"{factors} {parser.epilog}"
+
+
 def retry(options: argparse.Namespace) -> int:
     """Submit (or run on this machine) every job that is not done, with the dependencies that are not done either."""
-    return run_and_report(load_launch(find_experiment(options)))
+    launch = load_launch(find_experiment(options))
+    given = scheduler_class(launch.profile.scheduler).retry_options(launch.profile, options.sbatch_options)
+    return run_and_report(replace(launch, retry_options=given))
 
 
 def cancel(options: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ SbatchOptions = dict[str, Annotated[Any, AfterValidator(_plain)]]
 
 
 # Options that ask for the same in other words: they exclude each other.
-_MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
+MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 _GPUS = ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 
 
@@ -68,26 +68,26 @@ class JobOptions(Record):
 
     def for_kind(self, kind: str) -> SbatchOptions:
         """Return the options of one kind of job."""
-        return _merged(self.layers()["all"], self.layers()[kind])
+        return merged(self.layers()["all"], self.layers()[kind])
 
     def overridden(self, options: SbatchOptions) -> "JobOptions":
         """Return these with options on top, for jobs of every kind."""
-        return JobOptions(**{key: _merged(layer, options) for key, layer in self.layers().items()})
+        return JobOptions(**{key: merged(layer, options) for key, layer in self.layers().items()})
 
 
 def exclusive_options(options: SbatchOptions) -> list[tuple[str, ...]]:
     """Return the options that exclude each other: memory twice, or GPUs twice."""
-    memory = tuple(name for name in _MEMORY if name in options)
+    memory = tuple(name for name in MEMORY if name in options)
     gpus = tuple(name for name in _GPUS if name in options)
     gpus += ("gres",) * (gpus != () and _without_gpus(options) != options)
     return [names for names in (memory, gpus) if len(names) > 1]
 
 
-def _merged(options: SbatchOptions, later: SbatchOptions) -> SbatchOptions:
+def merged(options: SbatchOptions, later: SbatchOptions) -> SbatchOptions:
     """Return options with later ones on top: `mem-per-cpu` also replaces `mem`, `gpus` the GPUs in `gres`."""
     kept = dict(options)
-    if any(name in later for name in _MEMORY):
-        kept = {name: value for name, value in kept.items() if name not in _MEMORY}
+    if any(name in later for name in MEMORY):
+        kept = {name: value for name, value in kept.items() if name not in MEMORY}
     if any(name in later for name in _GPUS) or _without_gpus(later) != later:
         kept = {name: value for name, value in _without_gpus(kept).items() if name not in _GPUS}
     return kept | later
@@ -113,6 +113,13 @@ class Container(Record):
     binds: Many[str] = ()
 
 
+class Escalation(Record):
+    """What a job gets when it is submitted again after it ran out of memory, or of time: the next larger value."""
+
+    mem: Many[str] = ()
+    time: Many[str] = ()
+
+
 class ClusterProfile(Record):
     """Everything that differs from one cluster to the next.
 
@@ -131,6 +138,7 @@ class ClusterProfile(Record):
     python: str | None = None
     container: Container | None = None
     sbatch: JobOptions = JobOptions()
+    escalate: Escalation = Escalation()
     max_array_size: Annotated[int, Field(ge=2)] = 1001
     array_throttle: Count | None = None
     points_per_job: Count | None = None

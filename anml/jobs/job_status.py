@@ -5,9 +5,11 @@ leaves, and an attempt that a scheduler has replaced leaves when it sees the nam
 """
 
 import os
+import resource
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,6 +40,8 @@ class JobStatus(Process):
 
     attempt: how often the job has been started. job_id: the scheduler's, which is the same for attempts that a
     scheduler itself starts again; empty where there is none. busy_seconds: run time of all attempts before this one.
+    memory_gb, gpu_memory_gb: the most that an attempt has held. node: the machine by its name in the scheduler;
+    failed_on: those of the attempts before a retry that failed.
     The process is the one that runs the job or, of a queued local one, will run it.
     """
 
@@ -53,6 +57,10 @@ class JobStatus(Process):
     ended: float | None = None
     updated: float | None = None
     busy_seconds: float = 0.0
+    memory_gb: float = 0.0
+    gpu_memory_gb: float = 0.0
+    node: str = ""
+    failed_on: Sequence[str] = ()
 
     @property
     def elapsed(self) -> float:
@@ -116,7 +124,8 @@ class StatusFile:
         now = time.time()
         self.status = JobStatus(
             state="running", attempt=before.attempt + 1, job_id=job_id, busy_seconds=before.elapsed, started=now,
-            updated=now, **asdict(this_process()),
+            updated=now, memory_gb=before.memory_gb, gpu_memory_gb=before.gpu_memory_gb, failed_on=before.failed_on,
+            node=os.environ.get("SLURMD_NODENAME", ""), **asdict(this_process()),
         )  # fmt: skip
         self._first_done: float | None = None
         self._lock, self._has_ended = threading.Lock(), threading.Event()
@@ -134,13 +143,13 @@ class StatusFile:
         with self._lock:
             self.status = replace(self.status, done=done, total=total, unit=unit, rate=rate)
             if is_due:
-                self._write(updated=now)
+                self._write(updated=now, **_memory(self.status))
 
     def end(self, state: State, message: str = "") -> None:
         now = time.time()
         with self._lock:
             self._has_ended.set()
-            self._write(state=state, message=message, updated=now, ended=now)
+            self._write(state=state, message=message, updated=now, ended=now, **_memory(self.status))
 
     def _beat(self) -> None:
         while not self._has_ended.wait(BEAT_SECONDS):
@@ -181,6 +190,16 @@ class StatusFile:
             if has_written:
                 write_status(self.path, self.status)
             time.sleep(0.2)
+
+
+def _memory(status: JobStatus) -> dict[str, float]:
+    """Return the most memory that this process, one that it has started, or an earlier attempt has held so far."""
+    usages = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    memory = max(usages) * (1 if sys.platform == "darwin" else 1024) / 1e9
+    torch = sys.modules.get("torch")  # Else there is no memory of a GPU.
+    gpu = torch.cuda.max_memory_reserved() / 1e9 if torch and torch.cuda.is_initialized() else 0.0
+    memory, gpu = max(status.memory_gb, memory), max(status.gpu_memory_gb, gpu)
+    return {"memory_gb": round(memory, 3), "gpu_memory_gb": round(gpu, 3)}
 
 
 def _is_same(one: Process, other: Process) -> bool:

@@ -11,14 +11,14 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from anml.atomic import read_json, write_json, write_text
 from anml.config.load import REFERENCE_KEYS, dump_config, load_experiment_config
-from anml.config.profile import ClusterProfile, WandbMode
+from anml.config.profile import ClusterProfile, SbatchOptions, WandbMode
 from anml.config.training import TrainConfig
 from anml.config.yaml import KeyPath
 from anml.errors import ConfigError, JobError
@@ -92,7 +92,10 @@ def _git(*arguments: str) -> str | None:
 
 @dataclass(frozen=True)
 class Launch:
-    """Everything decided before anything is created."""
+    """Everything decided before anything is created.
+
+    job_options: by name of a job, the sbatch options that retries have given it. retry_options: those of this retry.
+    """
 
     config: TrainConfig
     experiment: Experiment
@@ -100,9 +103,13 @@ class Launch:
     wandb_mode: WandbMode
     plan: Plan
     command_line: Sequence[str] = ()
+    job_options: dict[str, SbatchOptions] = field(default_factory=dict)
+    retry_options: SbatchOptions = field(default_factory=dict)
 
     def make_scheduler(self) -> Scheduler:
-        return scheduler_class(self.profile.scheduler)(self.experiment, self.profile, self.wandb_mode)
+        scheduler = scheduler_class(self.profile.scheduler)(self.experiment, self.profile, self.wandb_mode)
+        scheduler.job_options = self.job_options
+        return scheduler
 
 
 def new_group(project: Path) -> str:
@@ -170,7 +177,7 @@ def record(launch: Launch, ids: dict[str, str], forget: Sequence[str] = ()) -> N
         "wandb": launch.wandb_mode,
         "jobs": launch.plan.to_json(),
         "submitted": submitted,
-    }
+    } | ({"options": launch.job_options} if launch.job_options else {})
     write_json(launch.experiment.plan_file, data)
 
 
@@ -186,7 +193,8 @@ def load_launch(experiment: Experiment) -> Launch:
     frozen = experiment.code / USER_CODE / Path(file).name
     if file.endswith(".py") and frozen.is_file():
         profile = profile.model_copy(update={"scheduler": f"{frozen}:{backend}"})
-    return Launch(config, experiment, profile, data["wandb"], Plan.from_json(data["jobs"]))
+    plan, options = Plan.from_json(data["jobs"]), data.get("options", {})
+    return Launch(config, experiment, profile, data["wandb"], plan, job_options=options)
 
 
 def read_plan_file(experiment: Experiment) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
@@ -13,11 +13,12 @@ from filelock import FileLock, Timeout
 from anml.atomic import read_json, write_json, write_text
 from anml.errors import SubmissionError
 from anml.experiment import Experiment
+from anml.jobs.escalation import bad_nodes, failed_on, options_again
 from anml.jobs.interrupts import ended_as_by_ctrl_c, held_back
 from anml.jobs.job_status import JobStatus, read_status, write_status
 from anml.jobs.launch import Launch, record
 from anml.jobs.plan import Job
-from anml.jobs.schedulers import Scheduler
+from anml.jobs.schedulers import Scheduler, SchedulerState
 from anml.process import this_process
 
 # Seconds that a launch waits for jobs that are ending before it says that they do not end.
@@ -117,11 +118,11 @@ class _Submission:
             return
         for task in tasks:
             self._check_has_ended(job, task)
+        before = self._before(job, tasks)
+        self._choose_options(job, list(before.values()))
         write_text(self.launch.experiment.job(job.name).script, self.scheduler.render(job), mode=0o777)
-        for task in tasks:
-            before = read_status(folders[task].status)
-            again = JobStatus(attempt=before.attempt, busy_seconds=before.elapsed)
-            write_status(folders[task].status, again)
+        for task, status in before.items():
+            write_status(folders[task].status, status)
         # A job that is done needs no dependency.
         after = [id_ for name in job.after for id_ in self.ids.get(name, [])]
         with held_back(self.scheduler.stop):
@@ -139,6 +140,33 @@ class _Submission:
                 "scheduler knows no such job: end the process, or wait for its end, then retry"
             )
             raise SubmissionError(message)
+
+    def _before(self, job: Job, tasks: Sequence[int | None]) -> dict[int | None, JobStatus]:
+        """Return what the new statuses of tasks take over from those before."""
+        statuses = {}
+        for task in tasks:
+            last, state = read_status(self.launch.experiment.job(job.name, task).status), self._state(job, task)
+            statuses[task] = JobStatus(
+                attempt=last.attempt, busy_seconds=last.elapsed, memory_gb=last.memory_gb,
+                gpu_memory_gb=last.gpu_memory_gb, failed_on=failed_on(last, state.words if state else ""),
+            )  # fmt: skip
+        return statuses
+
+    def _state(self, job: Job, task: int | None) -> SchedulerState | None:
+        return self.states.get(job.name, {}).get(task)
+
+    def _choose_options(self, job: Job, before: Sequence[JobStatus]) -> None:
+        """Let a job that runs again have what it lacked, and say so."""
+        profile, own = self.launch.profile, self.launch.job_options.get(job.name, {})
+        endings = [state.words for state in self.states.get(job.name, {}).values() if not state.is_live]
+        again = options_again(profile, job, own, self.launch.retry_options, before, endings)
+        if again == own:
+            return
+        self.launch.job_options[job.name] = again
+        new = " ".join(f"--{name}={value}" for name, value in again.items() if own.get(name) != value)
+        why = f" ({', '.join(dict.fromkeys(endings))})" if endings else ""
+        nodes = f"; {', '.join(nodes)} failed it twice" if (nodes := bad_nodes(before)) else ""
+        print(f"note: {job.name}: {new}{why}{nodes}", file=sys.stderr)
 
     def take_back(self, error: BaseException) -> None:
         """Cancel what was submitted. Raises SubmissionError that names what cannot be cancelled."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
-from anml.config.profile import SCHEDULERS, ClusterProfile
+from anml.config.profile import SCHEDULERS, ClusterProfile, SbatchOptions
 from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.jobs.containers import python_lines
@@ -75,6 +75,8 @@ class Scheduler(ABC):
         self.experiment, self.profile, self.wandb_mode = experiment, profile, wandb_mode
         # Set when somebody wants the launcher to stop: `submit` must not wait any longer.
         self.stop = threading.Event()
+        # By name of a job: the options of its retries, on top of the profile's.
+        self.job_options: dict[str, SbatchOptions] = {}
 
     @abstractmethod
     def command(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> list[str]:
@@ -146,6 +148,12 @@ class Scheduler(ABC):
             message = f"{' '.join(arguments)}: neither options of this command nor of {profile.scheduler}"
             raise ConfigError(message)
         return profile
+
+    @classmethod
+    def retry_options(cls, profile: ClusterProfile, arguments: list[str]) -> SbatchOptions:
+        """Return the scheduler's options for jobs that run again. Raises ConfigError."""
+        cls.with_options(profile, arguments, [])
+        return {}
 
     @classmethod  # noqa: B027
     def check_root(cls, root: Path) -> None:

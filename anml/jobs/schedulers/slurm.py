@@ -16,10 +16,11 @@ from subprocess import CompletedProcess
 from typing import get_args
 
 from anml.atomic import read_json, write_text
-from anml.config.profile import ClusterProfile
+from anml.config.profile import ClusterProfile, SbatchOptions, merged
 from anml.errors import ConfigError, SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.containers import REQUEUE_VARIABLE
+from anml.jobs.escalation import FACTOR, check_factors
 from anml.jobs.job_status import ENDED, read_status
 from anml.jobs.plan import Job, JobKind
 from anml.jobs.schedulers import CheckResult, Scheduler, SchedulerState
@@ -162,7 +163,7 @@ class SlurmScheduler(Scheduler):
         """Return the sbatch options of a job: the profile's, and what the launcher decides."""
         folder = str(self.experiment.job(job.name).root).replace("%", "%%")
         log = f"{folder}/log.txt" if job.tasks is None else f"{folder}/task-%4a/log.txt"
-        options = self.profile.sbatch.for_kind(job.kind)
+        options = merged(self.profile.sbatch.for_kind(job.kind), self.job_options.get(job.name, {}))
         options |= {"job-name": self._name(job.name), "output": log, "open-mode": "append"}
         if job.tasks is not None:
             options["array"] = f"0-{job.tasks - 1}{self._throttle}"
@@ -193,6 +194,14 @@ class SlurmScheduler(Scheduler):
         # Without its configuration sbatch knows nothing.
         is_unknown = any("unrecognized option" in words or "configuration source" in words for words in refusals)
         return doubts if is_unknown else refusals[:1]
+
+    @classmethod
+    def retry_options(cls, profile: ClusterProfile, arguments: list[str]) -> SbatchOptions:
+        # An empty value takes an option away.
+        given = {name: False if value == "" else value for name, value in parse_options(arguments).items()}
+        check_factors(profile, given)
+        cls.with_options(profile, _words({n: v for n, v in given.items() if not FACTOR.fullmatch(str(v))}), [])
+        return given
 
     @classmethod
     def check_root(cls, root: Path) -> None:
@@ -242,8 +251,7 @@ class SlurmScheduler(Scheduler):
     def shell(cls, profile: ClusterProfile, arguments: list[str]) -> list[str]:
         """Return srun with the options of a training, and those of a command line on top."""
         options = cls.with_options(profile, arguments, []).sbatch.for_kind("train")
-        words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
-        return ["srun", "--job-name=anml-shell", *words, *["--pty"] * sys.stdin.isatty()]
+        return ["srun", "--job-name=anml-shell", *_words(options), *["--pty"] * sys.stdin.isatty()]
 
     @classmethod
     def this_job(cls) -> str:
@@ -267,3 +275,9 @@ class SlurmScheduler(Scheduler):
         # scontrol may say no and still exit with 0.
         words = result.stderr.strip()
         return f"scontrol requeue: {words}" if result.returncode != 0 or words else ""
+
+
+def _words(options: SbatchOptions) -> list[str]:
+    """Return options as words of a command line."""
+    shown = {name: value for name, value in options.items() if value is not False}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in shown.items()]

@@ -1,0 +1,62 @@
+"""What fails is submitted again with more, and elsewhere."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.bench import TINY, Bench
+
+pytestmark = pytest.mark.slurm
+ONE_JOB = TINY | {"epochs": 1, "eval_steps": [1], "eval": {}}
+JOB = "train-step-000001"
+
+
+@pytest.fixture
+def failed(bench: Bench) -> Bench:
+    """Launch a training that fails at once, as on a node whose GPU is broken."""
+    profile = bench.profile(device="cuda", escalate={"mem": ["3G", "8G"]})
+    assert bench.launch("--cluster", profile, config=ONE_JOB).returncode == 0
+    bench.wait_for_queue()
+    assert bench.status(JOB)["state"] == "failed"
+    return bench
+
+
+def retry(bench: Bench, *options: str, **environment: str) -> str:
+    """Retry the experiment and return what is said of it."""
+    done = bench.python("-m", "anml", "retry", "p/g", *options, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def asked(bench: Bench) -> str:
+    """Return what Slurm says of the training."""
+    return bench.slurm("scontrol", "show", "job", bench.id_of(JOB))
+
+
+def test_a_retry_multiplies_what_a_job_had(failed: Bench) -> None:
+    said = retry(failed, "--mem=2x", "--time=1.5x", "--hold")
+    assert f"{JOB}: --mem=4G --time=0-00:30:00 --hold=True" in said
+    assert all(words in asked(failed) for words in ("MinMemoryNode=4G", "TimeLimit=00:30:00"))
+
+
+def test_a_node_that_failed_a_job_twice_is_left_out(failed: Bench) -> None:
+    first = failed.status(JOB)["node"]
+    assert "--exclude" not in retry(failed, f"--nodelist={first}")
+    failed.wait_for_queue()
+    said = retry(failed, "--nodelist=")
+    assert f"--exclude={first}" in said
+    assert f"{first} failed it twice" in said
+    failed.wait_for_queue()
+    assert failed.status(JOB)["node"] not in ("", first)
+
+
+def test_what_ran_out_of_memory_gets_the_next_step(failed: Bench, tmp_path: Path) -> None:
+    """Slurm without cgroups kills nothing for its memory: here squeue says that it has."""
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text('#!/bin/bash\n/usr/bin/squeue "$@" | sed s/FAILED/OUT_OF_MEMORY/\n')
+    squeue.chmod(0o755)
+    said = retry(failed, "--hold", PATH=f"{squeue.parent}:{os.environ['PATH']}")
+    assert f"{JOB}: --mem=3G --hold=True (OUT_OF_MEMORY" in said
+    assert "MinMemoryNode=3G" in asked(failed)
