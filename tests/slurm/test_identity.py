@@ -20,7 +20,7 @@ from anml.errors import SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.launch import Launch, create_experiment, read_plan_file
 from anml.jobs.plan import Job, Plan
-from anml.jobs.schedulers import controller
+from anml.jobs.schedulers import controller, slurm
 from anml.jobs.schedulers.slurm import SlurmScheduler
 from anml.jobs.status import read_jobs
 from anml.jobs.submission import run_launch
@@ -82,7 +82,8 @@ class Cluster:
     def ids(self) -> list[str]:
         """Return the ids of the experiment's jobs, as Slurm lists them."""
         rows = self.slurm("squeue", "--all", "--states=all", "--noheader", "--format=%F|%j").split()
-        return sorted({id_ for id_, name in (row.split("|") for row in rows) if name.endswith(self.scheduler.mark)})
+        ours = {id_ for id_, name in (row.split("|") for row in rows) if name.endswith(self.scheduler.mark)}
+        return sorted(ours, key=int)
 
     def let_go(self) -> None:
         (self.experiment.root / "go").touch()
@@ -164,6 +165,15 @@ def test_a_submission_that_seems_to_time_out_is_found(cluster: Cluster, ended: b
     work = Job("train", "train", ("--version",)) if ended else TRAIN
     submitted = cluster.launch(work)
     assert list(submitted.values()) == cluster.ids()
+
+
+def test_a_submission_that_seems_to_time_out_is_found_where_the_queue_is_minutes_old(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "SETTLE_SECONDS", 1.0)
+    cluster.wrap("squeue", "exit 0")
+    cluster.wrap("sbatch", '$REAL "$@" > /dev/null', 'echo "sbatch: error: Socket timed out" >&2; exit 1')
+    assert list(cluster.launch(TRAIN).values()) == cluster.ids()
 
 
 @pytest.mark.parametrize(

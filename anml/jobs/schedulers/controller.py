@@ -106,20 +106,23 @@ def all_jobs() -> list[SlurmJob]:
 
 
 def jobs_by_id(ids: Collection[str]) -> list[SlurmJob]:
-    """Return jobs that squeue does not name: as the controller knows them, else as accounting tells how they ended.
+    """Return jobs that squeue does not name: as the controller knows them, else as accounting tells how they ended."""
+    jobs = shown_jobs(ids) if ids else []
+    return jobs + list(_accounted(set(ids) - {job.id for job in jobs}))
+
+
+def shown_jobs(ids: Collection[str] = ("",)) -> list[SlurmJob]:
+    """Return jobs as the controller itself knows them; without ids all jobs, which is much text on a large cluster.
 
     Raises SubmissionError where the controller does not say that it does not know them.
     """
-    if not ids:
-        return []
     lines = "".join(f"show job {id_}\n" for id_ in ids)
     shown = patiently(lambda: run(["scontrol", "--all", "--oneliner"], lines))
-    jobs = [job for line in shown.stdout.splitlines() for job in _shown(line)]
     problems = [line for line in shown.stderr.splitlines() if "invalid job id" not in line.lower()]
     if problems:
         message = f"scontrol failed, so the state of the jobs is not known: {' '.join(problems)}"
         raise SubmissionError(message)
-    return jobs + list(_accounted(set(ids) - {job.id for job in jobs}))
+    return [job for line in shown.stdout.splitlines() for job in _shown(line)]
 
 
 def _shown(line: str) -> Iterator[SlurmJob]:

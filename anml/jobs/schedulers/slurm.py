@@ -26,12 +26,14 @@ from anml.jobs.plan import Job, JobKind
 from anml.jobs.schedulers import CheckResult, Scheduler, SchedulerState
 from anml.jobs.schedulers.controller import (
     ControllerAwayError,
+    SlurmJob,
     all_jobs,
     dropped_settings,
     jobs_by_id,
     patiently,
     run,
     run_once,
+    shown_jobs,
 )
 from anml.jobs.schedulers.slurm_options import (
     count_gpus,
@@ -109,7 +111,7 @@ class SlurmScheduler(Scheduler):
             return ids.pop()
         words = " ".join(filter(None, (result.stderr.strip(), result.stdout.strip())))
         # Nothing may be left running that nobody knows.
-        self.cancel(new := [] if result.returncode else self._new_ids(job))
+        self.cancel(new := [] if result.returncode else self._new_ids(job, all_jobs()))
         problem = "sbatch refused it" if result.returncode else f"sbatch did not print its id ({len(new)} taken back)"
         message = f"{job.name}: {problem}: {words}"
         raise SubmissionError(message)
@@ -117,12 +119,14 @@ class SlurmScheduler(Scheduler):
     def _accepted(self, job: Job) -> str | None:
         """Return the id of a submission that seemed to fail, if it gets through; it may even have ended."""
         end = time.monotonic() + SETTLE_SECONDS
-        while not (new := self._new_ids(job)) and time.monotonic() < end:
+        while not (new := self._new_ids(job, all_jobs())) and time.monotonic() < end:
             time.sleep(1)
+        # squeue may answer from a copy some minutes old.
+        new = new or self._new_ids(job, shown_jobs())
         return new[-1] if new else None
 
-    def _new_ids(self, job: Job) -> list[str]:
-        return [found.id for found in all_jobs() if found.name == self._name(job.name) and found.id not in self.seen]
+    def _new_ids(self, job: Job, jobs: Sequence[SlurmJob]) -> list[str]:
+        return [found.id for found in jobs if found.name == self._name(job.name) and found.id not in self.seen]
 
     def cancel(self, ids: Sequence[str]) -> None:
         if not ids:
