@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, astuple, dataclass, fields
+from dataclasses import MISSING, astuple, dataclass, field, fields
 from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,9 @@ from anml.errors import DataError
 class ResultRow:
     """One scoring of one run. Accuracies are fractions, means over the classes learned so far; None: does not apply.
 
-    A new column comes last and has a default, which stands for it in files of earlier versions.
+    kept_bytes: what the learner keeps from one example to the next. seconds: of learning and scoring so far, not of
+    encoding; of trajectories that learn side by side, an equal share. They never tell results apart: no two times are
+    the same. A new column comes last and has a default, which stands for it in files of earlier versions.
     """
 
     flavor: str
@@ -38,11 +40,17 @@ class ResultRow:
     test_acc: float
     train_top5: float = nan
     test_top5: float = nan
+    kept_bytes: int | None = None
+    seconds: float | None = field(default=None, compare=False)
 
 
-COLUMNS = tuple(field.name for field in fields(ResultRow))
-_REQUIRED = {field.name for field in fields(ResultRow) if field.default is MISSING}
-_KINDS: dict[str, Any] = {field.name: field.type for field in fields(ResultRow)} | {"lr": float}
+COLUMNS = tuple(column.name for column in fields(ResultRow))
+_REQUIRED = {column.name for column in fields(ResultRow) if column.default is MISSING}
+_KINDS: dict[str, Any] = {column.name: column.type for column in fields(ResultRow)} | {
+    "lr": float,
+    "kept_bytes": int,
+    "seconds": float,
+}
 
 
 class ClassRow(NamedTuple):

@@ -85,11 +85,14 @@ def test_results_hold_every_rate_run_and_scoring(finished: Path) -> None:
     assert points == [(run, lr, n) for run in "01" for lr in (0.001, 0.01) for n in (1, 2, 4)]
 
 
-def test_resolved_config_gives_the_same_results_byte_for_byte(run: Run, experiments: Path, finished: Path) -> None:
+def test_resolved_config_gives_the_same_results_but_for_their_seconds(
+    run: Run, experiments: Path, finished: Path
+) -> None:
     done = launch(run, finished / "config.yml", group="again")
     assert done.returncode == 0, done.stderr
     for name in ("olft-step-000004.csv", "no-sgd-step-000002.csv"):
-        assert (experiments / "p/again/results" / name).read_bytes() == (finished / "results" / name).read_bytes()
+        again, before = (rows_of(folder / "results" / name) for folder in (experiments / "p/again", finished))
+        assert [row | {"seconds": ""} for row in again] == [row | {"seconds": ""} for row in before]
 
 
 def test_launch_has_one_wandb_run_for_training_and_one_per_evaluation(finished: Path) -> None:

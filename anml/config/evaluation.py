@@ -97,6 +97,8 @@ class EvalConfig(Record):
     opt_params: OneOrMany[str] = ("head",)
     # Adam's; None, torch's (0.9, 0.999), which the published numbers are from.
     adam_betas: Annotated[Many[Decay], Field(min_length=2, max_length=2)] | None = None
+    # Of protocols that read them (`options` in config/protocols.py); here too, None is the usual value.
+    metric: Literal["euclidean", "cosine"] | None = None
     init_size: NotNegative = 256
     # Of all classes, or the first in order of learning, as in higherANML. Unset is random.
     init_examples: Literal["random", "first"] | None = None

@@ -11,6 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from anml.config.binding import Record, problem
 from anml.config.evaluation import EvalConfig
+from anml.config.protocols import PROTOCOLS
 from anml.config.training import TrainConfig
 from anml.config.yaml import KeyPath, Location, Rank, Source, value_at
 
@@ -39,7 +40,7 @@ _EPISODES_ALONE = (
 _ZAPPING = ("lobo_scale", "lobo_first", "lobo_biased_steps", "lobo_biased_fraction", "lobo_biased_params")
 _PERIOD = "; it says every how many epochs rows are re-drawn"
 _ROWS = "; it says how many rows are re-drawn"
-_UNLEARNED = ", which learns nothing"
+_UNLEARNED = ", which takes no gradient steps"
 
 TRAINING: tuple[Unread[TrainConfig], ...] = (
     Unread(
@@ -115,6 +116,13 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
     ),
 )
 
+
+def _for_some(option: str) -> Unread[EvalConfig]:
+    """Return the row of a key that some protocols alone read."""
+    names = ", ".join(name for name, protocol in PROTOCOLS.items() if option in protocol.options)
+    return Unread("eval_method", lambda config: option not in config.protocol.options, {option: f"; it is for {names}"})
+
+
 EVALUATION: tuple[Unread[EvalConfig], ...] = (
     Unread(
         "eval_method",
@@ -134,16 +142,24 @@ EVALUATION: tuple[Unread[EvalConfig], ...] = (
     Unread(
         "eval_method",
         lambda config: not config.protocol.learns,
-        {
-            **dict.fromkeys(("lr", "opt_params", "adam_betas", "epochs", "batch_size"), _UNLEARNED),
-            "eval_freq": ", which is scored once",
-        },
+        dict.fromkeys(("lr", "opt_params", "adam_betas"), _UNLEARNED),
+    ),
+    Unread(
+        "eval_method",
+        lambda config: not config.protocol.learns and not config.protocol.baseline,
+        {**dict.fromkeys(("epochs", "batch_size"), _UNLEARNED), "eval_freq": ", which is scored once"},
+    ),
+    Unread(
+        "eval_method",
+        lambda config: bool(config.protocol.baseline),
+        dict.fromkeys(("reinit_method", "reinit_bias"), ", whose head starts without any example"),
     ),
     Unread(
         "reinit_method",
         lambda config: not config.needs_least_squares,
         dict.fromkeys(("init_size", "init_examples"), "; it is for least squares: lstsq, or eval_method: zero_shot"),
     ),
+    *(_for_some(option) for option in sorted({key for protocol in PROTOCOLS.values() for key in protocol.options})),
 )
 
 

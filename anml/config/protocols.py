@@ -24,26 +24,39 @@ class EvalProtocol:
     is_shuffled: the learner takes batches of all classes, mixed (`epochs`, `batch_size`; `eval_freq` counts steps),
     so that reports show it as the oracle of its sequential counterpart; otherwise it takes example after example.
     solves_head: least squares set the output layer, whatever `reinit_method` says.
+    baseline: the class (anml/evaluate/baselines.py), or a reference to it, of a head that learns in place of the output
+    layer, one example at a time and without a gradient. options: the keys it reads that only some protocols read.
     """
 
     function: str | Callable[..., Any]
     learns: bool = True
     is_shuffled: bool = False
     solves_head: bool = False
+    baseline: str | type | None = None
+    options: tuple[str, ...] = ()
 
     @property
     def in_sequence(self) -> bool:
         """Whether a learner takes one example at a time, class after class."""
-        return self.learns and not self.is_shuffled
+        return bool(self.learns or self.baseline) and not self.is_shuffled
 
     def load(self) -> Callable[..., Any]:
         return load_object(self.function) if isinstance(self.function, str) else self.function
+
+    def load_baseline(self) -> Any:
+        return load_object(self.baseline) if isinstance(self.baseline, str) else self.baseline
+
+
+def _baseline(name: str, *options: str) -> EvalProtocol:
+    function, head = "anml.evaluate.protocols:learn_in_sequence", f"anml.evaluate.baselines:{name}"
+    return EvalProtocol(function, learns=False, baseline=head, options=options)
 
 
 PROTOCOLS = {
     "sequential": EvalProtocol("anml.evaluate.protocols:learn_in_sequence"),
     "iid": EvalProtocol("anml.evaluate.protocols:learn_shuffled", is_shuffled=True),
     "zero_shot": EvalProtocol("anml.evaluate.protocols:score_unlearned", learns=False, solves_head=True),
+    "ncm": _baseline("NearestMean", "metric"),
 }
 
 

@@ -1,6 +1,7 @@
 """A whole evaluation of one model: the product of sizes, runs and learning rates, and the engine that learns them."""
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,9 +14,11 @@ from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError, JobError
+from anml.evaluate.baselines import BaselineLearner, Cost, kept_bytes
 from anml.evaluate.learner import (
     LaneLearner,
     Lanes,
+    Predictor,
     ReferenceLearner,
     Unlearned,
     lanes_that_fit,
@@ -96,8 +99,9 @@ def run_sweep(
         if engine.name == "native" and preparer.encoder is not None:
             use_native_blocks(preparer.encoder)
         for trajectory, scores in _learn(trajectories, preparer, engine, progress, say):
-            class_rows = [row for score in scores for row in _class_rows(score, trajectory)]
-            yield TrajectoryResult([_row(score, trajectory, loaded, flavor) for score in scores], class_rows)
+            class_rows = [row for score, _ in scores for row in _class_rows(score, trajectory)]
+            rows = [_row(score, cost, trajectory, loaded, flavor) for score, cost in scores]
+            yield TrajectoryResult(rows, class_rows)
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
         message = f"the GPU's memory is too small to evaluate even one trajectory at a time: {reason}\n"
@@ -109,7 +113,7 @@ def run_sweep(
 
 def _learn(
     trajectories: Sequence[Trajectory], preparer: RunPreparer, engine: Engine, progress: Progress, say: Say
-) -> Iterator[tuple[Trajectory, list[Score]]]:
+) -> Iterator[tuple[Trajectory, list[tuple[Score, Cost]]]]:
     """Yield every trajectory with its scores, block by block; with fewer at once where memory is short."""
     left, lanes, prepared_runs = list(trajectories), engine.lanes, list[PreparedRun]()
     while left:
@@ -139,17 +143,28 @@ def _learn(
 
 def _learn_block(
     block: list[Trajectory], prepared_runs: list[PreparedRun], config: EvalConfig, engine: Engine, progress: Progress
-) -> list[list[Score]]:
+) -> list[list[tuple[Score, Cost]]]:
     """Return the scores of each trajectory of a block."""
     lrs = [trajectory.lr for trajectory in block if trajectory.run == block[0].run and trajectory.lr is not None]
-    learner = engine.make(prepared_runs, lrs) if config.protocol.learns else Unlearned(prepared_runs)
-    learn = config.protocol.load()
-    scorings = list(learn(learner, prepared_runs, config, lambda part: progress(part * len(block))))
+    learner = _make_learner(prepared_runs, config, engine, lrs)
+    learn, start = config.protocol.load(), time.perf_counter()
+    scorings, costs = list[Sequence[Score]](), list[Cost]()
+    for scoring in learn(learner, prepared_runs, config, lambda part: progress(part * len(block))):
+        scorings.append(scoring)
+        costs.append(Cost(kept_bytes(learner, prepared_runs, config), (time.perf_counter() - start) / len(block)))
     if not scorings or any(len(scoring) != len(block) for scoring in scorings):
         message = f"eval_method: {config.eval_method} must yield, once or more, a Score for each of {len(block)} "
         message += f"trajectories; it yields {[len(scoring) for scoring in scorings] or 'nothing'}"
         raise ConfigError(message)
-    return [list(scores) for scores in zip(*scorings, strict=True)]
+    return [list(zip(scores, costs, strict=True)) for scores in zip(*scorings, strict=True)]
+
+
+def _make_learner(
+    prepared_runs: Sequence[PreparedRun], config: EvalConfig, engine: Engine, lrs: Sequence[float]
+) -> Predictor:
+    if config.protocol.baseline:
+        return BaselineLearner(prepared_runs, config, config.protocol.load_baseline())
+    return engine.make(prepared_runs, lrs) if config.protocol.learns else Unlearned(prepared_runs)
 
 
 def blocks(trajectories: Sequence[Trajectory], lanes: int) -> Iterator[list[Trajectory]]:
@@ -220,7 +235,7 @@ def seconds_saved(preparer: RunPreparer, runs: int, trajectories: int) -> float:
     return steps * preparer.count_trained() * _PER_WEIGHT + images * multiplications * _PER_MULTIPLICATION
 
 
-def _row(score: Score, trajectory: Trajectory, loaded: LoadedModel, flavor: str) -> ResultRow:
+def _row(score: Score, cost: Cost, trajectory: Trajectory, loaded: LoadedModel, flavor: str) -> ResultRow:
     """Return one scoring as a row: means over the classes learned so far."""
     learned, card = slice(0, score.classes_trained), loaded.card
     return ResultRow(
@@ -240,6 +255,8 @@ def _row(score: Score, trajectory: Trajectory, loaded: LoadedModel, flavor: str)
         test_acc=float(score.test.top1[learned].mean()),
         train_top5=float(score.train.top5[learned].mean()),
         test_top5=float(score.test.top5[learned].mean()),
+        kept_bytes=cost.kept_bytes,
+        seconds=cost.seconds,
     )
 
 

@@ -59,6 +59,17 @@ FLAVORS = {
     "iid-unfrozen": Look(ORANGE, "v"),
     "iid-ft-all": Look(ORANGE, "v"),
     "iid-lstsq-unfrozen": Look(BLACK, "X"),
+    # Baselines have markers that no flavor above has.
+    "ncm": Look(BLACK, "*"),
+    "ncm-cosine": Look(GREY, "*"),
+    "slda": Look(GREEN, "*"),
+    "gemcl": Look(BLUE, "d"),
+    "gemcl-map": Look(SKY, "d"),
+    "rls": Look(ORANGE, "d"),
+    "knn": Look(PINK, "p"),
+    "logistic": Look(VERMILION, "p"),
+    "replay": Look(VERMILION, "<"),
+    "olft-sgd": Look(GREEN, "h"),
 }
 # A model has the same look in every comparison; names in small letters.
 MODELS = {

@@ -3,11 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from anml.config.facts import is_validation
@@ -62,6 +63,7 @@ class RateResult(Sweep):
 
     train_seed: the training's seed, or `all`. lr: None where nothing is learned. Accuracies are fractions: mean, its
     standard deviation over runs (n - 1), half the width of the mean's 95% interval over runs or over seeds' means.
+    kept_bytes, seconds: means of those columns of the results.
     A new column is a field here with a default, for the reports of earlier versions, a line in `_rate_result`, and, to
     be on the page, one in PAGE_COLUMNS.
     """
@@ -76,6 +78,13 @@ class RateResult(Sweep):
     runs: int
     seeds: int
     chance: float
+    # What results of earlier versions do not say is NaN, which would make equal results differ.
+    kept_bytes: float = field(default=math.nan, compare=False)
+    seconds: float = field(default=math.nan, compare=False)
+
+    @property
+    def kept_mb(self) -> float:
+        return self.kept_bytes / 1e6
 
     @property
     def sweep(self) -> Sweep:
@@ -86,11 +95,11 @@ class RateResult(Sweep):
         return Amount(self.dataset, self.classes, self.train_examples, self.test_examples)
 
 
-SWEEP_COLUMNS = tuple(field.name for field in fields(Sweep))
-SUMMARY_COLUMNS = tuple(dict.fromkeys(("train_seed", *(field.name for field in fields(RateResult)))))
+SWEEP_COLUMNS = tuple(column.name for column in fields(Sweep))
+SUMMARY_COLUMNS = tuple(dict.fromkeys(("train_seed", *(column.name for column in fields(RateResult)))))
 BY_CLASSES_COLUMNS = (
     "flavor", "model", "dataset", "checkpoint_step", "train_examples", "test_examples", "classes", "lr", "test_acc",
-    "test_ci95", "train_acc", "runs", "seeds",
+    "test_ci95", "train_acc", "runs", "seeds", "kept_bytes", "seconds",
 )  # fmt: skip
 
 # Numbers on the page, in its table of all learning rates: heading, column, format.
@@ -100,6 +109,8 @@ PAGE_COLUMNS = (
     ("± 95%", "test_ci95", "%.4f"),
     ("train", "train_acc", "%.4f"),
     ("runs", "runs", "%d"),
+    ("keeps, MB", "kept_mb", "%.1f"),
+    ("seconds", "seconds", "%.1f"),
 )
 
 
@@ -162,7 +173,14 @@ def _rate_result(ends: list[ResultRow], train_seed: str = POOLED, classes: int |
         runs=test.runs,
         seeds=test.seeds,
         chance=1 / sweep["classes"],
+        kept_bytes=_mean(end.kept_bytes for end in ends),
+        seconds=_mean(end.seconds for end in ends),
     )
+
+
+def _mean(costs: Iterable[float | None]) -> float:
+    """Return the mean of what is known, else NaN."""
+    return float(np.mean([cost for cost in costs if cost is not None] or [math.nan]))
 
 
 def _order(result: RateResult, flavors: Sequence[str]) -> tuple:
@@ -270,7 +288,7 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 def read_summary(path: Path) -> list[RateResult]:
     """Read a summary of a report of this or another version. Raises OSError, ValueError or TypeError."""
-    empty = {name: [""] for name in ("lr", "test_std", "test_ci95")}
+    empty = {name: [""] for name in ("lr", "test_std", "test_ci95", "kept_bytes", "seconds")}
     table = pd.read_csv(path, dtype={"train_seed": str}, keep_default_na=False, na_values=empty)
     if "model" not in table:  # An earlier report's.
         table["model"] = ""

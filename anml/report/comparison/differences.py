@@ -113,6 +113,7 @@ class Evaluation(NamedTuple):
     All keys of a flavor's config that change what its accuracy means; None or empty where one plays no part. Not here,
     since a comparison allows for them: sizes and rates of the sweep, the number of runs, when to score.
     held_out_from: of background classes, how many come before those that were held out (each number leaves others).
+    options: the keys that are set and that only some protocols read, with their values.
     unknown: PROJECT/GROUP/FLAVOR where no config tells more; it equals no other.
     """
 
@@ -132,6 +133,7 @@ class Evaluation(NamedTuple):
     class_names: tuple[str, ...] = ()
     held_out_from: int = 0
     unknown: str = ""
+    options: tuple[str, ...] = ()
 
     @property
     def protocol(self) -> EvalProtocol:
@@ -161,8 +163,8 @@ def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
         request.name,
         opt_params=selectors(config, keys.opt_params) if learns else (),
         reinit_params=selectors(config, keys.reinit_params),
-        reinit_method=method,
-        reinit_bias=keys.reinit_bias,
+        reinit_method="" if keys.protocol.baseline else method,
+        reinit_bias="" if keys.protocol.baseline else keys.reinit_bias,
         adam_betas=keys.betas if learns else None,
         init_size=keys.init_size if method == "lstsq" else None,
         init_examples=keys.init_examples or "" if method == "lstsq" else "",
@@ -172,6 +174,7 @@ def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
         allow_incomplete=request.allow_incomplete,
         class_names=request.classes[request.first_class :],
         held_out_from=request.first_class,
+        options=tuple(f"{key} {value}" for key in keys.protocol.options if (value := getattr(keys, key)) is not None),
     )
 
 
@@ -236,6 +239,8 @@ def _tell_apart(aligned: Sequence[Alignment]) -> None:
 def _worded(key: str, value: Any) -> str:
     if key == "class_names":
         return f"{len(value)} classes from {value[0]} on" if value else "all classes"
+    if key == "options":
+        return ", ".join(value) or "usual options"
     if key == "held_out_from":
         return f"held out: all after the first {value} classes"
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
