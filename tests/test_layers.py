@@ -26,6 +26,7 @@ LAYERS = [
     "native",
     "checkpoints",
     "machine",
+    "optim",
     "meta",
     "train",
     "evaluate",

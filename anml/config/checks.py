@@ -66,6 +66,13 @@ def check_eval(config: EvalConfig, facts: Dataset | None) -> Faults:
     if config.protocol.is_shuffled and isinstance(config.eval_freq, tuple):
         message = f"must be a number of optimizer steps for eval_method: {config.eval_method}; class counts are for "
         yield "eval_freq", message + "sequential"
+    if config.engine in ("native", "lanes") and not config.learns_by_adam:
+        message = (
+            f"{config.engine} learns by Adam alone, without a schedule; use engine: auto, or leave out optimizer, "
+        )
+        yield "engine", message + "optimizer_args and lr_scheduler"
+    if config.lr_scheduler_args and config.lr_scheduler is None:
+        yield "lr_scheduler_args", "are without an lr_scheduler that they are for"
     for key in ("classes", "train_examples", "test_examples", "lr", "model"):
         yield from _check_different(key, getattr(config, key) or ())
     yield from _check_split(config)

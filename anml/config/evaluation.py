@@ -1,6 +1,7 @@
 """One evaluation ("flavor"): its protocol, its learning rates, and the images that it needs."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
@@ -62,6 +63,18 @@ EvalFrequency = Annotated[
 ]
 
 
+class Stepper(NamedTuple):
+    """An optimizer of torch's with its arguments, and a schedule of its rate by step, if there is one."""
+
+    optimizer: str = "Adam"
+    args: Mapping[str, Any] = {}
+    schedule: str | None = None
+    schedule_args: Mapping[str, Any] = {}
+
+
+ADAM = Stepper()
+
+
 class EvalConfig(Record):
     """What happens at test-train and test-test. The sweep is the product of all lists.
 
@@ -99,6 +112,18 @@ class EvalConfig(Record):
     adam_betas: Annotated[Many[Decay], Field(min_length=2, max_length=2)] | None = None
     # Of protocols that read them (`options` in config/protocols.py); here too, None is the usual value.
     metric: Literal["euclidean", "cosine"] | None = None
+    shrinkage: Annotated[float, Field(gt=0, le=1)] | None = None
+    posterior: Literal["map", "predictive"] | None = None
+    prior_alpha: Rate | None = None
+    prior_beta: Rate | None = None
+    l2: Rate | None = None
+    neighbours: Count | None = None
+    replay_size: Count | None = None
+    # Adam, or any optimizer of torch's; a schedule counts steps.
+    optimizer: str | None = None
+    optimizer_args: Arguments | None = None
+    lr_scheduler: str | None = None
+    lr_scheduler_args: Arguments | None = None
     init_size: NotNegative = 256
     # Of all classes, or the first in order of learning, as in higherANML. Unset is random.
     init_examples: Literal["random", "first"] | None = None
@@ -122,6 +147,23 @@ class EvalConfig(Record):
         """Adam's decays of the mean of gradients and of their squares."""
         first, second = self.adam_betas or (0.9, 0.999)
         return first, second
+
+    @property
+    def stepper(self) -> Stepper:
+        """What takes the steps of learning."""
+        name, args = self.optimizer or "Adam", self.optimizer_args or {}
+        args = {"betas": self.betas, **args} if name == "Adam" else args
+        return Stepper(name, args, self.lr_scheduler, self.lr_scheduler_args or {})
+
+    @property
+    def learns_by_adam(self) -> bool:
+        """Whether Adam learns, with no other arguments and no schedule: what fast engines do."""
+        return self.optimizer in (None, "Adam") and not (self.optimizer_args or self.lr_scheduler)
+
+    @property
+    def reservoir(self) -> int:
+        """How many examples `replay` keeps."""
+        return self.replay_size or 1000
 
     @property
     def is_validation(self) -> bool:

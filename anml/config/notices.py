@@ -127,11 +127,14 @@ EVALUATION: tuple[Unread[EvalConfig], ...] = (
     Unread(
         "eval_method",
         lambda config: config.protocol.in_sequence,
-        {
-            "epochs": ", which sees every example once; it is for iid",
-            "batch_size": ", which learns one example at a time; it is for iid",
-        },
-        {"epochs": 1, "batch_size": 1},
+        {"epochs": ", which sees every example once; it is for iid"},
+        {"epochs": 1},
+    ),
+    Unread(
+        "eval_method",
+        lambda config: config.protocol.in_sequence and not config.protocol.takes_batches,
+        {"batch_size": ", which learns one example at a time; it is for iid and replay"},
+        {"batch_size": 1},
     ),
     Unread(
         "eval_method",
@@ -142,7 +145,12 @@ EVALUATION: tuple[Unread[EvalConfig], ...] = (
     Unread(
         "eval_method",
         lambda config: not config.protocol.learns,
-        dict.fromkeys(("lr", "opt_params", "adam_betas"), _UNLEARNED),
+        dict.fromkeys(("lr", "opt_params", "adam_betas", "optimizer", "optimizer_args", "lr_scheduler"), _UNLEARNED),
+    ),
+    Unread(
+        "optimizer",
+        lambda config: config.optimizer not in (None, "Adam"),
+        {"adam_betas": "; write its arguments in optimizer_args"},
     ),
     Unread(
         "eval_method",

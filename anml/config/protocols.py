@@ -24,6 +24,7 @@ class EvalProtocol:
     is_shuffled: the learner takes batches of all classes, mixed (`epochs`, `batch_size`; `eval_freq` counts steps),
     so that reports show it as the oracle of its sequential counterpart; otherwise it takes example after example.
     solves_head: least squares set the output layer, whatever `reinit_method` says.
+    replays: a batch has the new example and earlier ones (`batch_size`, `replay_size`).
     baseline: the class (anml/evaluate/baselines.py), or a reference to it, of a head that learns in place of the output
     layer, one example at a time and without a gradient. options: the keys it reads that only some protocols read.
     """
@@ -32,6 +33,7 @@ class EvalProtocol:
     learns: bool = True
     is_shuffled: bool = False
     solves_head: bool = False
+    replays: bool = False
     baseline: str | type | None = None
     options: tuple[str, ...] = ()
 
@@ -39,6 +41,11 @@ class EvalProtocol:
     def in_sequence(self) -> bool:
         """Whether a learner takes one example at a time, class after class."""
         return bool(self.learns or self.baseline) and not self.is_shuffled
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether a step learns from `batch_size` examples."""
+        return self.is_shuffled or self.replays
 
     def load(self) -> Callable[..., Any]:
         return load_object(self.function) if isinstance(self.function, str) else self.function
@@ -56,7 +63,13 @@ PROTOCOLS = {
     "sequential": EvalProtocol("anml.evaluate.protocols:learn_in_sequence"),
     "iid": EvalProtocol("anml.evaluate.protocols:learn_shuffled", is_shuffled=True),
     "zero_shot": EvalProtocol("anml.evaluate.protocols:score_unlearned", learns=False, solves_head=True),
+    "replay": EvalProtocol("anml.evaluate.protocols:learn_with_replay", replays=True, options=("replay_size",)),
     "ncm": _baseline("NearestMean", "metric"),
+    "slda": _baseline("StreamingLda", "shrinkage"),
+    "gemcl": _baseline("BayesianGaussian", "posterior", "prior_alpha", "prior_beta"),
+    "rls": _baseline("RecursiveLeastSquares", "l2"),
+    "knn": _baseline("NearestNeighbours", "metric", "neighbours"),
+    "logistic": _baseline("Logistic", "l2"),
 }
 
 

@@ -9,12 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.functional import normalize, one_hot
 
 from anml.config.evaluation import EvalConfig
 from anml.evaluate.learner import Logits
 from anml.evaluate.prepared_run import PreparedRun
+from anml.optim import count_moments
 
 
 class Baseline(ABC):
@@ -67,6 +69,159 @@ class NearestMean(Sums):
         return -torch.cdist(inputs, self.means)
 
 
+class BayesianGaussian(Sums):
+    """`gemcl`: a Gaussian per class and feature, with a Normal-Gamma posterior (GeMCL, Banayeeanzade et al. 2021).
+
+    Means have a flat prior, precisions Gamma(`prior_alpha`, `prior_beta`); formulas: Murphy 2007, "Conjugate Bayesian
+    analysis of the Gaussian distribution", section 3. The authors' code divides by alpha - 1 for the variance, here it
+    is the posterior's mode; and leaves out the (n + 1) / n of the predictive's scale. They meta-learn the prior; here
+    beta is by default alpha times the variance within classes, so that the scale of features plays no part.
+    """
+
+    def __init__(self, classes: int, features: int, config: EvalConfig, device: torch.device) -> None:
+        super().__init__(classes, features, config, device)
+        self.squares = torch.zeros_like(self.sums)
+
+    def learn(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
+        super().learn(inputs, labels)
+        self.squares.index_add_(0, labels, inputs.square())
+
+    def posterior(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the Gamma's alpha [classes, 1] and beta [classes, d] of the precisions."""
+        scatter = (self.squares - self.sums * self.means).clamp_min(0)
+        within = scatter.sum() / self.sums.shape[1] / self.counts.sum()
+        alpha = self.config.prior_alpha or 10.0
+        beta = self.config.prior_beta or alpha * (float(within) or 1.0)
+        return alpha + self.counts[:, None] / 2, beta + scatter / 2
+
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        alpha, beta = self.posterior()
+        if self.config.posterior == "map":
+            variance, means = beta / (alpha - 0.5), self.means
+            norms = (means.square() / variance + (2 * torch.pi * variance).log()).sum(dim=1)
+            return inputs @ (means / variance).T - (inputs.square() @ (1 / variance).T + norms) / 2
+        scale = 2 * beta * (1 + 1 / self.counts[:, None])
+        constant = torch.lgamma(alpha + 0.5) - torch.lgamma(alpha) - (torch.pi * scale).log() / 2
+        logits = constant.sum(dim=1).repeat(len(inputs), 1)
+        for label in self.counts.nonzero()[:, 0].tolist():  # All classes at once would take their product in memory.
+            distances = (inputs - self.means[label]).square_().div_(scale[label]).log1p_().sum(dim=1)
+            logits[:, label] -= (alpha[label] + 0.5) * distances
+        return logits
+
+    @property
+    def kept(self) -> Sequence[torch.Tensor]:
+        return self.counts, self.sums, self.squares
+
+
+class Products(Sums):
+    """Also keeps the sum of the outer products of inputs [d, d]."""
+
+    def __init__(self, classes: int, features: int, config: EvalConfig, device: torch.device) -> None:
+        super().__init__(classes, features, config, device)
+        self.products = self.counts.new_zeros(features, features)
+
+    def learn(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
+        super().learn(inputs, labels)
+        self.products.addmm_(inputs.T, inputs)
+
+    @property
+    def kept(self) -> Sequence[torch.Tensor]:
+        return self.counts, self.sums, self.products
+
+
+class StreamingLda(Products):
+    """`slda`: Gaussians with a mean per class and one covariance S, no class likelier than another before it is seen.
+
+    Hayes & Kanan 2020, "Lifelong machine learning with deep streaming linear discriminant analysis", section 3. S is
+    the covariance within classes of all examples so far: theirs depends on the order, as it takes deviations from the
+    mean at the time. `shrinkage` s: (1 - s) S + s trace(S) / d, as scikit-learn has it, whatever the scale.
+    """
+
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        means, shrinkage = self.means, self.config.shrinkage or 0.1
+        within = (self.products - means.T @ self.sums) / self.counts.sum()
+        scale = float(within.trace()) / len(within) or 1.0
+        shrunk = (1 - shrinkage) * within
+        shrunk.diagonal().add_(shrinkage * scale)
+        weights = torch.linalg.solve(shrunk, means.T)
+        return inputs @ weights - (means.T * weights).sum(dim=0) / 2
+
+
+class RecursiveLeastSquares(Products):
+    """`rls`: least squares for one-hot targets with a penalty (`l2`) and an intercept without one: ridge regression.
+
+    Recursive least squares has this solution after every example. The sums that it is made of are kept instead, and
+    solved when scored, so that no rounding adds up.
+    """
+
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        shares, mean = self.counts / self.counts.sum(), self.sums.sum(dim=0) / self.counts.sum()
+        centred = self.products - torch.outer(mean, self.sums.sum(dim=0))
+        centred.diagonal().add_(self.config.l2 or 1.0)
+        weights = torch.linalg.solve(centred, (self.sums - torch.outer(self.counts, mean)).T)
+        return (inputs - mean) @ weights + shares
+
+
+class Probe(Baseline):
+    """Keeps all examples: what an i.i.d. learner makes of a representation."""
+
+    def __init__(self, classes: int, features: int, config: EvalConfig, device: torch.device) -> None:
+        super().__init__(classes, features, config, device)
+        self.inputs, self.labels = list[torch.Tensor](), list[torch.Tensor]()
+
+    def learn(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
+        self.counts += one_hot(labels, len(self.counts)).sum(dim=0)
+        self.inputs.append(inputs)
+        self.labels.append(labels)
+
+    @property
+    def kept(self) -> Sequence[torch.Tensor]:
+        return *self.inputs, *self.labels
+
+
+class NearestNeighbours(Probe):
+    """`knn`: the share of each class among the nearest `neighbours` (1) examples."""
+
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        examples, labels = torch.cat(self.inputs), torch.cat(self.labels)
+        if self.config.metric == "cosine":
+            inputs, examples = normalize(inputs), normalize(examples)
+        count = min(self.config.neighbours or 1, len(examples))
+        # Not all at once: distances of 12,000 x 9,000 take 900 MB.
+        nearest = [torch.cdist(part, examples).topk(count, largest=False).indices for part in inputs.split(512)]
+        return one_hot(labels[torch.cat(nearest)], len(self.counts)).sum(dim=1).double() / count
+
+
+class Logistic(Probe):
+    """`logistic`: scikit-learn's multinomial logistic regression with a penalty of `l2` / 2 on squared weights."""
+
+    fitted: tuple[int, torch.Tensor, torch.Tensor] | None = None
+
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.fitted is None or self.fitted[0] != len(self.inputs):
+            self.fitted = (len(self.inputs), *self._fit())
+        _, weights, biases = self.fitted
+        return inputs @ weights.T + biases
+
+    def _fit(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weights [classes, d] and biases [classes]; of a class alone, zeros."""
+        weights, biases = (
+            self.counts.new_zeros(len(self.counts), self.inputs[0].shape[1]),
+            torch.zeros_like(self.counts),
+        )
+        if (learned := self.counts.nonzero()[:, 0]).numel() > 1:
+            from sklearn.linear_model import LogisticRegression  # It takes a second to import.
+
+            regression = LogisticRegression(C=1 / (self.config.l2 or 1.0), max_iter=1000, tol=1e-6)
+            regression.fit(torch.cat(self.inputs).cpu(), torch.cat(self.labels).cpu())
+            # Of two classes it keeps the difference of their rows.
+            rows = (regression.coef_, regression.intercept_)
+            if len(learned) == 2:
+                rows = tuple(np.concatenate([-row / 2, row / 2]) for row in rows)
+            weights[learned], biases[learned] = (torch.as_tensor(row).to(weights) for row in rows)
+        return weights, biases
+
+
 class BaselineLearner:
     """The baseline heads of prepared runs, each learning the examples of its run."""
 
@@ -101,7 +256,7 @@ class Cost(NamedTuple):
 def kept_bytes(learner: object, prepared_runs: Sequence[PreparedRun], config: EvalConfig) -> int | None:
     """Return the memory of what a trajectory keeps to learn from the next example, and to predict; None: not known.
 
-    That is a baseline's head, or the weights that learn and Adam's two moments, or those that are solved; and the
+    That is a baseline's head, or the weights that learn and the optimizer's moments, or those that are solved; and the
     examples that are revisited, or solved at once. Layers that never change are left out: all protocols share them.
     """
     if isinstance(learner, BaselineLearner):
@@ -109,7 +264,8 @@ def kept_bytes(learner: object, prepared_runs: Sequence[PreparedRun], config: Ev
     protocol, prepared = config.protocol, prepared_runs[0]
     count = len(prepared.train_inputs)
     if protocol.learns:
-        names, copies, examples = prepared.trained_names, 3, count if protocol.is_shuffled else 0
+        names, copies = prepared.trained_names, 1 + count_moments(config.stepper)
+        examples = count if protocol.is_shuffled else min(count, config.reservoir) if protocol.replays else 0
     elif protocol.solves_head:
         names, copies, examples = prepared.redrawn_names, 1, min(count, config.init_size or prepared.shape.classes)
     else:

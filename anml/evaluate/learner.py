@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Stage, Weights, classify, predict
 from anml.evaluate.product_conv import use_products
 from anml.models.meta_model import MetaModel
+from anml.optim import make_stepper
 
 # Of all training and of all test examples of a run, each [n, outputs].
 Logits = tuple[torch.Tensor, torch.Tensor]
@@ -79,12 +80,12 @@ class OneTrajectory:
 
 
 class ReferenceLearner(OneTrajectory):
-    """Learns by autograd and torch.optim.Adam, step by step: by any protocol, on any device."""
+    """Learns by autograd and any of torch's optimizers, step by step: by any protocol, on any device."""
 
     def __init__(self, prepared: PreparedRun, lr: float) -> None:
         super().__init__(prepared)
         trained = [self.model.get_parameter(name).requires_grad_(True) for name in prepared.trained_names]
-        self.optimizer = torch.optim.Adam(trained, lr=lr, betas=prepared.betas, fused=True)
+        self.take_step = make_stepper(prepared.stepper, lr, trained)
 
     def learn_each(self, first: int, last: int) -> None:
         for step in range(first, last):
@@ -96,9 +97,8 @@ class ReferenceLearner(OneTrajectory):
     def _step(self, examples: slice | torch.Tensor) -> None:
         prepared = self.prepared
         logits = classify(self.model, prepared.train_inputs[examples], prepared.stage)
-        self.optimizer.zero_grad()
         cross_entropy(logits, prepared.train_labels[examples]).backward()
-        self.optimizer.step()
+        self.take_step()
 
 
 # Of the free memory; the rest is for scoring, and for what is shared.
@@ -254,7 +254,7 @@ def bytes_per_lane(preparer: RunPreparer) -> int:
     """Estimate the memory that a trajectory takes while it learns, with its share of its run's examples and model."""
     config, (classes, train, test) = preparer.config, preparer.largest
     rates = len(config.lr) if config.protocol.learns else 1
-    batch = min(config.batch_size, classes * train) if config.protocol.is_shuffled else 1
+    batch = min(config.batch_size, classes * train) if config.protocol.takes_batches else 1
     inputs, layers = preparer.example(preparer.stage).numel(), preparer.layer_outputs(preparer.stage)
     outputs = sum(output.numel() for _, output in layers)
     if batch == 1:  # Convolutions are products, with columns beside their outputs.

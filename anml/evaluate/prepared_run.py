@@ -15,12 +15,13 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import one_hot, pad
 
-from anml.config.evaluation import EvalConfig
+from anml.config.evaluation import ADAM, EvalConfig, Stepper
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_run
 from anml.errors import CheckpointError, ConfigError
 from anml.models.heads import MetricHead
 from anml.models.meta_model import MetaModel, belongs_to, draw_kaiming, select_names
+from anml.optim import make_stepper
 from anml.rng import torch_generator
 
 Stage = Literal["images", "features", "head"]
@@ -100,7 +101,7 @@ class PreparedRun:
     model: re-initialised, never changed (learners copy it). trained_names: the parameters that learn. redrawn_names:
     those that differ from run to run from the start, drawn or solved by least squares. train_inputs, test_inputs: what
     `stage` receives, images [n, C, H, W] or their features [n, d]; class after class, labels 0, 1, 2, ... in order of
-    learning. betas: of the Adam that learns.
+    learning. betas: of the Adam that learns; stepper: what learns, if it is another optimizer too.
 
     The model is in eval mode throughout (as in higherANML): for an InstanceNorm this makes no difference, a BatchNorm
     keeps the statistics of its training, which would otherwise normalise a batch of one example to nothing.
@@ -117,6 +118,7 @@ class PreparedRun:
     test_inputs: torch.Tensor
     test_labels: torch.Tensor
     betas: tuple[float, float] = (0.9, 0.999)
+    stepper: Stepper = ADAM
 
 
 class RunPreparer:
@@ -184,7 +186,7 @@ class RunPreparer:
             shape, run, model, self.trained, select_names(model, (*self.redrawn, *solved)), self.stage,
             self._inputs(model, drawn.classes, drawn.train_examples), labels.repeat_interleave(shape.train_examples),
             self._inputs(model, drawn.classes, drawn.test_examples), labels.repeat_interleave(shape.test_examples),
-            self.config.betas,
+            self.config.betas, self.config.stepper,
         )  # fmt: skip
 
     def _inputs(self, model: MetaModel, classes: torch.Tensor, examples: torch.Tensor) -> torch.Tensor:
@@ -221,7 +223,7 @@ def _redraw(name: str, model: MetaModel, config: EvalConfig, run: int) -> None:
 
 
 def check_head(model: MetaModel, config: EvalConfig) -> None:
-    """Raise ConfigError where the output layer cannot start as it is asked to, or nothing could be learned from it."""
+    """Raise ConfigError where the output layer cannot start, or nothing can learn, as the config says."""
     learned = select_names(model, config.opt_params) if config.protocol.learns else []
     problem = ""
     if config.needs_least_squares:
@@ -236,6 +238,8 @@ def check_head(model: MetaModel, config: EvalConfig) -> None:
             problem += "before it no gradient; add head"
     if problem:
         raise ConfigError(problem)
+    if learned:  # Torch says whether it has such an optimizer and schedule.
+        make_stepper(config.stepper, config.lr[0], [nn.Parameter(torch.zeros(1))])
 
 
 def _solve_heads(prepared_runs: Sequence[PreparedRun], config: EvalConfig) -> None:

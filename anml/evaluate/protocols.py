@@ -81,6 +81,32 @@ def learn_in_sequence(
         progress(learned / shape.classes)
 
 
+def learn_with_replay(
+    learner: BatchLearner, prepared_runs: Sequence[PreparedRun], config: EvalConfig, progress: Progress
+) -> Iterator[list[Score]]:
+    """Learn in sequence, each example in a batch with others from a reservoir (experience replay).
+
+    Chaudhry et al. 2019, "On tiny episodic memories in continual learning", algorithm 1. A reservoir of `replay_size`
+    examples is a random subset of all so far (Vitter 1985, algorithm R); a step draws `batch_size` - 1 of it.
+    """
+    first, classes, train = prepared_runs[0], prepared_runs[0].shape.classes, prepared_runs[0].shape.train_examples
+    device, score_points = first.train_labels.device, set(config.score_points(classes))
+    generators = [torch_generator(config.seed, "replay", prepared.run) for prepared in prepared_runs]
+    reservoirs: list[list[int]] = [[] for _ in prepared_runs]
+    for step in range(classes * train):
+        picks = []
+        for generator, reservoir in zip(generators, reservoirs, strict=True):
+            places = torch.randperm(len(reservoir), generator=generator)[: config.batch_size - 1]
+            picks.append(torch.tensor([step, *(reservoir[place] for place in places)], device=device))
+            place = step if step < config.reservoir else int(torch.randint(step + 1, (1,), generator=generator))
+            reservoir[place : place + 1] = [step] if place < config.reservoir else []
+        learner.learn_batch(picks)
+        learned, rest = divmod(step + 1, train)
+        if not rest and learned in score_points:
+            yield score_all(learner.logits(), first, epoch=1, step=step + 1, classes_trained=learned)
+        progress((step + 1) / (classes * train))
+
+
 def learn_shuffled(
     learner: BatchLearner, prepared_runs: Sequence[PreparedRun], config: EvalConfig, progress: Progress
 ) -> Iterator[list[Score]]:

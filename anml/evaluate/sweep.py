@@ -182,6 +182,8 @@ def choose_engine(preparer: RunPreparer, runs: int, trajectories: int) -> Engine
     """Return the engine that the config names, or the fastest for a sweep of so many runs and trajectories."""
     config, device = preparer.config, preparer.data.images.device
     name, why = config.engine, "asked for"
+    if name == "auto" and not config.learns_by_adam:
+        name, why = "reference", "which alone learns by other optimizers than Adam, or by a schedule"
     if name == "auto" and device.type == "cuda":
         pays = trajectories >= _PAYS_FROM or not config.protocol.learns
         name, why = ("lanes", "on a GPU") if pays else ("reference", "too few trajectories for lanes to pay")
@@ -199,7 +201,7 @@ def choose_engine(preparer: RunPreparer, runs: int, trajectories: int) -> Engine
         lanes = lanes if config.protocol.learns else min(lanes, _DEFAULT_LANES)
         learner, how = choose_lane_learner(preparer)
         return Engine(name, f"{why}, up to {lanes} trajectories at once{how}", lanes, learner)
-    native = NativeBatchLearner if config.protocol.is_shuffled else native_learner
+    native = NativeBatchLearner if config.protocol.takes_batches else native_learner
     learner = native if name == "native" else ReferenceLearner
     return Engine(name, why, 1, lambda prepared_runs, lrs: learner(prepared_runs[0], lrs[0]))
 
@@ -208,7 +210,7 @@ def choose_lane_learner(preparer: RunPreparer) -> tuple[type[Lanes], str]:
     """Return the fastest lanes, and what a log says of them."""
     device = preparer.data.images.device
     is_head = learns_linear_head(preparer.model, preparer.stage, preparer.trained)
-    if device.type != "cuda" or not (is_head and preparer.config.protocol.in_sequence):
+    if device.type != "cuda" or not is_head or preparer.config.protocol.takes_batches:
         return LaneLearner, ""
     if not find_spec("triton"):
         return LaneLearner, ", slower without Triton"
@@ -228,7 +230,7 @@ def seconds_saved(preparer: RunPreparer, runs: int, trajectories: int) -> float:
         images = trajectories * (3 * classes * train * passes + scorings * examples)
     else:
         images = runs * examples
-    steps = trajectories * classes * train if config.protocol.in_sequence else 0
+    steps = trajectories * classes * train if config.protocol.in_sequence and not config.protocol.takes_batches else 0
     outputs = preparer.layer_outputs("images")
     convolutions = [(layer.weight, output[0, 0]) for layer, output in outputs if isinstance(layer, nn.Conv2d)]
     multiplications = sum(weight.numel() * positions.numel() for weight, positions in convolutions)

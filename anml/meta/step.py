@@ -1,26 +1,19 @@
-"""One meta-update: re-draw the output rows of the new classes, run the episode, update with Adam.
-
-Optimizers and schedules of the learning rate are torch's, by the names that a config gives them.
-"""
+"""One meta-update: re-draw the output rows of the new classes, run the episode, update with Adam."""
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import ConstantLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
-from anml.config.binding import nearest
 from anml.config.training import LoboScale, TrainConfig
 from anml.data.episodes import Episode
 from anml.errors import ConfigError
 from anml.meta.engine import Engine, EpisodeOutcome
 from anml.models.heads import OutputLayer
 from anml.models.meta_model import MetaModel, draw_kaiming, select_names
+from anml.optim import BAD_ARGUMENTS, schedule_by_name
 from anml.rng import torch_generator
-
-# What they raise when they are made, or first stepped, with arguments that make no sense.
-BAD_ARGUMENTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class OuterStep:
@@ -98,28 +91,11 @@ def draw_rows(
     return draw_kaiming((1, *shape), generator)[0] if scale == "all_rows" else draw_kaiming(shape, generator)
 
 
-def make_by_name(module: Any, base: type, key: str, name: str, first: Any, arguments: dict[str, Any]) -> Any:
-    """Make an optimizer or a schedule by its name in torch. Raises ConfigError naming what is wrong."""
-    kinds = {
-        own: kind
-        for own, kind in vars(module).items()
-        if isinstance(kind, type) and issubclass(kind, base) and kind is not base and not own.startswith("_")
-    }
-    if name not in kinds:
-        message = f"{key}: torch has no {name!r}{nearest(name, kinds) or '; it has: ' + ', '.join(sorted(kinds))}"
-        raise ConfigError(message)
-    try:
-        return kinds[name](first, **arguments)
-    except BAD_ARGUMENTS as error:
-        message = f"{key}_args: {name} does not take {arguments}: {error}"
-        raise ConfigError(message) from None
-
-
 def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:
     """Return the schedule of i.i.d. training that a config names, or a constant one. Raises ConfigError."""
     if config.lr_scheduler is None:
         return ConstantLR(optimizer, factor=1.0)
-    return _schedule("lr_scheduler", config.lr_scheduler, config.lr_scheduler_args, optimizer, "epoch")
+    return schedule_by_name("lr_scheduler", config.lr_scheduler, config.lr_scheduler_args, optimizer, "epoch")
 
 
 def outer_lrs(config: TrainConfig) -> list[float]:
@@ -128,7 +104,7 @@ def outer_lrs(config: TrainConfig) -> list[float]:
     if name is None:
         return []
     dummy = torch.optim.Adam([torch.zeros(1)], lr=config.outer_lr)
-    schedule = _schedule("outer_lr_scheduler", name, arguments, dummy, "episode")
+    schedule = schedule_by_name("outer_lr_scheduler", name, arguments, dummy, "episode")
     dummy.step()  # Torch warns of a schedule that goes on before the optimizer has; once is enough.
     what = f"outer_lr_scheduler_args: {name} with {arguments}"
     [group] = dummy.param_groups
@@ -148,13 +124,3 @@ def outer_lrs(config: TrainConfig) -> list[float]:
             message = f"{what} gives the rate {lrs[-1]} at episode {episode}"
             raise ConfigError(message)
     return lrs
-
-
-def _schedule(
-    key: str, name: str, arguments: dict[str, Any], optimizer: torch.optim.Optimizer, unit: str
-) -> LRScheduler:
-    schedule = make_by_name(torch.optim.lr_scheduler, LRScheduler, key, name, optimizer, arguments)
-    if isinstance(schedule, ReduceLROnPlateau):
-        message = f"{key}: ReduceLROnPlateau needs a validation loss; use one that depends on the {unit} alone"
-        raise ConfigError(message)
-    return schedule

@@ -102,6 +102,34 @@ def test_what_learning_needs_is_told_where_nothing_learns(eval_notices, setting:
     assert notice.startswith(f"eval.yml:2: {setting.partition(':')[0]}: has no effect on eval_method: zero_shot, ")
 
 
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        ("ncm", "lr: 0.1"), ("ncm", "optimizer: SGD"), ("ncm", "shrinkage: 0.5"), ("slda", "metric: cosine"),
+        ("slda", "batch_size: 4"), ("knn", "reinit_method: zero"), ("sequential", "replay_size: 5"),
+    ],
+)  # fmt: skip
+def test_keys_of_other_protocols_are_told(eval_notices, method: str, setting: str) -> None:
+    (notice,) = eval_notices(f"{setting}\neval_method: {method}\n")
+    assert notice.startswith(f"eval.yml:2: {setting.partition(':')[0]}: has no effect on eval_method: {method}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eval_method: ncm\nmetric: cosine\neval_freq: 3", "eval_method: replay\nreplay_size: 5\nbatch_size: 4",
+        "optimizer: SGD\noptimizer_args: {momentum: 0.9}\nlr_scheduler: StepLR\nlr_scheduler_args: {step_size: 9}",
+    ],
+)  # fmt: skip
+def test_keys_of_the_protocol_are_not_told(eval_notices, text: str) -> None:
+    assert eval_notices(f"{text}\n") == []
+
+
+def test_betas_are_for_adam(eval_notices) -> None:
+    (notice,) = eval_notices("optimizer: SGD\nadam_betas: [0.0, 0.9]\n")
+    assert notice.startswith("eval.yml:3: adam_betas: has no effect on optimizer: SGD; ")
+
+
 def test_support_examples_are_told_where_nothing_is_solved(eval_notices) -> None:
     assert eval_notices("init_size: 10\n") == [
         "eval.yml:2: init_size: has no effect on reinit_method: kaiming; it is for least squares: lstsq, or "

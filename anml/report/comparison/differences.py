@@ -133,6 +133,8 @@ class Evaluation(NamedTuple):
     class_names: tuple[str, ...] = ()
     held_out_from: int = 0
     unknown: str = ""
+    optimizer: str | None = None
+    lr_scheduler: str | None = None
     options: tuple[str, ...] = ()
 
     @property
@@ -148,7 +150,7 @@ class Evaluation(NamedTuple):
     @property
     def pair(self) -> "Evaluation":
         """What a sequential evaluation and its oracle share: all but the order and the batches of the examples."""
-        if not self.protocol.learns:
+        if not self.protocol.learns or self.protocol.replays:
             return self
         return self._replace(eval_method="", epochs=None, batch_size=None)
 
@@ -169,11 +171,13 @@ def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
         init_size=keys.init_size if method == "lstsq" else None,
         init_examples=keys.init_examples or "" if method == "lstsq" else "",
         epochs=keys.epochs if shuffled else None,
-        batch_size=keys.batch_size if shuffled else None,
+        batch_size=keys.batch_size if keys.protocol.takes_batches else None,
         imgs_per_class=request.examples,
         allow_incomplete=request.allow_incomplete,
         class_names=request.classes[request.first_class :],
         held_out_from=request.first_class,
+        optimizer=_called(keys.stepper.optimizer, keys.optimizer_args or {}) if learns else None,
+        lr_scheduler=_called(keys.lr_scheduler, keys.lr_scheduler_args or {}) if learns else None,
         options=tuple(f"{key} {value}" for key in keys.protocol.options if (value := getattr(keys, key)) is not None),
     )
 
