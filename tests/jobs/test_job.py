@@ -190,3 +190,16 @@ def test_a_job_on_another_machine_is_known_by_its_heartbeat(tmp_path: Path, monk
     else:
         StatusFile(file, "13").end("done")
         assert read_status(file).attempt == 2
+
+
+def test_an_attempt_takes_the_job_over_from_one_on_another_machine_that_writes_once_more(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(job_status, "LATENCY_SECONDS", 1.0)
+    file = tmp_path / "status.json"
+    elsewhere = JobStatus("running", attempt=1, host="elsewhere", pid=7, job_id="12", updated=time.time())
+    write_status(file, elsewhere)
+    threading.Timer(0.3, write_status, (file, elsewhere)).start()
+    began = time.monotonic()
+    status = StatusFile(file, "12")
+    assert time.monotonic() - began > 1
+    assert (read_status(file).pid, read_status(file).attempt) == (os.getpid(), 2)
+    status.end("done")
