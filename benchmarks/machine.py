@@ -1,7 +1,9 @@
 """The facts of a machine that timings depend on."""
 
+import importlib.util
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,21 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+    } | card()
+
+
+def card() -> dict[str, Any]:
+    """Return the facts of a GPU, or nothing where there is none."""
+    if not torch.cuda.is_available():
+        return {}
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "card": properties.name,
+        "card_gb": round(properties.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "triton": version("triton") if importlib.util.find_spec("triton") else None,
+        "deterministic": torch.backends.cudnn.deterministic,
     }
 
 

@@ -204,8 +204,8 @@ def _check_method(config: TrainConfig) -> Faults:
 
 def _check_engine(config: TrainConfig) -> Faults:
     """Refuse engines that cannot run, or that would not gather statistics that evaluations use."""
-    if config.engine == "graph" and config.device == "cpu":
-        yield "engine", "graph needs a GPU, but device is cpu; use engine: auto"
+    if config.engine in ("graph", "triton") and config.device == "cpu":
+        yield "engine", f"{config.engine} needs a GPU, but device is cpu; use engine: auto"
     record = config.model_record
     has_batch_norm = isinstance(record, ClassifierArgs) and record.has_batch_norm
     if config.engine == "reference" and config.method.is_second_order and has_batch_norm:

@@ -35,7 +35,7 @@ VaryKey = Annotated[
     | Annotated[Many[Mapping[str, Value]], Field(min_length=1), Tag("points")],
     Discriminator(lambda value: "points" if isinstance(value, (list, tuple)) else "product"),
 ]
-EngineName = Literal["auto", "graph", "compiled", "native", "sweep", "fast", "reference"]
+EngineName = Literal["auto", "graph", "triton", "compiled", "native", "sweep", "fast", "reference"]
 
 
 class InnerOptimizer(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 from anml.meta import functional_episode
-from anml.meta.adjoint import AdjointEngine, NativeEngine
+from anml.meta.adjoint import AdjointEngine, NativeEngine, TritonEngine, missing_triton
 from anml.meta.engine import Engine, FirstOrderEngine, ReferenceEngine
 from anml.meta.fast import FastEngine
 from anml.meta.functional_episode import CompiledEngine, missing_compiler
@@ -21,9 +21,11 @@ ENGINES = {
     "fast": FastEngine,
     "sweep": AdjointEngine,
     "native": NativeEngine,
+    "triton": TritonEngine,
     "compiled": CompiledEngine,
 }
-# Fastest first (docs/performance.md). `graph` captures an update by an engine of the last line.
+# Fastest first, as measured (docs/performance.md): `triton` is in no list, because no card has run it yet. `graph`
+# captures an update by an engine of the last line.
 _ON_CPU = ("native", "sweep", "fast")
 _ON_GPU = ("graph", "compiled", "fast")
 _IN_A_GRAPH = ("sweep", "compiled", "fast")
@@ -50,14 +52,16 @@ def make_engine(config: TrainConfig, model: MetaModel, inner_names: list[str]) -
     name, why = choose(config, model, inner_names)
     if name == "graph":
         name = _first_possible(_IN_A_GRAPH, config, model, inner_names)[0]
+    if uses_graph(config, model):
         why = f"of which one graph is made per update ({why})"
     return ENGINES[name](model, inner_names, config.inner_optimizer), why
 
 
 def uses_graph(config: TrainConfig, model: MetaModel) -> bool:
-    """Say whether updates are captured as a graph."""
+    """Say whether updates are captured as a graph. `triton` alone would wait for the host at each of its launches."""
     on_gpu = next(model.parameters()).device.type == "cuda"
-    return config.method.is_second_order and on_gpu and config.engine in ("auto", "graph") and not config.augment
+    is_captured = config.engine in ("auto", "graph", "triton")
+    return config.method.is_second_order and on_gpu and is_captured and not config.augment
 
 
 def _first_possible(
@@ -99,4 +103,6 @@ def _obstacle(engine: str, config: TrainConfig, model: MetaModel, inner_names: l
     if engine == "native":
         # In this order: a kernel is only built for a model that can use it.
         return NativeEngine.unsupported(model, inner_names) or available("train").reason
+    if engine == "triton":
+        return TritonEngine.unsupported(model, inner_names) or missing_triton(device)
     return ""

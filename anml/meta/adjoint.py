@@ -15,15 +15,18 @@ learning rate:
 lambda_0 is the gradient of the blocks' weights. Shapes are static and nothing is read back to the host.
 """
 
+import importlib.util
+import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, one_hot, softmax
 
 from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode
 from anml.meta.conv_blocks import BlockStack, TorchBlocks
+from anml.meta.dual_head import DualHead
 from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.models.anml import Anml, AnmlEncoder, Sanml
 from anml.models.blocks import Block, find_blocks
@@ -32,125 +35,14 @@ from anml.models.meta_model import MetaModel, belongs_to
 from anml.native import kernels
 from anml.native.blocks import NativeBlocks, unsupported_layers
 
-Attend = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-]
-
-
-def attend(
-    weight: torch.Tensor, rows: torch.Tensor, extra: torch.Tensor, probability: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return scores s = rows weight^T + extra [B, C], their weights w, and w weight [B, d].
-
-    The weights are softmax(s), or probability * s where probability is given.
-    """
-    scores = _rows_times(rows, weight.T) + extra
-    weights = softmax(scores, dim=1) if probability is None else probability * scores
-    return scores, weights, _rows_times(weights, weight)
-
-
-def _rows_times(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Return rows [n, k] @ matrix [k, m]; a single row as a matrix-vector product, several times faster on a CPU."""
-    return torch.mv(matrix.T, rows[0])[None] if len(rows) == 1 else rows @ matrix
-
-
-class DualHead:
-    """An episode's fast output layer in dual form, forward and adjoint, by hand.
-
-    `learn` once per inner step, `query` once, `carry_adjoint` once per step in reverse. W0 [C, d] and b0 [C] are the
-    layer before the inner loop, a is the learning rate, f_s [B, d] are the features and delta_s [B, C] the logits'
-    gradients of step s. The layer at step t maps x to z(x), and a gradient delta at z to the gradient v(delta) at x:
-
-        z(x)     = x W0^T + b0 - a sum_{s<t} (x f_s^T + 1) delta_s
-        v(delta) = delta W0    - a sum_{s<t} (delta delta_s^T) f_s
-
-    Both are bilinear in what autograd would have to differentiate, so their adjoints are again such products. Rows of
-    all steps lie in one buffer, so "s < t" is a slice of static size. A step reads W0 twice forward and twice backward.
-    Each pair has the form of attention with W0 as keys and values (`attend`), because softmax is delta but for the
-    label's row: one pass over W0 can then do both (native/head.h).
-    """
-
-    def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor, lr: float, shape: tuple[int, int], attend: Attend = attend
-    ) -> None:
-        """Start an episode whose support has `shape` [steps, batch]."""
-        self.weight, self.bias, self.lr, self.batch, self.attend = weight, bias, lr, shape[1], attend
-        classes, width = weight.shape
-        rows = shape[0] * shape[1]
-        self.features, self.grad_adjoints, self.mixed = (weight.new_zeros(rows, width) for _ in range(3))
-        self.deltas, self.probabilities, self.logit_adjoints = (weight.new_zeros(rows, classes) for _ in range(3))
-
-    def learn(self, step: int, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Take the SGD step on features [B, d], labels [B]; return the loss's gradient [B, d] at the features."""
-        now, before = self._now(step), step * self.batch
-        change = (features @ self.features[:before].T + 1) @ self.deltas[:before]
-        _, probability, mixed = self.attend(self.weight, features, self.bias - self.lr * change, None)
-        delta = (probability - one_hot(labels, self.weight.shape[0])) / self.batch
-        self.features[now], self.probabilities[now] = features, probability
-        self.deltas[now], self.mixed[now] = delta, mixed
-        return self._changed(delta, (mixed - self.weight[labels]) / self.batch, before)
-
-    def query(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the meta loss, logits [Q, C] and the loss's gradient [Q, d] at the features; start the adjoints."""
-        similarity = features @ self.features.T + 1
-        logits = torch.addmm(self.bias, features, self.weight.T).addmm_(similarity, self.deltas, alpha=-self.lr)
-        delta = (softmax(logits, dim=1) - one_hot(labels, self.weight.shape[0])) / len(features)
-        self.query_features, self.query_delta = features, delta
-        self.feature_gram = self.features @ self.features.T + 1
-        self.delta_gram = self.deltas @ self.deltas.T
-        self.feature_adjoints = -self.lr * (delta @ self.deltas.T).T @ features
-        self.delta_adjoints = -self.lr * similarity.T @ delta
-        return cross_entropy(logits, labels), logits, self._changed(delta, delta @ self.weight, len(self.features))
-
-    def carry_adjoint(self, step: int, grad_adjoint: torch.Tensor) -> torch.Tensor:
-        """Return the adjoint [B, d] of the features of a step, given that of what its `learn` returned.
-
-        With K = f f^T + 1, L = delta delta^T, v the gradient that `learn` returned and bars for adjoints:
-        delta_t-bar += v-bar W_t^T,  z_t-bar = softmax'(z_t) delta_t-bar / B,  f_t-bar += z_t-bar W_t,  and for s < t
-        delta_s-bar -= a ((v-bar f_s^T)^T delta_t + K_st z_t-bar)
-        f_s-bar     -= a (L_st v-bar + (z_t-bar delta_s^T)^T f_t)
-        """
-        now, before = self._now(step), step * self.batch
-        overlap = grad_adjoint @ self.features[:before].T
-        extra = torch.addmm(self.delta_adjoints[now], overlap, self.deltas[:before], alpha=-self.lr)
-        _, weighted, pulled = self.attend(self.weight, grad_adjoint, extra, self.probabilities[now])
-        # softmax'(z) y = p y - (p . y) p, and so is its product with W0.
-        inner = weighted.sum(1, keepdim=True)
-        logit_adjoint = torch.addcmul(weighted, self.probabilities[now], inner, value=-1) / self.batch
-        feature_adjoint = torch.addcmul(pulled, self.mixed[now], inner, value=-1) / self.batch
-        feature_adjoint = self._changed(logit_adjoint, self.feature_adjoints[now] + feature_adjoint, before)
-        self.grad_adjoints[now], self.logit_adjoints[now] = grad_adjoint, logit_adjoint
-        # What this adds to the adjoints of earlier steps, the last two lines above.
-        crossed = self.deltas[:before] @ logit_adjoint.T
-        on_deltas = torch.cat([overlap.T, self.feature_gram[:before, now]], 1)
-        on_features = torch.cat([self.delta_gram[:before, now], crossed], 1)
-        deltas = torch.cat([self.deltas[now], logit_adjoint])
-        features = torch.cat([grad_adjoint, self.features[now]])
-        self.delta_adjoints[:before].addmm_(on_deltas, deltas, alpha=-self.lr)
-        self.feature_adjoints[:before].addmm_(on_features, features, alpha=-self.lr)
-        return feature_adjoint
-
-    def gradients(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the gradients of weight and bias: every product of a step is a row of one matrix product."""
-        left = torch.cat([self.query_delta, self.deltas, self.logit_adjoints])
-        right = torch.cat([self.query_features, self.grad_adjoints, self.features])
-        return left.T @ right, self.query_delta.sum(0) + self.logit_adjoints.sum(0)
-
-    def _changed(self, delta: torch.Tensor, gradient: torch.Tensor, before: int) -> torch.Tensor:
-        """Return the gradient at the features, given what the slow weights make of it: v(d) from d W0."""
-        return torch.addmm(gradient, delta @ self.deltas[:before].T, self.features[:before], alpha=-self.lr)
-
-    def _now(self, step: int) -> slice:
-        return slice(step * self.batch, (step + 1) * self.batch)
-
 
 class AdjointEngine:
-    """Hand-derived gradients; `make_stack` says with which kernels the blocks run, `attend` those of the head."""
+    """Hand-derived gradients; `make_stack` says with which kernels the blocks run, `make_head` those of the head."""
 
     name = "sweep"
     note = ""
     make_stack: Callable[[list[Block], float], BlockStack] = TorchBlocks
-    attend: Attend = staticmethod(attend)
+    make_head: Callable[[torch.Tensor, torch.Tensor, float, tuple[int, int]], DualHead] = DualHead
 
     def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
         if reason := self.unsupported(model, inner_names):
@@ -166,7 +58,7 @@ class AdjointEngine:
             gate = self.gate(episode.images)
         weight, bias = (parameter.detach() for parameter in self.model.head.parameters())
         steps, batch = episode.support_index.shape
-        head = DualHead(weight, bias, self.lr, (steps, batch), self.attend)
+        head = self.make_head(weight, bias, self.lr, (steps, batch))
         gates = episode.images.new_ones(len(episode.images), 1) if gate is None else gate.detach()
         inner = _InnerLoop(self.stack, head, gates, episode)
         loss, logits = inner.forward()
@@ -216,17 +108,20 @@ class AdjointEngine:
 class _InnerLoop:
     def __init__(self, stack: BlockStack, head: DualHead, gates: torch.Tensor, episode: Episode) -> None:
         self.stack, self.head, self.gates, self.episode = stack, head, gates, episode
+        # [steps, batch, ...], all at once: on a GPU each indexing costs a launch.
+        index = episode.support_index
+        self.support = list(zip(episode.images[index], episode.labels[index], gates[index], strict=True))
         self.encoded: list[torch.Tensor] = []
         self.gradients: list[torch.Tensor] = []
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Take the inner steps; return the meta loss and its logits [Q, C]."""
-        images, labels, index, start, _ = self.episode
-        self.stack.start(len(index))
-        for step, rows in enumerate(index):
-            encoded = self.stack.encode(step, images[rows])
-            gradient = self.head.learn(step, encoded * self.gates[rows], labels[rows])
-            self.stack.descend(step, gradient * self.gates[rows])
+        images, labels, _, start, _ = self.episode
+        self.stack.start(len(self.support))
+        for step, (support_images, support_labels, gate) in enumerate(self.support):
+            encoded = self.stack.encode(step, support_images)
+            gradient = self.head.learn(step, encoded * gate, support_labels)
+            self.stack.descend(step, gradient * gate)
             self.encoded.append(encoded)
             self.gradients.append(gradient)
         encoded = self.stack.encode_query(images[start:])
@@ -237,10 +132,8 @@ class _InnerLoop:
 
     def sweep(self) -> torch.Tensor:
         """Carry the adjoints back to the start; return the gate's [M, d]."""
-        index = self.episode.support_index
-        grad_gates = [torch.empty(0)] * len(index)
-        for step in reversed(range(len(index))):
-            gate = self.gates[index[step]]
+        grad_gates = [torch.empty(0)] * len(self.support)
+        for step, (_, _, gate) in reversed(list(enumerate(self.support))):
             grad_adjoint = self.stack.jvp(step)
             feature_adjoint = self.head.carry_adjoint(step, grad_adjoint * gate)
             self.stack.carry_adjoint(step, feature_adjoint * gate)
@@ -248,7 +141,7 @@ class _InnerLoop:
         total = self.query_grad_gate.new_zeros(len(self.gates), grad_gates[0].shape[1])
         total[self.episode.query_start :] = self.query_grad_gate
         # Step by step: with the rows of all cycles at once, a GPU would add up those of one image in any order.
-        for rows, grad_gate in zip(index, grad_gates, strict=True):
+        for rows, grad_gate in zip(self.episode.support_index, grad_gates, strict=True):
             total.index_add_(0, rows, grad_gate)
         return total
 
@@ -266,27 +159,14 @@ def _blocks(model: MetaModel) -> tuple[str, list[Block]] | None:
     return (prefix, blocks) if blocks else None
 
 
-class NativeEngine(AdjointEngine):
-    """The sweep with native blocks. Raises ValueError for a model, RuntimeError on a machine that it cannot serve."""
-
-    name = "native"
-    make_stack = NativeBlocks
+class KernelEngine(AdjointEngine):
+    """The sweep with kernels of our own, which run the gate's blocks as well."""
 
     def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
         super().__init__(model, inner_names, inner)
         gate = _gate_parts(model)
-        self.gate_blocks = NativeBlocks(gate[0], inner.lr) if gate else None
+        self.gate_blocks = self.make_stack(gate[0], inner.lr) if gate else None
         self.gate_layer = gate[1] if gate else None
-
-    @staticmethod
-    def unsupported(model: MetaModel, inner_names: list[str]) -> str:
-        return AdjointEngine.unsupported(model, inner_names) or unsupported_layers(model)
-
-    @staticmethod
-    def attend(
-        weight: torch.Tensor, rows: torch.Tensor, extra: torch.Tensor, probability: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return tuple(kernels("train").attend(weight, rows.contiguous(), extra.contiguous(), probability))
 
     def gate(self, images: torch.Tensor) -> torch.Tensor | None:
         if self.gate_blocks is None or self.gate_layer is None:
@@ -304,6 +184,63 @@ class NativeEngine(AdjointEngine):
         prefix = self.model.gate_prefix or ""
         layer = {f"{prefix}.fc.weight": grad_out.T @ self.gate_features, f"{prefix}.fc.bias": grad_out.sum(0)}
         return layer | self.block_gradients(prefix, self.gate_blocks)
+
+
+def _native_attend(
+    weight: torch.Tensor, rows: torch.Tensor, extra: torch.Tensor, probability: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return tuple(kernels("train").attend(weight, rows.contiguous(), extra.contiguous(), probability))
+
+
+class NativeEngine(KernelEngine):
+    """The sweep in C++. Raises ValueError for a model, RuntimeError on a machine that it cannot serve."""
+
+    name = "native"
+    make_stack = NativeBlocks
+    make_head = staticmethod(partial(DualHead, attend=_native_attend))
+
+    @staticmethod
+    def unsupported(model: MetaModel, inner_names: list[str]) -> str:
+        return AdjointEngine.unsupported(model, inner_names) or unsupported_layers(model)
+
+
+class TritonEngine(KernelEngine):
+    """The sweep in Triton kernels. Raises ValueError for a model that it cannot serve."""
+
+    name = "triton"
+
+    @staticmethod
+    def make_stack(blocks: list[Block], learning_rate: float) -> BlockStack:
+        from anml.meta.triton_blocks import TritonBlocks  # Only here: not every machine has Triton.
+
+        return TritonBlocks(blocks, learning_rate)
+
+    @staticmethod
+    def make_head(weight: torch.Tensor, bias: torch.Tensor, lr: float, shape: tuple[int, int]) -> DualHead:
+        from anml.meta.triton_head import TritonHead
+
+        return TritonHead(weight, bias, lr, shape)
+
+    @staticmethod
+    def unsupported(model: MetaModel, inner_names: list[str]) -> str:
+        if reason := AdjointEngine.unsupported(model, inner_names):
+            return reason
+        if any(p.dtype not in (torch.float32, torch.float64) for p in model.parameters()):
+            return "it is not in float32 or float64"
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d):
+                edges = (module.kernel_size, module.stride, module.padding)
+                if any(len(set(edge)) > 1 for edge in edges):
+                    return f"{name} is not a square convolution"
+        return ""
+
+
+def missing_triton(device: torch.device) -> str:
+    """Say why Triton's kernels cannot run on a device, or return an empty string. TRITON_INTERPRET=1 is for tests."""
+    if not importlib.util.find_spec("triton"):
+        return "Triton is not installed (torch for CUDA and ROCm brings it)"
+    can_run = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return "" if can_run else "Triton's kernels need a GPU (CUDA or ROCm)"
 
 
 def _gate_parts(model: MetaModel) -> tuple[list[Block], nn.Linear] | None:
