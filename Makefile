@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: setup demo test test-quick check bench clean
+.PHONY: setup demo test test-quick soak check bench clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,11 @@ test: setup
 # What a change of configs, plans, data, models or reports may break: under 90 seconds on 2 cores.
 test-quick: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not slurm and not native and not omniglot" $(TESTS)
+
+# 200 experiments on a real Slurm under 20 minutes of random faults; run again, it goes on where it was stopped.
+SOAK ?= /tmp/anml-soak
+soak: setup
+	PYTHONPATH=. $(BIN)/python -m tests.slurm.soak --folder $(SOAK)
 
 check: setup
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ HEAVY = LAYERS[LAYERS.index("rng") : LAYERS.index("cli")]
 # Who alone may import a package.
 SOLE_IMPORTERS = {
     "higher": "anml/meta/engine.py",
-    "wandb": "anml/tracking.py",
+    "wandb": "anml/tracking",
     "simple_slurm": "anml/jobs/schedulers/slurm_options.py",
     "matplotlib": "anml/report",
     "pandas": "anml/report",

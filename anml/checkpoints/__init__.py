@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,9 @@ def load_training_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(message) from None
 
 
-def is_complete(folder: Path) -> bool:
-    """Say whether a checkpoint exists and is intact."""
-    expected = {folder / f"{part}.safetensors": read_json(folder / f"{part}.json").get("sha256") for part in _PARTS}
+def is_complete(folder: Path, parts: Sequence[str] = _PARTS) -> bool:
+    """Say whether a checkpoint (or one part of it) exists and is intact."""
+    expected = {folder / f"{part}.safetensors": read_json(folder / f"{part}.json").get("sha256") for part in parts}
     return all(digest and file.is_file() and _sha256(file) == digest for file, digest in expected.items())
 
 

@@ -29,6 +29,7 @@ from anml.jobs.launch import Launch, check_with_model, create_experiment, experi
 from anml.jobs.plan import Job, make_plan
 from anml.jobs.schedulers import default_cluster, scheduler_class
 from anml.jobs.submission import describe, run_launch
+from anml.jobs.time_limits import check_time_limits
 from anml.tracking import default_mode
 
 # The dry run shows this in place of the name that a launch would draw, so that two dry runs show the same text.
@@ -42,6 +43,7 @@ def launch(options: argparse.Namespace) -> int:
     config = smoke_test(loaded.config) if options.smoke_test else loaded.config
     decided = _decide(options, config, profile)
     print_notices(loaded.notices)
+    check_time_limits(decided)
     if options.check or not options.dry_run:
         try:
             check_with_model(decided.config)

@@ -2,12 +2,12 @@
 
 import argparse
 import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from anml.atomic import wait_until
 from anml.cli.arguments import (
+    EXIT_DONE,
     EXIT_FAILED,
     add_address_arguments,
     add_experiments_dir_argument,
@@ -21,10 +21,12 @@ from anml.cli.arguments import (
 from anml.config.load import load_experiment_config
 from anml.config.training import TrainConfig
 from anml.config.vary import TrainingId
-from anml.errors import ConfigError
+from anml.errors import ConfigError, JobError
 from anml.experiment import Experiment, experiments_folder
 from anml.jobs.job import JobContext, check_folder, run_job
+from anml.jobs.job_status import ENDED
 from anml.jobs.launch import experiments_dir
+from anml.jobs.status import JobOutcome, read_jobs
 from anml.tracking import Tracker
 
 report_arguments = sync_arguments = add_address_arguments
@@ -56,6 +58,7 @@ def report_job(options: argparse.Namespace) -> int:
 
         check_folder(experiment.root, options.min_free_gb)
         context.progress(0, 1, "reports")
+        wait_until(lambda: not _unseen(experiment), experiment.root)
         summary = write_report(experiment)
         print_notices(write_indexes(experiment))
         config = load_experiment_config(experiment.config_file).config
@@ -63,9 +66,26 @@ def report_job(options: argparse.Namespace) -> int:
         tracker.summary(summary.best_accuracies())
         tracker.finish()
         context.progress(1, 1, "reports")
+        if lost := [job.label for job in _unseen(experiment) if job.state == "done"]:
+            message = f"{', '.join(lost)}: done, but no results are in {experiment.results}: the report is incomplete"
+            raise JobError(message)
         return True
 
     return run_job(experiment, options.job, None, work)
+
+
+def _unseen(experiment: Experiment) -> list[JobOutcome]:
+    """Return the jobs whose end, or whose results, this machine does not see (yet)."""
+    return [job for job in read_jobs(experiment) if not (_has_ended(job) and _has_results(experiment, job))]
+
+
+def _has_ended(outcome: JobOutcome) -> bool:
+    return outcome.status.state in ENDED or outcome.state == "skipped" or outcome.status.has_vanished
+
+
+def _has_results(experiment: Experiment, outcome: JobOutcome) -> bool:
+    file = experiment.results / outcome.job.results_file(outcome.task)
+    return outcome.state != "done" or outcome.job.kind != "evaluate" or file.is_file()
 
 
 def compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -193,11 +213,11 @@ def archive(options: argparse.Namespace) -> None:
           f"sha256sum --check --quiet {CHECKSUMS}")  # fmt: skip
 
 
-def sync(options: argparse.Namespace) -> int | None:
-    runs = sorted(str(path) for path in (find_experiment(options).wandb_dir / "wandb").glob("offline-run-*"))
-    if not runs:
+def sync(options: argparse.Namespace) -> int:
+    from anml.tracking.offline import recorded_files, sync
+
+    experiment = find_experiment(options)
+    if not recorded_files(experiment.wandb_dir / "wandb"):
         print("No offline runs here.")
-        return None
-    # Without --yes and paths, wandb asks questions, or takes the runs of the current folder.
-    result = subprocess.run([sys.executable, "-m", "wandb", "sync", "--yes", *runs], check=False)
-    return EXIT_FAILED if result.returncode else None
+        return EXIT_DONE
+    return EXIT_DONE if sync(experiment) else EXIT_FAILED

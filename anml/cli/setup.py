@@ -3,25 +3,39 @@
 import argparse
 import json
 import os
+import re
 import shlex
-import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from importlib.metadata import requires
 from pathlib import Path
 
+from anml.atomic import read_text, wait_until, write_text
 from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, add_data_path_argument, positive, print_notices
 from anml.config.evaluation import DataRequest, data_path_or_default
 from anml.config.facts import DATASETS, canonical_dataset
 from anml.config.profile import PROFILES, ClusterProfile, load_profile, profile_names
 from anml.errors import ConfigError, SubmissionError
 from anml.jobs.containers import container_command, python_of
-from anml.jobs.schedulers import CheckResult, scheduler_class
+from anml.jobs.launch import IS_CHECKOUT, REPOSITORY, experiments_dir
+from anml.jobs.schedulers import CheckResult, Scheduler, scheduler_class, setup_lines
+from anml.jobs.status import log_tail
 
-# Runs in the environment of the profile.
-_PROBE = (
-    "import json, sys, torch; "
-    "print(json.dumps([sys.version.split()[0], torch.__version__, torch.version.cuda, torch.version.hip]))"
-)
+# Runs in the environment of the profile. Its answer goes into a file: setup lines may print before it and after it.
+_PROBE = """
+import importlib.metadata, json, platform, sys
+def version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+versions = {name: version(name) for name in json.loads(sys.argv[2])}
+import torch
+build = "rocm" if torch.version.hip else "cuda" if torch.version.cuda else "cpu"
+with open(sys.argv[1], "w") as file:
+    json.dump([platform.node(), platform.python_version(), build, versions], file)
+"""
 
 
 def clusters_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,23 +61,37 @@ def clusters(options: argparse.Namespace) -> int:
 
 
 def check_cluster(profile: ClusterProfile) -> Iterator[CheckResult]:
-    """Check everything that a profile promises, from this machine, without submitting anything."""
-    yield from _environment(profile)
-    yield from scheduler_class(profile.scheduler).check(profile)
+    """Check everything that a profile promises. Runs its setup where jobs run: on Slurm, as a short job."""
+    backend = scheduler_class(profile.scheduler)
+    yield from backend.check(profile)
+    folder = experiments_dir(None)  # The nodes must see it.
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".check-") as name:
+        try:
+            yield from _environment(profile, backend, Path(name))
+        except SubmissionError as error:
+            yield CheckResult(False, str(error))
 
 
-def _environment(profile: ClusterProfile) -> Iterator[CheckResult]:
-    """Run the profile's setup lines and ask its python which torch it has."""
-    python = python_of(profile)
-    lines = "\n".join([*profile.setup, container_command(profile, [python, "-c", _PROBE], Path.cwd())])
-    result = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=False, timeout=120)
-    if result.returncode != 0:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        yield CheckResult(False, f"setup lines and `{python}` with torch do not work here: {last}")
+def _environment(profile: ClusterProfile, backend: type[Scheduler], folder: Path) -> Iterator[CheckResult]:
+    """Run the setup lines of a profile and ask its python what it has."""
+    script, log, answer = folder / "check.sh", folder / "log.txt", folder / "answer.json"
+    python, wanted = python_of(profile), _requirements()
+    command = container_command(profile, [python, "-c", _PROBE, str(answer), json.dumps(list(wanted))], folder)
+    write_text(script, "\n".join(["#!/bin/bash", *setup_lines(profile), command, ""]), mode=0o755)
+    backend.try_out(profile, script, log)
+    wait_until(lambda: answer.is_file() or log_tail(log) != "", folder, profile.latency_wait)
+    if not answer.is_file():
+        tail = log_tail(log, 3) or "no output: does the node see this folder?"
+        yield CheckResult(False, f"setup lines and `{python}` with torch do not work: {tail}")
         return
-    version, torch, cuda, hip = json.loads(result.stdout.strip().splitlines()[-1])
-    yield CheckResult(True, f"python {version} with torch {torch} starts after the setup lines")
-    build = "rocm" if hip else "cuda" if cuda else "cpu"
+    node, version, build, versions = json.loads(read_text(answer))
+    yield CheckResult(True, f"on {node}, python {version} with torch {versions['torch']} starts after the setup lines")
+    missing = [name for name, version in versions.items() if version is None]
+    others = [f"{name} {v} ({wanted[name]})" for name, v in versions.items() if v and v.split("+")[0] != wanted[name]]
+    if missing:
+        yield CheckResult(False, f"it lacks {', '.join(missing)}, which requirements.txt asks for")
+    yield CheckResult(True, f"it has other versions than required: {', '.join(others) or 'none'}")
     environment = {"cuda": "environment.yml", "rocm": "environment-rocm.yml"}.get(profile.device)
     if environment and build != profile.device:
         what = f"the profile is for {profile.device}, this torch is a {build} build: use {environment}"
@@ -98,6 +126,16 @@ def shell(options: argparse.Namespace) -> None:
     except FileNotFoundError:
         message = f"there is no {command[0]} on this machine: run this on a login node, or use the cluster local"
         raise SubmissionError(message) from None
+
+
+def _requirements() -> dict[str, str]:
+    """Return the versions that requirements.txt pins, by package."""
+    if IS_CHECKOUT:
+        lines = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    else:
+        lines = requires("anml") or []
+    pins = [re.match(r"([\w.-]+)==([\w.]+)", line) for line in lines]
+    return {pin[1]: pin[2] for pin in pins if pin}
 
 
 def download_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,10 +15,11 @@ from rich.text import Text
 from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, add_address_arguments, find_experiment
 from anml.cli.launch import run_and_report
 from anml.jobs.job_status import duration
-from anml.jobs.launch import Launch, load_launch
+from anml.jobs.launch import Launch, load_launch, moved_from
 from anml.jobs.schedulers import scheduler_class
-from anml.jobs.status import GOING, JobOutcome, count_states, gpu_hours, is_report_stale, log_tail, read_jobs
+from anml.jobs.status import BAD, GOING, JobOutcome, count_states, gpu_hours, is_report_stale, log_tail, read_jobs
 from anml.jobs.submission import cancel_pending
+from anml.jobs.time_limits import check_time_limits
 
 _STYLE = {"done": "green", "running": "cyan", "failed": "bold red", "cancelled": "red"}
 LOG_TAIL_LINES = 12
@@ -45,7 +46,9 @@ def status(options: argparse.Namespace) -> int:
                 reports = read_jobs(launch.experiment, scheduler)
                 live.update(_page(launch, reports), refresh=True)
     console.print(_page(launch, reports))
-    return EXIT_FAILED if any(report.state in ("failed", "skipped", "cancelled") for report in reports) else EXIT_DONE
+    # Here a launcher may go on with an interrupted job; a cluster has ended it.
+    bad = BAD if scheduler.forgets_ended_jobs else ("failed", "skipped", "cancelled")
+    return EXIT_FAILED if any(report.state in bad for report in reports) else EXIT_DONE
 
 
 def retry_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,12 +62,15 @@ def retry(options: argparse.Namespace) -> int:
     """Submit (or run on this machine) every job that is not done, with the dependencies that are not done either."""
     launch = load_launch(find_experiment(options))
     given = scheduler_class(launch.profile.scheduler).retry_options(launch.profile, options.sbatch_options)
+    if not given:  # They may ask for more time.
+        check_time_limits(launch)
     return run_and_report(replace(launch, retry_options=given))
 
 
 def cancel(options: argparse.Namespace) -> None:
     """Cancel what waits or runs, and only jobs of this experiment."""
     launch = load_launch(find_experiment(options))
+    moved_from(launch.experiment)  # Raises ConfigError for a copy.
     scheduler = launch.make_scheduler()
     live = scheduler.live_ids()
     scheduler.cancel(sorted({id_ for ids in live.values() for id_ in ids}))

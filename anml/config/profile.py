@@ -128,7 +128,8 @@ class ClusterProfile(Record):
     MaxArraySize (`scontrol show config`). array_throttle: tasks of an array that run at once. points_per_job: sweep
     points of one job (absent: a whole flavor is one job). signal_seconds: how long before the time limit a training
     is told to save and requeue. max_requeues: a job requeued more often than this gives up. job_limit: jobs that run
-    at once on the machine at hand (local scheduler). min_free_gb: disk space a job insists on.
+    at once on the machine at hand (local scheduler). min_free_gb: disk space a job insists on. latency_wait: how many
+    seconds a job waits until its node sees the files that jobs before it have written on others.
     """
 
     name: str
@@ -148,6 +149,7 @@ class ClusterProfile(Record):
     wandb: WandbMode | None = None
     job_limit: Count = 1
     min_free_gb: Annotated[float, Field(ge=0)] = 1.0
+    latency_wait: Annotated[float, Field(ge=0)] = 60.0
 
 
 def load_profile(name: str, folder: Path) -> ClusterProfile:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from anml.checkpoints import load_model
+from anml.atomic import wait_until
+from anml.checkpoints import is_complete, load_model
 from anml.config.evaluation import DataRequest, EvalConfig
 from anml.config.facts import is_validation
 from anml.config.profile import Device, WandbMode
@@ -38,7 +39,9 @@ def evaluate_checkpoint(
     check_folder(experiment.root, min_free_gb)
     evaluation = config.eval[flavor]
     compute_on = prepare_device(device, config.device, evaluation.deterministic)
-    model, card = load_model(experiment.checkpoint(step, training.tag), compute_on)
+    checkpoint = experiment.checkpoint(step, training.tag)
+    wait_until(lambda: is_complete(checkpoint, ["model"]), checkpoint.parent)
+    model, card = load_model(checkpoint, compute_on)
     data = load_data(evaluation, config.eval_request(evaluation), compute_on)
     trajectories = sweep_trajectories(evaluation)
     if task is not None and points_per_job is not None:

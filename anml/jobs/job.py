@@ -127,11 +127,11 @@ def _stopped_early(context: JobContext, max_requeues: int) -> int:
     received = context.stop.received
     why = f"stopped by {received.name}, work saved" if received else "stopped, work saved"
     scheduler = scheduler_of_this_job() if received == signal.SIGUSR1 and max_requeues else None
-    restarts = scheduler.restarts() if scheduler else None
-    if scheduler is None or restarts is None:
+    if scheduler is None or context.status is None or scheduler.restarts() is None:
         return context.end("interrupted", why, EXIT_INTERRUPTED)
-    if restarts >= max_requeues:
-        message = f"{why}; not requeued again after {restarts} times (max_requeues of the profile)"
+    # Preemptions and restarts by an administrator count only where they leave a job no time to get on.
+    if (fruitless := context.status.status.fruitless) > max_requeues:
+        message = f"{why}; not requeued again after {fruitless} attempts without progress (max_requeues of the profile)"
         return context.end("failed", message, 1)
     # Before the requeue itself, at which the scheduler may end this process.
     context.end("requeued", f"{why}; requeued", 0)

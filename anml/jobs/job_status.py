@@ -42,6 +42,7 @@ class JobStatus(Process):
     scheduler itself starts again; empty where there is none. busy_seconds: run time of all attempts before this one.
     memory_gb, gpu_memory_gb: the most that an attempt has held. node: the machine by its name in the scheduler;
     failed_on: those of the attempts before a retry that failed.
+    fruitless: how many attempts in a row, this one included, have not come further than where they began.
     The process is the one that runs the job or, of a queued local one, will run it.
     """
 
@@ -53,6 +54,7 @@ class JobStatus(Process):
     rate: float = 0.0
     attempt: int = 0
     job_id: str = ""
+    fruitless: int = 0
     started: float | None = None
     ended: float | None = None
     updated: float | None = None
@@ -115,16 +117,18 @@ class CopyError(JobError):
 class StatusFile:
     """The status of the job that this process is; written at most once a second, at least every BEAT_SECONDS.
 
-    Raises CopyError when another process runs the job, and ends this process when another one takes the job over.
+    before: the status of the last attempt. Raises CopyError when another process runs the job, and ends this process
+    when another one takes the job over.
     """
 
     def __init__(self, path: Path, job_id: str = "") -> None:
         self.path = path
-        before = read_status(path)
+        self.before = before = read_status(path)
         now = time.time()
         self.status = JobStatus(
-            state="running", attempt=before.attempt + 1, job_id=job_id, busy_seconds=before.elapsed, started=now,
-            updated=now, memory_gb=before.memory_gb, gpu_memory_gb=before.gpu_memory_gb, failed_on=before.failed_on,
+            state="running", attempt=before.attempt + 1, fruitless=before.fruitless + 1, job_id=job_id,
+            busy_seconds=before.elapsed, started=now, updated=now, memory_gb=before.memory_gb,
+            gpu_memory_gb=before.gpu_memory_gb, failed_on=before.failed_on,
             node=os.environ.get("SLURMD_NODENAME", ""), **asdict(this_process()),
         )  # fmt: skip
         self._first_done: float | None = None
@@ -134,14 +138,19 @@ class StatusFile:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def progress(self, done: float, total: float, unit: str) -> None:
+        """Note how far the job is. Raises JobError where its experiment was moved: it would make a second one here."""
+        if not self.path.parent.is_dir():
+            message = f"{self.path.parent}: is gone: the experiment was moved or removed; `retry` it where it is now"
+            raise JobError(message)
         now = time.time()
         if self._first_done is None:
             self._first_done, self._first_time = done, now
         seconds = now - self._first_time
         rate = (done - self._first_done) / seconds if seconds > 0 else 0.0
         is_due = now - (self.status.updated or 0) >= 1 or done >= total
+        fruitless = 0 if done > self._first_done else self.status.fruitless
         with self._lock:
-            self.status = replace(self.status, done=done, total=total, unit=unit, rate=rate)
+            self.status = replace(self.status, done=done, total=total, unit=unit, rate=rate, fruitless=fruitless)
             if is_due:
                 self._write(updated=now, **_memory(self.status))
 
@@ -158,6 +167,8 @@ class StatusFile:
                     self._write(updated=time.time())
 
     def _write(self, **changes: Any) -> None:
+        if not self.path.parent.is_dir():  # The experiment was moved.
+            return
         if self._is_replaced_by(read_status(self.path)):
             print("another process has taken this job over: this one leaves", file=sys.stderr, flush=True)
             os._exit(EXIT_INTERRUPTED)  # At once: what another thread would still do would meet the other's files.

@@ -173,6 +173,7 @@ def record(launch: Launch, ids: dict[str, str], forget: Sequence[str] = ()) -> N
         name: {"id": id_, "time": now} for name, id_ in ids.items() if submitted.get(name, {}).get("id") != id_
     }
     data = {
+        "root": str(launch.experiment.root),
         "cluster": launch.profile.model_dump(mode="json"),
         "wandb": launch.wandb_mode,
         "jobs": launch.plan.to_json(),
@@ -195,6 +196,21 @@ def load_launch(experiment: Experiment) -> Launch:
         profile = profile.model_copy(update={"scheduler": f"{frozen}:{backend}"})
     plan, options = Plan.from_json(data["jobs"]), data.get("options", {})
     return Launch(config, experiment, profile, data["wandb"], plan, job_options=options)
+
+
+def moved_from(experiment: Experiment) -> Path | None:
+    """Return where an experiment was when its jobs were submitted, if that is elsewhere. Raises ConfigError for a copy.
+
+    Jobs and their scripts belong to the folder there.
+    """
+    before = Path(read_plan_file(experiment).get("root", experiment.root))
+    if before.resolve() == experiment.root.resolve():
+        return None
+    names = [read_json(each.environment_file).get("launch_id") for each in (experiment, Experiment(before))]
+    if names[0] == names[1]:
+        message = f"{experiment.root}: is a copy of {before}, whose jobs these are: use it there, or remove it there"
+        raise ConfigError(message)
+    return before
 
 
 def read_plan_file(experiment: Experiment) -> dict[str, Any]:

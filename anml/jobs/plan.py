@@ -1,12 +1,13 @@
 """The plan: an experiment's jobs and their dependencies, as pure data. A dry run shows it, a launch submits it."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, Literal
 
 from anml.config.training import TrainConfig
-from anml.experiment import result_name
+from anml.experiment import result_name, task_name
 
 JobKind = Literal["train", "evaluate", "report"]
 
@@ -30,6 +31,14 @@ class Job:
     def task_numbers(self) -> tuple[int | None, ...]:
         """Numbers of the tasks, or a single None for a job that is no array."""
         return (None,) if self.tasks is None else tuple(range(self.tasks))
+
+    def results_file(self, task: int | None) -> str:
+        """Return the name of the file that an evaluation, or a task of it, writes its results to."""
+        if task is None:
+            return f"{self.name}.csv"
+        # An array that is cut counts on: its parts write into one series of files.
+        first = dict(pairwise(self.argv)).get("--first-task", "0")
+        return f"{re.sub(r'-part-[0-9]+$', '', self.name)}-{task_name(int(first) + task)}.csv"
 
     def label(self, task: int | None) -> str:
         """Return the job's name, with the number of one of its tasks."""

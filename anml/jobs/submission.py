@@ -16,7 +16,7 @@ from anml.experiment import Experiment
 from anml.jobs.escalation import bad_nodes, failed_on, options_again
 from anml.jobs.interrupts import ended_as_by_ctrl_c, held_back
 from anml.jobs.job_status import JobStatus, read_status, write_status
-from anml.jobs.launch import Launch, record
+from anml.jobs.launch import Launch, moved_from, record
 from anml.jobs.plan import Job
 from anml.jobs.schedulers import Scheduler, SchedulerState
 from anml.process import this_process
@@ -39,6 +39,9 @@ def run_launch(
     scheduler = launch.make_scheduler()
     with ended_as_by_ctrl_c(), one_at_a_time(launch.experiment):
         begin()
+        if before := moved_from(launch.experiment):
+            print(f"{launch.experiment.root}: was moved from {before}; jobs submitted there are submitted again here")
+            scheduler.cancel(sorted({id_ for ids in scheduler.live_ids().values() for id_ in ids}))
         record(launch, {})
         _wait_for_ends(launch, scheduler)
         submission = _Submission(launch, scheduler)

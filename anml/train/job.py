@@ -1,8 +1,11 @@
 """The training job: one segment of one training (or of all together), up to a step whose checkpoint is evaluated."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
-from anml.atomic import read_json, write_json
+from anml.atomic import read_json, wait_until, write_json
+from anml.checkpoints import is_complete
 from anml.config.profile import Device, WandbMode
 from anml.config.training import TrainConfig
 from anml.config.vary import TrainingId
@@ -11,7 +14,9 @@ from anml.jobs.job import JobContext, check_folder
 from anml.machine import describe_machine, determinism, peak_memory, prepare_device
 from anml.tracking import Tracker
 from anml.train.loop import Training
-from anml.train.run import RunSpec, TrainingRun
+from anml.train.run import RunSpec, TrainingRun, step_folder
+
+UNIT = "steps"
 
 
 def train_segment(
@@ -36,6 +41,7 @@ def train_segment(
         RunSpec(config.for_training(each), experiment.checkpoints(each.tag), experiment.metrics(each.tag))
         for each in ids
     ]
+    _wait_for_earlier_work(context, specs, until)
     training = Training(specs, compute_on)
     environment = read_json(experiment.environment_file)
     write_json(experiment.environment_file, environment | {"training_machine": describe_machine(compute_on)})
@@ -49,12 +55,26 @@ def train_segment(
     ]
     finished = False
     try:
-        finished = training.run(until, context.stop, lambda done: context.progress(done, until, "steps"))
+        finished = training.run(until, context.stop, lambda done: context.progress(done, until, UNIT))
     finally:
         for tracker in trackers:
             tracker.finish(exit_code=0 if finished else 1)
     _say(peak_memory(compute_on))
     return finished
+
+
+def _wait_for_earlier_work(context: JobContext, specs: Sequence[RunSpec], until: int) -> None:
+    """Wait for the checkpoints that the segment before, or an earlier attempt of this job, has kept on another node."""
+    if context.status is None:  # Started by hand: there is no segment before.
+        return
+    before = context.status.before
+    was_saved = before.state in ("requeued", "interrupted") and before.unit == UNIT
+    earlier = [step for step in specs[0].config.checkpoint_steps if step < until]
+    step = max([*earlier[-1:], int(before.done) if was_saved else 0], default=0)
+    for spec in specs if step else ():
+        folder = step_folder(spec.checkpoints, step)
+        if not wait_until(lambda folder=folder: is_complete(folder), spec.checkpoints):
+            _say(f"{folder}: no intact checkpoint: going on from the last one before it")
 
 
 class _Notes:
@@ -76,6 +96,7 @@ def _track(
 ) -> Tracker:
     """Send the lines of a run's log to its W&B run and to the job's own log."""
     tracker = Tracker(experiment, run.config, f"train-{tag}" if tag else "train", "train", mode)
+    tracker.catch_up(map(json.loads, run.metrics.read_text(encoding="utf-8").splitlines()))
 
     def log(line: dict[str, Any]) -> None:
         notes.say_if_new()

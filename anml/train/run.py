@@ -166,6 +166,7 @@ class TrainingRun:
     def save(self) -> None:
         """Keep a checkpoint. Raises JobError where training has diverged: a checkpoint is always finite."""
         folder = step_folder(self.checkpoints, self.completed)
+        self.metrics.parent.stat()  # Where the experiment was moved away, a checkpoint would begin a second one.
         if not is_complete(folder):
             if not self.may_skip:
                 self._check_losses(self.recent)

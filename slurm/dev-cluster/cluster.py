@@ -14,8 +14,9 @@ import processes
 from processes import Process
 from state import DEFAULT_MAX_ARRAY_SIZE, NODES, ClusterError, State, UsageError
 
-DAEMONS = ("munged", "slurmctld", *NODES)
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmstepd", "sbatch", "squeue", "scontrol")
+OF_ACCOUNTING = ("mariadbd", "slurmdbd")
+PACKAGES = "slurm-wlm and munge (for accounting: slurmdbd and mariadb-server)"
 START_SECONDS = 30.0
 USABLE_STATES = re.compile(r"IDLE|MIXED|ALLOCATED|(IDLE|MIXED|ALLOCATED)\+COMPLETING|COMPLETING")
 OUTER_SLURM = re.compile(r"(SLURM|SLURMD|SLURMCTLD|SBATCH|SALLOC|SRUN|SQUEUE|SINFO|SCANCEL)_")
@@ -32,6 +33,11 @@ class Cluster:
         path = f"{kept.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
         self.environment = {**kept, "PATH": path, "SLURM_CONF": str(state.conf)}
 
+    @property
+    def daemons(self) -> tuple[str, ...]:
+        """Return the daemons of this cluster, in the order of their start."""
+        return ("munged", *(OF_ACCOUNTING if self.state.accounting else ()), "slurmctld", *NODES)
+
     def daemon(self, name: str) -> Process | None:
         """Return the daemon's process, None if it does not run."""
         record = self._record(name)
@@ -39,15 +45,15 @@ class Cluster:
 
     def missing(self) -> list[str]:
         """Name the daemons that do not run."""
-        return [name for name in DAEMONS if not self.daemon(name)]
+        return [name for name in self.daemons if not self.daemon(name)]
 
-    def up(self, max_array_size: int | None) -> bool:
+    def up(self, max_array_size: int | None, accounting: bool = False) -> bool:
         """Start what does not run and wait until every node is usable. False if there was nothing to do."""
-        self._check_installed()
+        self._check_installed((*PROGRAMS, *OF_ACCOUNTING) if accounting else PROGRAMS)
         self.state.claim()
         with self.state.locked():
             if not self.state.exists:
-                self.state.configure(max_array_size or DEFAULT_MAX_ARRAY_SIZE)
+                self.state.configure(max_array_size or DEFAULT_MAX_ARRAY_SIZE, accounting)
             current = self.state.max_array_size
             if max_array_size not in (None, current):
                 message = f"the cluster in {self.state.folder} has --max-array-size {current}; `down` comes first"
@@ -102,12 +108,12 @@ class Cluster:
 
     # Starting
 
-    def _check_installed(self) -> None:
+    def _check_installed(self, programs: tuple[str, ...]) -> None:
         path = self.environment["PATH"]
         # slurmstepd is where slurmd was built to expect it, which may be outside PATH: slurmd reports its absence.
-        absent = [name for name in PROGRAMS if not shutil.which(name, path=path)]
+        absent = [name for name in programs if not shutil.which(name, path=path)]
         if absent:
-            message = f"{', '.join(absent)} not found: install the Debian packages slurm-wlm and munge"
+            message = f"{', '.join(absent)} not found: install the Debian packages {PACKAGES}"
             raise UsageError(message)
 
     def _start_all(self, names: list[str]) -> None:
@@ -117,7 +123,7 @@ class Cluster:
                 # Without munged the others give up at once; a slurmd that finds no slurmctld pauses for a second.
                 if name not in NODES:
                     self._wait(lambda name=name: self._serves(name), [name])
-            self._wait(self._all_usable, list(DAEMONS))
+            self._wait(self._all_usable, list(self.daemons))
         except BaseException:  # an interrupt, too: what did not come up must not stay
             for name in names:
                 self._kill_all(name)
@@ -132,6 +138,11 @@ class Cluster:
     def _spawn(self, name: str) -> None:
         home = self.state.home(name)
         home.mkdir(parents=True, exist_ok=True)
+        if name == "mariadbd" and not any(home.iterdir()):
+            self._run("mariadb-install-db", "--user=root", "--skip-test-db", f"--datadir={home}", patience=60)
+        if name == "slurmctld" and self.state.accounting:
+            # Else the controller would wait for its cluster to be known to the database.
+            self._run("sacctmgr", "--immediate", "add", "cluster", "anml-dev")
         command, since = self._command(name), time.time()
         with self.state.log(name).open("ab") as log:
             child = subprocess.Popen(
@@ -147,8 +158,21 @@ class Cluster:
             self.state.record(name).write_text(f"{process.pid} {process.started} {since:.3f}\n")
 
     def _command(self, name: str) -> list[str]:
-        if name == "slurmctld":
-            return ["slurmctld", "-D"]
+        if name in ("slurmctld", "slurmdbd"):
+            return [name, "-D"]
+        if name == "mariadbd":
+            files = [f"--datadir={self.state.home(name)}", f"--socket={self.state.folder / 'mariadb.socket'}"]
+            network = ["--bind-address=127.0.0.1", f"--port={self.state.ports[name]}"]
+            first = f"--init-file={self.state.folder / 'database.sql'}"
+            return [
+                "mariadbd",
+                "--no-defaults",
+                "--user=root",
+                first,
+                *files,
+                *network,
+                "--innodb-flush-log-at-trx-commit=0",
+            ]
         if name in NODES:
             return ["slurmd", "-D", "-N", name]
         # --force: munged otherwise refuses folders that others may write to or that not everybody may enter, as a
@@ -178,6 +202,8 @@ class Cluster:
     def _serves(self, name: str) -> bool:
         if name == "munged":
             return _listens(socket.AF_UNIX, str(self.state.socket))
+        if name in OF_ACCOUNTING:
+            return _listens(socket.AF_INET, ("127.0.0.1", self.state.ports[name]))
         if name == "slurmctld":
             return bool(self._nodes())
         return self._usable(name, self._nodes())
@@ -197,15 +223,15 @@ class Cluster:
 
     def _nodes(self) -> dict[str, dict[str, str]]:
         # Without slurmctld scontrol would try for some 9 seconds.
-        if not _listens(socket.AF_INET, ("127.0.0.1", self.state.controller_port)):
+        if not _listens(socket.AF_INET, ("127.0.0.1", self.state.ports["slurmctld"])):
             return {}
         lines = self._run("scontrol", "show", "node", "--oneliner").splitlines()
         rows = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines)
         return {row["NodeName"]: row for row in rows if "NodeName" in row}
 
-    def _run(self, *command: str) -> str:
+    def _run(self, *command: str, patience: float = 5) -> str:
         try:
-            done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=5)
+            done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=patience)
         except subprocess.TimeoutExpired:
             return ""
         return done.stdout
@@ -235,7 +261,7 @@ class Cluster:
     def _everything(self, name: str | None) -> set[Process]:
         """Daemons, their helpers and all processes of jobs; of one daemon (a node) or of the whole cluster."""
         entries = processes.living()
-        daemons = map(self.daemon, [name] if name else DAEMONS)
+        daemons = map(self.daemon, [name] if name else self.daemons)
         roots = {process for process in daemons if process}
         # slurmstepd and slurmscriptd inherit the folder a daemon works in, a job's own processes do not.
         home = self.state.home(name) if name else self.state.folder

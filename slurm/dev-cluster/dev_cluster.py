@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from cluster import DAEMONS, Cluster
+from cluster import Cluster
 from state import LARGEST_MAX_ARRAY_SIZE, NODES, ClusterError, State, UsageError, default_folder
 
 
@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         if name == "up":
             command.add_argument("--max-array-size", type=array_size, metavar="N", help="MaxArraySize (default: 1001)")
+            command.add_argument("--accounting", action="store_true", help="with a database: sacct answers")
         if name in ("stop-node", "start-node"):
             command.add_argument("node", choices=NODES)
     return top
@@ -47,7 +48,7 @@ def array_size(text: str) -> int:
 
 def up(cluster: Cluster, arguments: argparse.Namespace) -> int:
     """Bring the cluster up."""
-    done = cluster.up(arguments.max_array_size)
+    done = cluster.up(arguments.max_array_size, arguments.accounting)
     return say(f"{'up' if done else 'already up'}: export SLURM_CONF={cluster.state.conf}")
 
 
@@ -61,7 +62,7 @@ def status(cluster: Cluster, _: argparse.Namespace) -> int:
     if not cluster.state.exists:
         say(f"down: nothing in {cluster.state.folder}")
         return 1
-    found = {name: cluster.daemon(name) for name in DAEMONS}
+    found = {name: cluster.daemon(name) for name in cluster.daemons}
     lines = [f"{name:10} {f'process {process.pid}' if process else 'not running'}" for name, process in found.items()]
     say("\n".join(lines + [f"{node:10} {state}" for node, state in cluster.node_states().items()]))
     return 0 if all(found.values()) else 1

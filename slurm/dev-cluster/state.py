@@ -19,6 +19,15 @@ GPUS_PER_NODE = 4
 DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's own default
 LARGEST_MAX_ARRAY_SIZE = 4_000_001  # Slurm's own limit
 
+NO_ACCOUNTING = """AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none"""
+ACCOUNTING = """AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort=$port_slurmdbd
+AccountingStoragePass=$state/munge.socket
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=1"""
+
 # Other characters would need quoting that slurm.conf does not have (a blank, `#`, `,`, `=`) or be replaced (`%n`).
 # slurmd's sockets, up to 33 characters longer than this path, must fit into the 107 of a Unix socket.
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+@-]{2,74}")
@@ -65,9 +74,15 @@ class State:
         return json.loads(self.settings.read_text())["max_array_size"]
 
     @property
-    def controller_port(self) -> int:
-        """Where slurmctld listens."""
-        return json.loads(self.settings.read_text())["ports"]["slurmctld"]
+    def accounting(self) -> bool:
+        """Whether `up` was asked for a database of jobs."""
+        text = self.settings.read_text() if self.settings.is_file() else ""
+        return json.loads(text)["accounting"] if text else False
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Where the daemons listen."""
+        return json.loads(self.settings.read_text())["ports"]
 
     def claim(self) -> None:
         """Make the folder, or recognise it as ours; never write into anything else."""
@@ -110,7 +125,7 @@ class State:
         finally:
             os.close(descriptor)
 
-    def configure(self, max_array_size: int) -> None:
+    def configure(self, max_array_size: int, accounting: bool = False) -> None:
         """Write everything the daemons read. slurm.conf comes last: where it is, all the rest is, too."""
         for name in ("spool", "log", "pids", "gpus"):
             (self.folder / name).mkdir(exist_ok=True)
@@ -120,15 +135,19 @@ class State:
             link.symlink_to("/dev/null")
         self.key.touch(mode=0o600)
         self.key.write_bytes(os.urandom(128))
-        ports = free_ports(["slurmctld", *NODES])
-        self.settings.write_text(json.dumps({"max_array_size": max_array_size, "ports": ports}))
+        ports = free_ports(["slurmctld", "slurmdbd", "mariadbd", *NODES])
+        settings = {"max_array_size": max_array_size, "accounting": accounting, "ports": ports}
+        self.settings.write_text(json.dumps(settings))
         values = self._template_values(max_array_size, ports)
-        for name in ("gres.conf", "slurm.conf"):
+        values["accounting"] = Template(ACCOUNTING if accounting else NO_ACCOUNTING).substitute(values)
+        for name in ("database.sql", "slurmdbd.conf", "gres.conf", "slurm.conf"):
             template = Path(__file__).with_name(f"{name}.template").read_text()
+            (self.folder / name).touch(mode=0o600)  # slurmdbd insists: there is a password in it.
             (self.folder / name).write_text(Template(template).substitute(values))
 
     def _template_values(self, max_array_size: int, ports: dict[str, int]) -> dict[str, object]:
         return {
+            "password": os.urandom(16).hex(),
             "state": self.folder,
             "user": user_name(),
             "host": socket.gethostname().partition(".")[0],  # the short name, as the daemons compare it

@@ -33,8 +33,11 @@ def work(context):
         while not Path(sys.argv[1], "go").exists() and not context.stop():
             time.sleep(0.02)
         return not context.stop()
-    if what.startswith("SIG"):
-        os.kill(os.getpid(), getattr(signal, what))
+    if what.startswith("progress"):
+        context.progress(0, 9, "steps")
+        context.progress(1, 9, "steps")
+    if "SIG" in what:
+        os.kill(os.getpid(), getattr(signal, what.split()[-1]))
         return not context.stop()
     return True
 
@@ -99,10 +102,18 @@ def test_array_task_requeues_itself_and_not_the_whole_array(run_work) -> None:
     assert outcome.requeued == ["requeue", "10_2"]
 
 
-def test_cap_stops_endless_requeueing(run_work) -> None:
-    outcome = run_work("SIGUSR1", SLURM_JOB_ID="12", SLURM_RESTART_COUNT="3")
-    assert (outcome.requeued, outcome.status["state"], outcome.code) == ([], "failed", 1)
+def test_attempts_that_do_not_get_on_are_not_requeued_for_ever(run_work) -> None:
+    for attempt in (1, 2, 3):
+        assert run_work("SIGUSR1", SLURM_JOB_ID="12").status["fruitless"] == attempt
+    outcome = run_work("SIGUSR1", SLURM_JOB_ID="12")
+    assert (len(outcome.requeued), outcome.status["state"], outcome.code) == (6, "failed", 1)
     assert "max_requeues" in outcome.status["message"]
+
+
+def test_preemptions_do_not_use_up_the_requeues_of_a_job_that_gets_on(run_work) -> None:
+    for _ in range(5):
+        status = run_work("progress, SIGUSR1", SLURM_JOB_ID="12", SLURM_RESTART_COUNT="99").status
+        assert (status["state"], status["fruitless"]) == ("requeued", 0)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

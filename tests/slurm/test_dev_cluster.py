@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import DevCluster
+    from tests.slurm.cluster import DevCluster
 
 pytestmark = pytest.mark.slurm
 

@@ -213,9 +213,19 @@ def test_pending_job_is_shown_with_its_reason(bench: Bench) -> None:
     assert "Dependency" in shown.stdout
 
 
-def test_check_of_the_dev_profile_finds_nothing_wrong(bench: Bench) -> None:
-    checked = bench.python("-m", "anml", "clusters", "check", bench.profile(python=sys.executable))
+def test_check_of_the_dev_profile_finds_nothing_wrong_and_is_not_misled_by_noise(bench: Bench) -> None:
+    setup = ["echo welcome  # to all", "trap 'echo [1, 2]' EXIT", "if false; then\n  nothing\nfi"]
+    checked = bench.python("-m", "anml", "clusters", "check", bench.profile(python=sys.executable, setup=setup))
     assert checked.returncode == 0, checked.stdout
+    assert "starts after the setup lines" in checked.stdout
+    assert "accepts a train job" in checked.stdout
+
+
+def test_check_runs_the_setup_on_a_node_and_names_the_line_that_fails(bench: Bench) -> None:
+    setup = ["true", 'test -z "$SLURM_JOB_ID"', "touch too-far"]
+    checked = bench.python("-m", "anml", "clusters", "check", bench.profile(python=sys.executable, setup=setup))
+    assert checked.returncode == 1
+    assert "line 2 of profile profile failed: test -z" in checked.stdout
 
 
 def test_check_names_a_partition_that_does_not_exist_and_too_large_arrays(bench: Bench) -> None:

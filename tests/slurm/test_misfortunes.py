@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -98,3 +99,28 @@ def test_job_that_dies_without_a_word_is_never_called_pending(bench: Bench) -> N
     shown = bench.python("-m", "anml", "status", "p/g")
     assert shown.returncode == 1
     assert "pending" not in shown.stdout
+
+
+def test_an_experiment_that_is_moved_while_it_runs_goes_on_at_its_new_place(bench: Bench) -> None:
+    bench.launch(config=long_training(400))
+    bench.wait_for_training("train-step-000400", steps=30)
+    old, new = bench.root(), bench.root("moved")
+    old.rename(new)
+    bench.wait_for_queue()
+    assert not old.exists()
+    retried = bench.python("-m", "anml", "retry", "p/moved")
+    assert retried.returncode == 0, retried.stderr
+    assert "was moved from" in retried.stdout
+    bench.wait_for_queue()
+    assert bench.status("report", "moved")["state"] == "done"
+    assert model_hash(new, 400) == undisturbed_hash(bench, 400)
+    assert not old.exists()
+
+
+def test_a_copy_of_an_experiment_leaves_the_jobs_of_the_original_alone(bench: Bench) -> None:
+    bench.launch(config=long_training(400))
+    shutil.copytree(bench.root(), bench.root("copy"))
+    for command in ("retry", "cancel"):
+        asked = bench.python("-m", "anml", command, "p/copy")
+        assert (asked.returncode, "is a copy of" in asked.stderr) == (2, True)
+    assert len(bench.slurm("squeue", "--noheader").splitlines()) == 2

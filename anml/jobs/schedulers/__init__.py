@@ -6,6 +6,7 @@ The table of backends is `config.profile.SCHEDULERS`; a user's own is `scheduler
 import os
 import shlex
 import shutil
+import subprocess
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
+from anml.atomic import LATENCY_VARIABLE
 from anml.config.profile import SCHEDULERS, ClusterProfile, SbatchOptions
 from anml.errors import ConfigError
 from anml.experiment import Experiment
@@ -132,7 +134,9 @@ class Scheduler(ABC):
             # Threads that spin while they wait make jobs up to four times slower on a machine that others use too.
             'export PYTHONUNBUFFERED=1 OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"',
             f"export {SCHEDULER_VARIABLE}={shlex.quote(profile.scheduler)}",
-            *profile.setup,
+            # No option: code that an earlier version has frozen would not know it.
+            *([] if self.runs_here else [f"export {LATENCY_VARIABLE}={profile.latency_wait:g}"]),
+            *setup_lines(profile),
             f"cd {shlex.quote(str(self.experiment.code))} || exit 1",
             *python_lines(profile, argv, self.experiment.root),
         ]
@@ -165,6 +169,12 @@ class Scheduler(ABC):
         yield from ()
 
     @classmethod
+    def try_out(cls, profile: ClusterProfile, script: Path, log: Path) -> None:
+        """Run a script where jobs run, wait for its end and leave its output in `log`. Raises SubmissionError."""
+        with log.open("wb") as output:
+            subprocess.run(["bash", str(script)], stdout=output, stderr=subprocess.STDOUT, check=False)
+
+    @classmethod
     def gpus(cls, profile: ClusterProfile, kind: JobKind) -> int:
         """Return how many GPUs a job of a kind holds."""
         return 0
@@ -188,6 +198,17 @@ class Scheduler(ABC):
     def requeue(cls) -> str:
         """Put the job that calls this back into the queue, under its own id. Return what went wrong, or ""."""
         return "not possible"
+
+
+def setup_lines(profile: ClusterProfile) -> list[str]:
+    """Return the setup of a profile as shell lines: a script ends at the first that fails, and says which."""
+    if not profile.setup:
+        return []
+    lines = ['anml_check() { local code=$?; [ $code = 0 ] || { echo "setup: $1: exit code $code" >&2; exit $code; }; }']
+    for number, line in enumerate(profile.setup, start=1):
+        # On a line of its own: the user's may end with a comment, or be several lines.
+        lines += [line, f"anml_check {shlex.quote(f'line {number} of profile {profile.name} failed: {line}')}"]
+    return lines
 
 
 def scheduler_class(name: str) -> type[Scheduler]:

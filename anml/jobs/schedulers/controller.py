@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 PATIENCE_SECONDS = 120.0
+# How often a wait is told.
+SAY_SECONDS = 15.0
 # A command that takes longer hangs. sbatch waits for a busy controller up to MessageTimeout, 100 s at large sites.
 COMMAND_SECONDS = 150.0
-# What Slurm's commands say when the controller is away or busy: worth waiting for.
+# What Slurm's commands say when the controller is away or busy, or has as many jobs as it takes: worth waiting for.
 _TRANSIENT = (
     "unable to contact slurm controller", "socket timed out", "connection refused", "connect failure",
     "transport endpoint", "resource temporarily unavailable", "slurm temporarily unable",
-    "zero bytes were transmitted", "hangs",
+    "zero bytes were transmitted", "hangs", "standby", "violates accounting/qos policy",
 )  # fmt: skip
 # Of these, the words after which the controller may have done, or may still do, what it was asked for.
 _IN_DOUBT = ("timed out", "transport endpoint", "zero bytes", "hangs")
@@ -168,19 +170,20 @@ def patiently(ask: Callable[[], T], stop: threading.Event | None = None) -> T:
     import tenacity  # A dry run asks nobody.
 
     def say_waiting(state: "RetryCallState") -> None:
-        if state.attempt_number == 1:
-            print("waiting for Slurm's controller ...", file=sys.stderr, flush=True)
+        if state.attempt_number == 1 or state.upcoming_sleep >= SAY_SECONDS:
+            words = state.outcome.exception() if state.outcome else ""
+            print(f"waiting for Slurm's controller: {words}", file=sys.stderr, flush=True)
 
     stop = stop or threading.Event()
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(ControllerAwayError), reraise=True, before_sleep=say_waiting,
         stop=tenacity.stop_any(tenacity.stop_after_delay(PATIENCE_SECONDS), tenacity.stop_when_event_set(stop)),
-        wait=tenacity.wait_exponential(multiplier=0.5, max=15), sleep=tenacity.sleep_using_event(stop),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=SAY_SECONDS), sleep=tenacity.sleep_using_event(stop),
     )  # fmt: skip
     try:
         return retrying(ask)
     except ControllerAwayError as error:
-        message = f"Slurm's controller did not answer for {PATIENCE_SECONDS:.0f} s: {error}"
+        message = f"Slurm did not do it within {PATIENCE_SECONDS:.0f} s: {error}"
         raise SubmissionError(message) from None
 
 

@@ -4,6 +4,7 @@ simple_slurm's own `sbatch` is not used: it runs a shell, loses sbatch's words a
 """
 
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -235,6 +236,23 @@ class SlurmScheduler(Scheduler):
             yield cls._check_job(profile, kind)
 
     @classmethod
+    def try_out(cls, profile: ClusterProfile, script: Path, log: Path) -> None:
+        """Run a script as a job that asks for what a training does; says every few seconds what it waits for."""
+        command = ["sbatch", "--parsable", "--job-name=anml-check", f"--output={log}"]
+        options = cls.with_options(profile, [], []).sbatch.for_kind("train") | {"time": 30}
+        command += _words(options)
+        submitted = patiently(lambda: run([*command, str(script)]))
+        ids = [match[1] for line in submitted.stdout.splitlines() if (match := _JOB_ID.fullmatch(line.strip()))]
+        if submitted.returncode != 0 or not ids:
+            message = f"sbatch refused the check: {submitted.stderr.strip() or submitted.stdout.strip()}"
+            raise SubmissionError(message)
+        try:
+            _wait_for_end(ids[0])
+        except BaseException:
+            run_once(["scancel", ids[0]])
+            raise
+
+    @classmethod
     def _check_job(cls, profile: ClusterProfile, kind: JobKind) -> CheckResult:
         """Let sbatch validate a script of one kind without submitting it."""
         with tempfile.TemporaryDirectory() as folder:
@@ -279,6 +297,18 @@ class SlurmScheduler(Scheduler):
         # scontrol may say no and still exit with 0.
         words = result.stderr.strip()
         return f"scontrol requeue: {words}" if result.returncode != 0 or words else ""
+
+
+def _wait_for_end(id_: str) -> None:
+    """Wait until a job has ended, and say every 15 seconds what it does. Raises SubmissionError."""
+    for second in itertools.count():
+        live = [job for job in jobs_by_id([id_]) if job.answer.is_live and job.answer.phase != "ending"]
+        if not live:
+            return
+        if second % 15 == 14:
+            what = f"{live[0].state.lower()} ({live[0].reason})"
+            print(f"job {id_} is {what}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        time.sleep(1)
 
 
 def _words(options: SbatchOptions) -> list[str]:

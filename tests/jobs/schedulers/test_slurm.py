@@ -1,6 +1,7 @@
 """Scripts for Slurm, and what works without the package that writes them."""
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,26 @@ def test_a_misspelt_option_is_explained_without_simple_slurm(run: Callable, with
     done = run("launch_train.py", *arguments, "--dry-run", PYTHONPATH=without("simple_slurm"))
     assert done.returncode == 2
     assert all(text in done.stderr for text in ("--smoketest", "--smoke-test?", "simple-slurm"))
+
+
+@pytest.mark.parametrize(
+    ("setup", "code", "said"),
+    [
+        (["true", "[ -e nothing ] || true  # a comment"], 0, "ran"),
+        (["nothing-of-this-name --quiet", "touch too-far"], 127, "line 1 of profile c failed: nothing-of-this"),
+        (["A=1", "if true; then\n  (exit 3)\nfi"], 3, "line 2 of profile c failed: if true"),
+    ],
+)  # fmt: skip
+def test_a_script_ends_at_the_first_setup_line_that_fails(
+    tmp_path: Path, setup: list[str], code: int, said: str
+) -> None:
+    experiment = Experiment(tmp_path / "p/g")
+    experiment.code.mkdir(parents=True)
+    profile = ClusterProfile(name="c", scheduler="slurm", setup=tuple(setup), python="echo")
+    script = SlurmScheduler(experiment, profile, "offline").render(Job("j", "train", ("ran",)))
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, said in done.stdout + done.stderr) == (code, True)
+    assert not (tmp_path / "too-far").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ launch: a process whose online start has failed cannot log offline either.
 import hashlib
 import netrc
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,13 @@ class Tracker:
         """Log values at a step. The step is always explicit: offline, wandb counts from 0 again after a resume."""
         if self.run is not None:
             self.run.log(values, step=step)
+
+    def catch_up(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Log the lines of earlier jobs that this run lacks: one that was killed has not passed on its latest."""
+        first = self.run.step if self.run else 0
+        for line in lines:
+            if line["step"] >= first:
+                self.log({key: value for key, value in line.items() if key != "step"}, line["step"])
 
     def summary(self, values: dict[str, Any]) -> None:
         if self.run is not None:
