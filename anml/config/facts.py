@@ -25,6 +25,7 @@ class Dataset(NamedTuple):
     are loaded.
     display_name, noun: what reports call the data set and its examples.
     can_augment: whether crops and flips leave an image what it is (a mirrored character may be another one).
+    are_characters: whether augmentation crops them but slightly and mirrors none.
     mean_std: what every batch is normalised by; None leaves pixels in [0, 1].
     aliases: other names in configs, in small letters and without `-` and `_`.
     imagenet_split: the name of the division of ImageNet's classes that the data set has, if its images are ImageNet's.
@@ -46,6 +47,7 @@ class Dataset(NamedTuple):
     imagenet_split: str | None = None
     needs_counting: bool = False
     ignores_data_path: bool = False
+    are_characters: bool = False
 
     def classes(self, split: Split) -> int:
         """Return the number of classes of a split."""
@@ -73,7 +75,8 @@ _OMNIIMAGE = ("omniimage", "omnimage", "oimg")
 DATASETS = {
     # Characters are left as the published ANML saw them: not normalised.
     "omniglot": Dataset(
-        964, 659, 20, 1, 28, "anml.data.omniglot:OMNIGLOT", "Omniglot", noun="drawings", aliases=("omni",)
+        964, 659, 20, 1, 28, "anml.data.omniglot:OMNIGLOT", "Omniglot", noun="drawings", aliases=("omni",),
+        can_augment=True, are_characters=True,
     ),
     "glyphs": Dataset(
         964, 659, 20, 1, 28, "anml.data.glyphs:draw_split", "the built-in glyphs", noun="drawings",

@@ -32,13 +32,15 @@ def load_images(request: DataRequest) -> ClassImages:
 
     Raises DataError.
     """
-    file, name, mean_std = array_file(request), request.name, find_dataset(request.dataset).mean_std
+    file, name, facts = array_file(request), request.name, find_dataset(request.dataset)
     array = np.load(file, mmap_mode="r")
     if array.nbytes <= _COPIED_BYTES:
         # A copy: a training of days then survives a cleaned cache.
-        return ClassImages(torch.from_numpy(np.array(array[request.first_class :])), name, mean_std)
-    stored = StoredArray(file)
-    return ClassImages(stored.tensor[request.first_class :], name, mean_std, stored)
+        images, stored = torch.from_numpy(np.array(array[request.first_class :])), None
+    else:
+        stored = StoredArray(file)
+        images = stored.tensor[request.first_class :]
+    return ClassImages(images, name, facts.mean_std, stored, facts.are_characters)
 
 
 def array_file(request: DataRequest) -> Path:

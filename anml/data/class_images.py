@@ -23,19 +23,23 @@ from anml.data.sources import Images, digest, joined, places_of, read_images
 from anml.errors import DataError
 
 AREA = (0.08, 1.0)
+# Of characters, as in higherANML.
+AREA_OF_CHARACTERS = (0.8, 1.0)
 RATIO = (3 / 4, 4 / 3)
 FLIPPED = 0.5
 # A wide crop of nearly the whole area would stick out: it is drawn again so often, then the whole image is taken.
 _TRIES = 10
 
 
-def crop_and_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def crop_and_flip(images: torch.Tensor, generator: torch.Generator, are_characters: bool = False) -> torch.Tensor:
     """Return a random crop of each square image [n, C, H, W], resized bilinearly to [H, W] and mirrored half the time.
 
-    Crops begin at any fraction of a pixel. They depend on the generator alone, so that all devices agree.
+    Crops begin at any fraction of a pixel. They depend on the generator alone, so that all devices agree. Of characters
+    they are of `AREA_OF_CHARACTERS`, and none is mirrored.
     """
-    boxes = draw_crops(len(images), generator)
-    mirrored = torch.rand(len(images), generator=generator, dtype=torch.float64) < FLIPPED
+    boxes = draw_crops(len(images), generator, *([AREA_OF_CHARACTERS] if are_characters else []))
+    chance = 0.0 if are_characters else FLIPPED
+    mirrored = torch.rand(len(images), generator=generator, dtype=torch.float64) < chance
     left, top, width, height = boxes.unbind(dim=1)
     zero = torch.zeros_like(left)
     # Rows map output coordinates, from -1 to 1 across the image, to input coordinates.
@@ -45,14 +49,14 @@ def crop_and_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Ten
     return grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def draw_crops(count: int, generator: torch.Generator) -> torch.Tensor:
+def draw_crops(count: int, generator: torch.Generator, within: tuple[float, float] = AREA) -> torch.Tensor:
     """Return crops, float64 [count, 4]: left, top, width and height as fractions of a square image.
 
-    Area uniform in AREA, aspect ratio (width to height) log-uniform in RATIO, place uniform.
+    Area uniform `within` two fractions, aspect ratio (width to height) log-uniform in RATIO, place uniform.
     """
     area, ratio, x, y = torch.rand(4, count, _TRIES, generator=generator, dtype=torch.float64)
     low, high = torch.tensor(RATIO, dtype=torch.float64).log()
-    area, ratio = AREA[0] + (AREA[1] - AREA[0]) * area, (low + (high - low) * ratio).exp()
+    area, ratio = within[0] + (within[1] - within[0]) * area, (low + (high - low) * ratio).exp()
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     tries = torch.stack([x * (1 - width), y * (1 - height), width, height], dim=2)
     fits = (width <= 1) & (height <= 1)
@@ -136,12 +140,14 @@ class ClassImages:
     images: uint8 [classes, examples, channels, height, width]. A class's label is its position.
     stored: the file that a large `images` lies in, on a CPU; batches read from it what they need.
     mean_std: what batches are normalised by, channel by channel; None leaves them in [0, 1].
+    are_characters: how they are augmented.
     """
 
     images: torch.Tensor
     name: str
     mean_std: MeanStd | None = None
     stored: StoredArray | None = None
+    are_characters: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -187,7 +193,7 @@ class ClassImages:
         # Computed in float32 whatever the dtype, so that a float64 comparison sees the very same pixel values.
         scaled = pixels.to(torch.float32).div_(255)
         if augment is not None:
-            scaled = crop_and_flip(scaled, augment)
+            scaled = crop_and_flip(scaled, augment, self.are_characters)
         if self.mean_std:
             mean, std = _on_device(self.mean_std, pixels.device)
             scaled = scaled.sub_(mean).div_(std)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anml.config.facts import IMAGENET
+from anml.config.facts import DATASETS, IMAGENET
 from anml.config.training import TrainConfig
 from anml.data import class_images
 from anml.data.class_images import ClassImages, crop_and_flip, draw_crops
@@ -94,3 +94,13 @@ def test_an_episode_is_augmented_as_a_whole_and_draws_the_same_examples(data) ->
     augmented = draw_episode(data, TrainConfig(**settings, augment=True), seed=1, index=3)
     assert torch.equal(plain.labels, augmented.labels)
     assert not any(torch.allclose(a, b) for a, b in zip(plain.images, augmented.images, strict=True))
+
+
+def test_characters_are_cropped_but_slightly_and_not_mirrored():
+    _, _, width, height = draw_crops(5_000, generator(), class_images.AREA_OF_CHARACTERS).unbind(dim=1)
+    assert (width * height).min() >= 0.8 - 1e-9
+    ramp = torch.arange(8.0).expand(500, 1, 8, 8).contiguous()
+    cropped = crop_and_flip(ramp, generator(), are_characters=True)
+    assert (cropped[:, 0, :, 0] < cropped[:, 0, :, -1]).all()
+    assert not torch.allclose(cropped, ramp)
+    assert DATASETS["omniglot"].are_characters
