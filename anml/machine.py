@@ -8,6 +8,7 @@ import time
 import torch
 
 from anml.config.profile import Device
+from anml.config.training import Precision
 from anml.errors import JobError
 
 
@@ -45,6 +46,24 @@ def keep_float32() -> None:
     """Compute in float32 what is float32: by default a GPU's convolutions round their inputs to TF32 (10 bits)."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def set_precision(device: torch.device, precision: Precision | None) -> str:
+    """Let a GPU round what trainings multiply as their config says; return what a log's line adds of it.
+
+    TF32 is a setting of the process, bf16-mixed is left to `meta.engine.autocast`. Raises JobError where the hardware
+    has none.
+    """
+    if precision in (None, "float32"):
+        return ""
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    is_new = is_nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
+    if (precision == "tf32" or is_nvidia) and not is_new:
+        message = f"precision: {precision} needs an NVIDIA GPU of compute capability 8.0 or later (an A100 or newer)"
+        message += f", and this trains on {describe_machine(device)['device']}: leave precision out"
+        raise JobError(message)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    return f", precision: {precision}"
 
 
 def set_determinism(wanted: bool) -> None:

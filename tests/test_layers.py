@@ -30,6 +30,7 @@ LAYERS = [
     "meta",
     "train",
     "evaluate",
+    "selftest",
     # Command lines import what needs torch only when they run it.
     "cli",
     "__main__",

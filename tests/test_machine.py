@@ -15,7 +15,7 @@ import anml.train.job
 from anml.cli.main import main
 from anml.errors import JobError
 from anml.jobs.job import check_folder
-from anml.machine import determinism, keep_float32, mask_problems, peak_memory, prepare_device
+from anml.machine import determinism, keep_float32, mask_problems, peak_memory, prepare_device, set_precision
 
 
 def test_cpu_is_always_there() -> None:
@@ -60,6 +60,24 @@ def test_a_gpu_is_deterministic_unless_the_config_says_otherwise(cudnn, monkeypa
     assert not cudnn.benchmark
     assert os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == ("1" if expected else None)
     assert determinism(torch.device("cuda")) == f", deterministic: {'true' if expected else 'false'}"
+
+
+@pytest.mark.parametrize("precision", [None, "float32", "bf16-mixed"])
+def test_a_cpu_trains_in_every_precision_but_tf32(precision: Any) -> None:
+    said = set_precision(torch.device("cpu"), precision)
+    assert said == (", precision: bf16-mixed" if precision == "bf16-mixed" else "")
+    with pytest.raises(JobError, match="tf32 needs an NVIDIA GPU"):
+        set_precision(torch.device("cpu"), "tf32")
+
+
+def test_tf32_is_allowed_on_a_gpu_that_has_it_and_only_if_asked_for(cudnn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    try:
+        assert set_precision(torch.device("cuda"), "tf32") == ", precision: tf32"
+        assert (cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (True, True)
+    finally:
+        keep_float32()
 
 
 def test_a_log_has_nothing_to_say_of_a_cpu() -> None:

@@ -40,7 +40,7 @@ _LONGEST_NAME = 200
 
 def launch(options: argparse.Namespace) -> int:
     loaded, profile = _read(options)
-    config = smoke_test(loaded.config) if options.smoke_test else loaded.config
+    config = smoke_test(loaded.config, _on_gpu(loaded.config, profile)) if options.smoke_test else loaded.config
     decided = _decide(options, config, profile)
     print_notices(loaded.notices)
     check_time_limits(decided)
@@ -92,6 +92,8 @@ def _read(options: argparse.Namespace) -> tuple[LoadedTrain, ClusterProfile]:
         profile = _choose_profile(loaded.config.cluster if loaded else options.cluster, options)
     if loaded:
         problems += _name_problems(loaded.config)
+        if loaded.config.precision == "tf32" and profile and profile.device in ("cpu", "rocm"):
+            problems.append(f"precision: tf32 needs NVIDIA GPUs; the profile {profile.name} is for {profile.device}")
         if loaded.config.seeds and options.seed is not None:
             problems.append(f"--seed {options.seed}: this config trains several; use --set seeds=[{options.seed}]")
     if loaded is None or profile is None or problems:
@@ -117,6 +119,14 @@ def _choose_profile(name: str | None, options: argparse.Namespace) -> ClusterPro
         given = " ".join(options.sbatch_options)
         print_notices([f"{given}: sbatch options have no effect on cluster {profile.name}"])
     return scheduler.with_options(profile, options.sbatch_options, options.own_options)
+
+
+def _on_gpu(config: TrainConfig, profile: ClusterProfile) -> bool:
+    """Say whether the jobs will have a GPU, as far as it can be told without torch."""
+    if "cpu" in (config.device, profile.device):
+        return False
+    here = [path for path in (Path("/dev/nvidiactl"), Path("/dev/kfd")) if path.exists()]  # NVIDIA, AMD.
+    return profile.device != "auto" or config.device == "cuda" or bool(here)
 
 
 def _name_problems(config: TrainConfig) -> list[str]:

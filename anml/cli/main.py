@@ -51,6 +51,8 @@ GROUPS = {
     "Set up": {
         "clusters": Command("setup", "list the cluster profiles, or check one", "clusters check local"),
         "shell": Command("setup", "open a shell where jobs run, set up as they are", "shell dggpu"),
+        "selftest": Command("setup", "prove on this machine: engines exact, trainings repeat and resume, speed, memory",
+                            "selftest --device cuda --json selftest.json"),
         "download": Command("setup", "fetch and convert a data set ahead of time", "download omniglot"),
         "completion": Command("main", "print a script that completes commands in bash and zsh",
                               'completion  (put into ~/.bashrc: eval "$(anml completion)")'),

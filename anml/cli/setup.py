@@ -1,4 +1,4 @@
-"""`clusters`, `shell` and `download`: what to see to before a launch."""
+"""`clusters`, `shell`, `selftest` and `download`: what to see to before a launch."""
 
 import argparse
 import json
@@ -7,20 +7,40 @@ import re
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from importlib.metadata import requires
 from pathlib import Path
 
-from anml.atomic import read_text, wait_until, write_text
-from anml.cli.arguments import EXIT_DONE, EXIT_FAILED, add_data_path_argument, positive, print_notices
+from anml import __version__
+from anml.atomic import read_text, wait_until, write_json, write_text
+from anml.cli.arguments import (
+    DEVICES,
+    EXIT_DONE,
+    EXIT_FAILED,
+    add_data_path_argument,
+    add_experiments_dir_argument,
+    add_job_arguments,
+    check_output,
+    positive,
+    print_notices,
+)
 from anml.config.evaluation import DataRequest, data_path_or_default
 from anml.config.facts import DATASETS, canonical_dataset
 from anml.config.profile import PROFILES, ClusterProfile, load_profile, profile_names
-from anml.errors import ConfigError, SubmissionError
+from anml.config.training import TrainConfig
+from anml.errors import ConfigError, JobError, SubmissionError
+from anml.experiment import Experiment
 from anml.jobs.containers import container_command, python_of
-from anml.jobs.launch import IS_CHECKOUT, REPOSITORY, experiments_dir
+from anml.jobs.job import JobContext, run_job
+from anml.jobs.launch import IS_CHECKOUT, REPOSITORY, Launch, create_experiment, experiments_dir, new_group
+from anml.jobs.plan import Job, Plan
 from anml.jobs.schedulers import CheckResult, Scheduler, scheduler_class, setup_lines
-from anml.jobs.status import log_tail
+from anml.jobs.status import GOING, log_tail, read_jobs
+from anml.jobs.submission import run_launch
+
+# Seconds between two looks at a job that is waited for.
+POLL_SECONDS = 2.0
 
 # Runs in the environment of the profile. Its answer goes into a file: setup lines may print before it and after it.
 _PROBE = """
@@ -41,6 +61,9 @@ with open(sys.argv[1], "w") as file:
 def clusters_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=["list", "check"], default="list")
     parser.add_argument("name", nargs="?", help="a profile's name, or the path of its file")
+    parser.add_argument("--run", action="store_true", help="with check: run the selftest as a job, and wait for it")
+    parser.add_argument("--quick", action="store_true", help="with --run: small sizes, a rehearsal")
+    add_experiments_dir_argument(parser)
 
 
 def clusters(options: argparse.Namespace) -> int:
@@ -53,11 +76,63 @@ def clusters(options: argparse.Namespace) -> int:
     if options.name is None:
         message = f"clusters check: give the name of a profile: {', '.join(profile_names(PROFILES))}"
         raise ConfigError(message)
-    code = EXIT_DONE
-    for finding in check_cluster(load_profile(options.name, PROFILES)):
+    code, profile = EXIT_DONE, load_profile(options.name, PROFILES)
+    for finding in check_cluster(profile):
         print(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}", flush=True)
         code = code if finding.ok else EXIT_FAILED
+    if options.run and code == EXIT_DONE:
+        return _run_selftest(options, profile)
+    if options.run:
+        print("The selftest was not run: first mend what is BAD.")
     return code
+
+
+def _run_selftest(options: argparse.Namespace, profile: ClusterProfile) -> int:
+    """Launch the selftest as the only job of an experiment, wait for its end, and show its log."""
+    experiments = experiments_dir(options.experiments_dir)
+    root = experiments / "selftest" / new_group(experiments / "selftest")
+    words = ("-m", "anml", "selftest", "--json", str(root / "selftest.json"), *(["--quick"] if options.quick else []))
+    # Only its name and its place are read: a selftest has configs of its own.
+    config = TrainConfig(project="selftest", group=root.name, cluster=profile.name, dataset="glyphs", model="anml")
+    job = Job("selftest", "train", words)
+    launch = Launch(config, Experiment(root), profile, "disabled", Plan((job,)), options.command_line)
+    create_experiment(launch, experiments)
+    run_launch(launch, lambda ids: print(f"waiting for job {ids[job.name]}: python -m anml status {root}", flush=True))
+    while (outcome := read_jobs(launch.experiment, launch.make_scheduler())[0]).state in GOING:
+        time.sleep(POLL_SECONDS)
+    log = outcome.folder.log
+    print(log.read_text(encoding="utf-8") if log.is_file() else f"no log: {outcome.message}")
+    return EXIT_DONE if outcome.state == "done" else EXIT_FAILED
+
+
+def selftest_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="what to test (default: a GPU, if any)")
+    parser.add_argument("--quick", action="store_true", help="small sizes: a rehearsal of seconds")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the table here, as JSON")
+    parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
+    add_job_arguments(parser)
+
+
+def selftest(options: argparse.Namespace) -> int:
+    """Check all that a training and an evaluation need of this machine. Exit code 1 where a check fails."""
+    if options.json:
+        check_output("--json", options.json)
+
+    def work(_: JobContext) -> bool:
+        from anml.machine import prepare_device
+        from anml.selftest import run_selftest
+
+        device = prepare_device(options.cluster_device, options.device)
+        with tempfile.TemporaryDirectory() as folder:
+            found = run_selftest(device, Path(folder), options.quick, lambda line: print(line, flush=True))
+        if options.json:
+            write_json(options.json, found | {"anml": __version__})
+        if found["failed"]:
+            message = f"selftest failed: {', '.join(found['failed'])}"
+            raise JobError(message)
+        return True
+
+    return run_job(Experiment(options.run_dir) if options.run_dir else None, options.job, None, work)
 
 
 def check_cluster(profile: ClusterProfile) -> Iterator[CheckResult]:

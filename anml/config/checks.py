@@ -206,6 +206,10 @@ def _check_engine(config: TrainConfig) -> Faults:
     """Refuse engines that cannot run, or that would not gather statistics that evaluations use."""
     if config.engine in ("graph", "triton") and config.device == "cpu":
         yield "engine", f"{config.engine} needs a GPU, but device is cpu; use engine: auto"
+    if config.precision == "bf16-mixed" and config.engine in ("native", "triton", "sweep", "compiled"):
+        yield "precision", f"engine {config.engine} computes in float32 alone; use engine: auto with bf16-mixed"
+    if config.precision == "tf32" and "cpu" in (config.device, "cpu" if config.engine == "native" else ""):
+        yield "precision", "tf32 needs an NVIDIA GPU, and this config trains on a CPU (device, engine)"
     record = config.model_record
     has_batch_norm = isinstance(record, ClassifierArgs) and record.has_batch_norm
     if config.engine == "reference" and config.method.is_second_order and has_batch_norm:

@@ -9,18 +9,20 @@ from anml.config.training import TrainConfig
 _SMALL = {"rln_chs": 8, "nm_chs": 4, "num_filters": 8, "hidden": 16, "hidden_layers": 16, "channels": 8, "width": 8}
 
 
-def smoke_test(config: TrainConfig) -> TrainConfig:
-    """Return the config at sizes of seconds: two episodes, two classes, one run, two learning rates, one checkpoint.
+def smoke_test(config: TrainConfig, on_gpu: bool = False) -> TrainConfig:
+    """Return the config at sizes of seconds: few episodes, two classes, one run, two learning rates, one checkpoint.
 
-    Every job runs; none of the numbers means anything.
+    Every job runs; none of the numbers means anything. on_gpu: rehearse the engine of the real trainings, whose graph
+    is captured after three updates.
     """
+    steps = 6 if on_gpu else 2
     return config.model_copy(
         update={
-            "epochs": 2 if config.method.is_episodic else 1,
-            "max_steps": 2,
-            # The first build of the native kernel would take most of the minute.
-            "engine": "fast" if config.engine == "auto" else config.engine,
-            "eval_steps": (2,),
+            "epochs": steps if config.method.is_episodic else 1,
+            "max_steps": steps,
+            # On a CPU the first build of the native kernel would take most of the minute.
+            "engine": "fast" if config.engine == "auto" and not on_gpu else config.engine,
+            "eval_steps": (steps,),
             "log_freq": 1,
             # An incomplete copy of the data is enough to see that every job runs.
             "allow_incomplete": True,

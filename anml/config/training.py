@@ -35,6 +35,7 @@ VaryKey = Annotated[
     | Annotated[Many[Mapping[str, Value]], Field(min_length=1), Tag("points")],
     Discriminator(lambda value: "points" if isinstance(value, (list, tuple)) else "product"),
 ]
+Precision = Literal["float32", "tf32", "bf16-mixed"]
 EngineName = Literal["auto", "graph", "triton", "compiled", "native", "sweep", "fast", "reference"]
 
 
@@ -110,6 +111,8 @@ class TrainConfig(Record):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # The same bits each time on the same GPU. Unset is true.
     deterministic: bool | None = None
+    # What trainings multiply in. Unset is float32.
+    precision: Precision | None = None
     engine: EngineName = "auto"
 
     model: ModelName

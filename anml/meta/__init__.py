@@ -10,7 +10,7 @@ from anml.errors import ConfigError
 from anml.meta import functional_episode
 from anml.meta.adjoint import AdjointEngine, NativeEngine, TritonEngine, missing_triton
 from anml.meta.engine import Engine, FirstOrderEngine, ReferenceEngine
-from anml.meta.fast import FastEngine
+from anml.meta.fast import FastEngine, moves_linears_alone
 from anml.meta.functional_episode import CompiledEngine, missing_compiler
 from anml.models.blocks import has_batch_norm
 from anml.models.meta_model import MetaModel
@@ -27,8 +27,8 @@ ENGINES = {
 # Fastest first, as measured (docs/performance.md): `triton` is in no list, because no card has run it yet. `graph`
 # captures an update by an engine of the last line.
 _ON_CPU = ("native", "sweep", "fast")
-_ON_GPU = ("graph", "compiled", "fast")
 _IN_A_GRAPH = ("sweep", "compiled", "fast")
+_ON_GPU = ("graph", *_IN_A_GRAPH)
 
 
 def choose(config: TrainConfig, model: MetaModel, inner_names: list[str]) -> tuple[str, str]:
@@ -37,8 +37,6 @@ def choose(config: TrainConfig, model: MetaModel, inner_names: list[str]) -> tup
         names = _ON_GPU if next(model.parameters()).device.type == "cuda" else _ON_CPU
         return _first_possible(names, config, model, inner_names)
     obstacle = _obstacle(config.engine, config, model, inner_names)
-    if config.engine == "compiled" and not functional_episode.unsupported(model):
-        obstacle = ""  # Without a compiler `compiled` is slower, not wrong: it falls back to `fast`, and says so.
     if obstacle:
         message = f"engine: {config.engine} cannot train this: {obstacle}. Use engine: auto."
         raise ConfigError(message)
@@ -71,6 +69,8 @@ def _first_possible(
     obstacles: list[str] = []
     for name in names:
         obstacle = _obstacle(name, config, model, inner_names)
+        if name == "compiled" and not moves_linears_alone(model, inner_names):
+            obstacle = obstacle or "not measured to pay where the inner loop moves more than Linear layers"
         if not obstacle:
             return name, "; ".join(obstacles) or "the fastest"
         obstacles.append(f"not {name}: {obstacle}")
@@ -78,7 +78,8 @@ def _first_possible(
 
 
 def _first_order(config: TrainConfig, model: MetaModel, inner_names: list[str]) -> FirstOrderEngine:
-    keep, use_kernels = config.method.keeps_fast_weights, config.engine in ("auto", "native")
+    keep = config.method.keeps_fast_weights
+    use_kernels = config.engine in ("auto", "native") and config.precision != "bf16-mixed"
     engine = FirstOrderEngine(model, inner_names, config.inner_optimizer, keep, use_kernels)
     if config.engine == "native" and not engine.is_native:
         reason = engine.note or "it has no convolution blocks on a CPU that the kernels can run"
@@ -90,14 +91,18 @@ def _first_order(config: TrainConfig, model: MetaModel, inner_names: list[str]) 
 def _obstacle(engine: str, config: TrainConfig, model: MetaModel, inner_names: list[str]) -> str:
     """Say why an engine cannot train a model on this machine, or return an empty string."""
     device = next(model.parameters()).device
+    if config.precision == "bf16-mixed" and engine not in ("graph", "fast", "reference"):
+        return "it computes in float32 alone (precision: bf16-mixed)"
     if engine == "reference":
         return "it never updates the running statistics of a BatchNorm" if has_batch_norm(model) else ""
     if engine == "graph" and config.augment:
         return "every image is cropped by the host (augment: true)"
     if engine == "graph":
         return "" if device.type == "cuda" else "graphs need a GPU (CUDA or ROCm), and this trains on a CPU"
+    if engine == "compiled" and device.type != "cuda":
+        return "it pays on a GPU alone (CUDA or ROCm), and this trains on a CPU"
     if engine == "compiled":
-        return functional_episode.unsupported(model) or missing_compiler(device)
+        return functional_episode.unsupported(model) or missing_compiler()
     if engine == "sweep":
         return AdjointEngine.unsupported(model, inner_names)
     if engine == "native":

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from anml.config.training import InnerOptimizer
+from anml.config.training import InnerOptimizer, Precision
 from anml.data.episodes import Episode
 from anml.models.meta_model import MetaModel
 from anml.native import available
@@ -30,6 +30,14 @@ class EpisodeOutcome(NamedTuple):
     loss: torch.Tensor
     accuracy: torch.Tensor
     gradients: dict[str, torch.Tensor]
+
+
+def autocast(precision: Precision | None, device: torch.device) -> torch.autocast:
+    """Return the context of a forward and backward pass: with bf16-mixed, torch rounds what it multiplies to bfloat16.
+
+    Weights, their gradients, sums and the optimizer stay in float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
 class Engine(Protocol):
@@ -68,8 +76,8 @@ class CheckedEpisodes:
     way fails or errs, the plain way goes on, and `note` says so.
     """
 
-    def __init__(self, quick: RunEpisode | None, plain: RunEpisode, note: str = "") -> None:
-        self.quick, self.plain, self.note = quick, plain, note
+    def __init__(self, quick: RunEpisode | None, plain: RunEpisode) -> None:
+        self.quick, self.plain, self.note = quick, plain, ""
         self.is_checked = False
 
     def run(self, episode: Episode) -> EpisodeOutcome:
@@ -95,7 +103,7 @@ def _median_mistake(quick: RunEpisode, plain: RunEpisode, episode: Episode) -> s
     images = [*(torch.rot90(episode.images, turns, (-2, -1)) for turns in range(4)), episode.images.flip(-1)]
     # Contiguous, as in training: for other strides a compiler would compile again.
     episodes = [episode._replace(images=turned.contiguous()) for turned in images]
-    errors = [_gradient_errors(quick(turned), plain(turned)) for turned in episodes]
+    errors = [gradient_errors(quick(turned), plain(turned)) for turned in episodes]
     for name in errors[0]:
         error = statistics.median(each[name] for each in errors)
         if error > TOLERANCE:
@@ -103,7 +111,7 @@ def _median_mistake(quick: RunEpisode, plain: RunEpisode, episode: Episode) -> s
     return ""
 
 
-def _gradient_errors(found: EpisodeOutcome, expected: EpisodeOutcome) -> dict[str, float]:
+def gradient_errors(found: EpisodeOutcome, expected: EpisodeOutcome) -> dict[str, float]:
     """Return the relative error of every gradient; it is 0 where what is expected is not finite. Reads values back."""
     errors = {}
     norms = {name: gradient.norm() for name, gradient in expected.gradients.items()}

@@ -75,6 +75,12 @@ def fast_linears(model: MetaModel, inner_names: set[str]) -> dict[str, nn.Linear
     }
 
 
+def moves_linears_alone(model: MetaModel, inner_names: list[str]) -> bool:
+    """Say whether the inner loop moves whole Linear layers and nothing else, as that of OML does."""
+    linears = fast_linears(model, set(inner_names))
+    return set(inner_names) == {f"{n}.{part}" for n, layer in linears.items() for part, _ in layer.named_parameters()}
+
+
 Weights = dict[str, torch.Tensor]
 
 

@@ -9,8 +9,6 @@ steps, and ordinary autograd differentiates once through them.
 
 import copy
 import importlib.util
-import os
-import shutil
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -228,7 +226,7 @@ def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 class CompiledEngine(CheckedEpisodes):
-    """Compiles at its first episode, which takes a minute; without a compiler it is the fast engine, and says so."""
+    """Compiles at its first episode, which takes a minute; what it then gets wrong, the fast engine goes on with."""
 
     name = "compiled"
 
@@ -236,18 +234,11 @@ class CompiledEngine(CheckedEpisodes):
         if reason := unsupported(model):
             message = f"the compiled engine cannot run this model: {reason}; use the fast engine"
             raise ValueError(message)
-        fast, missing = FastEngine(model, inner_names, inner), missing_compiler(next(model.parameters()).device)
+        fast = FastEngine(model, inner_names, inner)
         compiled = FunctionalEpisode(model, inner_names, inner, compiled=True)
-        super().__init__(
-            None if missing else lambda episode: compiled.run(dict(model.named_parameters()), episode),
-            fast.run,
-            f"not compiled: {missing}" if missing else "",
-        )
+        super().__init__(lambda episode: compiled.run(dict(model.named_parameters()), episode), fast.run)
 
 
-def missing_compiler(device: torch.device) -> str:
-    """Say which compiler torch.compile would miss on this device, or return an empty string."""
-    if device.type == "cuda":
-        return "" if importlib.util.find_spec("triton") else "triton is not installed"
-    compiler = os.environ.get("CXX", "g++")
-    return "" if shutil.which(compiler) else f"{compiler!r} is not installed (a C++ compiler; CXX names another)"
+def missing_compiler() -> str:
+    """Say what torch.compile would miss on a GPU, or return an empty string."""
+    return "" if importlib.util.find_spec("triton") else "triton is not installed"

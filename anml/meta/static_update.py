@@ -6,19 +6,24 @@ output rows the update uses, from the same named generators as ever, and copies 
 the device: the training reads the ring when it logs. A CPU can run everything but capture and replay.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_examples, query_start, support_index
+from anml.machine import clock
 from anml.meta.engine import EpisodeOutcome
 from anml.meta.step import OuterStep, draw_rows
 from anml.rng import torch_generator
 
 # Updates before the capture: libraries choose their algorithms and allocate, which a capture may not do.
 _WARM_UPS = 3
+# Updates by which a number of branches is timed, what a larger one must take of their time, and the share of the free
+# memory that branches may fill.
+_TRIAL, _GAIN, _SHARE = 4, 0.95, 0.8
 
 
 class StaticUpdate:
@@ -79,16 +84,27 @@ class StaticUpdate:
 
 
 class UpdateGraph:
-    """One CUDA graph with a parallel branch for the update of each training, so that a GPU does them at once.
+    """CUDA graphs with a parallel branch for the update of each training, so that a GPU does several at once.
 
-    note: why it runs without a graph, where the updates cannot be captured.
+    Where not all fit, or more at once gain nothing, several graphs replay one after another. How many branches a graph
+    has is doubled as long as memory lasts and the next updates get faster by it (`next_branches`): any number does the
+    same updates. failure: why it runs without graphs, where the updates cannot be captured.
     """
 
     def __init__(self, updates: Sequence[StaticUpdate]) -> None:
         self.updates = updates
         self.streams = [torch.cuda.Stream() for _ in updates]
-        self.graph = torch.cuda.CUDAGraph()
-        self.played, self.note = 0, ""
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+        self.played, self.branches, self.most, self.failure = 0, 0, 1, ""
+        # Of an update of all trainings, by number of branches; of the number on trial, a sum.
+        self.seconds: dict[int, float] = {}
+        self.is_decided, self.spent, self.bytes_of_one = False, 0.0, 1
+
+    @property
+    def note(self) -> str:
+        if self.failure or not self.is_decided or len(self.updates) == 1:
+            return self.failure
+        return f"{self.branches} branches at once, in {len(self.graphs)} graphs (memory has room for {self.most})"
 
     def step(self, index: int) -> list[EpisodeOutcome]:
         """Do update `index` of every training: the first few as they come, those after them by replaying."""
@@ -96,30 +112,85 @@ class UpdateGraph:
             update.fill(index)
         if self.played == 0:
             count_on_device([update.outer.optimizer for update in self.updates])
-        if self.played == _WARM_UPS:
-            self._capture()
-        if self.played < _WARM_UPS or self.note:
-            self._branch()
+        if self.played >= _WARM_UPS and not self.is_decided and (self.played - _WARM_UPS) % _TRIAL == 0:
+            self._try_next()
+        if self.played < _WARM_UPS or self.failure:
+            self._one_by_one()
+        elif self.is_decided:
+            self._replay()
         else:
-            self.graph.replay()
+            started = clock(self.updates[0].device)
+            self._replay()
+            self.spent += clock(self.updates[0].device) - started
         self.played += 1
         return [update.outcome(index) for update in self.updates]
 
-    def _branch(self) -> None:
-        current = torch.cuda.current_stream()
-        for stream, update in zip(self.streams, self.updates, strict=True):
+    def _replay(self) -> None:
+        for graph in self.graphs:
+            graph.replay()
+
+    def _one_by_one(self) -> None:
+        """Run every update on its stream, each after the one before: together they may not fit."""
+        for position in range(len(self.updates)):
+            before = torch.cuda.memory_reserved()
+            self._fork([position])
+            if self.played == position == 0:
+                self.bytes_of_one = max(1, torch.cuda.memory_reserved() - before)
+
+    def _fork(self, positions: Sequence[int]) -> None:
+        """Run these updates side by side, and wait for all."""
+        current, streams = torch.cuda.current_stream(), [self.streams[position] for position in positions]
+        for stream, position in zip(streams, positions, strict=True):
             stream.wait_stream(current)
             with torch.cuda.stream(stream):
-                update.update()
-        for stream in self.streams:
+                self.updates[position].update()
+        for stream in streams:
             current.wait_stream(stream)
 
-    def _capture(self) -> None:
+    def _try_next(self) -> None:
+        """Note how long the number of branches on trial took, and capture the next, or the best for good."""
+        if self.branches:
+            self.seconds[self.branches] = self.spent / _TRIAL
+        else:
+            torch.cuda.empty_cache()
+            fitting = int(_SHARE * torch.cuda.mem_get_info()[0] / self.bytes_of_one)
+            self.most = max(1, min(len(self.updates), fitting))
+        branches = next_branches(self.seconds, self.most)
+        self.is_decided, self.spent = branches in self.seconds, 0.0
+        if branches != self.branches:
+            self._capture(branches)
+
+    def _capture(self, branches: int) -> None:
+        self.graphs, self.branches = [], branches
+        for update in self.updates:
+            update.outer.optimizer.zero_grad()  # Else gradients would keep the memory of the graphs before alive.
+        positions = range(len(self.updates))
         try:
-            with torch.cuda.graph(self.graph):
-                self._branch()
+            for first in positions[::branches]:
+                # One after another, in this order: so they may share memory.
+                graph, pool = torch.cuda.CUDAGraph(), self.graphs[0].pool() if self.graphs else None
+                with torch.cuda.graph(graph, pool=pool):
+                    self._fork(positions[first : first + branches])
+                self.graphs.append(graph)
         except RuntimeError as error:
-            self.note = f"the update cannot be captured as one graph, and runs without: {error}".splitlines()[0]
+            self.graphs, self.is_decided = [], True
+            if self.seconds and branches not in self.seconds:  # Fewer could be captured: memory is too short.
+                self._capture(next_branches(self.seconds, most=0))
+            else:
+                self.failure = f"the update cannot be captured as one graph, and runs without: {error}".splitlines()[0]
+
+
+def next_branches(seconds: Mapping[int, float], most: int) -> int:
+    """Return how many branches to try next, or, when that was tried, the fewest that are nearly as fast as the best.
+
+    seconds: of an update of all trainings, by the numbers tried. They are doubled, up to `most`, while that gains.
+    """
+    last = max(seconds, default=0)
+    best = min(seconds.values(), default=math.inf)
+    gained = last <= 1 or seconds[last] < _GAIN * min(s for tried, s in seconds.items() if tried < last)
+    if last < most and gained:
+        return min(max(1, 2 * last), most)
+    return min(tried for tried, s in seconds.items() if _GAIN * s <= best)
 
 
 def count_on_device(optimizers: Sequence[torch.optim.Optimizer]) -> None:

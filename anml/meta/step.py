@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 from anml.config.training import LoboScale, TrainConfig
 from anml.data.episodes import Episode
 from anml.errors import ConfigError
-from anml.meta.engine import Engine, EpisodeOutcome
+from anml.meta.engine import Engine, EpisodeOutcome, autocast
 from anml.models.heads import OutputLayer
 from anml.models.meta_model import MetaModel, draw_kaiming, select_names
 from anml.optim import BAD_ARGUMENTS, schedule_by_name
@@ -59,12 +59,17 @@ class MetaStep(OuterStep):
         super().__init__(config, model, seed)
         self.engine = engine
 
+    def run(self, episode: Episode) -> EpisodeOutcome:
+        """Run an episode by the engine, in the precision of the config."""
+        with autocast(self.config.precision, episode.images.device):
+            return self.engine.run(episode)
+
     def update(self, episode: Episode, index: int) -> EpisodeOutcome:
         """Run the episode with this index and update the model."""
         self.set_lr(index)
         if self.config.lobotomize:
             lobotomize(self.model.head, episode.new_classes, torch_generator(self.seed, "lobotomy", index))
-        outcome = self.engine.run(episode)
+        outcome = self.run(episode)
         self.finish(outcome.gradients)
         return outcome
 

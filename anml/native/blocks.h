@@ -151,7 +151,7 @@ class Stack {
     parallel(threads_, [&](Team team) {
       Weights& sum = partial_[team.rank];
       for (size_t i = 0; i < layers_.size(); ++i) std::fill_n(static_cast<T*>(sum[i]), layers_[i].size(), T(0));
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static, 1)  // Not dynamic: which chunks a thread adds up must not depend on its speed.
       for (int64_t back = 0; back < chunks(); ++back) {
         const int64_t c = chunks() - 1 - back;  // The last ones may still be in a cache.
         reverse<false>({0, 1}, query_pass(c, team), grad_out.data_ptr<T>() + c * kChunk * width(), sum, sum, 1);

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import biased_batch, shuffled_batch
-from anml.meta.engine import EpisodeOutcome, accuracy
+from anml.meta.engine import EpisodeOutcome, accuracy, autocast
 from anml.meta.step import lobotomize, make_schedule
 from anml.models.meta_model import MetaModel, find_not_finite, select_names
 from anml.optim import make_by_name
@@ -46,8 +46,9 @@ class BatchUpdater:
         else:
             step = epoch * config.steps_per_epoch + position - biased
             images, labels = shuffled_batch(self.data, config.batch_size, self.seed, step, augment=config.augment)
-        logits = self.model(images)
-        loss = cross_entropy(logits, labels)
+        with autocast(config.precision, images.device):
+            logits = self.model(images)
+            loss = cross_entropy(logits, labels)
         self.optimizer.zero_grad()
         loss.backward()
         for name, parameter in self.model.named_parameters():

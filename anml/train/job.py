@@ -11,7 +11,7 @@ from anml.config.training import TrainConfig
 from anml.config.vary import TrainingId
 from anml.experiment import Experiment
 from anml.jobs.job import JobContext, check_folder
-from anml.machine import describe_machine, determinism, peak_memory, prepare_device
+from anml.machine import describe_machine, determinism, peak_memory, prepare_device, set_precision
 from anml.tracking import Tracker
 from anml.train.loop import Training
 from anml.train.run import RunSpec, TrainingRun, step_folder
@@ -35,6 +35,7 @@ def train_segment(
     """
     check_folder(experiment.root, min_free_gb)
     compute_on = prepare_device(device, config.device, config.deterministic)
+    precision = set_precision(compute_on, config.precision)
     until = config.total_steps if until is None else until
     ids = config.training_groups[training_id]
     specs = [
@@ -45,7 +46,7 @@ def train_segment(
     training = Training(specs, compute_on)
     environment = read_json(experiment.environment_file)
     write_json(experiment.environment_file, environment | {"training_machine": describe_machine(compute_on)})
-    notes = _Notes(f"training on {compute_on}{determinism(compute_on)}, ", training)
+    notes = _Notes(f"training on {compute_on}{determinism(compute_on)}{precision}, ", training)
     _say(f"{notes.latest}; steps {training.completed} to {until}")
     if training.completed >= until:
         return True

@@ -98,7 +98,7 @@ class EpisodeUpdater:
     def static_update(self) -> StaticUpdate:
         """Return the same update on tensors that stay in their memory, for a graph."""
         self.meta.keep_lr_on_device()
-        return StaticUpdate(self.config, self.meta, self.engine.run, self.data)
+        return StaticUpdate(self.config, self.meta, self.meta.run, self.data)
 
 
 class Training:

@@ -84,6 +84,10 @@ def test_two_dry_runs_show_the_same(launch) -> None:
     assert launch("-n", "--cluster", "dggpu").out == launch("-n", "--cluster", "dggpu").out
 
 
+def test_a_smoke_test_for_gpus_goes_on_until_a_graph_is_captured(launch) -> None:
+    assert "  olft-step-000006" in launch("-n", "--st", "--cluster", "dggpu").out
+
+
 def test_a_smoke_test_plans_every_flavor_once(launch) -> None:
     shown = launch("-n", "--st", "--cluster", "local").out
     assert [shown.count(f"  {flavor}-step-000002") for flavor in ("no-sgd", "olft")] == [1, 1]
@@ -123,6 +127,10 @@ def test_a_config_that_is_not_there_is_told_with_those_that_are(command, config:
         (["--inner-lr=0.05"], "--inner-lr: is a key of the config: --set inner_lr=0.05"),
         (["--prject=x"], "--prject: neither an option of this command nor of sbatch; did you mean --project?"),
         (["--set", "inner_lrr=1"], "--set: inner_lrr: unknown key; did you mean 'inner_lr'?"),
+        (
+            ["--set", "precision=tf32", "--cluster", "bdgpu"],
+            "precision: tf32 needs NVIDIA GPUs; the profile bdgpu is for rocm",
+        ),
         (["--seed", "3", "--set", "seeds=[1, 2]"], "--seed 3: this config trains several; use --set seeds=[3]"),
         (["--project", "a/b"], "--project 'a/b': it names a folder: it may not start with `.` or `-`, nor contain `/`"),
         (["--group", ".g"], "--group '.g': it names a folder: it may not start with `.` or `-`, nor contain `/`"),

@@ -58,6 +58,21 @@ def test_a_graph_on_a_cpu_is_refused(problems) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["precision=bf16-mixed", "engine=sweep"], "engine sweep computes in float32 alone"),
+        (["precision=bf16-mixed", "engine=native"], "engine native computes in float32 alone"),
+        (["precision=tf32", "device=cpu"], "tf32 needs an NVIDIA GPU"),
+        (["precision=half"], "bf16-mixed"),
+    ],
+)
+def test_a_precision_that_engine_or_device_does_not_have_is_refused(problems, overrides, reason: str) -> None:
+    [problem] = problems(BASE, *overrides)
+    assert problem.startswith("--set: precision: ")
+    assert reason in problem
+
+
 def test_training_keeps_to_the_images_it_may_use(problems) -> None:
     assert problems(BASE, "imgs_per_class=10", "train_size=11", "num_batches=3") == [
         "--set: train_size: a class of glyphs has 10 examples, found 11"

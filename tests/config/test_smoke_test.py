@@ -7,6 +7,7 @@ import pytest
 from anml.config.load import dump_config, load_train_config
 from anml.config.smoke_test import smoke_test
 from anml.config.training import TrainConfig
+from anml.meta.static_update import _WARM_UPS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -22,6 +23,13 @@ def test_every_flavor_stays(small: TrainConfig) -> None:
 
 def test_two_steps_make_one_checkpoint(small: TrainConfig) -> None:
     assert (small.total_steps, small.checkpoint_steps) == (2, (2,))
+
+
+def test_on_a_gpu_the_engine_is_the_real_one_and_its_graph_is_captured_and_replayed() -> None:
+    small = smoke_test(load_train_config(CONFIGS / "train-omni-anml.yml").config, on_gpu=True)
+    assert small.engine == "auto"
+    assert small.total_steps > _WARM_UPS + 1
+    assert small.checkpoint_steps == (small.total_steps,)
 
 
 def test_two_rates_and_one_run_of_two_classes_are_left(small: TrainConfig) -> None:

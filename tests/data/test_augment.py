@@ -63,6 +63,19 @@ def test_half_of_the_images_are_mirrored(monkeypatch) -> None:
     assert float(mirrored) == pytest.approx(0.5, abs=0.05)
 
 
+def test_no_crop_is_blank_where_the_image_is_not() -> None:
+    images = torch.full((500, 2, 16, 16), 0.25)
+    images[:, 1, 3:5, 3:5] = 1.0  # In one channel, in one corner: a third of the crops miss it.
+    crops = crop_and_flip(images, generator())
+    assert (crops.amax(dim=(2, 3)) - crops.amin(dim=(2, 3))).amax(dim=1).min() > 0.5 / 255
+    assert 0.1 < float((crops == images).flatten(1).all(dim=1).float().mean()) < 0.6
+
+
+def test_an_image_that_is_blank_itself_stays_as_it_is() -> None:
+    images = torch.full((20, 1, 16, 16), 0.25)
+    assert torch.allclose(crop_and_flip(images, generator()), images)
+
+
 def test_photographs_are_normalised_after_augmentation(data) -> None:
     index = torch.tensor([0, 1])
     mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)

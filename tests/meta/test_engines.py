@@ -8,12 +8,13 @@ from torch.nn.functional import cross_entropy
 
 from anml.config.training import InnerOptimizer
 from anml.data.class_images import ClassImages
-from anml.data.episodes import Episode
+from anml.data.episodes import Episode, draw_episode
 from anml.errors import ConfigError
 from anml.meta import make_engine
-from anml.meta.engine import Engine, EpisodeOutcome, FirstOrderEngine, ReferenceEngine
+from anml.meta.engine import Engine, EpisodeOutcome, FirstOrderEngine, ReferenceEngine, gradient_errors
 from anml.meta.fast import FastEngine
-from anml.meta.functional_episode import CompiledEngine, FunctionalEpisode
+from anml.meta.functional_episode import FunctionalEpisode
+from anml.meta.step import MetaStep
 from anml.models.meta_model import MetaModel, select_names
 from anml.native import available
 from tests.meta.cases import (
@@ -253,6 +254,26 @@ def test_first_order_runs_what_the_kernels_cannot_without_them(data):
     assert not engine.note
 
 
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_bf16_rounds_gradients_that_stay_near_those_of_float32(data, engine):
+    config, model = make_config(engine=engine, precision="bf16-mixed", model="oml"), make_model("oml").float()
+    names = select_names(model, PUBLISHED_INNER["oml"])
+    episode = draw_episode(data, config, seed=1, index=0)
+    expected = make_engine(config, model, names)[0].run(episode)
+    found = MetaStep(config, model, make_engine(config, model, names)[0], 1).run(episode)
+    assert {gradient.dtype for gradient in found.gradients.values()} == {torch.float32}
+    assert 1e-3 < max(gradient_errors(found, expected).values()) < 0.1
+
+
+def test_engines_that_compute_in_float32_alone_leave_bf16_to_others():
+    config, model = make_config(precision="bf16-mixed"), make_model("sanml")
+    engine, why = make_engine(config, model, select_names(model, ["all"]))
+    assert isinstance(engine, FastEngine)
+    assert "not sweep: it computes in float32 alone" in why
+    with pytest.raises(ConfigError, match="float32 alone"):
+        make_engine(config.model_copy(update={"engine": "sweep"}), model, select_names(model, ["all"]))
+
+
 @pytest.mark.native
 @pytest.mark.parametrize(("engine", "is_native"), [("auto", True), ("native", True), ("fast", False)])
 def test_without_second_derivatives_blocks_are_native_unless_another_engine_is_asked_for(engine, is_native):
@@ -276,7 +297,6 @@ def test_native_blocks_asked_for_and_not_to_be_had_are_an_error():
         ({}, FastEngine),
         ({"engine": "fast"}, FastEngine),
         ({"engine": "reference"}, ReferenceEngine),
-        ({"engine": "compiled"}, CompiledEngine),
         ({"train_method": "meta-first-order"}, FirstOrderEngine),
         ({"train_method": "sequential_episodic"}, FirstOrderEngine),
     ],

@@ -54,6 +54,18 @@ def test_outputs_and_gradients_are_those_of_the_modules(kind, images):
         assert not name.endswith("conv.bias") or not gradient.any()
 
 
+def test_gradients_repeat_to_the_bit_however_fast_each_thread_is():
+    native = pair("sanml, pooled")[1].float()
+    images = torch.rand(84, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, *others = [gradients(native, images) for _ in range(20)]
+    finally:
+        torch.set_num_threads(before)
+    assert [name for found in others for name, value in found.items() if not torch.equal(value, first[name])] == []
+
+
 def test_only_the_last_forward_pass_can_be_differentiated():
     _, native = pair("anml")
     losses = [native(torch.rand(2, 1, 28, 28, dtype=torch.float64)).sum() for _ in range(2)]
