@@ -122,25 +122,30 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
+# Updates after which a graph has chosen how many branches it takes at once.
+TRIALS = 40
+
+
 def measure_graphs(name: str, arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    """Time whole updates, captured as branches of one graph; the alternatives take turns."""
+    """Time whole updates, captured as branches of graphs; the alternatives take turns."""
     wanted = [(engine, branches) for engine in arguments.graphs for branches in arguments.branches]
     graphs = {}
     for engine, branches in wanted:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        graphs[engine, branches] = UpdateGraph([make_update(name, engine, i, arguments) for i in range(branches)])
-        for index in range(5):
-            graphs[engine, branches].step(index)
+        graph = UpdateGraph([make_update(name, engine, i, arguments) for i in range(branches)])
+        graphs[engine, branches] = graph
+        for index in range(TRIALS):
+            graph.step(index)
         peak = (torch.cuda.max_memory_allocated() - before) / 2**30
-        note = graphs[engine, branches].note or "captured"
+        note = graph.note or "captured"
         print(f"{name}, graph of {engine}, {branches} branches: {note}, {peak:.2f} GiB")
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in wanted}
     for turn in range(arguments.rounds):
         for key in wanted:
             begin = now("cuda")
             for index in range(arguments.updates):
-                graphs[key].step(5 + turn * arguments.updates + index)
+                graphs[key].step(TRIALS + turn * arguments.updates + index)
             seconds[key].append((now("cuda") - begin) / arguments.updates)
     for (engine, branches), times in seconds.items():
         median = statistics.median(times)
