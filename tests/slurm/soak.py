@@ -29,7 +29,7 @@ from tests.slurm.cluster import DevCluster
 
 NODES = ("dg1", "dg2", "bd1")
 MOST_AT_ONCE = 12
-SEEDS = 4  # So many different trainings there are; each is run once without faults.
+SEEDS = 2  # So many different trainings there are; each is run once without faults.
 CONFIG = TINY | {"epochs": 60, "eval_steps": [60], "save_freq": 10, "num_batches": 10, "engine": "fast"}
 ROUNDS_AT_THE_END = 12
 HARMS = (
