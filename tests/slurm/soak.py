@@ -96,8 +96,10 @@ class Soak:
         states = [_json(self.root(number) / "jobs" / name / "status.json").get("state") for name in names]
         return bool(states) and set(states) == {"done"}
 
-    def results(self, root: Path) -> dict[str, str]:
-        return {file.name: file.read_text() for file in sorted((root / "results").glob("*.csv"))}
+    def results(self, root: Path) -> dict[str, list[list[str]]]:
+        """Return the rows of every results file, without what evaluating cost: memory and seconds differ by nature."""
+        files = sorted((root / "results").glob("*.csv"))
+        return {file.name: [line.split(",")[:18] for line in file.read_text().splitlines()] for file in files}
 
     def is_as_undisturbed(self, number: int) -> bool:
         page = self.root(number) / "report/index.html"
@@ -109,7 +111,7 @@ class Soak:
         path.write_text(yaml.safe_dump(CONFIG | {"seed": seed}))
         return path
 
-    def _undisturbed(self, seed: int) -> dict[str, str]:
+    def _undisturbed(self, seed: int) -> dict[str, list[list[str]]]:
         root = self.bench.root(f"seed-{seed}", "undisturbed")
         if not (root / "report/index.html").exists():
             options = ["--project", "undisturbed", "--group", f"seed-{seed}", "--wandb", "disabled"]
