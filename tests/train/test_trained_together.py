@@ -85,7 +85,7 @@ def test_each_is_bit_for_bit_what_a_training_of_its_own_gives(tmp_path: Path, ch
     for each in config.trainings:
         alone = train_alone(tmp_path / "alone", config, each)
         model, card = load_model(tmp_path / "together" / each.tag / "step-000008")
-        assert (card.seed, card.ema_decay) == (each.seed, config.ema_decay)
+        assert (card.seed, card.ema_decay) == (dict(each.varied)["seed"], config.ema_decay)
         kept = alone.runs[0].kept_model.state_dict()
         assert [name for name, value in model.state_dict().items() if not torch.equal(value, kept[name])] == []
         assert log(tmp_path / "together" / f"{each.tag}.jsonl") == log(tmp_path / "alone" / f"{each.tag}.jsonl")
