@@ -36,6 +36,7 @@ from anml.jobs.job import JobContext, run_job
 from anml.jobs.launch import IS_CHECKOUT, REPOSITORY, Launch, create_experiment, experiments_dir, new_group
 from anml.jobs.plan import Job, Plan
 from anml.jobs.schedulers import CheckResult, Scheduler, scheduler_class, setup_lines
+from anml.jobs.schedulers.controller import environment_outside_slurm
 from anml.jobs.status import GOING, log_tail, read_jobs
 from anml.jobs.submission import run_launch
 
@@ -197,7 +198,7 @@ def shell(options: argparse.Namespace) -> None:
         lines = f"{setup}exec {inner}"
     command = [*scheduler_class(profile.scheduler).shell(profile, options.sbatch_options), "bash", "-c", lines]
     try:
-        os.execvp(command[0], command)
+        os.execvpe(command[0], command, environment_outside_slurm())
     except FileNotFoundError:
         message = f"there is no {command[0]} on this machine: run this on a login node, or use the cluster local"
         raise SubmissionError(message) from None

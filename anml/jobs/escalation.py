@@ -53,6 +53,12 @@ def options_again(
     return merged(merged(own, steps), changes)
 
 
+def option_words(options: SbatchOptions) -> list[str]:
+    """Return options as words of a command line; false stands for an option that is left out."""
+    shown = {name: value for name, value in options.items() if value is not False}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in shown.items()]
+
+
 def failed_on(status: JobStatus, ending: str) -> tuple[str, ...]:
     """Return the nodes on which a task has failed so far, its last attempt included."""
     failed = status.state in ("failed", "running") and not any(word in ending for word in _BLAMELESS)

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from anml.atomic import read_json, write_json, write_text
 from anml.errors import SubmissionError
 from anml.experiment import Experiment
-from anml.jobs.escalation import bad_nodes, failed_on, options_again
+from anml.jobs.escalation import bad_nodes, failed_on, option_words, options_again
 from anml.jobs.interrupts import ended_as_by_ctrl_c, held_back
 from anml.jobs.job_status import JobStatus, read_status, write_status
 from anml.jobs.launch import Launch, moved_from, record
@@ -166,7 +166,7 @@ class _Submission:
         if again == own:
             return
         self.launch.job_options[job.name] = again
-        new = " ".join(f"--{name}={value}" for name, value in again.items() if own.get(name) != value)
+        new = " ".join(option_words({name: value for name, value in again.items() if own.get(name) != value}))
         why = f" ({', '.join(dict.fromkeys(endings))})" if endings else ""
         nodes = f"; {', '.join(nodes)} failed it twice" if (nodes := bad_nodes(before)) else ""
         print(f"note: {job.name}: {new}{why}{nodes}", file=sys.stderr)

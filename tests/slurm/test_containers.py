@@ -68,7 +68,9 @@ def test_a_shell_is_where_jobs_run(bench: Bench, profile: str, in_container: boo
     path = profile if in_container else bench.profile(setup=["export FROM_SETUP=loaded"])
     command = shlex.join([sys.executable, "-m", "anml", "shell", path, "--cpus-per-task=2", "--gres=gpu:1"])
     lines = 'echo "$SLURM_JOB_NAME $SLURM_CPUS_PER_TASK $SLURM_JOB_PARTITION $FROM_SETUP $CUDA_VISIBLE_DEVICES $PATH"'
-    words = bench.slurm("bash", "-c", f"cd {REPOSITORY}; echo {shlex.quote(lines)} | {command}").split()
+    # The variable of a Slurm job that this may run in: srun would look for that job.
+    script = f"cd {REPOSITORY}; echo {shlex.quote(lines)} | SLURM_JOB_ID=999999 {command}"
+    words = bench.slurm("bash", "-c", script).split()
     assert words[:4] == ["anml-shell", "2", "dggpu", "loaded"]
     assert words[4] in "0123"
     assert (words[5] == "/nowhere") == in_container

@@ -21,7 +21,7 @@ from anml.config.profile import ClusterProfile, SbatchOptions, merged
 from anml.errors import ConfigError, SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.containers import REQUEUE_VARIABLE
-from anml.jobs.escalation import FACTOR, check_factors
+from anml.jobs.escalation import FACTOR, check_factors, option_words
 from anml.jobs.job_status import ENDED, read_status
 from anml.jobs.plan import Job, JobKind
 from anml.jobs.schedulers import CheckResult, Scheduler, SchedulerState
@@ -205,7 +205,7 @@ class SlurmScheduler(Scheduler):
         # An empty value takes an option away.
         given = {name: False if value == "" else value for name, value in parse_options(arguments).items()}
         check_factors(profile, given)
-        cls.with_options(profile, _words({n: v for n, v in given.items() if not FACTOR.fullmatch(str(v))}), [])
+        cls.with_options(profile, option_words({n: v for n, v in given.items() if not FACTOR.fullmatch(str(v))}), [])
         return given
 
     @classmethod
@@ -240,7 +240,7 @@ class SlurmScheduler(Scheduler):
         """Run a script as a job that asks for what a training does; says every few seconds what it waits for."""
         command = ["sbatch", "--parsable", "--job-name=anml-check", f"--output={log}"]
         options = cls.with_options(profile, [], []).sbatch.for_kind("train") | {"time": 30}
-        command += _words(options)
+        command += option_words(options)
         submitted = patiently(lambda: run([*command, str(script)]))
         ids = [match[1] for line in submitted.stdout.splitlines() if (match := _JOB_ID.fullmatch(line.strip()))]
         if submitted.returncode != 0 or not ids:
@@ -273,7 +273,7 @@ class SlurmScheduler(Scheduler):
     def shell(cls, profile: ClusterProfile, arguments: list[str]) -> list[str]:
         """Return srun with the options of a training, and those of a command line on top."""
         options = cls.with_options(profile, arguments, []).sbatch.for_kind("train")
-        return ["srun", "--job-name=anml-shell", *_words(options), *["--pty"] * sys.stdin.isatty()]
+        return ["srun", "--job-name=anml-shell", *option_words(options), *["--pty"] * sys.stdin.isatty()]
 
     @classmethod
     def this_job(cls) -> str:
@@ -309,9 +309,3 @@ def _wait_for_end(id_: str) -> None:
             what = f"{live[0].state.lower()} ({live[0].reason})"
             print(f"job {id_} is {what}; Ctrl-C ends it", file=sys.stderr, flush=True)
         time.sleep(1)
-
-
-def _words(options: SbatchOptions) -> list[str]:
-    """Return options as words of a command line."""
-    shown = {name: value for name, value in options.items() if value is not False}
-    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in shown.items()]
