@@ -3,6 +3,7 @@
 import pytest
 
 from anml.config.load import dump_config
+from anml.config.protocols import PROTOCOLS
 
 BASE = "dataset: glyphs\nmodel: sanml\n"
 FLAVOR = "dataset: glyphs\nmodel: sanml\neval:\n  a: {runs: 1}\n"
@@ -182,7 +183,7 @@ def test_iid_training_has_no_inner_loop_to_check(load) -> None:
         ("eval_freq=-1", "eval_freq: must be 0 or more, found -1"),
         ("eval_freq=[1, 0]", "eval_freq[1]: must be 1 or more, found 0"),
         ("eval_freq=[]", "eval_freq: must hold at least one value, found []"),
-        ("eval_method=seqential", 'eval_method: "seqential" is not allowed; allowed: sequential, iid, zero_shot; '
+        ("eval_method=seqential", 'eval_method: "seqential" is not allowed; allowed: ' + ", ".join(PROTOCOLS) + "; "
          "did you mean 'sequential'?"),
     ],
 )  # fmt: skip
