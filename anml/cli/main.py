@@ -23,7 +23,7 @@ GROUPS = {
         "launch": Command("launch", "train and evaluate: plan the jobs, make the experiment folder, submit",
                           "launch -c quickstart.yml --project demo --cluster local"),
         "add": Command("launch", "add flavors, later checkpoints or seeds to an experiment",
-                       "add demo/GROUP -c more.yml"),
+                       "add demo/GROUP --set seeds=[1,2,3]"),
         "status": Command("status", "show what ran, what runs, what failed and why", "status demo/GROUP --watch"),
         "logs": Command("logs", "print what the jobs have written", "logs demo/GROUP train-step-000500 -f"),
         "usage": Command("usage", "show memory, time and GPUs: asked for, used, enough", "usage demo/GROUP"),

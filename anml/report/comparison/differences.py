@@ -24,7 +24,7 @@ _OF_EPISODES = (
 )  # fmt: skip
 _OF_IID = ("lr", "optimizer", "lr_scheduler", "batch_size", "lobo_rate", "lobo_size")
 _OF_ZAPPING = ("lobo_scale", "lobo_first", "lobo_biased_steps", "lobo_biased_fraction", "lobo_biased_params")
-_OF_UPDATES = ("ema_decay", "max_grad_norm")
+_OF_UPDATES = ("ema_decay", "max_grad_norm", "precision")
 # They name the parameters of one kind of model; of another they are different by nature.
 _OF_ONE_MODEL = ("initialisation", "inner_params", "outer_params")
 # Where nobody has set these, they follow from another key, which is named.
@@ -38,6 +38,7 @@ _RESOLVED: Mapping[str, Callable[[TrainConfig], Any]] = {
     "outer_lr_scheduler": lambda config: _called(config.outer_lr_scheduler, config.outer_lr_scheduler_args or {}),
     "lr_scheduler": lambda config: _called(config.lr_scheduler, config.lr_scheduler_args),
     "optimizer": lambda config: _called(config.optimizer, config.optimizer_args),
+    "precision": lambda config: config.precision or "float32",
     "lobo_rate": lambda config: config.lobo_rate or None,
     "initialisation": lambda config: config.initialisation or "uniform",
     "inner_params": lambda config: selectors(config, config.inner_params),
