@@ -30,8 +30,8 @@ def with_more(launch: Launch, config: TrainConfig, command_line: Sequence[str]) 
     plan = make_plan(config, profile.points_per_job, profile.max_array_size)
     planned = {job.name: job for job in plan.jobs}
     if lost := [job.name for job in _work(launch.plan) if planned.get(job.name) != job]:
-        what = "seeds, rates and checkpoints may become more, later than those there, and none fewer or earlier"
-        problems.append(f"{lost[0]} would not be the job that it was: {what}")
+        what = "an addition has more seeds, more values and later checkpoints; it leaves none out"
+        problems.append(f"{lost[0]} would be another job than it was: {what}")
     if not problems and len(_work(plan)) == len(_work(launch.plan)):
         problems.append("this adds nothing: every job of it is there")
     if problems:

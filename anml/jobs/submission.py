@@ -209,7 +209,8 @@ def one_at_a_time(experiment: Experiment) -> Iterator[None]:
 def describe(launch: Launch) -> str:
     """Return what a launch would do: dependencies, command lines, scripts. <job name> stands for a job's id."""
     scheduler = launch.make_scheduler()
-    parts = [f"Experiment folder: {launch.experiment.root} (not created)", "", "Jobs:"]
+    is_new = not launch.experiment.config_file.is_file()
+    parts = [f"Experiment folder: {launch.experiment.root}{' (not created)' * is_new}", "", "Jobs:"]
     parts += [f"  {_graph_line(job)}" for job in launch.plan.jobs]
     for job in launch.plan.jobs:
         command = scheduler.command(job, [f"<{name}>" for name in job.after], job.task_numbers)
