@@ -121,10 +121,10 @@ class TrainingRun:
         if state:
             optimizer.load_state_dict(state["optimizer"])
             self.recent = [(loss.to(self.device), right.to(self.device)) for loss, right in state["recent"]]
-        elif self.config.eval_untrained:
-            self.save()
         lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
         write_text(self.metrics, "".join(f"{line}\n" for line in lines if _is_of_step(line, self.completed)))
+        if not state and self.config.eval_untrained:
+            self.save()
 
     def take(self, outcome: EpisodeOutcome) -> None:
         """Note that a step was done. Raises JobError where training has diverged."""
