@@ -59,7 +59,7 @@ def check_what_is_left(config: TrainConfig, experiment: Experiment) -> None:
         assert {(row["protocol"], row["dataset"], row["model"]) for row in rows} == {
             (evaluation.eval_method, config.eval_request(evaluation).name, config.display_name)
         }
-        rates = set() if evaluation.eval_method == "zero_shot" else set(evaluation.lr)
+        rates = set(evaluation.lr) if evaluation.protocol.learns else set()
         assert {float(row["lr"]) for row in rows if row["lr"]} == rates
         assert all(0 <= float(row[key]) <= 1 for row in rows for key in ("train_acc", "test_acc", "test_top5"))
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 MINI = {f"{split}/n{number}": 8 for split, count in (("train", 5), ("test", 3)) for number in range(count)}
 SMALL = {"classes": 2, "train_examples": 3, "test_examples": 2, "runs": 1, "lr": 0.01}
 TRAIN = {
-    "dataset": "miniimagenet",
+    "dataset": "mini-imagenet",
     "train_classes": 4,
     "train_size": 6,
     "imgs_per_class": 8,

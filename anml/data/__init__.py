@@ -12,12 +12,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from anml.atomic import read_json
 from anml.config import cache_dir
 from anml.config.evaluation import DataRequest
 from anml.config.facts import DATASETS, Dataset, dataset_label, find_dataset
 from anml.data.class_images import ClassImages, StoredArray, write_array
-from anml.data.sources import ImageFiles, fingerprint, identify
+from anml.data.sources import ImageFiles, fingerprint, identify, read_record
 from anml.errors import AnmlError, DataError
 from anml.plugins import frozen_or_given
 
@@ -107,7 +106,7 @@ def _array_of_files(request: DataRequest, files: ImageFiles) -> Path:
     where = (request.folder, request.classes, request.examples)
     key = hashlib.sha256(repr(where).encode()).hexdigest()[:12]
     record = cache_dir() / f"{dataset_label(request.dataset)}-{request.split}-of-{key}-v{_CONVERSION}.json"
-    last = _file(request, contents) if (contents := read_json(record).get("contents")) else None
+    last = _file(request, contents) if (contents := read_record(record).get("contents")) else None
     if request.data_path is None and last and last.is_file():
         return last  # What is downloaded has a known checksum: it need not be kept.
     try:

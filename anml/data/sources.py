@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from anml.atomic import read_json, write_json
 from anml.config.evaluation import DataRequest
@@ -142,6 +142,14 @@ def _reading(source: Path, read: Callable[[], T]) -> T:
         raise DataError(message) from error
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what was noted of the images of a folder; nothing where that cannot be read: it is made again."""
+    try:
+        return read_json(path)
+    except OSError:
+        return {}
+
+
 def identify(source: Path, select: Callable[[], Images], record: Path, beside: Sequence[Path] = ()) -> str:
     """Return the checksum of the images that `select` chooses, out of `record` while no file has changed.
 
@@ -155,7 +163,7 @@ def identify(source: Path, select: Callable[[], Images], record: Path, beside: S
     stats = _each(source, images, _stat) if images else [_stat(str(source))]
     stats += [_stat(str(path)) for path in beside]
     files = hashlib.sha256(repr((source.name, images, stats)).encode()).hexdigest()
-    last = read_json(record)
+    last = read_record(record)
     if last.get("files") == files:
         return last["contents"]
     contents = checksum(source, images or select())
