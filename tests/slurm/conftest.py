@@ -45,6 +45,7 @@ def accounting_cluster() -> Iterator[DevCluster]:
 def private_cluster(*options: str) -> Iterator[DevCluster]:
     """Bring a cluster up and take it down again."""
     with tempfile.TemporaryDirectory(prefix="anml-slurm-") as folder:  # pytest's own paths may be too long for sockets
+        Path(folder).chmod(0o755)  # Jobs of other users run from the spool below it.
         cluster = DevCluster(Path(folder) / "cluster")
         try:
             cluster.call("up", *options)
