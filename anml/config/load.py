@@ -1,5 +1,7 @@
 """From a YAML file and command-line overrides to a checked config: the only way that configs are made."""
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from anml.config.image_folder import fill_in_flavor, fill_in_training, flavor_fa
 from anml.config.model_args import check_model_args
 from anml.config.notices import EVALUATION, TRAINING, unread
 from anml.config.training import TrainConfig
-from anml.config.vary import TrainingId, Value, adopt_vary, cannot_vary, changes_of, with_types
+from anml.config.vary import SHORT_FORMS, TrainingId, Value, adopt_vary, cannot_vary, changes_of, with_types
 from anml.config.yaml import KeyPath, Location, Source, dump_yaml, read_value, read_yaml
 from anml.errors import ConfigError
 from anml.plugins import USER_CODE
@@ -253,14 +255,20 @@ def _bind_points(
 
     Here and not in its job: a mistake in the last of many points costs nothing yet.
     """
-    keys = dict.fromkeys(key for training in config.trainings for key, _ in training.varied)
-    reasons = [reason for key in keys if (reason := cannot_vary(key, TrainConfig.model_fields))] if config.vary else []
-    tags = [training.tag for training in config.trainings]
+    if config.vary is None:
+        return config
+    varied = [[key for key, _ in training.varied] for training in config.trainings]
+    keys = dict.fromkeys(itertools.chain(*varied))
+    reasons = [reason for key in keys if (reason := cannot_vary(key, TrainConfig.model_fields))]
     reasons += [
-        f"two trainings would be called {tag}" for tag in dict.fromkeys(tags) if tags.count(tag) > 1 and config.vary
+        f"{key} varies by {SHORT_FORMS[key]} too; keep one"
+        for key in SHORT_FORMS
+        if any(each.count(key) > 1 for each in varied)
     ]
-    found.problems.extend(problem(source, ("vary",), reason) for reason in reasons)
-    if config.vary is None or reasons:
+    tags = Counter(training.tag for training in config.trainings)
+    reasons += [f"two trainings would be called {tag}" for tag, count in tags.items() if count > 1]
+    if reasons:
+        found.problems.extend(problem(source, ("vary",), reason) for reason in reasons)
         return config
     typed: dict[tuple[str, Value], Value] = {}
     for training in dict.fromkeys(training.model for training in config.trainings):

@@ -119,11 +119,9 @@ def cannot_vary(key: str, keys: Iterable[str]) -> str:
         return f"{key} is the same for all trainings of an experiment"
     if inside and name not in NESTED:
         return f"{name} has no keys"
-    return (
-        f"{key} does not vary as a whole; name a key of it, as model_args.rln_chs"
-        if name in NESTED and not inside
-        else ""
-    )
+    if name in NESTED and not inside:
+        return f"{key} does not vary as a whole; name a key of it, as model_args.rln_chs"
+    return ""
 
 
 def with_types(vary: Vary, typed: Mapping[tuple[str, Value], Value]) -> Vary:

@@ -66,6 +66,7 @@ def test_trainings_of_one_size_are_one_job_together(load: Load) -> None:
         ("{dataset: [omniglot]}", ["dataset is the same for all trainings"]),
         ("{colour: [1]}", ["no key 'colour'"]),
         ("{seed: [1]}\nseeds: [1]", ["seeds", "given twice"]),
+        ("[{seed: 1}, {outer_lr: 0.1}]\nseeds: [1, 2]", ["seed varies by seeds too"]),
         ("[]", ["vary", "at least one"]),
     ],
 )
