@@ -85,7 +85,7 @@ MODELS = {
 _OTHER_COLOURS = ("#332288", "#117733", "#999933", "#CC6677", "#882255", "#AA4499", "#8B5A2B")
 _OTHER_LOOKS = [Look(*pair) for pair in product(_OTHER_COLOURS, ("o", "s", "D", "^", "v", "P", "X", "<", ">"))]
 # Lines of trainings, which are named by their seeds and inner learning rates: a colour each, in this order.
-TRAINING_COLOURS = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, BLACK)
+TRAINING_COLOURS = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, BLACK, *_OTHER_COLOURS)
 
 
 def find_looks(names: Iterable[str], table: Mapping[str, Look], unique_colours: bool = False) -> dict[str, Look]:
