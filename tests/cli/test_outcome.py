@@ -15,7 +15,7 @@ from anml.jobs.plan import Job, Plan
 
 @pytest.mark.parametrize(("state", "told"), [("running", True), ("interrupted", False)])
 def test_a_stopped_launcher_tells_of_what_goes_on_without_it(tmp_path, monkeypatch, capsys, state, told):
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     experiment = Experiment(tmp_path / "p" / "g")

@@ -305,9 +305,10 @@ def colleague(cluster: Cluster, dev_cluster) -> Iterator[Callable[..., subproces
     if os.getuid() != 0:
         pytest.skip("only root can act as two users")
     user = pwd.getpwnam("nobody")
-    opened = [dev_cluster.state, cluster.folder, *cluster.folder.parents[:3]]
-    before = {folder: folder.stat().st_mode for folder in opened}
-    for folder in opened[:-1]:
+    # pytest's folders are closed to others, however many there are below the machine's own.
+    opened = [dev_cluster.state, cluster.folder, *cluster.folder.parents]
+    before = {folder: folder.stat().st_mode for folder in opened if folder.stat().st_mode & 0o005 != 0o005}
+    for folder in before:
         folder.chmod(0o755)
     experiments = cluster.folder / "experiments"
     experiments.mkdir()
