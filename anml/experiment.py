@@ -54,6 +54,11 @@ class Experiment:
         return self.root / "environment.json"
 
     @property
+    def remote_file(self) -> Path:
+        """Says that this is a copy of an experiment on a cluster reached by ssh, and of which (cli/remote.py)."""
+        return self.root / "remote.json"
+
+    @property
     def code(self) -> Path:
         """The code as launched."""
         return self.root / "code"

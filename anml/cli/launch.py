@@ -18,7 +18,7 @@ from anml.cli.arguments import (
 )
 from anml.config.binding import located
 from anml.config.load import LoadedTrain, load_experiment_config, load_train_config
-from anml.config.profile import PROFILES, ClusterProfile, load_profile
+from anml.config.profile import PROFILES, ClusterProfile, load_profile_here
 from anml.config.smoke_test import smoke_test
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
@@ -91,7 +91,7 @@ def _read(options: argparse.Namespace) -> tuple[LoadedTrain, ClusterProfile]:
     with collecting(problems):
         profile = _choose_profile(loaded.config.cluster if loaded else options.cluster, options)
     if loaded:
-        problems += _name_problems(loaded.config)
+        problems += name_problems(loaded.config.project, loaded.config.group)
         if loaded.config.precision == "tf32" and profile and profile.device in ("cpu", "rocm"):
             problems.append(f"precision: tf32 needs NVIDIA GPUs; the profile {profile.name} is for {profile.device}")
         if loaded.config.seeds and options.seed is not None:
@@ -113,7 +113,7 @@ def _choose_profile(name: str | None, options: argparse.Namespace) -> ClusterPro
     if name is None:
         name, why = default_cluster()
         print_notices([f"no --cluster given: using {name}, {why}"])
-    profile = load_profile(name, PROFILES)
+    profile = load_profile_here(name, PROFILES)  # cli/remote.py has seen to the others.
     scheduler = scheduler_class(profile.scheduler)
     if options.sbatch_options and scheduler.runs_here:
         given = " ".join(options.sbatch_options)
@@ -129,12 +129,12 @@ def _on_gpu(config: TrainConfig, profile: ClusterProfile) -> bool:
     return profile.device != "auto" or config.device == "cuda" or bool(here)
 
 
-def _name_problems(config: TrainConfig) -> list[str]:
+def name_problems(project: str | None, group: str | None) -> list[str]:
     """Return what is wrong with the names that become folders."""
-    if not config.project:
+    if not project:
         return ["--project is missing: it names the folder of experiments and the W&B project"]
     problems = []
-    for option, name in (("--project", config.project), ("--group", config.group or "any")):
+    for option, name in (("--project", project), ("--group", group or "any")):
         if name[0] in ".-" or "/" in name or any(ord(character) < 32 for character in name):
             problems.append(f"{option} {name!r}: it names a folder: it may not start with `.` or `-`, nor contain `/`")
         elif len(name.encode()) > _LONGEST_NAME:

@@ -89,6 +89,11 @@ def main(words: Sequence[str], program: str = "python -m anml") -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     options.sbatch_options = unknown
     options.command_line = [program, *rest] if is_script else ["-m", "anml", *words]
+    if name == "launch" or "experiment" in options:
+        from anml.cli.remote import run_elsewhere
+
+        if (code := run_elsewhere(name, options, rest)) is not None:
+            return code
     return _function(name, "")(options) or EXIT_DONE
 
 

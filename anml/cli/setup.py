@@ -27,7 +27,7 @@ from anml.cli.arguments import (
 )
 from anml.config.evaluation import DataRequest, data_path_or_default
 from anml.config.facts import DATASETS, canonical_dataset
-from anml.config.profile import PROFILES, ClusterProfile, load_profile, profile_names
+from anml.config.profile import PROFILES, ClusterProfile, load_profile, load_profile_here, profile_names
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError, JobError, SubmissionError
 from anml.experiment import Experiment
@@ -77,7 +77,7 @@ def clusters(options: argparse.Namespace) -> int:
     if options.name is None:
         message = f"clusters check: give the name of a profile: {', '.join(profile_names(PROFILES))}"
         raise ConfigError(message)
-    code, profile = EXIT_DONE, load_profile(options.name, PROFILES)
+    code, profile = EXIT_DONE, load_profile_here(options.name, PROFILES)
     for finding in check_cluster(profile):
         print(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}", flush=True)
         code = code if finding.ok else EXIT_FAILED
@@ -187,7 +187,7 @@ def shell(options: argparse.Namespace) -> None:
 
     Commands on standard input are run and their output printed, where there is no terminal.
     """
-    profile = load_profile(options.name, PROFILES)
+    profile = load_profile_here(options.name, PROFILES)
     setup = "\n".join(["[ ! -f ~/.bashrc ] || . ~/.bashrc"] * sys.stdin.isatty() + [*profile.setup, ""])
     words = ["bash", "-i"] if sys.stdin.isatty() else ["bash"]
     inner = container_command(profile, words, Path.cwd())

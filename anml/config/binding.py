@@ -114,13 +114,14 @@ def make_references_absolute(source: Source, keys: Iterable[KeyPath], frozen: Pa
         value = parent.get(key) if isinstance(parent, dict) else None
         if isinstance(value, list):
             parent[key] = [
-                _absolute(item, source.locate((*key_path, place)), frozen) for place, item in enumerate(value)
+                absolute_reference(item, source.locate((*key_path, place)), frozen) for place, item in enumerate(value)
             ]
         elif value is not None:
-            parent[key] = _absolute(value, source.locate(key_path), frozen)
+            parent[key] = absolute_reference(value, source.locate(key_path), frozen)
 
 
-def _absolute(value: Any, location: Location, frozen: Path | None) -> Any:
+def absolute_reference(value: Any, location: Location, frozen: Path | None = None) -> Any:
+    """Return a reference with its file's absolute path, or any other value as it is. location: who says it."""
     file, _, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if not file.endswith(".py"):
         return value

@@ -129,7 +129,9 @@ class ClusterProfile(Record):
     points of one job (absent: a whole flavor is one job). signal_seconds: how long before the time limit a training
     is told to save and requeue. max_requeues: a job requeued more often than this gives up. job_limit: jobs that run
     at once on the machine at hand (local scheduler). min_free_gb: disk space a job insists on. latency_wait: how many
-    seconds a job waits until its node sees the files that jobs before it have written on others.
+    seconds a job waits until its node sees the files that jobs before it have written on others. ssh: how ssh on this
+    machine calls the cluster's login node (`user@login`, or a Host of ~/.ssh/config); absent: this machine is one.
+    ssh_folder: the folder there, in the home directory if it is not absolute, that launches over ssh use.
     """
 
     name: str
@@ -150,6 +152,9 @@ class ClusterProfile(Record):
     job_limit: Count = 1
     min_free_gb: Annotated[float, Field(ge=0)] = 1.0
     latency_wait: Annotated[float, Field(ge=0)] = 60.0
+    # ssh would take what begins with a dash for an option.
+    ssh: Annotated[str, Field(pattern=r"^[^\s-]\S*$")] | None = None
+    ssh_folder: Annotated[str, Field(pattern=r"^[^\s-]")] = "anml"
 
 
 def load_profile(name: str, folder: Path) -> ClusterProfile:
@@ -168,6 +173,17 @@ def load_profile(name: str, folder: Path) -> ClusterProfile:
     profile, problems = bind(ClusterProfile, source)
     if profile is None:
         raise ConfigError(problems)
+    return profile
+
+
+def load_profile_here(name: str, folder: Path) -> ClusterProfile:
+    """Read a profile whose scheduler this machine reaches itself. Raises ConfigError, also for one with `ssh`."""
+    profile = load_profile(name, folder)
+    if profile.ssh:
+        message = (
+            f"profile {profile.name}: {profile.ssh} is reached by ssh (`launch --cluster`); use this command there"
+        )
+        raise ConfigError(message)
     return profile
 
 

@@ -48,10 +48,11 @@ class Location:
 
 @dataclass
 class Source:
-    """The data of a YAML file and the location of each of its keys."""
+    """The data of a YAML file and the location of each of its keys. files: that file, and all that it includes."""
 
     data: Any
     locations: dict[KeyPath, Location] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
 
     def locate(self, key_path: KeyPath) -> Location:
         """Return the location of a key, or of the nearest enclosing one (a missing key has none of its own)."""
@@ -123,6 +124,7 @@ def read_yaml(path: Path) -> Source:
     """Read a YAML file with everything it includes. Raises ConfigError with every problem, each with file and line."""
     reader = _Reader(Source(None, {(): Location(str(path), 1)}))
     reader.source.data = reader.read_file(path, ())
+    reader.source.files = list(reader.nodes)
     return reader.finish()
 
 

@@ -30,6 +30,8 @@ from anml.plugins import USER_CODE, copy_sources, is_reference
 REPOSITORY = Path(__file__).resolve().parents[2]
 IS_CHECKOUT = (REPOSITORY / "pyproject.toml").is_file()  # Else this package is installed, or frozen code.
 ENTRY_POINTS = ("launch_train.py", "train_anml.py", "eval_anml.py")
+# Beside code that was sent here to be launched: where it comes from, in place of what this machine would say.
+ORIGIN = REPOSITORY / "origin.json"
 
 
 def references(config: TrainConfig, profile: ClusterProfile) -> list[str]:
@@ -72,6 +74,7 @@ def describe_environment(command_line: Sequence[str]) -> dict[str, Any]:
         "host": platform.node(),
         # From package metadata: the launcher does not import torch.
         "packages": dict(sorted(versions.items(), key=lambda item: item[0].lower())),
+        **read_json(ORIGIN),
     }
 
 
@@ -145,6 +148,9 @@ def create_experiment(launch: Launch, experiments: Path) -> None:
     experiments: the folder of experiments; the report job writes its index pages.
     """
     experiment = launch.experiment
+    if experiment.remote_file.exists():
+        message = f"{experiment.root}: is the copy of an experiment on another cluster; choose another --group"
+        raise ConfigError(message)
     config_text = dump_config(launch.config)
     if experiment.config_file.exists():
         _check_same(launch, config_text)
