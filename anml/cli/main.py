@@ -59,6 +59,7 @@ GROUPS = {
     },
     "": {
         "check-config": Command("check_config", "check a config on standard input against model and data", ""),
+        "requeue-job": Command("report", "requeue a job that the kernel has killed, with more memory", ""),
         "report-job": Command("report", "run the report job of an experiment", ""),
     },
 }  # fmt: skip

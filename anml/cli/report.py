@@ -23,7 +23,7 @@ from anml.config.training import TrainConfig
 from anml.config.vary import TrainingId
 from anml.errors import ConfigError, JobError
 from anml.experiment import Experiment, experiments_folder
-from anml.jobs.job import JobContext, check_folder, run_job
+from anml.jobs.job import JobContext, array_task, check_folder, requeue_killed, run_job
 from anml.jobs.job_status import ENDED
 from anml.jobs.launch import experiments_dir
 from anml.jobs.status import JobOutcome, read_jobs
@@ -46,6 +46,15 @@ def report(options: argparse.Namespace) -> None:
 def report_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", required=True)
     add_job_arguments(parser)
+
+
+def requeue_job_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run-dir", required=True)
+    parser.add_argument("--job", required=True)
+
+
+def requeue_job(options: argparse.Namespace) -> int:
+    return requeue_killed(Experiment(Path(options.run_dir)), options.job, array_task())
 
 
 def report_job(options: argparse.Namespace) -> int:

@@ -18,12 +18,14 @@ from anml.jobs.job_status import duration
 from anml.jobs.launch import Launch, load_launch, moved_from
 from anml.jobs.schedulers import scheduler_class
 from anml.jobs.status import BAD, GOING, JobOutcome, count_states, gpu_hours, is_report_stale, log_tail, read_jobs
-from anml.jobs.submission import cancel_pending
+from anml.jobs.submission import cancel_pending, one_at_a_time
 from anml.jobs.time_limits import check_time_limits
 
 _STYLE = {"done": "green", "running": "cyan", "failed": "bold red", "cancelled": "red"}
 LOG_TAIL_LINES = 12
 WATCH_SECONDS = 5.0
+# How long a cancel waits for a launch that is submitting.
+LAUNCH_SECONDS = 120.0
 
 cancel_arguments = add_address_arguments
 
@@ -72,9 +74,11 @@ def cancel(options: argparse.Namespace) -> None:
     launch = load_launch(find_experiment(options))
     moved_from(launch.experiment)  # Raises ConfigError for a copy.
     scheduler = launch.make_scheduler()
-    live = scheduler.live_ids()
-    scheduler.cancel(sorted({id_ for ids in live.values() for id_ in ids}))
-    cancel_pending(launch, live, "by `cancel`")
+    # A launch that is at work would go on to submit.
+    with one_at_a_time(launch.experiment, patience=LAUNCH_SECONDS):
+        live = scheduler.live_ids()
+        scheduler.cancel(sorted({id_ for ids in live.values() for id_ in ids}))
+        cancel_pending(launch, live, "by `cancel`")
     print(f"Cancelled: {', '.join(live)}" if live else "Nothing waits or runs.")
 
 

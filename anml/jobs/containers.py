@@ -12,9 +12,7 @@ REQUEUE_VARIABLE = "ANML_REQUEUE_FILE"
 _GPU_FLAGS = {"cuda": ["--nv"], "rocm": ["--rocm"]}
 
 # bash runs a trap only while it waits for a child in the background; `wait` ends early when it does.
-_RUN_AND_REQUEUE = """\
-export {variable}={folder}/.requeue-"${{SLURM_JOB_ID:-$$}}"
-rm -f "${variable}"
+_RUN = """\
 {command} &
 anml_child=$!
 trap 'kill -USR1 $anml_child' USR1
@@ -24,10 +22,22 @@ anml_code=$?
 while kill -0 $anml_child 2>/dev/null; do
     wait $anml_child
     anml_code=$?
-done
+done"""
+_MARK_FOR_REQUEUE = """\
+export {variable}={folder}/.requeue-"${{SLURM_JOB_ID:-$$}}"
+rm -f "${variable}\""""
+_REQUEUE_IF_MARKED = """\
 if [ -e "${variable}" ]; then
     rm -f "${variable}"
     scontrol requeue "${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_}}${{SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}}"
+fi
+exit $anml_code"""
+# The kernel kills what needs too much memory, and leaves the shell. A requeue sends TERM before it kills.
+_REQUEUE_IF_KILLED = """\
+if [ $anml_code = 137 ]; then
+    trap '' TERM
+    {command}
+    anml_code=$?
 fi
 exit $anml_code"""
 
@@ -37,13 +47,21 @@ def python_of(profile: ClusterProfile) -> str:
     return profile.python or ("python" if profile.container else sys.executable)
 
 
-def python_lines(profile: ClusterProfile, argv: Sequence[str], folder: Path) -> list[str]:
-    """Return the last lines of a job's script. folder: the experiment's, which the container must see."""
-    command = [python_of(profile), *argv]
+def python_lines(profile: ClusterProfile, argv: Sequence[str], folder: Path, killed: Sequence[str] = ()) -> list[str]:
+    """Return the last lines of a job's script. folder: the experiment's, which the container must see.
+
+    killed: the arguments of python after the kernel has killed the job. A container has none of Slurm's commands.
+    """
+    python = python_of(profile)
+    if profile.container is None and killed:
+        lines = _RUN.format(command=shlex.join([python, *argv]))
+        return [lines, _REQUEUE_IF_KILLED.format(command=shlex.join([python, *killed]))]
     if profile.container is None:
-        return [f"exec {shlex.join(command)}"]
-    line = container_command(profile, command, folder)
-    return [_RUN_AND_REQUEUE.format(variable=REQUEUE_VARIABLE, folder=shlex.quote(str(folder)), command=line)]
+        return [f"exec {shlex.join([python, *argv])}"]
+    lines = [_MARK_FOR_REQUEUE, _RUN, _REQUEUE_IF_MARKED]
+    values = {"variable": REQUEUE_VARIABLE, "folder": shlex.quote(str(folder))}
+    values["command"] = container_command(profile, [python, *argv], folder)
+    return [line.format(**values) for line in lines]
 
 
 def container_command(profile: ClusterProfile, command: Sequence[str], folder: Path) -> str:

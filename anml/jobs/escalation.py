@@ -39,7 +39,7 @@ def options_again(
     """
     asked = merged(profile.sbatch.for_kind(job.kind), own)
     has_run = any(status.attempt for status in before)
-    steps = _next_steps(profile, asked, endings)
+    steps = next_steps(profile, asked, endings)
     changes = {}
     for name, value in given.items():
         if not (factor := FACTOR.fullmatch(str(value))):
@@ -71,7 +71,7 @@ def bad_nodes(before: Sequence[JobStatus]) -> list[str]:
     return sorted({node for count in counts for node, times in count.items() if times >= FAILURES_OF_A_NODE})
 
 
-def _next_steps(profile: ClusterProfile, asked: SbatchOptions, endings: Sequence[str]) -> SbatchOptions:
+def next_steps(profile: ClusterProfile, asked: SbatchOptions, endings: Sequence[str]) -> SbatchOptions:
     """Return the next larger values of `escalate` for what a job had too little of."""
     steps = {}
     for name, words in _SHORTAGES.items():

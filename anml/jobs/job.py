@@ -6,17 +6,24 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from tqdm import tqdm
 
 from anml.atomic import read_json
+from anml.config.profile import ClusterProfile, SbatchOptions, merged
 from anml.errors import AnmlError, JobError, missing_package
 from anml.experiment import Experiment
-from anml.jobs.job_status import EXIT_INTERRUPTED, CopyError, State, StatusFile
+from anml.jobs.escalation import next_steps, option_words
+from anml.jobs.job_status import EXIT_INTERRUPTED, CopyError, State, StatusFile, read_status, write_status
+from anml.jobs.plan import Plan
 from anml.jobs.schedulers import scheduler_of_this_job
+
+# What a shell returns for a process that was killed.
+EXIT_KILLED = 137
 
 
 def check_folder(folder: Path, min_free_gb: float) -> None:
@@ -71,13 +78,13 @@ class JobContext:
         self.bar.total, self.bar.unit = total, unit
         self.bar.update(done - self.bar.n)
 
-    def end(self, state: State, message: str, code: int) -> int:
-        """Say how the job ended. Returns its exit code."""
+    def end(self, state: State, message: str, code: int, **changes: Any) -> int:
+        """Say how the job ended. Returns its exit code. changes: of its status."""
         self.bar.close()
         if message:
             print(message, file=sys.stderr, flush=True)
         if self.status is not None:
-            self.status.end(state, message)
+            self.status.end(state, message, **changes)
         return code
 
 
@@ -104,7 +111,9 @@ def run_job(
             return context.end("failed", message, 1)
         traceback.print_exc()
         return context.end("failed", f"{type(error).__name__}: {error}", 1)
-    return context.end("done", "", 0) if finished else _stopped_early(context, max_requeues)
+    if finished:
+        return context.end("done", "", 0)
+    return _stopped_early(context, max_requeues, lambda: next_options(experiment, name, task, "TIMEOUT"))
 
 
 def _open_status(experiment: Experiment, name: str, task: int | None) -> StatusFile:
@@ -119,10 +128,11 @@ def _open_status(experiment: Experiment, name: str, task: int | None) -> StatusF
     return StatusFile(experiment.job(name, task).status, id_)
 
 
-def _stopped_early(context: JobContext, max_requeues: int) -> int:
+def _stopped_early(context: JobContext, max_requeues: int, more_time: Callable[[], SbatchOptions]) -> int:
     """Requeue a job whose time limit is near; its dependents keep waiting, since its id stays the same.
 
     Only then: after a cancel a requeue would bring the job back, and at preemption the scheduler requeues it.
+    more_time: the options for a job that got no further in its time.
     """
     received = context.stop.received
     why = f"stopped by {received.name}, work saved" if received else "stopped, work saved"
@@ -130,11 +140,39 @@ def _stopped_early(context: JobContext, max_requeues: int) -> int:
     if scheduler is None or context.status is None or scheduler.restarts() is None:
         return context.end("interrupted", why, EXIT_INTERRUPTED)
     # Preemptions and restarts by an administrator count only where they leave a job no time to get on.
-    if (fruitless := context.status.status.fruitless) > max_requeues:
+    fruitless = context.status.status.fruitless
+    if fruitless > max_requeues:
         message = f"{why}; not requeued again after {fruitless} attempts without progress (max_requeues of the profile)"
         return context.end("failed", message, 1)
+    more = more_time() if fruitless else {}
+    message = " ".join([f"{why}; requeued", *option_words(more)])
     # Before the requeue itself, at which the scheduler may end this process.
-    context.end("requeued", f"{why}; requeued", 0)
-    if problem := scheduler.requeue():
+    context.end("requeued", message, 0, more={**context.status.status.more, **more})
+    if problem := scheduler.requeue(more):
         return context.end("interrupted", f"{why}; {problem}", EXIT_INTERRUPTED)
     return EXIT_INTERRUPTED
+
+
+def requeue_killed(experiment: Experiment, name: str, task: int | None) -> int:
+    """Requeue a job whose process the kernel has killed, with the next step of memory. Returns the job's exit code."""
+    more, scheduler = next_options(experiment, name, task, "OUT_OF_MEMORY"), scheduler_of_this_job()
+    if not more or scheduler is None:
+        return EXIT_KILLED
+    file = experiment.job(name, task).status
+    status = read_status(file)
+    message = " ".join(["killed, probably for its memory; requeued", *option_words(more)])
+    print(message, file=sys.stderr, flush=True)
+    write_status(file, replace(status, state="requeued", message=message, more={**status.more, **more}))
+    if problem := scheduler.requeue(more):
+        write_status(file, replace(status, state="failed", message=f"killed, probably for its memory; {problem}"))
+        return EXIT_KILLED
+    return EXIT_INTERRUPTED
+
+
+def next_options(experiment: Experiment | None, name: str | None, task: int | None, ending: str) -> SbatchOptions:
+    """Return the next step of `escalate` for this job, none where there is no larger one. ending: as Slurm calls it."""
+    if experiment is None or name is None or not (data := read_json(experiment.plan_file)):
+        return {}
+    profile, kind = ClusterProfile(**data["cluster"]), Plan.from_json(data["jobs"]).job(name).kind
+    asked = merged(profile.sbatch.for_kind(kind), data.get("options", {}).get(name, {}))
+    return next_steps(profile, merged(asked, read_status(experiment.job(name, task).status).more), [ending])

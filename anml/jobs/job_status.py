@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from anml.atomic import read_json, write_json
+from anml.config.profile import SbatchOptions
 from anml.errors import JobError
 from anml.process import Process, recorded_process, this_process
 
@@ -43,6 +44,7 @@ class JobStatus(Process):
     memory_gb, gpu_memory_gb: the most that an attempt has held. node: the machine by its name in the scheduler;
     failed_on: those of the attempts before a retry that failed.
     fruitless: how many attempts in a row, this one included, have not come further than where they began.
+    more: the options that the job has given itself since it was submitted.
     The process is the one that runs the job or, of a queued local one, will run it.
     """
 
@@ -63,6 +65,7 @@ class JobStatus(Process):
     gpu_memory_gb: float = 0.0
     node: str = ""
     failed_on: Sequence[str] = ()
+    more: SbatchOptions = field(default_factory=dict)
 
     @property
     def elapsed(self) -> float:
@@ -128,7 +131,7 @@ class StatusFile:
         self.status = JobStatus(
             state="running", attempt=before.attempt + 1, fruitless=before.fruitless + 1, job_id=job_id,
             busy_seconds=before.elapsed, started=now, updated=now, memory_gb=before.memory_gb,
-            gpu_memory_gb=before.gpu_memory_gb, failed_on=before.failed_on,
+            gpu_memory_gb=before.gpu_memory_gb, failed_on=before.failed_on, more=before.more,
             node=os.environ.get("SLURMD_NODENAME", ""), **asdict(this_process()),
         )  # fmt: skip
         self._first_done: float | None = None
@@ -154,11 +157,11 @@ class StatusFile:
             if is_due:
                 self._write(updated=now, **_memory(self.status))
 
-    def end(self, state: State, message: str = "") -> None:
+    def end(self, state: State, message: str = "", **changes: Any) -> None:
         now = time.time()
         with self._lock:
             self._has_ended.set()
-            self._write(state=state, message=message, updated=now, ended=now, **_memory(self.status))
+            self._write(state=state, message=message, updated=now, ended=now, **_memory(self.status), **changes)
 
     def _beat(self) -> None:
         while not self._has_ended.wait(BEAT_SECONDS):

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import reduce
 
 from filelock import FileLock, Timeout
 
 from anml.atomic import read_json, write_json, write_text
+from anml.config.profile import SbatchOptions, merged
 from anml.errors import SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.escalation import bad_nodes, failed_on, option_words, options_again
@@ -122,7 +124,8 @@ class _Submission:
         for task in tasks:
             self._check_has_ended(job, task)
         before = self._before(job, tasks)
-        self._choose_options(job, list(before.values()))
+        had = [read_status(folders[task].status).more for task in tasks]
+        self._choose_options(job, list(before.values()), had)
         write_text(self.launch.experiment.job(job.name).script, self.scheduler.render(job), mode=0o777)
         for task, status in before.items():
             write_status(folders[task].status, status)
@@ -158,11 +161,11 @@ class _Submission:
     def _state(self, job: Job, task: int | None) -> SchedulerState | None:
         return self.states.get(job.name, {}).get(task)
 
-    def _choose_options(self, job: Job, before: Sequence[JobStatus]) -> None:
-        """Let a job that runs again have what it lacked, and say so."""
+    def _choose_options(self, job: Job, before: Sequence[JobStatus], had: Sequence[SbatchOptions]) -> None:
+        """Let a job that runs again have what it lacked, and say so. had: what its tasks gave themselves."""
         profile, own = self.launch.profile, self.launch.job_options.get(job.name, {})
         endings = [state.words for state in self.states.get(job.name, {}).values() if not state.is_live]
-        again = options_again(profile, job, own, self.launch.retry_options, before, endings)
+        again = options_again(profile, job, reduce(merged, had, own), self.launch.retry_options, before, endings)
         if again == own:
             return
         self.launch.job_options[job.name] = again
@@ -186,12 +189,15 @@ class _Submission:
 
 
 @contextmanager
-def one_at_a_time(experiment: Experiment) -> Iterator[None]:
-    """Keep two launches from submitting the same experiment at once. Raises SubmissionError."""
+def one_at_a_time(experiment: Experiment, patience: float = 0.0) -> Iterator[None]:
+    """Keep two launches from submitting the same experiment at once. Raises SubmissionError.
+
+    patience: how many seconds to wait for the other one.
+    """
     # The system ends the hold when its owner ends; nobody has to judge whether the owner lives.
     lock, owner_file = experiment.root / ".submitting.lock", experiment.root / ".submitting.json"
     try:
-        with FileLock(lock, timeout=0, mode=0o664):
+        with FileLock(lock, timeout=patience, mode=0o664):
             write_json(owner_file, asdict(this_process()))
             try:
                 yield

@@ -72,12 +72,12 @@ class Cluster:
             self.state.remove()
         return True
 
-    def start(self, name: str) -> bool:
-        """Start one daemon and wait until it serves. False if it already runs."""
+    def start(self, name: str, keep_jobs: bool = False) -> bool:
+        """Start one daemon and wait until it serves. False if it already runs. keep_jobs: those of a node run on."""
         with self.state.locked():
             if self.daemon(name):
                 return False
-            if name in NODES:
+            if name in NODES and not keep_jobs:
                 self._declare_down(name)
             self._spawn(name)
         # Without the lock: a node may have to wait for a slurmctld that another call is about to start.

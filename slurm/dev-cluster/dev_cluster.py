@@ -35,6 +35,9 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--accounting", action="store_true", help="with a database: sacct answers")
         if name in ("stop-node", "start-node"):
             command.add_argument("node", choices=NODES)
+        if name == "start-node":
+            kept = "its jobs run on: only slurmd had ended"
+            command.add_argument("--keep-jobs", action="store_true", help=kept)
     return top
 
 
@@ -93,7 +96,8 @@ def stop_node(cluster: Cluster, arguments: argparse.Namespace) -> int:
 
 def start_node(cluster: Cluster, arguments: argparse.Namespace) -> int:
     """Start a node again."""
-    return say(f"{arguments.node} {'started' if cluster.start(arguments.node) else 'already runs'}")
+    started = cluster.start(arguments.node, arguments.keep_jobs)
+    return say(f"{arguments.node} {'started' if started else 'already runs'}")
 
 
 def say(text: str) -> int:

@@ -45,10 +45,10 @@ class Bench:
         """Run a Slurm command that must succeed."""
         return subprocess.run(command, env=self.env, capture_output=True, text=True, check=True).stdout
 
-    def profile(self, **changes: object) -> str:
+    def profile(self, name: str = "profile", **changes: object) -> str:
         """Write a profile like the dev cluster's own, with changes; returns its path."""
         base = yaml.safe_load((REPOSITORY / "slurm/dev-cluster/dggpu.yml").read_text())
-        path = self.folder / "profile.yml"
+        path = self.folder / f"{name}.yml"
         path.write_text(yaml.safe_dump(base | changes))
         return str(path)
 

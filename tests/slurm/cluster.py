@@ -45,6 +45,6 @@ class DevCluster:
         """Kill a node with all its jobs. Slurm notices when it is started again, or after some 25 s."""
         self.call("stop-node", node)
 
-    def start_node(self, node: str) -> None:
+    def start_node(self, node: str, *options: str) -> None:
         """Start a node again and wait until it is usable."""
-        self.call("start-node", node)
+        self.call("start-node", node, *options)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import pytest
 
 from tests.slurm.bench import Bench
 from tests.slurm.cluster import DevCluster
+from tests.slurm.light import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +65,12 @@ def bench(dev_cluster: DevCluster, tmp_path: Path) -> Iterator[Bench]:
     if live:
         bench.slurm("scancel", *live)
         bench.wait_for_queue()
+
+
+@pytest.fixture
+def cluster(dev_cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    monkeypatch.setenv("SLURM_CONF", dev_cluster.env["SLURM_CONF"])
+    cluster = Cluster(dev_cluster.env, tmp_path, monkeypatch)
+    yield cluster
+    if ids := cluster.ids():
+        subprocess.run(["scancel", *ids], env=cluster.env, check=False)

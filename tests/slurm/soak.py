@@ -7,15 +7,13 @@ A run that was stopped goes on with the same --folder. The faults are drawn from
 """
 
 import argparse
-import json
+import hashlib
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,56 +24,43 @@ import yaml
 
 from tests.slurm.bench import REPOSITORY, TINY, Bench
 from tests.slurm.cluster import DevCluster
+from tests.slurm.faults import HARMS, Faults, read
 
-NODES = ("dg1", "dg2", "bd1")
 MOST_AT_ONCE = 12
 SEEDS = 2  # So many different trainings there are; each is run once without faults.
-CONFIG = TINY | {"epochs": 60, "eval_steps": [60], "save_freq": 10, "num_batches": 10, "engine": "fast"}
+CONFIG = TINY | {"epochs": 40, "eval_steps": [40], "save_freq": 5, "num_batches": 5, "engine": "fast"}
+ARRAYS_EVERY = 4  # The evaluation of each so many experiments is an array.
 ROUNDS_AT_THE_END = 12
-HARMS = (
-    "kill", "kill", "requeue", "requeue", "cancel", "warn", "warn", "stop_and_continue", "hold_and_release",
-    "kill_launcher", "kill_launcher", "restart_controller", "cut_power", "restart_slurmd",
-)  # fmt: skip
-
-# What stands in front of Slurm's own commands: slow, and not always true. The site's words come from bug reports.
-SBATCH = """#!/bin/bash
-case $((RANDOM % 12)) in
-  0) sleep 3 ;;
-  1) {real} "$@" > /dev/null
-     echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1 ;;
-  2) echo "sbatch: error: Unable to contact slurm controller (connect failure)" >&2; exit 1 ;;
-  3) {real} "$@" || exit; echo "Your quota is 80% used."; exit 0 ;;
-esac
-exec {real} "$@"
-"""
-SQUEUE = """#!/bin/bash
-copy="{cache}/$(echo "$*" | cksum | tr -d ' ')"
-case $((RANDOM % 8)) in
-  0) sleep 2 ;;
-  1) [ -e "$copy" ] && cat "$copy" && exit 0 ;;
-  2) echo "slurm_load_jobs error: Socket timed out on send/recv operation" >&2; exit 1 ;;
-esac
-{real} "$@" > "$copy.$$" || exit
-mv "$copy.$$" "$copy"; cat "$copy"
+# Nothing is compiled here, and torch's compiler would be half of the time of every job: its optimizers import it.
+NO_COMPILER = """import sys, types
+compiler = sys.modules["torch._dynamo"] = types.ModuleType("torch._dynamo")
+compiler.disable, compiler.graph_break = lambda function, *_, **__: function, lambda: None
 """
 
 
 @dataclass
 class Soak:
-    """One soak in one folder. started: experiments that were launched; pending: commands of users that run now."""
+    """One soak in one folder. pending: commands of users that run now; sound: experiments that are done, and right."""
 
     cluster: DevCluster
     folder: Path
     experiments: int
     rng: random.Random
-    faults: Counter[str] = field(default_factory=Counter)
     pending: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     false_ends: set[int] = field(default_factory=set)
+    sound: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.bench = Bench(self.cluster.env, self.folder)
-        self.user_env = self.bench.env | {"PATH": f"{self._wrappers()}:{os.environ['PATH']}"}
-        self.profile = self.bench.profile(python=sys.executable, signal_seconds=30, latency_wait=2)
+        (self.folder / "python").mkdir(exist_ok=True)
+        (self.folder / "python/sitecustomize.py").write_text(NO_COMPILER)
+        self.bench.env["PYTHONPATH"] = str(self.folder / "python")
+        # As users have it, Python keeps what it compiles: every job would compile the frozen code anew.
+        self.bench.env.pop("PYTHONDONTWRITEBYTECODE", None)
+        self.faults = Faults(self.cluster, self.bench, self.rng)
+        self.user_env = self.bench.env | {"PATH": f"{self.faults.wrappers()}:{os.environ['PATH']}"}
+        same = {"python": sys.executable, "signal_seconds": 30, "latency_wait": 2}
+        self.profiles = [self.bench.profile("one", **same), self.bench.profile("arrays", points_per_job=1, **same)]
         self.reference = {seed: self._undisturbed(seed) for seed in range(SEEDS)}
 
     # Experiments
@@ -87,208 +72,154 @@ class Soak:
         """Return what a user types for an experiment: the launch, which also completes a broken one, else `retry`."""
         if (self.root(number) / "plan.json").exists() and self.rng.random() < 0.7:
             return ["-m", "anml", "retry", f"soak/e{number:03d}"]
-        options = ["--project", "soak", "--group", f"e{number:03d}", "--wandb", "disabled", "--cluster", self.profile]
+        profile = self.profiles[number % ARRAYS_EVERY == 0]
+        options = ["--project", "soak", "--group", f"e{number:03d}", "--wandb", "disabled", "--cluster", profile]
         return ["launch_train.py", "-c", str(self._config(number % SEEDS)), *options]
 
     def is_done(self, number: int) -> bool:
-        """Say whether every job of an experiment says that it is done."""
-        names = [job["name"] for job in _json(self.root(number) / "plan.json").get("jobs", [])]
-        states = [_json(self.root(number) / "jobs" / name / "status.json").get("state") for name in names]
-        return bool(states) and set(states) == {"done"}
-
-    def results(self, root: Path) -> dict[str, list[list[str]]]:
-        """Return the rows of every results file, without what evaluating cost: memory and seconds differ by nature."""
-        files = sorted((root / "results").glob("*.csv"))
-        return {file.name: [line.split(",")[:18] for line in file.read_text().splitlines()] for file in files}
+        """Say whether every job, and every task of an array, says that it is done."""
+        jobs = self.root(number) / "jobs"
+        files = [
+            jobs / job["name"] / (f"task-{task:04d}" if job["tasks"] else "") / "status.json"
+            for job in read(self.root(number) / "plan.json").get("jobs", [])
+            for task in range(job["tasks"] or 1)
+        ]
+        return bool(files) and all(read(file).get("state") == "done" for file in files)
 
     def is_as_undisturbed(self, number: int) -> bool:
-        page = self.root(number) / "report/index.html"
-        is_whole = page.is_file() and "no results" not in page.read_text()
-        return is_whole and self.results(self.root(number)) == self.reference[number % SEEDS]
+        return self.outcome(self.root(number)) == self.reference[number % SEEDS]
+
+    def outcome(self, root: Path) -> list[str]:
+        """Return the trained model, all results without what evaluating cost, and the table of the report."""
+        model = root / f"checkpoints/step-{CONFIG['epochs']:06d}/model.safetensors"
+        table, page = root / "report/accuracy.txt", root / "report/index.html"
+        if not (model.is_file() and table.is_file() and page.is_file()):
+            return []
+        rows = {",".join(line.split(",")[:18]) for file in (root / "results").glob("*.csv") for line in file.open()}
+        accuracies = table.read_text().partition("Test accuracy")[2]
+        return [hashlib.sha256(model.read_bytes()).hexdigest(), *sorted(rows), accuracies]
 
     def _config(self, seed: int) -> Path:
         path = self.folder / f"seed-{seed}.yml"
         path.write_text(yaml.safe_dump(CONFIG | {"seed": seed}))
         return path
 
-    def _undisturbed(self, seed: int) -> dict[str, list[list[str]]]:
+    def _undisturbed(self, seed: int) -> list[str]:
         root = self.bench.root(f"seed-{seed}", "undisturbed")
         if not (root / "report/index.html").exists():
             options = ["--project", "undisturbed", "--group", f"seed-{seed}", "--wandb", "disabled"]
             words = ["launch_train.py", "-c", str(self._config(seed)), *options, "--cluster", "local"]
             done = self.bench.python(*words, OMP_NUM_THREADS="1")
             assert done.returncode == 0, done.stderr
-        return self.results(root)
-
-    def _wrappers(self) -> Path:
-        folder, cache = self.folder / "bin", self.folder / "cache"
-        folder.mkdir(parents=True, exist_ok=True)
-        cache.mkdir(exist_ok=True)
-        for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE)):
-            (folder / name).write_text(text.format(real=f"/usr/bin/{name}", cache=cache))
-            (folder / name).chmod(0o755)
-        return folder
+        return self.outcome(root)
 
     # Users
 
-    def serve(self, most: int) -> None:
-        """Start what users would: launches of new experiments, and of those that ended without being done."""
+    def serve(self, live: dict[str, str]) -> None:
+        """Start what users would: launches of new experiments, and of those that ended without being done.
+
+        live: what waits or runs, by id.
+        """
         self.pending = {number: run for number, run in self.pending.items() if run.poll() is None}
-        live = self.live()
         for number in range(self.experiments):
-            if len(self.pending) >= 2 or len(live) >= 3 * most:
+            if len(self.pending) >= 2 or len(live) >= 3 * MOST_AT_ONCE:
                 return
-            if number not in self.pending and not self.is_done(number) and not self._is_live(number, live):
+            if number not in self.pending and number not in self.sound and not self._is_live(number, live):
                 run = subprocess.Popen(
                     [sys.executable, *self.command(number)], cwd=REPOSITORY, env=self.user_env,
                     stdout=self._log(), stderr=subprocess.STDOUT, start_new_session=True,
                 )  # fmt: skip
                 self.pending[number] = run
 
-    def live(self) -> dict[str, str]:
-        """Return the states of what waits or runs, by id."""
-        with suppress(subprocess.SubprocessError):
-            lines = self.bench.slurm("squeue", "--noheader", "--format=%A %T").splitlines()
-            return dict(map(str.split, lines))
-        return {"unknown": "UNKNOWN"}
-
     def _is_live(self, number: int, live: dict[str, str]) -> bool:
-        submitted = _json(self.root(number) / "plan.json").get("submitted", {})
-        return "unknown" in live or any(job["id"] in live for job in submitted.values())
+        submitted = read(self.root(number) / "plan.json").get("submitted", {})
+        return any(job["id"] in live for job in submitted.values())
 
     def _log(self) -> int:
         return os.open(self.folder / "users.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    # Faults
-
-    def strike(self) -> None:
-        """Do one harm, chosen at random."""
-        harm = self.rng.choice(HARMS)
-        with suppress(subprocess.SubprocessError, OSError, IndexError, AssertionError):
-            getattr(self, harm)()
-            self.faults[harm] += 1
-
-    def kill(self) -> None:
-        states = map(_json, self.folder.glob("experiments/soak/*/jobs/*/status.json"))
-        pids = [state["pid"] for state in states if state.get("state") == "running"]
-        # An id may by now be of a process that is none of ours.
-        ours = [pid for pid in pids if str(self.folder) in Path(f"/proc/{pid}/cmdline").read_text(errors="replace")]
-        os.kill(self.rng.choice(ours), signal.SIGKILL)
-
-    def requeue(self) -> None:
-        self.bench.slurm("scontrol", "requeue", self._any("RUNNING"))
-
-    def cancel(self) -> None:
-        self.bench.slurm("scancel", self._any("RUNNING", "PENDING"))
-
-    def warn(self) -> None:
-        self.bench.slurm("scancel", "--batch", "--signal=USR1", self._any("RUNNING"))
-
-    def stop_and_continue(self) -> None:
-        id_ = self._any("RUNNING")
-        self.bench.slurm("scancel", "--signal=STOP", "--full", id_)
-        time.sleep(2)
-        self.bench.slurm("scancel", "--signal=CONT", "--full", id_)
-
-    def hold_and_release(self) -> None:
-        id_ = self._any("PENDING")
-        self.bench.slurm("scontrol", "hold", id_)
-        time.sleep(2)
-        self.bench.slurm("scontrol", "release", id_)
-
-    def restart_controller(self) -> None:
-        self.cluster.stop_controller()
-        time.sleep(self.rng.uniform(0, 3))
-        self.cluster.start_controller()
-
-    def cut_power(self) -> None:
-        node = self.rng.choice(NODES)
-        self.cluster.stop_node(node)
-        self.cluster.start_node(node)
-
-    def restart_slurmd(self) -> None:
-        """Only the daemon ends: its jobs run on."""
-        node = self.rng.choice(NODES)
-        pid = (self.cluster.state / "pids" / node).read_text().split()[0]
-        os.kill(int(pid), signal.SIGKILL)
-        time.sleep(0.5)
-        self.cluster.start_node(node)
-
-    def kill_launcher(self) -> None:
-        run = self.rng.choice(list(self.pending.values()))
-        os.killpg(run.pid, signal.SIGKILL)
-
-    def _any(self, *states: str) -> str:
-        return self.rng.choice([id_ for id_, state in self.live().items() if state in states])
-
     # The whole
 
-    def run(self, minutes: float) -> dict[str, int]:
-        """Do harm for some minutes, then let everything come to its end. Return what went wrong, as counts."""
+    def run(self, minutes: float) -> dict[str, list]:
+        """Do harm for some minutes, then let everything come to its end. Return what went wrong."""
+        while "RUNNING" not in self._one_round().values():  # There is nothing to harm yet.
+            time.sleep(1)
         end = time.monotonic() + 60 * minutes
         while time.monotonic() < end:
-            self.serve(MOST_AT_ONCE)
-            self.note_false_ends()
+            self._one_round()
             if self.rng.random() < 0.6:
-                self.strike()
+                self.faults.strike(list(self.pending.values()))
             time.sleep(1)
-        self._finish()
+        for _ in range(ROUNDS_AT_THE_END * self.experiments):
+            live = self._one_round()
+            if len(self.sound | self.false_ends) == self.experiments and not live and not self.pending:
+                break
+            time.sleep(3)
         return self.audit()
 
-    def note_false_ends(self) -> None:
-        """Note the experiments that call themselves done and are not."""
-        for number in range(self.experiments):
-            if self.is_done(number) and not self.is_as_undisturbed(number):
+    def _one_round(self) -> dict[str, str]:
+        """Look at what is done, and let users do what is not. Return what waits or runs, by id."""
+        for number in set(range(self.experiments)) - self.sound:
+            self._look_at(number)
+        with suppress(subprocess.SubprocessError):
+            live = self.faults.live()
+            self.serve(live)
+            return live
+        return {"unknown": "UNKNOWN"}
+
+    def _look_at(self, number: int) -> None:
+        if self.is_done(number):
+            # Somebody may have begun to write the report again since.
+            if self.is_as_undisturbed(number):
+                self.sound.add(number)
+            elif self.is_done(number):
                 self.false_ends.add(number)
 
-    def _finish(self) -> None:
-        """Serve users, without harm, until all is done or nothing gets on."""
-        for _ in range(ROUNDS_AT_THE_END * self.experiments):
-            if all(self.is_done(number) for number in range(self.experiments)) and not self.live():
-                return
-            self.serve(MOST_AT_ONCE)
-            self.note_false_ends()
-            time.sleep(3)
-
-    def audit(self) -> dict[str, int]:
+    def audit(self) -> dict[str, list]:
+        """Return the experiments, or the jobs, to which each harm was done that must not be."""
         numbers = range(self.experiments)
         return {
-            "lost": sum(not self.is_done(number) for number in numbers),
-            "running double": len(list(double_runs(self.cluster.state / "log/jobs.log"))),
-            "incomplete called complete": len(self.false_ends),
-            "results that differ": sum(not self.is_as_undisturbed(number) for number in numbers),
+            "lost": [number for number in numbers if not self.is_done(number)],
+            "running double": list(double_runs(self.cluster.state / "log/jobs.log")),
+            "incomplete called complete": sorted(self.false_ends),
+            "results that differ": [number for number in numbers if not self.is_as_undisturbed(number)],
         }
+
+    def report(self, wrong: dict[str, list]) -> str:
+        faults, lies = self.faults, self.faults.lies()
+        lines = [f"{self.experiments} experiments; faults: {sum(faults.done.values())} (done of tried)"]
+        lines += [f"  {harm}: {faults.done[harm]} of {faults.tried[harm]}" for harm in HARMS]
+        lines += [f"Slurm's commands that were slow or lied: {sum(lies.values())}"]
+        lines += [f"  {lie}: {count}" for lie, count in sorted(lies.items())]
+        return "\n".join([*lines, *(f"{what}: {len(which)} {which or ''}" for what, which in wrong.items()), ""])
 
 
 def double_runs(book: Path) -> Iterator[str]:
-    """Yield the jobs that two allocations ran at the same time, by slurmctld's own record of every one that ended."""
+    """Yield the jobs, or tasks, that two allocations ran at the same time, by slurmctld's record of all that ended."""
     ends: dict[str, datetime] = {}
-    line = re.compile(r"Name=(\S+) JobState=\S+ .*?StartTime=(\S+) EndTime=(\S+)")
-    runs = [match.groups() for match in map(line.search, book.read_text(errors="replace").splitlines()) if match]
-    for name, start, end in sorted((run for run in runs if "Unknown" not in run), key=lambda run: run[1]):
-        began, ended = datetime.fromisoformat(start), datetime.fromisoformat(end)
-        if name in ends and began < ends[name]:
-            yield name
-        ends[name] = max(ended, ends.get(name, ended))
+    line = re.compile(r"Name=(\S+) JobState=\S+ .*?StartTime=(\S+) EndTime=(\S+).*?(?:ArrayTaskId=(\d+)|$)")
+    runs = [match.groups("") for match in map(line.search, book.read_text(errors="replace").splitlines()) if match]
+    for name, start, end, task in sorted((run for run in runs if "Unknown" not in run), key=lambda run: run[1]):
+        began, ended, label = (
+            datetime.fromisoformat(start),
+            datetime.fromisoformat(end),
+            name + f"[{task}]" * bool(task),
+        )
+        if label in ends and began < ends[label]:
+            yield label
+        ends[label] = max(ended, ends.get(label, ended))
 
 
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def soak(folder: Path, experiments: int, minutes: float, seed: int) -> dict[str, int]:
-    """Soak on a cluster in `folder`, which stays up where something went wrong."""
+def soak(folder: Path, experiments: int, minutes: float, seed: int) -> dict[str, list]:
+    """Soak on a cluster in `folder`, which stays up where something went wrong. Return what did."""
     cluster = DevCluster(folder / "cluster")
     cluster.call("up")
     run = Soak(cluster, folder, experiments, random.Random(seed))
-    counts = run.run(minutes)
-    sys.stdout.write(f"{experiments} experiments, faults: {dict(run.faults)}\n{counts}\n")
-    if not any(counts.values()):
+    wrong = run.run(minutes)
+    sys.stdout.write(run.report(wrong))
+    if not any(wrong.values()):
         cluster.call("down")
-    return counts
+    return wrong
 
 
 def main() -> int:

@@ -3,121 +3,26 @@
 import json
 import os
 import pwd
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from anml.config.profile import PROFILES, load_profile
-from anml.config.training import TrainConfig
+from anml.cli.main import main
+from anml.config.profile import Escalation
 from anml.errors import SubmissionError
 from anml.experiment import Experiment
-from anml.jobs.launch import Launch, create_experiment, read_plan_file
-from anml.jobs.plan import Job, Plan
+from anml.jobs.launch import read_plan_file
+from anml.jobs.plan import Job
 from anml.jobs.schedulers import controller, slurm
-from anml.jobs.schedulers.slurm import SlurmScheduler
-from anml.jobs.status import read_jobs
-from anml.jobs.submission import run_launch
 from tests.slurm.bench import REPOSITORY
+from tests.slurm.light import REPORT, SWEEP, TRAIN, WORK, Cluster
 
 pytestmark = pytest.mark.slurm
-
-# A job that runs until it is let go, or asked to end.
-WORK = """
-import os, sys, time
-from pathlib import Path
-from anml.experiment import Experiment
-from anml.jobs.job import array_task, run_job
-
-root, name = (sys.argv[sys.argv.index(option) + 1] for option in ("--run-dir", "--job"))
-
-def work(context):
-    while not Path(root, "go").exists() and not context.stop():
-        with Path(root, "order").open("a") as order:
-            print(os.getpid(), file=order)
-        time.sleep(0.05)
-    time.sleep(3 * Path(root, "slow to end").exists())
-    return not context.stop()
-
-sys.exit(run_job(Experiment(Path(root)), name, array_task(), work))
-"""
-TRAIN = Job("train", "train", ("-c", WORK))
-SWEEP = Job("sweep", "evaluate", ("-c", WORK), ("train",), tasks=3)
-REPORT = Job("report", "report", ("-c", WORK), ("train", "sweep"), after_any=True)
-
-
-class Cluster:
-    """Launches a plan of light jobs in this process, and watches them; commands may be replaced by wrappers."""
-
-    def __init__(self, env: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.env, self.folder, self.monkeypatch = env, folder, monkeypatch
-        self.experiment = Experiment(folder / "experiments" / "p" / "g")
-        self.profile = load_profile(str(REPOSITORY / "slurm/dev-cluster/dggpu.yml"), PROFILES)
-
-    def launch(self, *jobs: Job) -> dict[str, str]:
-        """Launch, or launch again; returns the ids of what was submitted."""
-        config = TrainConfig(dataset="glyphs", model="anml", project="p", group="g")
-        decided = Launch(config, self.experiment, self.profile, "disabled", Plan(jobs))
-        create_experiment(decided, self.folder / "experiments")
-        submitted: dict[str, str] = {}
-        run_launch(decided, submitted.update)
-        return submitted
-
-    @property
-    def scheduler(self) -> SlurmScheduler:
-        return SlurmScheduler(self.experiment, self.profile, "disabled")
-
-    def states(self) -> dict[str, str]:
-        return {outcome.label: outcome.state for outcome in read_jobs(self.experiment, self.scheduler)}
-
-    def slurm(self, *command: str) -> str:
-        return subprocess.run(command, env=self.env, capture_output=True, text=True, check=True).stdout
-
-    def ids(self) -> list[str]:
-        """Return the ids of the experiment's jobs, as Slurm lists them."""
-        rows = self.slurm("squeue", "--all", "--states=all", "--noheader", "--format=%F|%j").split()
-        ours = {id_ for id_, name in (row.split("|") for row in rows) if name.endswith(self.scheduler.mark)}
-        return sorted(ours, key=int)
-
-    def let_go(self) -> None:
-        (self.experiment.root / "go").touch()
-
-    def wait(self, condition: Callable[[], object], seconds: float = 90) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, self.slurm("squeue", "--all", "--states=all")
-            time.sleep(0.2)
-
-    def wait_for(self, name: str, state: str) -> None:
-        self.wait(lambda: self.status(name).get("state") == state)
-
-    def status(self, name: str) -> dict:
-        file = self.experiment.job(name).status
-        return json.loads(file.read_text()) if file.exists() else {}
-
-    def wrap(self, command: str, *lines: str) -> None:
-        """Put a script in the place of a command; $REAL is the command itself."""
-        script = self.folder / "bin" / command
-        script.parent.mkdir(exist_ok=True)
-        real = f"REAL={shutil.which(command, path=self.env['PATH'])}"
-        script.write_text("\n".join(["#!/bin/bash", real, *lines, ""]))
-        script.chmod(0o755)
-        self.monkeypatch.setenv("PATH", f"{script.parent}:{self.env['PATH']}")
-
-
-@pytest.fixture
-def cluster(dev_cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    monkeypatch.setenv("SLURM_CONF", dev_cluster.env["SLURM_CONF"])
-    cluster = Cluster(dev_cluster.env, tmp_path, monkeypatch)
-    yield cluster
-    if ids := cluster.ids():
-        subprocess.run(["scancel", *ids], env=cluster.env, check=False)
 
 
 def test_jobs_are_known_by_their_ids_in_a_moved_folder_and_not_by_a_strangers_id(cluster: Cluster) -> None:
@@ -210,6 +115,42 @@ def test_a_launch_that_is_ended_amid_sbatch_is_taken_back_whole(cluster: Cluster
     assert read_plan_file(cluster.experiment)["submitted"] == {}
 
 
+def test_a_cancel_amid_a_launch_waits_for_it_and_leaves_no_job(cluster: Cluster) -> None:
+    begun = cluster.folder / "begun"
+    cluster.wrap("sbatch", f'touch "{begun}"; sleep 1', 'exec $REAL "$@"')
+    cluster.monkeypatch.setenv("ANML_EXPERIMENTS", str(cluster.folder / "experiments"))
+
+    def cancel() -> None:
+        cluster.wait(begun.exists)
+        main(["cancel", "p/g"])
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    assert len(cluster.launch(TRAIN, SWEEP, REPORT)) == 3
+    canceller.join()
+    cluster.wait(lambda: not cluster.scheduler.live_ids())
+
+
+@pytest.mark.parametrize(
+    "words", ["Slurm backup controller in standby mode", "Job violates accounting/QOS policy (job submit limit, ...)"]
+)
+def test_a_controller_that_is_away_or_full_is_waited_for_with_its_words(cluster: Cluster, words: str, capfd) -> None:
+    refused = cluster.folder / "refused"
+    refuse = f'touch "{refused}"; echo "sbatch: error: Batch job submission failed: {words}" >&2; exit 1'
+    cluster.wrap("sbatch", f'[ -e "{refused}" ] || {{ {refuse}; }}', 'exec $REAL "$@"')
+    assert list(cluster.launch(TRAIN).values()) == cluster.ids()
+    assert words in capfd.readouterr().err
+
+
+def test_while_sbatch_itself_waits_its_words_are_passed_on(cluster: Cluster, capfd) -> None:
+    """As it does for minutes where Slurm has as many jobs as it takes (MaxJobCount)."""
+    cluster.monkeypatch.setattr(controller, "SAY_SECONDS", 0.5)
+    words = "Slurm job queue full, sleeping and retrying"
+    cluster.wrap("sbatch", f'echo "sbatch: error: {words}" >&2; sleep 2', 'exec $REAL "$@"')
+    assert list(cluster.launch(TRAIN).values()) == cluster.ids()
+    assert capfd.readouterr().err.count(words) >= 2
+
+
 def test_settings_of_slurm_in_the_environment_reach_no_command(cluster: Cluster) -> None:
     settings = {
         "SBATCH_JOB_NAME": "other", "SBATCH_WAIT": "1", "SBATCH_PARTITION": "bdgpu", "SBATCH_TIMELIMIT": "1",
@@ -251,6 +192,30 @@ def test_a_retry_waits_for_a_cancelled_job_that_has_not_ended_yet(cluster: Clust
     assert cluster.launch(TRAIN)
     assert "waiting for the end of train" in capfd.readouterr().err
     cluster.wait(lambda: cluster.status("train").get("attempt") == 2)
+
+
+def test_an_interrupted_job_stays_so_when_slurm_has_forgotten_it(cluster: Cluster, capfd) -> None:
+    id_ = cluster.launch(TRAIN)["train"]
+    cluster.wait_for("train", "running")
+    cluster.slurm("scancel", id_)
+    cluster.wait_for("train", "interrupted")
+    cluster.monkeypatch.setenv("ANML_EXPERIMENTS", str(cluster.folder / "experiments"))
+    assert main(["status", "p/g"]) == 1
+    cluster.wrap("squeue", "exit 0")
+    cluster.wrap("scontrol", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
+    assert main(["status", "p/g"]) == 1
+    assert capfd.readouterr().out.count("stopped by SIGTERM") == 2
+
+
+def test_a_job_that_gets_no_further_in_its_time_is_requeued_with_more(cluster: Cluster) -> None:
+    cluster.profile = cluster.profile.model_copy(update={"escalate": Escalation(time=("00:40:00",))})
+    id_ = cluster.launch(TRAIN, REPORT)["train"]
+    cluster.wait_for("train", "running")
+    cluster.slurm("scancel", "--batch", "--signal=USR1", id_)
+    cluster.wait(lambda: cluster.status("train")["attempt"] == 2)
+    assert "TimeLimit=00:40:00" in cluster.slurm("scontrol", "show", "job", id_)
+    cluster.let_go()
+    cluster.wait_for("report", "done")
 
 
 def test_a_retry_waits_for_a_report_that_runs_and_another_comes_after_it(cluster: Cluster, capfd) -> None:

@@ -1,11 +1,12 @@
 """What fails is submitted again with more, and elsewhere."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.bench import TINY, Bench
+from tests.slurm.bench import TINY, Bench, long_training
 
 pytestmark = pytest.mark.slurm
 ONE_JOB = TINY | {"epochs": 1, "eval_steps": [1], "eval": {}}
@@ -49,6 +50,20 @@ def test_a_node_that_failed_a_job_twice_is_left_out(failed: Bench) -> None:
     assert f"{first} failed it twice" in said
     failed.wait_for_queue()
     assert failed.status(JOB)["node"] not in ("", first)
+
+
+def test_what_the_kernel_kills_goes_on_with_more_memory_and_the_jobs_behind_it_wait(bench: Bench) -> None:
+    """Slurm without cgroups kills nothing for its memory: here the test does what the kernel would."""
+    profile = bench.profile(escalate={"mem": ["3G"]})
+    assert bench.launch("--cluster", profile, config=long_training(400)).returncode == 0
+    bench.wait_for_training("train-step-000400", steps=30)
+    os.kill(bench.status("train-step-000400")["pid"], signal.SIGKILL)
+    bench.wait_for_queue()
+    states = {job: bench.status(job) for job in ("train-step-000400", "report")}
+    assert {job: (status["state"], status["attempt"]) for job, status in states.items()} == {
+        "train-step-000400": ("done", 2), "report": ("done", 1),
+    }  # fmt: skip
+    assert "MinMemoryNode=3G" in bench.slurm("scontrol", "show", "job", bench.id_of("train-step-000400"))
 
 
 def test_what_ran_out_of_memory_gets_the_next_step(failed: Bench, tmp_path: Path) -> None:

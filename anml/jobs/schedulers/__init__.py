@@ -126,8 +126,11 @@ class Scheduler(ABC):
         argv = [*job.argv, "--run-dir", str(self.experiment.root), "--job", job.name]
         argv += ["--cluster-device", profile.device, "--wandb", self.wandb_mode]
         argv += ["--min-free-gb", f"{profile.min_free_gb:g}"]
+        requeue: Sequence[str] = ()
         if self.can_requeue and profile.requeue and job.kind != "report":
             argv += ["--max-requeues", str(profile.max_requeues)]
+            if profile.escalate.mem:
+                requeue = ["-m", "anml", "requeue-job", "--run-dir", str(self.experiment.root), "--job", job.name]
         lines = [
             # Else the warning before the time limit would end a job whose python does not handle it yet.
             "trap '' USR1",
@@ -138,7 +141,7 @@ class Scheduler(ABC):
             *([] if self.runs_here else [f"export {LATENCY_VARIABLE}={profile.latency_wait:g}"]),
             *setup_lines(profile),
             f"cd {shlex.quote(str(self.experiment.code))} || exit 1",
-            *python_lines(profile, argv, self.experiment.root),
+            *python_lines(profile, argv, self.experiment.root, requeue),
         ]
         return "\n".join(lines) + "\n"
 
@@ -195,8 +198,11 @@ class Scheduler(ABC):
         return None
 
     @classmethod
-    def requeue(cls) -> str:
-        """Put the job that calls this back into the queue, under its own id. Return what went wrong, or ""."""
+    def requeue(cls, more: SbatchOptions) -> str:
+        """Put the job that calls this back into the queue, under its own id. Return what went wrong, or "".
+
+        more: the options that it gets in place of those it had.
+        """
         return "not possible"
 
 

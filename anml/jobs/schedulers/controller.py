@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -200,14 +201,27 @@ def run(command: list[str], lines: str = "") -> subprocess.CompletedProcess[str]
 
 
 def run_once(command: list[str], lines: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a Slurm command; Ctrl-C at the terminal does not reach it. lines: its input."""
-    try:
-        return subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", check=False, input=lines,
-            env=environment_outside_slurm(), timeout=COMMAND_SECONDS, start_new_session=True,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"{command[0]} hangs: no answer in {COMMAND_SECONDS:g} s")
+    """Run a Slurm command; Ctrl-C at the terminal does not reach it. lines: its input.
+
+    Says every 15 seconds what it waits for: where Slurm has as many jobs as it takes, sbatch itself tries again.
+    """
+    end = time.monotonic() + COMMAND_SECONDS
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        errors="replace", env=environment_outside_slurm(), start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            while (left := end - time.monotonic()) > 0:
+                try:
+                    output, words = process.communicate(lines, timeout=min(left, SAY_SECONDS))
+                except subprocess.TimeoutExpired as error:
+                    said = (error.stderr or b"").decode(errors="replace").strip()
+                    print(f"waiting for {command[0]}: {said.rpartition(chr(10))[2]}", file=sys.stderr, flush=True)
+                else:
+                    return subprocess.CompletedProcess(command, process.returncode, output, words)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, 1, "", f"{command[0]} hangs: no answer in {COMMAND_SECONDS:g} s")
 
 
 def environment_outside_slurm() -> dict[str, str]:

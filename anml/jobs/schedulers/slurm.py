@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from anml.config.profile import ClusterProfile, SbatchOptions, merged
 from anml.errors import ConfigError, SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.containers import REQUEUE_VARIABLE
-from anml.jobs.escalation import FACTOR, check_factors, option_words
+from anml.jobs.escalation import FACTOR, amount, check_factors, option_words
 from anml.jobs.job_status import ENDED, read_status
 from anml.jobs.plan import Job, JobKind
 from anml.jobs.schedulers import CheckResult, Scheduler, SchedulerState
@@ -50,6 +51,8 @@ KINDS: tuple[JobKind, ...] = get_args(JobKind)
 _HAS_ENDED = ("invalid job id", "already completing", "completed")
 # A submission in doubt may still be accepted: how many seconds to look for it before submitting again.
 SETTLE_SECONDS = 15.0
+# How scontrol calls what a job asks for: in MB, and as days, hours, minutes and seconds.
+_OF_SCONTROL = {"mem": "MinMemoryNode={:.0f}", "time": "TimeLimit=0-0:0:{:.0f}"}
 _JOB_ID = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?")
 
 
@@ -286,12 +289,16 @@ class SlurmScheduler(Scheduler):
         return int(os.environ.get("SLURM_RESTART_COUNT", "0")) if "SLURM_JOB_ID" in os.environ else None
 
     @classmethod
-    def requeue(cls) -> str:
+    def requeue(cls, more: SbatchOptions) -> str:
         if REQUEUE_VARIABLE in os.environ and shutil.which("scontrol") is None:
             Path(os.environ[REQUEUE_VARIABLE]).touch()
             return ""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # The requeue sends it, to what is started here as well.
         try:
             result = run_once(["scontrol", "requeue", cls.this_job()])
+            if more:  # Only an administrator may change a job that runs. It starts when this process has ended.
+                changes = [_OF_SCONTROL[name].format(amount(name, str(value))) for name, value in more.items()]
+                run_once(["scontrol", "update", f"JobId={cls.this_job()}", *changes])
         except OSError as error:
             return f"scontrol cannot be run here: {error}"
         # scontrol may say no and still exit with 0.
