@@ -26,9 +26,10 @@ from tests.slurm.bench import REPOSITORY, TINY, Bench
 from tests.slurm.cluster import DevCluster
 from tests.slurm.faults import HARMS, Faults, read
 
-MOST_AT_ONCE = 12
+JOBS_AT_ONCE = 36
+LAUNCHES_AT_ONCE = 4
 SEEDS = 2  # So many different trainings there are; each is run once without faults.
-CONFIG = TINY | {"epochs": 40, "eval_steps": [40], "save_freq": 5, "num_batches": 5, "engine": "fast"}
+CONFIG = TINY | {"epochs": 40, "eval_steps": [40], "save_freq": 5, "num_batches": 3, "engine": "fast"}
 ARRAYS_EVERY = 4  # The evaluation of each so many experiments is an array.
 ROUNDS_AT_THE_END = 12
 # Nothing is compiled here, and torch's compiler would be half of the time of every job: its optimizers import it.
@@ -60,7 +61,7 @@ class Soak:
         self.faults = Faults(self.cluster, self.bench, self.rng)
         self.user_env = self.bench.env | {"PATH": f"{self.faults.wrappers()}:{os.environ['PATH']}"}
         same = {"python": sys.executable, "signal_seconds": 30, "latency_wait": 2}
-        self.profiles = [self.bench.profile("one", **same), self.bench.profile("arrays", points_per_job=1, **same)]
+        self.profiles = [self.bench.profile("one", **same), self.bench.profile("arrays", points_per_job=2, **same)]
         self.reference = {seed: self._undisturbed(seed) for seed in range(SEEDS)}
 
     # Experiments
@@ -122,7 +123,7 @@ class Soak:
         """
         self.pending = {number: run for number, run in self.pending.items() if run.poll() is None}
         for number in range(self.experiments):
-            if len(self.pending) >= 2 or len(live) >= 3 * MOST_AT_ONCE:
+            if len(self.pending) >= LAUNCHES_AT_ONCE or len(live) >= JOBS_AT_ONCE:
                 return
             if number not in self.pending and number not in self.sound and not self._is_live(number, live):
                 run = subprocess.Popen(
