@@ -242,6 +242,20 @@ def test_a_finished_experiment_grows_and_what_was_there_stays(run: Run, experime
     assert (again.returncode, "means: is there" in again.stderr) == (2, True)
 
 
+def test_a_rate_is_chosen_on_held_out_classes_and_then_scored_once(run: Run, experiments: Path, tmp_path: Path) -> None:
+    choose = {"on": "validation", "by": ["lr", "checkpoint"]}
+    done = launch(run, write_config(tmp_path, eval=OLFT | {"chosen": OLFT["olft"] | {"choose": choose}}))
+    assert done.returncode == 0, done.stderr
+    root = experiments / "p" / "g"
+    chosen, swept = (rows_of(root / f"results/{flavor}-step-000004.csv") for flavor in ("chosen", "olft"))
+    assert {(row["classes_trained"], row["run"]) for row in chosen} == {(n, run) for n in "124" for run in "01"}
+    if {row["checkpoint_step"] for row in chosen} == {"4"}:
+        accuracies = [row["test_acc"] for row in swept if row["lr"] == chosen[-1]["lr"] and row["run"] == "1"]
+        assert chosen[-1]["test_acc"] == accuracies[-1]
+    assert "chosen on held-out classes" in (root / "jobs/chosen-step-000004/log.txt").read_text()
+    assert (root / "report/accuracy.txt").read_text().startswith("Chosen on held-out classes")
+
+
 def test_evaluation_by_hand_agrees_with_the_planned_one(run: Run, finished: Path, tmp_path: Path) -> None:
     evaluation = tmp_path / "eval.yml"
     evaluation.write_text(yaml.safe_dump(OLFT["olft"] | {"dataset": "glyphs"}))

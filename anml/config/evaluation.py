@@ -75,6 +75,22 @@ class Stepper(NamedTuple):
 ADAM = Stepper()
 
 
+class Choice(Record):
+    """What an evaluation chooses on held-out background classes, before it scores the choice on its own classes.
+
+    by: what is chosen; the other settings are as the flavor has them. flavor: the flavor that tries all candidates on
+    held-out classes; loading makes it.
+    """
+
+    on: Literal["validation"]
+    by: OneOrMany[Literal["lr", "checkpoint"]] = ("lr",)
+    flavor: str | None = None
+
+    @property
+    def takes_checkpoint(self) -> bool:
+        return "checkpoint" in self.by
+
+
 class EvalConfig(Record):
     """What happens at test-train and test-test. The sweep is the product of all lists.
 
@@ -92,6 +108,8 @@ class EvalConfig(Record):
     # Which classes: those for evaluation, or the background classes that train_classes leaves out, to choose rates and
     # options on. Here and below, None and not the default itself: config.yml files of earlier versions stay the same.
     split: Literal["eval", "validation"] | None = None
+    # Rate and checkpoint are chosen on held-out classes, and only the choice is scored on the evaluation classes.
+    choose: Choice | None = None
     # Of images-folder. Absent: that of the training, if it is the same folder.
     class_split: ClassSplitKey | None = None
     allow_incomplete: bool | None = None
@@ -188,8 +206,8 @@ class EvalConfig(Record):
         return tuple(sorted({1, classes, *range(freq, classes, freq)})) if freq else (classes,)
 
     def count_trajectories(self) -> int:
-        """Return the number of trajectories of the sweep (see evaluate/sweep.py)."""
-        lrs = len(self.lr) if self.protocol.learns else 1
+        """Return the number of trajectories of the sweep (see evaluate/sweep.py); a choice has one rate at its end."""
+        lrs = len(self.lr) if self.protocol.learns and not self.choose else 1
         return len(self.classes) * len(self.train_examples) * len(self.test_examples) * self.runs * lrs
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from anml.config.binding import Record, bind, dotted, located, make_references_absolute, nearest, problem, show
 from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train, ends_early, overlaps
+from anml.config.choice import check_choices, with_candidates
 from anml.config.compatibility import Findings, adopt_eval, adopt_train
 from anml.config.evaluation import EvalConfig, absolute_path, data_path_or_default
 from anml.config.facts import DATASETS, canonical_dataset, dataset_label
@@ -116,6 +117,9 @@ def load_eval_configs(
         if config:
             config = _check_flavor(config, None, part, (), found)
             configs.append(config.model_copy(update={"data_path": absolute_path(config.data_path)}))
+            if config.choose:
+                message = "is for an experiment, whose training holds classes out; by hand: --set split=validation"
+                found.problems.append(problem(part, ("choose",), message))
     if found.problems:
         raise ConfigError(found.problems)
     return [LoadedEval(config, list(dict.fromkeys(found.notices))) for config in configs]
@@ -309,7 +313,11 @@ def _bind_flavors(source: Source, training: TrainConfig | None, found: Findings)
             if flavor.dataset is None and (training or dataset in DATASETS):
                 flavor = flavor.model_copy(update={"dataset": dataset})
             flavors[name] = _check_flavor(flavor, training, source, at, found)
-    return flavors
+    if training is None:
+        return flavors
+    for name, reason in check_choices(flavors, training):
+        found.problems.append(problem(source, ("eval", name, "choose"), reason))
+    return with_candidates(flavors, training)
 
 
 def _check_flavor(

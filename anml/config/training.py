@@ -308,6 +308,22 @@ class TrainConfig(Record):
         wanted = self.eval_steps or (self.total_steps,)
         return tuple(sorted({min(step, self.total_steps) for step in wanted}))
 
+    @property
+    def evaluated_steps(self) -> tuple[int, ...]:
+        """Steps whose models are evaluated, 0 for the untrained one."""
+        return ((0,) if self.eval_untrained else ()) + self.checkpoint_steps
+
+    def choices(self, flavor: EvalConfig) -> dict[int, tuple[int, ...]]:
+        """Return the steps at which a flavor chooses on held-out classes, each with the checkpoints to choose from.
+
+        One that chooses the checkpoint too does so once, at the end of training; one that chooses nothing, never.
+        """
+        if flavor.choose is None:
+            return {}
+        if flavor.choose.takes_checkpoint:
+            return {self.checkpoint_steps[-1]: self.checkpoint_steps}
+        return {step: (step,) for step in self.evaluated_steps}
+
 
 def _choices(trainings: Sequence[TrainingId]) -> str:
     """Return `--inner-lr 0.1 | 0.05, --seed 1 | 2`, or the tags where other keys vary."""

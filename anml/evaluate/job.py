@@ -15,6 +15,7 @@ from anml.config.training import TrainConfig
 from anml.config.vary import TrainingId
 from anml.data import load_images
 from anml.data.class_images import ClassImages
+from anml.evaluate.choice import choose, chosen_trajectories
 from anml.evaluate.sweep import LoadedModel, Say, Trajectory, run_sweep, sweep_trajectories
 from anml.experiment import Experiment
 from anml.jobs.job import JobContext, check_folder
@@ -39,11 +40,13 @@ def evaluate_checkpoint(
     check_folder(experiment.root, min_free_gb)
     evaluation = config.eval[flavor]
     compute_on = prepare_device(device, config.device, evaluation.deterministic)
-    checkpoint = experiment.checkpoint(step, training.tag)
+    chosen = choose(experiment, config, flavor, step, training) if evaluation.choose else None
+    print(chosen or "", end="\n" if chosen else "", flush=True)
+    checkpoint = experiment.checkpoint(chosen.step if chosen else step, training.tag)
     wait_until(lambda: is_complete(checkpoint, ["model"]), checkpoint.parent)
     model, card = load_model(checkpoint, compute_on)
     data = load_data(evaluation, config.eval_request(evaluation), compute_on)
-    trajectories = sweep_trajectories(evaluation)
+    trajectories = chosen_trajectories(evaluation, chosen) if chosen else sweep_trajectories(evaluation)
     if task is not None and points_per_job is not None:
         trajectories = trajectories[task * points_per_job : (task + 1) * points_per_job]
     path = experiment.result(flavor, step, training.tag, task)
@@ -120,7 +123,7 @@ def accuracy_lines(rows: Sequence[ResultRow]) -> list[str]:
 
 def _finals(rows: Sequence[ResultRow]) -> dict[tuple, list[ResultRow]]:
     """Return the last scoring of each trajectory, by size and learning rate."""
-    last = {(*_size(row), row.lr, row.run): row for row in rows}
+    last = {(*_size(row), row.lr, row.run): row for row in rows if row.classes_trained == row.classes}
     grouped: dict[tuple, list[ResultRow]] = {}
     for (*key, _), row in last.items():
         grouped.setdefault(tuple(key), []).append(row)

@@ -56,11 +56,20 @@ class LoadedModel(NamedTuple):
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One run at one learning rate; `lr` is None where nothing is learned."""
+    """One run at one learning rate; `lr` is None where nothing is learned.
+
+    counts: the numbers of learned classes whose scores are wanted; it ends with the largest. Empty: all.
+    """
 
     shape: Shape
     run: int
     lr: float | None
+    counts: tuple[int, ...] = ()
+
+    @property
+    def end(self) -> int:
+        """How many classes it learns."""
+        return max(self.counts, default=self.shape.classes)
 
 
 class Engine(NamedTuple):
@@ -98,7 +107,9 @@ def run_sweep(
         say(f"engine {engine.name}, {engine.why}{determinism(loaded.data.images.device)}")
         if engine.name == "native" and preparer.encoder is not None:
             use_native_blocks(preparer.encoder)
-        for trajectory, scores in _learn(trajectories, preparer, engine, progress, say):
+        for trajectory, scorings in _learn(trajectories, preparer, engine, progress, say):
+            wanted = trajectory.counts
+            scores = [(score, cost) for score, cost in scorings if not wanted or score.classes_trained in wanted]
             class_rows = [row for score, _ in scores for row in _class_rows(score, trajectory)]
             rows = [_row(score, cost, trajectory, loaded, flavor) for score, cost in scores]
             yield TrajectoryResult(rows, class_rows)
@@ -149,9 +160,12 @@ def _learn_block(
     learner = _make_learner(prepared_runs, config, engine, lrs)
     learn, start = config.protocol.load(), time.perf_counter()
     scorings, costs = list[Sequence[Score]](), list[Cost]()
+    end = max(trajectory.end for trajectory in block)
     for scoring in learn(learner, prepared_runs, config, lambda part: progress(part * len(block))):
         scorings.append(scoring)
         costs.append(Cost(kept_bytes(learner, prepared_runs, config), (time.perf_counter() - start) / len(block)))
+        if end < block[0].shape.classes and scoring[0].classes_trained >= end:
+            break
     if not scorings or any(len(scoring) != len(block) for scoring in scorings):
         message = f"eval_method: {config.eval_method} must yield, once or more, a Score for each of {len(block)} "
         message += f"trajectories; it yields {[len(scoring) for scoring in scorings] or 'nothing'}"

@@ -1,12 +1,13 @@
 """The plan: an experiment's jobs and their dependencies, as pure data. A dry run shows it, a launch submits it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, product
 from typing import Any, Literal
 
 from anml.config.training import TrainConfig
+from anml.config.vary import TrainingId
 from anml.experiment import result_name, task_name
 
 JobKind = Literal["train", "evaluate", "report"]
@@ -65,6 +66,7 @@ class Plan:
 def make_plan(config: TrainConfig, points_per_job: int | None = None, max_array_size: int = 1001) -> Plan:
     """Return the jobs of an experiment: training in segments, evaluations after each, a report at the end."""
     jobs: list[Job] = []
+    swept: dict[tuple[str, int, TrainingId], tuple[str, ...]] = {}
     for together, trained in config.training_groups.items():
         previous: tuple[str, ...] = ()
         for number, step in enumerate(config.checkpoint_steps):
@@ -72,15 +74,37 @@ def make_plan(config: TrainConfig, points_per_job: int | None = None, max_array_
             segment = Job(result_name("train", step, together.tag), "train", argv, previous)
             jobs.append(segment)
             steps = [0, step] if number == 0 and config.eval_untrained else [step]
-            for training, evaluated, (flavor, evaluation) in product(trained, steps, config.eval.items()):
-                argv = ("eval_anml.py", "--flavor", flavor, "--step", str(evaluated), *training.flags("--train-"))
-                job = Job(result_name(flavor, evaluated, training.tag), "evaluate", argv, (segment.name,))
+            sweeps = [(flavor, evaluation) for flavor, evaluation in config.eval.items() if not evaluation.choose]
+            for training, evaluated, (flavor, evaluation) in product(trained, steps, sweeps):
+                job = _evaluation(flavor, evaluated, training, (segment.name,))
                 points = evaluation.count_trajectories()
                 per_job = points_per_job or points
-                jobs += [job] if points <= per_job else _split(job, points, per_job, max_array_size)
+                parts = [job] if points <= per_job else _split(job, points, per_job, max_array_size)
+                swept[flavor, evaluated, training] = tuple(part.name for part in parts)
+                jobs += parts
             previous = (segment.name,)
+    jobs += _choices(config, swept)
     report = Job("report", "report", ("-m", "anml", "report-job"), tuple(job.name for job in jobs), after_any=True)
     return Plan((*jobs, report))
+
+
+def _evaluation(flavor: str, step: int, training: TrainingId, after: tuple[str, ...]) -> Job:
+    argv = ("eval_anml.py", "--flavor", flavor, "--step", str(step), *training.flags("--train-"))
+    return Job(result_name(flavor, step, training.tag), "evaluate", argv, after)
+
+
+def _choices(config: TrainConfig, sweeps: Mapping[tuple[str, int, TrainingId], tuple[str, ...]]) -> list[Job]:
+    """Return the jobs that score what was chosen on held-out classes, each after all sweeps that it chooses from.
+
+    Trainings that differ in their seed alone are one model, for which the choice is made once.
+    """
+    jobs = []
+    for training, (flavor, evaluation) in product(config.trainings, config.eval.items()):
+        same = [other for other in config.trainings if other.model == training.model]
+        for step, steps in config.choices(evaluation).items():
+            tried = product([evaluation.choose.flavor], steps, same) if evaluation.choose else ()
+            jobs.append(_evaluation(flavor, step, training, sum((sweeps[key] for key in tried), ())))
+    return jobs
 
 
 def _split(job: Job, points: int, points_per_job: int, max_array_size: int) -> list[Job]:

@@ -136,8 +136,12 @@ def _trajectory(row: ResultRow) -> tuple:
 
 
 def finals(rows: Iterable[ResultRow]) -> list[ResultRow]:
-    """Return the last scoring of each trajectory: the one with the largest step."""
-    return [max(scorings, key=lambda row: (row.step, row.epoch)) for scorings in grouped(rows, _trajectory).values()]
+    """Return the last scoring of each trajectory: the one with the largest step.
+
+    Of a trajectory that ends before all classes are learned, at a rate chosen for fewer, none.
+    """
+    whole = [row for row in rows if row.classes_trained == row.classes]
+    return [max(scorings, key=lambda row: (row.step, row.epoch)) for scorings in grouped(whole, _trajectory).values()]
 
 
 def rate_results(rows: Iterable[ResultRow], flavors: Sequence[str] = ()) -> list[RateResult]:
@@ -252,6 +256,8 @@ def learning_curve(rows: Sequence[ResultRow], best: Sequence[RateResult]) -> lis
     """
     longest = max(best, key=lambda result: result.classes)
     on_the_way = grouped(_rows_of(rows, [longest]), lambda row: row.classes_trained)
+    others = [row for row in rows if sweep_of(row) == longest.sweep and row.classes_trained not in on_the_way]
+    on_the_way |= grouped(others, lambda row: row.classes_trained)  # At the rates that were chosen for them.
     at_the_ends = grouped(finals(_rows_of(rows, best)), lambda row: row.classes_trained)
     curve = []
     for classes, scorings in sorted(max(on_the_way, at_the_ends, key=len).items()):
@@ -303,11 +309,14 @@ def missing_results(config: TrainConfig, rows: Sequence[ResultRow], models: Coll
     models: only of these, by the names that results have (default: all).
     """
     counts = Counter((row.flavor, row.checkpoint_step, row.model, row.train_seed) for row in finals(rows))
-    steps = [*([0] if config.eval_untrained else []), *config.checkpoint_steps]
     sentences = []
-    for (flavor, evaluation), step, training in product(config.eval.items(), steps, config.trainings):
+    for (flavor, evaluation), step, training in product(config.eval.items(), config.evaluated_steps, config.trainings):
         alone, wanted = config.for_training(training), evaluation.count_trajectories()
-        count = counts[flavor, step, alone.display_name, alone.seed]
+        if evaluation.choose and step not in config.choices(evaluation):
+            continue
+        # One that chooses its checkpoint has results of that alone.
+        steps = config.choices(evaluation).get(step, (step,))
+        count = sum(counts[flavor, any_step, alone.display_name, alone.seed] for any_step in steps)
         if count < wanted and (models is None or alone.display_name in models):
             at = labels.checkpoint(step, labels.unit(config))
             amount = f"{count:,} of {wanted:,} trajectories" if count else "no results"

@@ -1,7 +1,7 @@
 """The accuracy table: flavors down, checkpoints across, one grid per model and amount (classes and examples)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from anml.report.labels import checkpoint
@@ -51,15 +51,19 @@ def accuracy_grids(summary: Sequence[RateResult]) -> list[AccuracyGrid]:
     return grids
 
 
-def last_checkpoint(summary: Sequence[RateResult]) -> list[RateResult]:
+def last_checkpoint(summary: Sequence[RateResult], chosen: Collection[str] = ()) -> list[RateResult]:
     """Return a result per flavor: at the last checkpoint, for the amount with the most classes, of the best model.
+
+    chosen: flavors that choose their checkpoint, which counts for them.
 
     Held-out background classes count only where nothing was evaluated on others.
     """
     results = main_results(summary)
     results = [result for result in results if result.amount == results[0].amount]
     last = max((result.checkpoint_step for result in results), default=0)
-    flavors = grouped((r for r in results if r.checkpoint_step == last), lambda result: result.flavor)
+    flavors = grouped(
+        (r for r in results if r.checkpoint_step == last or r.flavor in chosen), lambda result: result.flavor
+    )
     return [max(models, key=lambda result: result.test_acc) for models in flavors.values()]
 
 

@@ -16,6 +16,7 @@ from anml.experiment import Experiment
 from anml.jobs.job_status import duration
 from anml.jobs.status import BAD, JobOutcome, count_states, overall_state, read_jobs
 from anml.report import labels, tables
+from anml.report.chosen import ChosenResult, chosen_frame, chosen_results, chosen_table
 from anml.report.figures import (
     MOST_COLUMNS,
     MOST_ROWS,
@@ -66,6 +67,12 @@ class Report:
         return tables.best_rates(self.results)
 
     @property
+    def choose_checkpoints(self) -> list[str]:
+        """Flavors that choose a checkpoint, which need not be the last."""
+        flavors = self.config.eval.items() if self.config else ()
+        return [name for name, flavor in flavors if flavor.choose and flavor.choose.takes_checkpoint]
+
+    @property
     def unit(self) -> str:
         return labels.unit(self.config)
 
@@ -80,7 +87,7 @@ class Report:
         On held-out background classes (only where nothing else was evaluated) it is called validation_acc. Of several
         models, the numbers are those of the best one at the flavor, and its name is there.
         """
-        best = last_checkpoint(self.summary)
+        best = last_checkpoint(self.summary, self.choose_checkpoints)
         kind = {True: "validation_acc", False: "test_acc"}
         values: dict[str, float | str] = {}
         values |= {f"{kind[is_validation(result.dataset)]}/{result.flavor}": result.test_acc for result in best}
@@ -111,10 +118,13 @@ def write_report(experiment: Experiment) -> Report:
         figures = _draw(folder, report, logs)
         frames = {"summary": tables.as_frame(report.summary)}
         frames["by-classes"] = tables.as_frame(by_classes, tables.BY_CLASSES_COLUMNS)
+        if chosen := chosen_results(report.config, by_classes):
+            frames["chosen"] = chosen_frame(chosen)
         for name, frame in frames.items():
             tables.write_csv(folder / f"{name}.csv", tables.with_varied(frame, report.config))
-        (folder / "accuracy.txt").write_text(accuracy_table(report.summary, report.unit) + "\n", encoding="utf-8")
-        page = _render(report, logs, by_classes, figures)
+        lines = [*chosen_table(chosen, report.unit), accuracy_table(report.summary, report.unit), ""]
+        (folder / "accuracy.txt").write_text("\n".join(lines), encoding="utf-8")
+        page = _render(report, logs, by_classes, chosen, figures)
         (folder / report.page.name).write_text(page, encoding="utf-8")
     return report
 
@@ -138,8 +148,9 @@ def _draw(folder: Path, report: Report, logs: Sequence[TrainingLog]) -> dict[str
 
 
 def _render(
-    report: Report, logs: Sequence[TrainingLog], by_classes: Sequence[RateResult], figures: dict[str, int]
-) -> str:
+    report: Report, logs: Sequence[TrainingLog], by_classes: Sequence[RateResult], chosen: Sequence[ChosenResult],
+    figures: dict[str, int],
+) -> str:  # fmt: skip
     """Return the page. figures: names, and the widths in pixels to show them at."""
     experiment, config, jobs = report.experiment, report.config, read_jobs(report.experiment)
     bad = [job for job in jobs if job.state in BAD]
@@ -151,6 +162,7 @@ def _render(
         notices=report.notices + (tables.missing_results(config, report.rows) if config else []),
         is_validation=is_validation,
         grids=grids,
+        chosen=chosen,
         interval_note=interval_note(tables.main_results(report.summary)),
         has_models=len({result.model for result in report.summary}) > 1,
         has_held_out=any(is_validation(result.dataset) for result in report.summary),

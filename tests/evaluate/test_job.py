@@ -171,7 +171,7 @@ def test_the_log_of_a_validation_says_what_it_is(validated: Experiment) -> None:
 
 
 def test_a_line_of_one_run_gives_no_deviation() -> None:
-    assert accuracy_lines([row(10, 0.5)]) == ["20 classes of omniglot, lr 0.01: train 100.0% | test 50.0%, 1 run"]
+    assert accuracy_lines([row(200, 0.5)]) == ["20 classes of omniglot, lr 0.01: train 100.0% | test 50.0%, 1 run"]
 
 
 def test_curves_of_a_validation_are_no_test_curves() -> None:

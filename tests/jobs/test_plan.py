@@ -105,3 +105,21 @@ def test_points_are_counted_as_the_sweep_makes_them() -> None:
     for method in ("sequential", "iid", "zero_shot"):
         evaluation = EvalConfig(eval_method=method, lr=(0.1, 0.2), runs=3, classes=(5, 10), train_examples=(1, 2))
         assert evaluation.count_trajectories() == len(sweep_trajectories(evaluation))
+
+
+def test_a_choice_comes_after_every_sweep_of_its_model_on_held_out_classes() -> None:
+    sweep = {"runs": 2, "lr": [0.1, 0.01], "classes": 10}
+    held_out = sweep | {"split": "validation"}
+    choose = {"on": "validation", "by": ["lr"], "flavor": "held-out"}
+    by_rate = sweep | {"choose": choose}
+    by_both = sweep | {"choose": choose | {"by": ["lr", "checkpoint"]}}
+    flavors = {"held-out": held_out, "by-rate": by_rate, "by-both": by_both}
+    plan = make_plan(config(seeds=[1, 2], train_classes=900, eval=flavors), 3)
+    sweeps = {job.name: job.tasks for job in plan.jobs if job.name.startswith("held-out")}
+    assert set(sweeps.values()) == {2}
+    assert plan.job("by-rate-step-000040-seed-1").after == tuple(name for name in sweeps if "000040" in name)
+    assert set(plan.job("by-both-step-000100-seed-2").after) == set(sweeps)
+    assert [job.name for job in plan.jobs if job.name.startswith("by-both")] == [
+        "by-both-step-000100-seed-1", "by-both-step-000100-seed-2",
+    ]  # fmt: skip
+    assert all(job.tasks is None for job in plan.jobs if job.name.startswith("by-"))

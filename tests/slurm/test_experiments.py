@@ -29,6 +29,17 @@ def test_pipeline_runs_in_dependency_order(bench: Bench, partition: str) -> None
     assert (bench.root() / "report" / "index.html").is_file()
 
 
+def test_a_choice_waits_for_every_task_of_the_sweep_that_it_chooses_from(bench: Bench) -> None:
+    evaluation = TINY["eval"]["olft"] | {"choose": {"on": "validation", "by": ["lr", "checkpoint"]}}
+    launched = bench.launch("--cluster", bench.profile(points_per_job=2), config=TINY | {"eval": {"olft": evaluation}})
+    assert launched.returncode == 0, launched.stderr
+    bench.wait_for_queue()
+    chosen = bench.status("olft-step-000004")
+    sweeps = [bench.status(f"olft-validation-step-00000{step}/task-000{task}") for step in (2, 4) for task in (0, 1)]
+    assert [status["state"] for status in (*sweeps, chosen, bench.status("report"))] == ["done"] * 6
+    assert max(status["ended"] for status in sweeps) <= chosen["started"]
+
+
 def test_names_with_blanks_and_shell_characters_are_harmless(bench: Bench) -> None:
     project, group = "a b;touch x", "it's $HOME & `id` 100%j"
     assert bench.launch(project=project, group=group).returncode == 0

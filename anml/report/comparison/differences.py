@@ -137,6 +137,7 @@ class Evaluation(NamedTuple):
     optimizer: str | None = None
     lr_scheduler: str | None = None
     options: tuple[str, ...] = ()
+    chosen_on: str = ""
 
     @property
     def protocol(self) -> EvalProtocol:
@@ -180,6 +181,7 @@ def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
         optimizer=_called(keys.stepper.optimizer, keys.optimizer_args or {}) if learns else None,
         lr_scheduler=_called(keys.lr_scheduler, keys.lr_scheduler_args or {}) if learns else None,
         options=tuple(f"{key} {value}" for key in keys.protocol.options if (value := getattr(keys, key)) is not None),
+        chosen_on="held-out classes" if keys.choose else "",
     )
 
 

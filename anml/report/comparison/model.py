@@ -101,7 +101,8 @@ def read_compared_models(experiment: Experiment) -> list[ComparedModel]:
     for model in sorted(by_model, key=natural_order):
         own = replace(report, rows=by_model[model])
         step = last_checkpoint(own.summary)[0].checkpoint_step
-        by_classes = tables.best_by_classes(row for row in own.rows if row.checkpoint_step == step)
+        chosen = own.choose_checkpoints
+        by_classes = tables.best_by_classes(r for r in own.rows if r.checkpoint_step == step or r.flavor in chosen)
         # A model without any results has no line of its own: the lines of the others say that it is missing.
         named = {model} | (trained - by_model.keys())
         missing = tables.missing_results(config, report.rows, named) if config else []
@@ -116,7 +117,7 @@ def _cells(report: Report, step: int) -> Iterator[Cell]:
     sweeps = grouped(tables.main_results(report.results), lambda result: result.sweep)
     ends = grouped(tables.finals(report.rows), lambda row: (tables.sweep_of(row), row.lr))
     for best in tables.main_results(report.summary):
-        if best.checkpoint_step == step:
+        if best.checkpoint_step == step or best.flavor in report.choose_checkpoints:
             rates = sorted(result.lr for result in sweeps[best.sweep] if result.lr is not None)
             runs = {(row.train_seed, row.run): row.test_acc for row in ends[best.sweep, best.lr]}
             seed = report.config.eval[best.flavor].seed if report.config and best.flavor in report.flavors else None

@@ -1,0 +1,78 @@
+"""Choosing: the rate, and maybe the checkpoint, that learned held-out background classes best."""
+
+from collections.abc import Sequence
+from itertools import product
+from statistics import fmean
+from typing import NamedTuple
+
+from anml.config.evaluation import EvalConfig
+from anml.config.training import TrainConfig
+from anml.config.vary import TrainingId
+from anml.errors import JobError
+from anml.evaluate.prepared_run import Shape
+from anml.evaluate.sweep import Trajectory
+from anml.experiment import Experiment
+from anml.report import labels
+from anml.report.statistics import grouped
+from anml.report.tables import RateResult, best_by_classes, read_scores
+
+# Examples of each class to learn from, and to be tested on.
+Examples = tuple[int, int]
+
+
+class Chosen(NamedTuple):
+    """A checkpoint, and by the numbers of examples a rate for each number of held-out classes that was scored."""
+
+    step: int
+    rates: dict[Examples, dict[int, float | None]]
+
+    def rate(self, shape: Shape, classes: int) -> float | None:
+        """Return the rate for so many classes: that for the next smaller number of held-out classes."""
+        rates = self.rates[shape.train_examples, shape.test_examples]
+        return rates[max((number for number in rates if number <= classes), default=min(rates))]
+
+    def __str__(self) -> str:
+        words = [
+            labels.count(number, "classes") + ("" if rate is None else f" lr {rate:g}")
+            for rates in self.rates.values()
+            for number, rate in rates.items()
+        ]
+        return f"chosen on held-out classes: the model after step {self.step}; " + ", ".join(words)
+
+
+def choose(experiment: Experiment, config: TrainConfig, flavor: str, step: int, training: TrainingId) -> Chosen:
+    """Return what did best on held-out classes, as a mean over all seeds of the model and all runs.
+
+    Of several checkpoints the one that did best with the most classes. Raises JobError where results are missing.
+    """
+    evaluation, model = config.eval[flavor], config.for_training(training).display_name
+    steps, tried_by = config.choices(evaluation)[step], evaluation.choose and evaluation.choose.flavor
+    rows, problems = read_scores(experiment)
+    rows = [row for row in rows if (row.flavor, row.model) == (tried_by, model) and row.checkpoint_step in steps]
+    if problems or {row.checkpoint_step for row in rows} != set(steps):
+        message = f"{tried_by}, which {flavor} chooses from, lacks results. Run its jobs again, then this one."
+        raise JobError("\n".join([message, *problems]))
+    best = best_by_classes(rows)
+    step = _best_step(best)
+    rates: dict[Examples, dict[int, float | None]] = {}
+    for result in [result for result in best if result.checkpoint_step == step]:
+        rates.setdefault((result.train_examples, result.test_examples), {})[result.classes] = result.lr
+    return Chosen(step, rates)
+
+
+def _best_step(best: Sequence[RateResult]) -> int:
+    most = max(result.classes for result in best)
+    steps = grouped([result for result in best if result.classes == most], lambda result: result.checkpoint_step)
+    means = {step: fmean(result.test_acc for result in results) for step, results in sorted(steps.items())}
+    return max(means, key=means.__getitem__)
+
+
+def chosen_trajectories(config: EvalConfig, chosen: Chosen) -> list[Trajectory]:
+    """Return the trajectories that score each number of classes at its rate, and at no other."""
+    trajectories = []
+    for *sizes, run in product(config.classes, config.train_examples, config.test_examples, range(config.runs)):
+        shape = Shape(*sizes)
+        counts = config.score_points(shape.classes) if config.protocol.in_sequence else (shape.classes,)
+        by_rate = grouped(counts, lambda count, shape=shape: chosen.rate(shape, count))
+        trajectories += [Trajectory(shape, run, rate, tuple(scored)) for rate, scored in by_rate.items()]
+    return trajectories
