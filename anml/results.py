@@ -51,6 +51,9 @@ _KINDS: dict[str, Any] = {column.name: column.type for column in fields(ResultRo
     "kept_bytes": int,
     "seconds": float,
 }
+# As pandas calls them.
+COLUMN_TYPES = {name: {str: "str", int: "int64", float: "float64"}[kind] for name, kind in _KINDS.items()}
+COLUMN_TYPES |= {"kept_bytes": "Int64"}
 
 
 class ClassRow(NamedTuple):

@@ -52,7 +52,7 @@ def _by_hand(options: argparse.Namespace) -> int:
     if config.model is None:
         message = "give the checkpoint to evaluate: -m experiments/<project>/<group>/checkpoints/step-NNNNNN"
         raise ConfigError(message)
-    checkpoints = _checkpoints(config.model)
+    checkpoints = checkpoint_paths(config.model)
     output = _output(options.output)
     print_notices([*notices, *_assumptions(options.config, config, checkpoints)])
 
@@ -79,7 +79,7 @@ def _assumptions(path: Path | None, config: EvalConfig, checkpoints: Sequence[Pa
     return notices
 
 
-def _checkpoints(names: Sequence[str]) -> list[Path]:
+def checkpoint_paths(names: Sequence[str]) -> list[Path]:
     """Return the paths of checkpoints. Raises ConfigError with all that are none or are named twice."""
     problems: list[str] = []
     checkpoints: dict[Path, Path] = {}

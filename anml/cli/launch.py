@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from anml.cli.arguments import (
@@ -18,9 +18,10 @@ from anml.cli.arguments import (
 )
 from anml.config.binding import located
 from anml.config.load import LoadedTrain, load_experiment_config, load_train_config
-from anml.config.profile import PROFILES, ClusterProfile, load_profile_here
+from anml.config.profile import PROFILES, ClusterProfile, WandbMode, load_profile_here
 from anml.config.smoke_test import smoke_test
 from anml.config.training import TrainConfig
+from anml.config.yaml import Source
 from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.jobs.addition import added_jobs, with_more, write_addition
@@ -38,24 +39,65 @@ NEW_GROUP = "NEW-GROUP"
 _LONGEST_NAME = 200
 
 
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What is to be launched, and how: the arguments of the command, and of `anml.launch`.
+
+    config: the path of a training config, or one that is read already.
+    """
+
+    config: Path | Source
+    overrides: Sequence[str] = ()
+    vary: Sequence[str] = ()
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    cluster: str | None = None
+    experiments_dir: str | None = None
+    data_path: str | None = None
+    seed: int | None = None
+    wandb: WandbMode | None = None
+    smoke_test: bool = False
+    sbatch_options: list[str] = field(default_factory=list)
+    own_options: list[str] = field(default_factory=list)
+    command_line: Sequence[str] = ()
+
+
 def launch(options: argparse.Namespace) -> int:
-    loaded, profile = _read(options)
-    config = smoke_test(loaded.config, _on_gpu(loaded.config, profile)) if options.smoke_test else loaded.config
-    decided = _decide(options, config, profile)
-    print_notices(loaded.notices)
-    check_time_limits(decided)
-    if options.check or not options.dry_run:
-        try:
-            check_with_model(decided.config)
-        except ConfigError as error:
-            raise ConfigError(located(loaded.source, error.problems)) from None
+    asked = LaunchOptions(**{each.name: getattr(options, each.name) for each in fields(LaunchOptions)})
+    loaded, decided = decide(asked, options.dry_run)
+    if options.check and options.dry_run:
+        _check_with_model(loaded, decided)
     if options.dry_run:
         print(describe(decided))
         return EXIT_DONE
-    create_experiment(decided, experiments_dir(options.experiments_dir))
+    return start(loaded, decided, experiments_dir(options.experiments_dir))
+
+
+def decide(options: LaunchOptions, is_dry_run: bool = False) -> tuple[LoadedTrain, Launch]:
+    """Return the config, and everything that a launch needs decided. Raises ConfigError with every problem."""
+    loaded, profile = _read(options)
+    config = smoke_test(loaded.config, _on_gpu(loaded.config, profile)) if options.smoke_test else loaded.config
+    decided = _decide(options, config, profile, is_dry_run)
+    print_notices(loaded.notices)
+    check_time_limits(decided)
+    return loaded, decided
+
+
+def start(loaded: LoadedTrain, decided: Launch, experiments: Path) -> int:
+    """Create the experiment and submit its jobs, or run them here. Returns the exit code."""
+    _check_with_model(loaded, decided)
+    create_experiment(decided, experiments)
     print(f"Experiment  {decided.experiment.root}")
     print(f"W&B group   {decided.experiment.group} ({decided.wandb_mode})", flush=True)
     return run_and_report(decided)
+
+
+def _check_with_model(loaded: LoadedTrain, decided: Launch) -> None:
+    try:
+        check_with_model(decided.config)
+    except ConfigError as error:
+        raise ConfigError(located(loaded.source, error.problems)) from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +122,7 @@ def add(options: argparse.Namespace) -> int:
     return run_and_report(after, lambda: write_addition(before, after))
 
 
-def _read(options: argparse.Namespace) -> tuple[LoadedTrain, ClusterProfile]:
+def _read(options: LaunchOptions) -> tuple[LoadedTrain, ClusterProfile]:
     """Read config and profile. Raises ConfigError with every problem of files and command line."""
     problems: list[str] = []
     loaded = profile = None
@@ -109,7 +151,7 @@ def _varied(options: Sequence[str], problems: list[str]) -> list[str]:
     return [f"vary.{key.strip()}=[{values}]" for key, _, values in pairs]
 
 
-def _choose_profile(name: str | None, options: argparse.Namespace) -> ClusterProfile:
+def _choose_profile(name: str | None, options: LaunchOptions) -> ClusterProfile:
     if name is None:
         name, why = default_cluster()
         print_notices([f"no --cluster given: using {name}, {why}"])
@@ -142,7 +184,7 @@ def name_problems(project: str | None, group: str | None) -> list[str]:
     return problems
 
 
-def _decide(options: argparse.Namespace, config: TrainConfig, profile: ClusterProfile) -> Launch:
+def _decide(options: LaunchOptions, config: TrainConfig, profile: ClusterProfile, is_dry_run: bool) -> Launch:
     """Make every decision before anything is created."""
     experiments = experiments_dir(options.experiments_dir)
     existing = next(folder for folder in (experiments, *experiments.parents) if folder.exists())
@@ -153,7 +195,7 @@ def _decide(options: argparse.Namespace, config: TrainConfig, profile: ClusterPr
         )
         raise ConfigError(message)
     project = experiments / str(config.project)
-    group = config.group or (NEW_GROUP if options.dry_run else new_group(project))
+    group = config.group or (NEW_GROUP if is_dry_run else new_group(project))
     root = (project / group).resolve()  # Without links: commands find jobs again by this path.
     scheduler_class(profile.scheduler).check_root(root)
     config = config.model_copy(update={"cluster": profile.name, "group": group})

@@ -52,7 +52,7 @@ class LoadedEval(NamedTuple):
 
 
 def load_train_config(
-    path: Path,
+    path: Path | Source,
     overrides: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
     frozen: Path | None = None,
@@ -60,10 +60,10 @@ def load_train_config(
 ) -> LoadedTrain:
     """Read a training config. `overrides` are `key.sub=value`, `options` come from command-line flags.
 
-    frozen: a folder of copies of users' files, which come first. more: a file with more flavors, or other values of
-    keys. Raises ConfigError with every problem found.
+    path: its file, or what was read of it. frozen: a folder of copies of users' files, which come first. more: a file
+    with more flavors, or other values of keys. Raises ConfigError with every problem found.
     """
-    source = read_yaml(path)
+    source = path if isinstance(path, Source) else read_yaml(path)
     if more:
         _add(source, read_yaml(more))
     _refuse_other_kind(source, _EVAL_KEYS - _TRAIN_KEYS, _OF_TRAINING, "an evaluation config", "train")
@@ -103,10 +103,11 @@ def load_experiment_config(
 
 
 def load_eval_configs(
-    path: Path | None, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
+    path: Path | Source | None, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
 ) -> list[LoadedEval]:
     """Read an evaluation config, once for each of its data sets; without a path, the defaults. Raises ConfigError."""
-    source = read_yaml(path) if path else Source({}, {(): Location("the command line")})
+    nothing = Source({}, {(): Location("the command line")})
+    source = path if isinstance(path, Source) else read_yaml(path) if path else nothing
     _refuse_other_kind(source, _TRAIN_KEYS - _EVAL_KEYS, _OF_EVALUATION, "a training config", "eval")
     found = _prepare(source, overrides, options, adopt_eval)
     configs = []

@@ -142,6 +142,18 @@ def read_value(text: str, origin: str) -> Any:
     return reader.finish().data
 
 
+def source_of(data: Any, origin: str) -> Source:
+    """Return a config that a program has made, as if it were read. Raises ConfigError for what YAML does not have.
+
+    origin: how messages call it.
+    """
+    try:
+        return Source(read_value(dump_yaml(data), origin), {(): Location(origin)})
+    except yaml.representer.RepresenterError as error:
+        message = f"{origin}: holds a {type(error.args[-1]).__name__}; use numbers, text, lists and mappings"
+        raise ConfigError(message) from None
+
+
 def dump_yaml(data: Any) -> str:
     """Return plain data as YAML that reads as the same data."""
     # A value stays on its line, however long: two configs can then be compared line by line.

@@ -80,14 +80,25 @@ def load_models(config: EvalConfig, checkpoints: Sequence[Path], device: torch.d
         for path in checkpoints
     ]
     cards = _tell_apart([card for _, card in loaded], checkpoints)
+    models = [model for model, _ in loaded]
+    return prepare_models(config, list(zip(map(str, checkpoints), models, cards, strict=True)), device)
+
+
+def prepare_models(
+    config: EvalConfig, named: Sequence[tuple[str, MetaModel, ModelCard]], device: torch.device
+) -> list[LoadedModel]:
+    """Check that models fit the config, and load the images of each. Raises ConfigError with every misfit.
+
+    named: the models with their cards, each after the name that messages call it.
+    """
     problems: list[str] = []
     models = []
     images: dict[DataRequest, ClassImages] = {}  # Checkpoints of one training share theirs: one copy on the device.
-    for path, (model, _), card in zip(checkpoints, loaded, cards, strict=True):
+    for name, model, card in named:
         dataset = config.dataset or card.dataset
         misfits = _misfits(model, card, config, dataset) + _validation_problems(card, config, dataset)
         if misfits:
-            problems += [f"{path}: {text}" for text in misfits]
+            problems += [f"{name}: {text}" for text in misfits]
             continue
         request = _request(config, dataset, card)
         if request not in images:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,8 @@ class MetaModel(nn.Module):
     head_layer: str
     head_prefix: str
     gate_prefix: str | None = None
+    # Of a model out of a checkpoint: its ModelCard, which says how it was trained.
+    card: Any = None
 
     # Not an abstract base class: `higher`, the reference engine, cannot copy one.
     def encode(self, images: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:

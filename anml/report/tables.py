@@ -18,7 +18,7 @@ from anml.errors import DataError
 from anml.experiment import Experiment
 from anml.report import labels
 from anml.report.statistics import estimate, grouped
-from anml.results import ResultRow, read_results
+from anml.results import COLUMN_TYPES, COLUMNS, ResultRow, read_results
 
 # The train_seed of results that pool several trainings.
 POOLED = "all"
@@ -285,6 +285,23 @@ def with_varied(frame: pd.DataFrame, config: TrainConfig | None) -> pd.DataFrame
     models = {config.for_training(t).display_name: dict(t.model.varied) for t in trainings if config}
     keys = dict.fromkeys(key for varied in models.values() for key in varied)
     return frame.assign(**{key: [models.get(model, {}).get(key) for model in frame["model"]] for key in keys})
+
+
+def tidy(rows: Sequence[ResultRow], config: TrainConfig | None = None) -> pd.DataFrame:
+    """Return results as a table with typed columns: a row for each scoring, a column for each key that varies.
+
+    What may be missing has pandas' nullable type; accuracies are fractions, float64.
+    """
+    frame = pd.DataFrame([vars(row) for row in rows], columns=list(COLUMNS))
+    frame = with_varied(frame, config)
+    varied = {name: _nullable(frame[name]) for name in frame.columns if name not in COLUMNS}
+    return frame.astype(COLUMN_TYPES).assign(**varied)
+
+
+def _nullable(values: pd.Series) -> pd.Series:
+    """Return values of one kind with their nullable type, values of several kinds as text."""
+    typed = values.convert_dtypes()
+    return typed.astype("string") if typed.dtype == object else typed
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:

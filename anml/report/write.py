@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from anml.atomic import read_json
 from anml.config.facts import is_validation
 from anml.config.load import load_experiment_config
@@ -33,7 +35,7 @@ from anml.report.tables import RateResult
 from anml.report.text import accuracy_grids, accuracy_table, interval_note, last_checkpoint
 from anml.results import ResultRow
 
-FIGURES = ("accuracy-vs-lr.png", "accuracy-vs-classes.png", "training.png")
+FIGURES = ("accuracy-vs-lr", "accuracy-vs-classes", "training")
 # A sweep that fails as a whole fails a hundred times for one reason.
 MOST_TAILS = 5
 
@@ -122,6 +124,8 @@ def write_report(experiment: Experiment) -> Report:
             frames["chosen"] = chosen_frame(chosen)
         for name, frame in frames.items():
             tables.write_csv(folder / f"{name}.csv", tables.with_varied(frame, report.config))
+        # Beside the report: a results/*.parquet holds the classes of the CSV of its name.
+        tables.tidy(report.rows, report.config).to_parquet(folder / "results.parquet", index=False)
         lines = [*chosen_table(chosen, report.unit), accuracy_table(report.summary, report.unit), ""]
         (folder / "accuracy.txt").write_text("\n".join(lines), encoding="utf-8")
         page = _render(report, logs, by_classes, chosen, figures)
@@ -129,21 +133,25 @@ def write_report(experiment: Experiment) -> Report:
     return report
 
 
+def draw_figure(report: Report, name: str, logs: Sequence[TrainingLog]) -> Figure | None:
+    """Draw one of FIGURES; None where there is nothing to draw. logs: of the trainings."""
+    results, unit, noun = report.results, report.unit, report.noun
+    looks = find_looks([*report.flavors, *(result.flavor for result in results)], FLAVORS)
+    with figure_style():
+        if name == "accuracy-vs-lr":
+            return draw_rates(results, looks, unit, noun)
+        if name == "accuracy-vs-classes":
+            return draw_classes(report.rows, report.summary, looks, unit, noun)
+        return draw_training(logs, report.config.checkpoint_steps if report.config else (), unit)
+
+
 def _draw(folder: Path, report: Report, logs: Sequence[TrainingLog]) -> dict[str, int]:
     """Save every figure that there is something to draw for. Returns names and the widths to show them at."""
-    rows, results, summary, unit, noun = report.rows, report.results, report.summary, report.unit, report.noun
-    looks = find_looks([*report.flavors, *(result.flavor for result in results)], FLAVORS)
-    steps = report.config.checkpoint_steps if report.config else ()
     widths = {}
-    with figure_style():
-        drawn = (
-            draw_rates(results, looks, unit, noun),
-            draw_classes(rows, summary, looks, unit, noun),
-            draw_training(logs, steps, unit),
-        )
-        for name, figure in zip(FIGURES, drawn, strict=True):
-            if figure is not None:
-                widths[name] = save_png(figure, folder / name)
+    for name in FIGURES:
+        if figure := draw_figure(report, name, logs):
+            with figure_style():
+                widths[f"{name}.png"] = save_png(figure, folder / f"{name}.png")
     return widths
 
 

@@ -36,10 +36,10 @@ def whole(build):
 def test_report_is_complete(whole):
     summary = write_report(whole.experiment)
     assert summary.page == whole.experiment.report / "index.html"
-    names = {path.name for path in whole.experiment.report.iterdir()}
-    assert names == {"index.html", "summary.csv", "by-classes.csv", "accuracy.txt", *FIGURES}
+    names, figures = {path.name for path in whole.experiment.report.iterdir()}, {f"{name}.png" for name in FIGURES}
+    assert names == {"index.html", "summary.csv", "by-classes.csv", "results.parquet", "accuracy.txt", *figures}
     assert not list(whole.experiment.root.rglob(".new*"))
-    for name in FIGURES:
+    for name in figures:
         assert (whole.experiment.report / name).read_bytes().startswith(b"\x89PNG")
 
 
