@@ -48,7 +48,7 @@ def _by_hand(options: argparse.Namespace) -> int:
         raise ConfigError(message)
     names = ("classes", "train_examples", "test_examples", "lr", "runs", "seed", "data_path", "model")
     loaded = load_eval_configs(options.config, options.overrides, {n: getattr(options, n) for n in names})
-    configs, (config, notices) = [part.config for part in loaded], loaded[0]
+    configs, config, notices = [part.config for part in loaded], loaded[0].config, loaded[0].notices
     if config.model is None:
         message = "give the checkpoint to evaluate: -m experiments/<project>/<group>/checkpoints/step-NNNNNN"
         raise ConfigError(message)

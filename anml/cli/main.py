@@ -49,6 +49,8 @@ GROUPS = {
                             "evaluate -m my-model --classes 10 --lr 0.001"),
     },
     "Set up": {
+        "config": Command("config", "show a config with the origin of each value, or how two differ",
+                          "config show train-omni-anml.yml"),
         "clusters": Command("setup", "list the cluster profiles, or check one", "clusters check local"),
         "shell": Command("setup", "open a shell where jobs run, set up as they are", "shell dggpu"),
         "selftest": Command("setup", "prove on this machine: engines exact, trainings repeat and resume, speed, memory",

@@ -14,10 +14,20 @@ from anml.config.compatibility import Findings, adopt_eval, adopt_train
 from anml.config.evaluation import EvalConfig, absolute_path, data_path_or_default
 from anml.config.facts import DATASETS, canonical_dataset, dataset_label
 from anml.config.image_folder import fill_in_flavor, fill_in_training, flavor_facts
+from anml.config.interpolation import interpolate, varied_interpolations
 from anml.config.model_args import check_model_args
 from anml.config.notices import EVALUATION, TRAINING, unread
 from anml.config.training import TrainConfig
-from anml.config.vary import SHORT_FORMS, TrainingId, Value, adopt_vary, cannot_vary, changes_of, with_types
+from anml.config.vary import (
+    SHORT_FORMS,
+    TrainingId,
+    Value,
+    adopt_vary,
+    cannot_vary,
+    changes_of,
+    varied_keys,
+    with_types,
+)
 from anml.config.yaml import KeyPath, Location, Source, dump_yaml, read_value, read_yaml
 from anml.errors import ConfigError
 from anml.plugins import USER_CODE
@@ -45,10 +55,11 @@ class LoadedTrain(NamedTuple):
 
 
 class LoadedEval(NamedTuple):
-    """A checked evaluation config and what the user should be told about it."""
+    """A checked evaluation config, what the user should be told about it, and where each key of it was written."""
 
     config: EvalConfig
     notices: list[str]
+    source: Source
 
 
 def load_train_config(
@@ -110,26 +121,31 @@ def load_eval_configs(
     source = path if isinstance(path, Source) else read_yaml(path) if path else nothing
     _refuse_other_kind(source, _TRAIN_KEYS - _EVAL_KEYS, _OF_EVALUATION, "a training config", "eval")
     found = _prepare(source, overrides, options, adopt_eval)
-    configs = []
+    loaded = []
     for _, settings in _variants("", source.data):
         part = replace(source, data=settings)
         config, problems = bind(EvalConfig, part)
         found.problems.extend(problems)
         if config:
             config = _check_flavor(config, None, part, (), found)
-            configs.append(config.model_copy(update={"data_path": absolute_path(config.data_path)}))
+            loaded.append((config.model_copy(update={"data_path": absolute_path(config.data_path)}), part))
             if config.choose:
                 message = "is for an experiment, whose training holds classes out; by hand: --set split=validation"
                 found.problems.append(problem(part, ("choose",), message))
     if found.problems:
         raise ConfigError(found.problems)
-    return [LoadedEval(config, list(dict.fromkeys(found.notices))) for config in configs]
+    return [LoadedEval(config, list(dict.fromkeys(found.notices)), part) for config, part in loaded]
 
 
 def dump_config(config: Record) -> str:
-    """Return a config as YAML that loads to the same config.
+    """Return a config as YAML that loads to the same config."""
+    return dump_yaml(set_keys(config))
 
-    Unset keys of records are left out. A null inside free-form mappings stays: `norm_type: null` is a choice.
+
+def set_keys(config: Record) -> dict[str, Any]:
+    """Return a config as plain data, without unset keys of records.
+
+    A null inside free-form mappings stays: `norm_type: null` is a choice.
     """
 
     def without_unset(data: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +154,7 @@ def dump_config(config: Record) -> str:
     data = without_unset(config.model_dump())
     if isinstance(config, TrainConfig):
         data["eval"] = {name: without_unset(flavor) for name, flavor in data["eval"].items()}
-    return dump_yaml(data)
+    return data
 
 
 def _refuse_other_kind(source: Source, foreign: set[str], own: Mapping[str, str], what: str, kind: str) -> None:
@@ -170,8 +186,13 @@ def _prepare(
     for key, value in (options or {}).items():
         if value is not None:
             _set(source, (key,), value, f"--{key.replace('_', '-')}")
+    try:
+        used = interpolate(source)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
     again = adopt(source)
     problems += [problem(source, (key,), "is given twice, here and in vary; keep one") for key in adopt_vary(source)]
+    problems += varied_interpolations(source, used, varied_keys(source.data))
     make_references_absolute(source, REFERENCE_KEYS, frozen)
     return Findings(list(dict.fromkeys(notices + again.notices)), problems + again.problems)
 

@@ -103,6 +103,16 @@ def adopt_vary(source: Source) -> list[str]:
     return twice
 
 
+def varied_keys(data: Mapping[str, Any]) -> list[str]:
+    """Return the keys that vary in what was read of a config."""
+    vary = data.get("vary") or ()
+    points = [vary] if isinstance(vary, dict) else [point for point in vary if isinstance(point, dict)]
+    return [
+        *(key for point in points for key in point),
+        *(key for key, short in SHORT_FORMS.items() if data.get(short)),
+    ]
+
+
 def _dotted(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in nested.items():

@@ -154,10 +154,16 @@ def source_of(data: Any, origin: str) -> Source:
         raise ConfigError(message) from None
 
 
-def dump_yaml(data: Any) -> str:
-    """Return plain data as YAML that reads as the same data."""
+def dump_yaml(data: Any, in_flow: bool = False) -> str:
+    """Return plain data as YAML that reads as the same data. in_flow: with brackets and braces."""
     # A value stays on its line, however long: two configs can then be compared line by line.
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000)
+    options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 1_000_000}
+    return yaml.dump(data, Dumper=_Dumper, default_flow_style=in_flow, **options)
+
+
+def in_one_line(value: Any) -> str:
+    """Return plain data as YAML in one line: `[1, 2]`, `{a: 1}`, `text`."""
+    return dump_yaml(value, in_flow=True).removesuffix("...\n").strip()
 
 
 class _Reader:

@@ -17,7 +17,8 @@ def builder(experiments: Path) -> Builder:
     for step in (200, 600):
         for name in ("model.json", "model.safetensors", "training.safetensors"):
             write_text(builder.experiment.checkpoint(step) / name, f"{step} {name}")
-    for name in ("code/anml/__pycache__/x.pyc", "code/anml/x.py", "wandb/secret", "report/index.html"):
+    reports = ("report/index.html", "report/results.parquet")
+    for name in ("code/anml/__pycache__/x.pyc", "code/anml/x.py", "wandb/secret", *reports):
         write_text(builder.experiment.root / name, name)
     return builder
 
@@ -32,6 +33,7 @@ def test_an_archive_holds_what_an_appendix_needs_and_checks_itself(command, buil
         "config.yml", "environment.json", "plan.json", "code/anml/x.py", "report/index.html", "metrics/train.jsonl",
         "results/olft-step-000600.csv", "jobs/train-step-000600/status.json", "checkpoints/step-000600/model.json",
         "checkpoints/step-000600/model.safetensors", "README.txt", "SHA256SUMS",
+        "report/results.parquet",
     }  # fmt: skip
     unwanted = ("checkpoints/step-000200", "training.", "pycache", "wandb")
     assert not [name for name in names if any(part in name for part in unwanted)]

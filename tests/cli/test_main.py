@@ -89,7 +89,8 @@ def test_only_a_launch_takes_options_of_sbatch(command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [("co", "compare completion"), ("launch --cl", "--cluster"), ("export --h", "--help --half")]
+    ("words", "expected"),
+    [("co", "compare config completion"), ("launch --cl", "--cluster"), ("export --h", "--help --half")],
 )
 def test_a_shell_completes_commands_and_options(command, words: str, expected: str) -> None:
     script = command("completion").out
