@@ -27,9 +27,9 @@ LAYERS = [
     "checkpoints",
     "machine",
     "optim",
+    "evaluate",
     "meta",
     "train",
-    "evaluate",
     "selftest",
     # Command lines import what needs torch only when they run it.
     "cli",

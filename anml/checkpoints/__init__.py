@@ -31,6 +31,7 @@ class ModelCard:
     step: episodes (or optimizer steps) trained; 0 is a freshly initialised network.
     class_split, imgs_per_class: of images-folder, the names of the classes for training and for evaluation.
     ema_decay: the model is an exponential moving average of the trained weights.
+    best_step: the model is the one after this step, the best so far on held-out classes.
     train_classes: how many of the background classes (the first ones) were trained on; None: all, or not known.
     """
 
@@ -47,6 +48,7 @@ class ModelCard:
     imgs_per_class: int | None = None
     ema_decay: float | None = None
     train_classes: int | None = None
+    best_step: int | None = None
 
 
 def save_checkpoint(folder: Path, model: MetaModel, card: ModelCard, training: dict[str, Any]) -> None:

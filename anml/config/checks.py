@@ -11,7 +11,8 @@ from anml.config.evaluation import EvalConfig
 from anml.config.facts import IMAGES_FOLDER, Dataset, find_dataset
 from anml.config.image_folder import same_data_path
 from anml.config.model_args import ClassifierArgs
-from anml.config.training import TrainConfig
+from anml.config.protocols import PROTOCOLS
+from anml.config.training import FewShot, TrainConfig
 
 # Flavors name files and jobs; the training jobs are called train-step-NNNNNN.
 _FLAVOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -27,16 +28,25 @@ def check_train(config: TrainConfig, has_epochs: bool) -> Faults:
         yield "class_split", "leaves no class to train on"
         return
     yield from _check_amounts(config)
-    if config.method.is_episodic:
+    if config.method.head:
+        yield from _check_few_shot(config)
+    elif config.method.is_episodic:
         yield from _check_episode(config)
     elif not has_epochs:
         message = f"is required for train_method: {config.train_method}, where it counts passes over the data "
         yield "epochs", message + "(10 for Omniglot)"
     outputs = config.model_record.num_classes
-    if outputs < config.num_train_classes:
-        yield "model_args", f"num_classes is {outputs}, but there are {config.num_train_classes} training classes"
+    if outputs < config.num_labels and not config.method.head:
+        of = f" ({config.num_train_classes} by {len(config.rotations)} rotations)" if config.rotations else ""
+        yield "model_args", f"num_classes is {outputs}, but there are {config.num_labels} training classes{of}"
     yield from _check_different("seeds", config.seeds or ())
     yield from _check_different("inner_lrs", config.inner_lrs or ())
+    yield from _check_different("rotations", config.rotations or ())
+    if config.keep_best and config.num_held_out_classes == 0:
+        message = "validation takes the background classes that training leaves out, but it uses all "
+        yield "keep_best", message + f"{config.facts.train_classes}; set train_classes to fewer"
+    if config.patience and not config.keep_best:
+        yield "patience", "counts the validations of keep_best; add keep_best: validation"
     yield from _check_method(config)
     yield from _check_engine(config)
     if config.train_together and len(config.trainings) == 1:
@@ -176,14 +186,31 @@ def _check_amounts(config: TrainConfig) -> Faults:
         yield "augment", f"augmentation is not available for {config.dataset}; remove it"
 
 
+def _check_few_shot(config: TrainConfig) -> Faults:
+    few, has = config.few_shot or FewShot(), config.examples_per_class
+    if few.shots + few.queries > has:
+        message = f"shots + queries = {few.shots + few.queries}, but training has {has} examples of a class; write, "
+        yield "few_shot", message + "for example, few_shot: {ways: 20, shots: 5, queries: 5}"
+    if few.ways > config.num_labels:
+        yield "few_shot", f"ways is {few.ways}, but there are {config.num_labels} training classes"
+    known = PROTOCOLS[config.method.head].options
+    if wrong := [key for key in few.head_options if key not in known]:
+        message = f"{wrong[0]} is not for train_method: {config.train_method}, whose options are {', '.join(known)}"
+        yield "few_shot", message
+    if few.prior_alpha is not None and few.posterior == "map" and few.prior_alpha <= 0.5:
+        yield "few_shot", "prior_alpha must be greater than 0.5 for posterior: map"
+
+
 def _check_episode(config: TrainConfig) -> Faults:
     needed, has = config.batch_size * config.inner_steps, config.examples_per_class
-    what = f"batch_size x num_batches = {needed}"
-    if config.sample_method == "single" and needed > has > 0 and not config.replacement:
+    tasks = {"single": 1, "sequential": config.tasks or 1}.get(config.sample_method)
+    what = f"batch_size x num_batches = {needed // (tasks or 1)}"
+    if tasks and needed > tasks * has > 0 and not config.replacement:
         yield "num_batches", f"{what} examples of one class, but train_size is {has}; or set replacement: true"
-    has *= config.num_train_classes
-    if config.sample_method == "uniform" and needed > has:
-        yield "num_batches", f"{what} different examples, but the training classes have {has}"
+    if tasks is None and needed > has * config.num_labels:
+        yield "num_batches", f"{what} different examples, but the training classes have {has * config.num_labels}"
+    if (tasks or 0) > config.num_labels:
+        yield "tasks", f"{tasks} classes follow each other in an episode, but there are {config.num_labels}"
     if config.remember_only and config.remember_size == 0:
         yield "remember_only", "leaves nothing to learn from when remember_size is 0"
 

@@ -14,6 +14,9 @@ class Method(NamedTuple):
     report. is_episodic: a step is an episode; otherwise it is a batch, and `epochs` counts passes over the data.
     is_second_order: the outer gradient is differentiated through the inner loop, by the engine that a config names.
     keeps_fast_weights: the outer update starts from the weights that the inner loop ends with.
+    moves_to_fast_weights: the outer update goes towards the weights that the inner loop ends with.
+    head: the baseline (config/protocols.py) whose error on unseen examples of a few classes is minimised; no output
+    layer is trained then.
     """
 
     updater: str
@@ -21,6 +24,8 @@ class Method(NamedTuple):
     is_episodic: bool = True
     is_second_order: bool = False
     keeps_fast_weights: bool = False
+    moves_to_fast_weights: bool = False
+    head: str = ""
 
     @property
     def unit(self) -> str:
@@ -29,10 +34,14 @@ class Method(NamedTuple):
 
 
 _EPISODES = "anml.train.loop:EpisodeUpdater"
+_FEW_SHOT = "anml.train.few_shot:FewShotUpdater"
 METHODS: Mapping[str, Method] = {
     "meta": Method(_EPISODES, "meta-trained", is_second_order=True),
     "meta-first-order": Method(_EPISODES, "meta-trained (first order)"),
     "sequential_episodic": Method(_EPISODES, "trained in sequence, without meta-learning,", keeps_fast_weights=True),
+    "reptile": Method(_EPISODES, "meta-trained (Reptile)", moves_to_fast_weights=True),
+    "prototypes": Method(_FEW_SHOT, "meta-trained by class means (prototypes)", head="ncm"),
+    "gemcl": Method(_FEW_SHOT, "meta-trained by Bayesian Gaussians (GeMCL)", head="gemcl"),
     "iid": Method("anml.train.iid:BatchUpdater", "trained on shuffled batches (i.i.d.)", is_episodic=False),
 }
 

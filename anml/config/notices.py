@@ -11,6 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from anml.config.binding import Record, problem
 from anml.config.evaluation import EvalConfig
+from anml.config.methods import METHODS
 from anml.config.protocols import PROTOCOLS
 from anml.config.training import TrainConfig
 from anml.config.yaml import KeyPath, Location, Rank, Source, value_at
@@ -34,9 +35,8 @@ class Unread(NamedTuple, Generic[R]):
 
 _BY_ADAM = "; the outer loop learns by Adam, the inner one by SGD"
 _OF_EPISODES = "; it is for training on episodes"
-_EPISODES_ALONE = (
-    "sample_method", "train_cycles", "remember_size", "remember_only", "engine", "replacement", "lobo_classes",
-)  # fmt: skip
+_OF_INNER_LOOP = ("sample_method", "tasks", "train_cycles", "remember_size", "remember_only", "replacement")
+_EPISODES_ALONE = (*_OF_INNER_LOOP, "engine", "lobo_classes")
 _ZAPPING = ("lobo_scale", "lobo_first", "lobo_biased_steps", "lobo_biased_fraction", "lobo_biased_params")
 _PERIOD = "; it says every how many epochs rows are re-drawn"
 _ROWS = "; it says how many rows are re-drawn"
@@ -75,6 +75,30 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
             **dict.fromkeys(("lobotomize", "remember_only"), False),
             "engine": "auto",
         },
+    ),
+    Unread(
+        "train_method",
+        lambda config: bool(config.method.head),
+        {
+            "lobotomize": ", which trains no output layer",
+            "val_size": ", which trains no output layer; did you mean keep_best?",
+            "num_batches": "; few_shot says how large an episode is",
+            "batch_size": "; few_shot says how large an episode is",
+            "inner_lr": ", which has no inner loop of gradient steps",
+            "inner_params": ", which has no inner loop of gradient steps",
+            **dict.fromkeys(_OF_INNER_LOOP, "; it is for an inner loop of gradient steps"),
+        },
+        {"lobotomize": False, "val_size": 0, "remember_only": False},
+    ),
+    Unread(
+        "train_method",
+        lambda config: not config.method.head,
+        {"few_shot": f"; it is for {', '.join(name for name, method in METHODS.items() if method.head)}"},
+    ),
+    Unread(
+        "sample_method",
+        lambda config: config.method.is_episodic and config.sample_method != "sequential",
+        {"tasks": "; it is for sequential"},
     ),
     Unread(
         "lr_scheduler",

@@ -3,10 +3,12 @@
 from typing import Any
 
 from anml.config.evaluation import EvalConfig
-from anml.config.training import TrainConfig
+from anml.config.training import FewShot, TrainConfig
 
 # The widths in model arguments, for a smoke test; other arguments stay.
 _SMALL = {"rln_chs": 8, "nm_chs": 4, "num_filters": 8, "hidden": 16, "hidden_layers": 16, "channels": 8, "width": 8}
+
+_SMALL_EPISODE = FewShot(ways=2, shots=2, queries=2)
 
 
 def smoke_test(config: TrainConfig, on_gpu: bool = False) -> TrainConfig:
@@ -16,6 +18,7 @@ def smoke_test(config: TrainConfig, on_gpu: bool = False) -> TrainConfig:
     is captured after three updates.
     """
     steps = 6 if on_gpu else 2
+    holds_out = config.keep_best or any(flavor.is_validation for flavor in config.eval.values())
     return config.model_copy(
         update={
             "epochs": steps if config.method.is_episodic else 1,
@@ -27,14 +30,14 @@ def smoke_test(config: TrainConfig, on_gpu: bool = False) -> TrainConfig:
             # An incomplete copy of the data is enough to see that every job runs.
             "allow_incomplete": True,
             # A sample of the data may have four classes, and validation needs some of them.
-            "train_classes": min(
-                config.num_train_classes, 2 if any(f.is_validation for f in config.eval.values()) else 4
-            ),
+            "train_classes": min(config.num_train_classes, 2 if holds_out else 4),
             "imgs_per_class": min(config.images_per_class, 8),
             "train_size": min(config.examples_per_class, 6),
             "batch_size": min(config.batch_size, 2),
             "num_batches": min(config.inner_steps, 2),
             "remember_size": min(config.remember_size, 4),
+            **({"few_shot": _SMALL_EPISODE} if config.method.head else {}),
+            "tasks": config.tasks and 1,
             "val_size": min(config.val_size, 4),
             "model_args": _narrow("", config.model_args),
             "eval": {name: _small_evaluation(flavor) for name, flavor in config.eval.items()},

@@ -39,6 +39,27 @@ Precision = Literal["float32", "tf32", "bf16-mixed"]
 EngineName = Literal["auto", "graph", "triton", "compiled", "native", "sweep", "fast", "reference"]
 
 
+class FewShot(Record):
+    """An episode of `prototypes` and `gemcl`: a head learns `shots` examples of `ways` classes, `queries` are its test.
+
+    temperature: multiplies the logits. The other keys are those of the head, as in an evaluation.
+    """
+
+    ways: Count = 20
+    shots: Count = 5
+    queries: Count = 5
+    temperature: Rate = 1.0
+    metric: Literal["euclidean", "cosine"] | None = None
+    posterior: Literal["map", "predictive"] | None = None
+    prior_alpha: Rate | None = None
+    prior_beta: Rate | None = None
+
+    @property
+    def head_options(self) -> dict[str, Any]:
+        """The keys of the head that are set."""
+        return self.model_dump(exclude={"ways", "shots", "queries", "temperature"}, exclude_none=True)
+
+
 class InnerOptimizer(NamedTuple):
     """What takes the steps of the inner loop, plain SGD, as every engine gets it."""
 
@@ -68,6 +89,8 @@ class TrainConfig(Record):
     imgs_per_class: Count | None = None
     # Only the first so many background classes: a small problem that a laptop learns in a minute.
     train_classes: Count | None = None
+    # Each background class is as many classes as angles (degrees): an image turned is of another class.
+    rotations: Annotated[Many[Literal[0, 90, 180, 270]], Field(min_length=1)] | None = None
     # Of images-folder: a fraction or names; loading turns it into the names of all classes that are used.
     class_split: ClassSplitKey | None = None
     # Here and below, None and not the default itself is not written down: config.yml files of earlier versions stay
@@ -75,12 +98,16 @@ class TrainConfig(Record):
     allow_incomplete: bool | None = None
 
     train_method: MethodName = "meta"
-    sample_method: Literal["single", "uniform"] = "single"
+    sample_method: Literal["single", "uniform", "sequential"] = "single"
+    # How many classes a sequential inner loop learns, one after the other.
+    tasks: Count | None = None
     batch_size: Count = 1
     num_batches: Count | None = None
     train_cycles: Count = 1
     # An inner loop of more examples than a class has draws some of them again. Unset is false.
     replacement: bool | None = None
+    # Of prototypes and gemcl; unset, its default values.
+    few_shot: FewShot | None = None
     val_size: NotNegative = 0
     remember_size: NotNegative = 64
     remember_only: bool = False
@@ -98,6 +125,10 @@ class TrainConfig(Record):
     on_divergence: Literal["fail", "skip"] | None = None
     # Checkpoints hold an exponential moving average of the weights, and evaluations are of it.
     ema_decay: Fraction | None = None
+    # Checkpoints hold the model that was best so far, by class means, on background classes that training leaves out.
+    keep_best: Literal["validation"] | None = None
+    # Training ends after so many of these validations in a row without a better one.
+    patience: Count | None = None
     epochs: Count = 25000
     max_steps: Count | None = None
     save_freq: Count = 500
@@ -263,6 +294,11 @@ class TrainConfig(Record):
         return self.train_classes or self.facts.train_classes
 
     @property
+    def num_labels(self) -> int:
+        """Classes as training counts them: each rotation of a class is one."""
+        return self.num_train_classes * len(self.rotations or (0,))
+
+    @property
     def num_held_out_classes(self) -> int:
         """Background classes that training does not use: those of `split: validation`."""
         return max(0, self.facts.train_classes - self.num_train_classes)
@@ -274,7 +310,8 @@ class TrainConfig(Record):
 
     @property
     def inner_steps(self) -> int:
-        return self.num_batches or max(1, self.examples_per_class // self.batch_size)
+        of_one = self.num_batches or max(1, self.examples_per_class // self.batch_size)
+        return of_one * (self.tasks or 1 if self.sample_method == "sequential" else 1)
 
     @property
     def total_steps(self) -> int:
@@ -285,7 +322,7 @@ class TrainConfig(Record):
     @property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch of i.i.d. training, without biased ones."""
-        return -(-self.num_train_classes * self.examples_per_class // self.batch_size)
+        return -(-self.num_labels * self.examples_per_class // self.batch_size)
 
     def is_zapping(self, epoch: int) -> bool:
         """Say whether output rows are re-drawn before an epoch, counted from 0."""

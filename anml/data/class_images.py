@@ -7,7 +7,7 @@ the size of the image.
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -174,6 +174,14 @@ class ClassImages:
 
     def first_classes(self, count: int) -> "ClassImages":
         return replace(self, images=self.images[:count])
+
+    def rotated(self, angles: Sequence[int]) -> "ClassImages":
+        """Return each class once for each angle (degrees, multiples of 90): first all classes by the first angle, ...
+
+        All images are held in memory then.
+        """
+        turned = [torch.rot90(self.images, angle // 90, (-2, -1)) for angle in angles]
+        return replace(self, images=torch.cat(turned), stored=None)
 
     def batch(
         self,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from anml.config.training import TrainConfig
+from anml.config.training import FewShot, TrainConfig
 from anml.data.class_images import Batch, ClassImages
 from anml.errors import DataError
 from anml.rng import torch_generator
@@ -54,21 +54,38 @@ def draw_examples(data: ClassImages, config: TrainConfig, seed: int, index: int)
     """Draw the examples of the episode with the given index. Raises DataError when there are not enough."""
     generator = torch_generator(seed, "episode", index)
     count = config.batch_size * config.inner_steps
-    is_single = config.sample_method == "single"
-    has = data.examples_per_class * (1 if is_single else data.num_classes)
-    may_repeat = is_single and config.replacement
+    tasks = {"single": 1, "sequential": config.tasks or 1}.get(config.sample_method)
+    has = data.examples_per_class * (tasks or data.num_classes)
+    may_repeat = tasks and config.replacement
     if count > has and not may_repeat:  # The inner loop would learn from the remember set, without an error.
         message = f"an inner loop of {count} different examples ({config.sample_method}), but there are only {has}"
         raise DataError(message)
-    if is_single:
+    if tasks == 1:
         chosen = int(torch.randint(data.num_classes, (1,), generator=generator))
         examples = _draw(data.examples_per_class, count, generator)
         classes, new_classes = torch.full((count,), chosen), (chosen,)
+    elif tasks:
+        chosen = torch.randperm(data.num_classes, generator=generator)[:tasks]
+        examples = torch.cat([_draw(data.examples_per_class, count // tasks, generator) for _ in chosen])
+        classes, new_classes = chosen.repeat_interleave(count // tasks), tuple(sorted(chosen.tolist()))
     else:
         classes, examples = _draw_anywhere(data, count, generator)
         new_classes = tuple(sorted(set(classes[: 1 if config.lobo_classes == "first" else count].tolist())))
     remember = _draw_anywhere(data, config.remember_size, generator)
     return Draw(torch.cat([classes, remember[0]]), torch.cat([examples, remember[1]]), new_classes)
+
+
+def draw_few_shot(
+    data: ClassImages, config: TrainConfig, index: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Draw the episode with this index of different classes: images [ways, shots + queries, C, H, W]."""
+    generator, few = torch_generator(config.seed, "episode", index), config.few_shot or FewShot()
+    count = few.shots + few.queries
+    classes = torch.randperm(data.num_classes, generator=generator)[: few.ways]
+    examples = torch.cat([_draw(data.examples_per_class, count, generator) for _ in classes])
+    augment = torch_generator(config.seed, "augment", "episode", index) if config.augment else None
+    images, _ = data.batch(classes.repeat_interleave(count), examples, dtype, augment)
+    return images.view(len(classes), count, *images.shape[1:])
 
 
 def support_index(config: TrainConfig) -> torch.Tensor:

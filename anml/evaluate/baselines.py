@@ -66,7 +66,7 @@ class NearestMean(Sums):
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.config.metric == "cosine":
             return normalize(inputs) @ normalize(self.means).T
-        return -torch.cdist(inputs, self.means)
+        return -torch.cdist(inputs, self.means).square()
 
 
 class BayesianGaussian(Sums):
@@ -91,7 +91,8 @@ class BayesianGaussian(Sums):
         scatter = (self.squares - self.sums * self.means).clamp_min(0)
         within = scatter.sum() / self.sums.shape[1] / self.counts.sum()
         alpha = self.config.prior_alpha or 10.0
-        beta = self.config.prior_beta or alpha * (float(within) or 1.0)
+        # Where no class varies, any width will do.
+        beta = self.config.prior_beta or alpha * torch.where(within > 0, within, 1.0)
         return alpha + self.counts[:, None] / 2, beta + scatter / 2
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -80,7 +80,8 @@ def _first_possible(
 def _first_order(config: TrainConfig, model: MetaModel, inner_names: list[str]) -> FirstOrderEngine:
     keep = config.method.keeps_fast_weights
     use_kernels = config.engine in ("auto", "native") and config.precision != "bf16-mixed"
-    engine = FirstOrderEngine(model, inner_names, config.inner_optimizer, keep, use_kernels)
+    moves = config.method.moves_to_fast_weights
+    engine = FirstOrderEngine(model, inner_names, config.inner_optimizer, keep, use_kernels, moves)
     if config.engine == "native" and not engine.is_native:
         reason = engine.note or "it has no convolution blocks on a CPU that the kernels can run"
         message = f"engine: native cannot train this: {reason}. Use engine: auto."

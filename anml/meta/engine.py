@@ -2,7 +2,9 @@
 
 `meta-first-order` uses the gradient at the fast weights as if it were the meta-gradient (FOMAML, Finn et al. 2017,
 section 5.2). `sequential_episodic` meets the same episodes, but keeps the weights of the inner loop and then updates
-them on the meta loss: ordinary sequential learning, which differentiates through nothing.
+them on the meta loss: ordinary sequential learning, which differentiates through nothing. `reptile` takes one step
+more, on the meta loss, and all that the steps have changed as its gradient (Nichol et al. 2018, arXiv 1803.02999,
+algorithm 1).
 """
 
 import statistics
@@ -155,11 +157,12 @@ class FirstOrderEngine:
         inner: InnerOptimizer,
         keep_fast_weights: bool,
         native: bool = False,
+        moves_to_fast_weights: bool = False,
     ) -> None:
         self.model = model
         self.classify, self.note = _with_native_blocks(model) if native else (model, "")
-        self.fast = [model.get_parameter(name) for name in inner_names]
-        self.lr, self.keep_fast_weights = inner.lr, keep_fast_weights
+        self.names, self.fast = inner_names, [model.get_parameter(name) for name in inner_names]
+        self.lr, self.keep_fast_weights, self.moves_to_fast_weights = inner.lr, keep_fast_weights, moves_to_fast_weights
 
     @property
     def is_native(self) -> bool:
@@ -173,10 +176,19 @@ class FirstOrderEngine:
             self._sgd_step(cross_entropy(self.classify(episode.images[index]), episode.labels[index]))
         logits, labels = self.classify(episode.images[episode.query_start :]), episode.labels[episode.query_start :]
         outcome = differentiate(logits, labels, dict(self.model.named_parameters()))
+        if self.moves_to_fast_weights:
+            outcome = self._towards_fast_weights(outcome, before)
         with torch.no_grad():
             for parameter, value in zip(self.fast, before, strict=not self.keep_fast_weights):
                 parameter.copy_(value)
         return outcome
+
+    def _towards_fast_weights(self, outcome: EpisodeOutcome, before: list[torch.Tensor]) -> EpisodeOutcome:
+        """Take the last step, and return the way back as the gradient; other parameters keep theirs."""
+        with torch.no_grad():
+            after = [fast - self.lr * outcome.gradients[name] for name, fast in zip(self.names, self.fast, strict=True)]
+            way = {name: start - end for name, start, end in zip(self.names, before, after, strict=True)}
+        return outcome._replace(gradients=outcome.gradients | way)
 
     def _sgd_step(self, loss: torch.Tensor) -> None:
         gradients = torch.autograd.grad(loss, self.fast)

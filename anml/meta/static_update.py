@@ -40,7 +40,8 @@ class StaticUpdate:
         self.device, self.dtype = device, head.weight.dtype
         self.support = support_index(config).to(device)
         self.num_examples = len(draw_examples(data, config, outer.seed, 0).classes)
-        self.num_rows = 1 if config.sample_method == "single" else config.batch_size * config.inner_steps
+        rows = {"single": 1, "sequential": config.tasks or 1}
+        self.num_rows = rows.get(config.sample_method, config.batch_size * config.inner_steps)
         # Classes and examples of the episode, the rows to re-draw, and the position in the ring: one copy for all.
         self.numbers = torch.zeros(2 * self.num_examples + self.num_rows + 1, dtype=torch.int64, device=device)
         self.rows = torch.zeros(self.num_rows, head.in_features, dtype=self.dtype, device=device)

@@ -46,7 +46,9 @@ def count(number: int, plural: str) -> str:
 
 def sentence(config: TrainConfig) -> str:
     size = config.image_shape[1]
-    data = f"{config.facts.display_name or dataset_label(config.dataset)} ({config.num_train_classes:,} classes of "
+    name = config.facts.display_name or dataset_label(config.dataset)
+    rotated = f" by {len(config.rotations)} rotations" if config.rotations else ""
+    data = f"{name} ({config.num_train_classes:,} classes{rotated} of "
     data += f"{config.examples_per_class:,} {config.facts.noun}, {size}x{size} pixels)"
     amount = f"{count(config.total_steps, unit(config))}{_options(config)}, {_trainings(config)}"
     return f"{config.display_name} {config.method.words} on {data} for {amount}; {_evaluations(config)}."
@@ -73,7 +75,8 @@ def _options(config: TrainConfig) -> str:
     schedule, args = config.outer_lr_scheduler, config.outer_lr_scheduler_args or {}
     text = f", outer learning rate by {schedule}" if schedule else ""
     text += f" ({', '.join(f'{key} {value}' for key, value in args.items())})" if args else ""
-    return text + (f", weights averaged (EMA, decay {config.ema_decay})" if config.ema_decay is not None else "")
+    text += f", weights averaged (EMA, decay {config.ema_decay})" if config.ema_decay is not None else ""
+    return text + (", of which the best on held-out background classes is kept" if config.keep_best else "")
 
 
 def _evaluations(config: TrainConfig) -> str:

@@ -60,6 +60,7 @@ def train_segment(
     finally:
         for tracker in trackers:
             tracker.finish(exit_code=0 if finished else 1)
+    notes.say_if_new()
     _say(peak_memory(compute_on))
     return finished
 

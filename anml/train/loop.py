@@ -117,6 +117,7 @@ class Training:
         for run, updater in zip(self.runs, self.updaters, strict=True):
             run.restore(updater.optimizer)
         self.graph: UpdateGraph | None = None
+        self.ended_at: int | None = None
         if uses_graph(config, self.runs[0].model):
             self.graph = UpdateGraph([u.static_update() for u in self.updaters if isinstance(u, EpisodeUpdater)])
 
@@ -127,7 +128,8 @@ class Training:
     @property
     def note(self) -> str:
         several = f"{len(self.runs)} trainings at once" if len(self.runs) > 1 else ""
-        return ", ".join(filter(None, (self.updaters[0].note, several, self.graph.note if self.graph else "")))
+        ended = f"ended at step {self.ended_at}: patience" if self.ended_at is not None else ""
+        return ", ".join(filter(None, (self.updaters[0].note, several, self.graph.note if self.graph else "", ended)))
 
     def run(self, until: int, stop: Stop, progress: Progress) -> bool:
         """Train up to step `until` and keep checkpoints of it. Returns False when stopped before (work is saved).
@@ -146,6 +148,9 @@ class Training:
         first = self.runs[0]
         started, since = clock(first.device), self.completed
         while self.completed < until:
+            if self._is_final:
+                self._skip_to(until)
+                break
             if stop():
                 self._save()
                 return False
@@ -153,6 +158,8 @@ class Training:
             outcomes = self.graph.step(step) if self.graph else [updater.step(step) for updater in self.updaters]
             for run, outcome in zip(self.runs, outcomes, strict=True):
                 run.take(outcome)
+            if self.completed % first.config.save_freq == 0 or self.completed == first.config.total_steps:
+                self._validate()
             if self.completed % first.config.log_freq == 0 or self.completed == until:
                 speed = (self.completed - since) / (clock(first.device) - started)
                 is_rare = self.completed % first.config.save_freq == 0
@@ -164,6 +171,22 @@ class Training:
                 self._save()
             progress(self.completed)
         return True
+
+    def _validate(self) -> None:
+        for run in self.runs:
+            if run.best:
+                run.best.validate(run.latest_model, self.completed)
+
+    @property
+    def _is_final(self) -> bool:
+        return all(run.best and run.best.is_final for run in self.runs)
+
+    def _skip_to(self, until: int) -> None:
+        """End before the last step: no training has become better for as long as `patience` says."""
+        self.ended_at = self.completed
+        for run in self.runs:
+            run.completed = until
+        self._save()
 
     def _save(self) -> None:
         for run in self.runs:

@@ -25,6 +25,7 @@ from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.meta.step import outer_lrs
 from anml.models import build_model
 from anml.models.meta_model import MetaModel, find_not_finite
+from anml.train.best import BestModel
 
 # With on_divergence: skip, so many updates in a row without a finite loss and gradient end the training.
 _MOST_SKIPPED = 10
@@ -96,15 +97,21 @@ class TrainingRun:
         # A GPU would wait for the host at every step: there the log and the checkpoints are what is checked.
         self.checks_every_step = device.type == "cpu"
         self.outer_lrs = outer_lrs(self.config)
-        # What is updated; with `ema_decay` the average of it is what is validated and kept.
+        # What is updated; with `ema_decay` the average of it is what is validated and kept, with `keep_best` the best.
         self.model = (load_model(step_folder(self.checkpoints, start))[0] if start else new_model(self.config)).to(
             device
         )
         self.average: WeightAverage | None = None
+        self.best: BestModel | None = None
+
+    @property
+    def latest_model(self) -> MetaModel:
+        """The model after the last step, or its average."""
+        return self.average.model if self.average else self.model
 
     @property
     def kept_model(self) -> MetaModel:
-        return self.average.model if self.average else self.model
+        return self.best.model if self.best and self.best.step else self.latest_model
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Put back what a checkpoint holds beside the model and drop log lines that will be written again."""
@@ -113,6 +120,10 @@ class TrainingRun:
         for step in [step for step in steps_saved(self.checkpoints) if step > self.completed]:
             shutil.rmtree(step_folder(self.checkpoints, step))
         state = load_training_state(step_folder(self.checkpoints, self.completed)) if self.completed else {}
+        if self.config.keep_best:
+            self.best = BestModel(self.config, self.model, self.device, state.get("best", {}))
+        if "average" in state:
+            self.model.load_state_dict(state["average"])
         if self.config.ema_decay is not None:
             # The model loaded is the average, if it has one; a checkpoint without is where an average begins.
             self.average = WeightAverage(self.model, self.config.ema_decay, state.get("averaged_updates", 0))
@@ -153,8 +164,10 @@ class TrainingRun:
             line["skipped"] = len(values) - len(finite)
         if gradients := [p.grad for p in self.model.parameters() if p.grad is not None]:
             line["gradient_norm"] = float(torch.stack(torch._foreach_norm(gradients)).norm())
-        if self.config.val_size:
+        if self.config.val_size and not self.config.method.head:
             line["val_accuracy"], line["val_top5"] = self._validate()
+        if self.best and self.best.step:
+            line |= {"held_out_accuracy": self.best.latest, "best_step": self.best.step}
         if self.outer_lrs:
             line["outer_lr"] = self.outer_lrs[self.completed - 1]
         line |= curves
@@ -220,20 +233,27 @@ class TrainingRun:
             step=self.completed,
             seed=config.seed,
             ema_decay=config.ema_decay,
+            best_step=self.best.step if self.best else None,
             **_classes_of(config),
         )
 
     def _training_state(self) -> dict[str, Any]:
         recent = torch.stack([torch.stack(pair) for pair in self.recent]) if self.recent else []
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "recent": recent}
+        if self.average or self.best:
+            state["weights"] = self.model.state_dict()
         if self.average:
-            state |= {"weights": self.model.state_dict(), "averaged_updates": self.average.updates}
+            state["averaged_updates"] = self.average.updates
+        if self.best:
+            state["best"] = self.best.state
+        if self.best and self.average:
+            state["average"] = self.average.model.state_dict()
         return state
 
     def _validate(self) -> tuple[float, float]:
         """Return top-1 and top-5 accuracy on examples of the training classes that training never sees."""
         images, labels = draw_validation(self.validation, self.config.val_size, self.config.seed, self.completed)
-        model = self.kept_model
+        model = self.latest_model
         model.eval()  # A BatchNorm would learn from the validation set.
         with torch.no_grad():
             logits = model(images)
@@ -270,6 +290,8 @@ def training_data(config: TrainConfig, device: torch.device) -> tuple[ClassImage
     if config.val_size and validation.images.numel() == 0:
         message = f"{config.dataset}: validation needs examples that train_size {config.examples_per_class} leaves over"
         raise DataError(message)
+    if config.rotations:
+        train, validation = train.rotated(config.rotations), validation.rotated(config.rotations)
     return train, validation
 
 

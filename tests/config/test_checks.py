@@ -53,6 +53,26 @@ def test_a_training_that_cannot_be_is_refused(problems, override: str, message: 
     assert problems(BASE, override) == [message]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "keys", "words"),
+    [
+        (("few_shot={shots: 18, queries: 5}",), ["few_shot"], ["23", "20", "few_shot: {ways: 20"]),
+        (("few_shot={ways: 965}",), ["few_shot"], ["965", "964"]),
+        (("few_shot.posterior=map",), ["few_shot"], ["posterior", "prototypes", "metric"]),
+        (("few_shot.way=5",), ["few_shot.way"], ["ways"]),
+        (("rotations=[0, 45]",), ["rotations[1]"], ["45", "90"]),
+        (("keep_best=validation",), ["keep_best"], ["964", "train_classes"]),
+        (("patience=3",), ["patience"], ["keep_best: validation"]),
+        (("train_method=meta", "rotations=[0, 90]"), ["model_args"], ["1000", "1928", "964 by 2 rotations"]),
+        (("train_method=meta", "sample_method=sequential", "tasks=965", "num_batches=5"), ["tasks"], ["965", "964"]),
+    ],
+)
+def test_what_a_few_shot_training_cannot_do_is_refused(problems, overrides, keys: list[str], words: list[str]) -> None:
+    found = problems(BASE + "train_method: prototypes\n", *overrides)
+    assert [line.split(": ")[1] for line in found] == keys
+    assert [word for word in words if word not in found[0]] == []
+
+
 def test_a_graph_on_a_cpu_is_refused(problems) -> None:
     assert problems(BASE, "engine=graph", "device=cpu") == [
         "--set: engine: graph needs a GPU, but device is cpu; use engine: auto"

@@ -13,18 +13,19 @@ from typing import Any, NamedTuple, TypeVar
 
 from anml.config.model_args import complete_args
 from anml.config.protocols import PROTOCOLS, EvalProtocol, find_protocol
-from anml.config.training import TrainConfig
+from anml.config.training import FewShot, TrainConfig
 
 T = TypeVar("T")
 # In the order in which a comparison names them.
-_OF_ALL = ("train_method", "model", "dataset", "train_classes", "train_size", "imgs_per_class", "augment")
+_OF_ALL = ("train_method", "model", "dataset", "train_classes", "train_size", "imgs_per_class", "augment", "rotations")
 _OF_EPISODES = (
     "inner_lr", "outer_lr", "outer_lr_scheduler", "remember_size", "remember_only", "lobotomize", "sample_method",
-    "batch_size", "num_batches", "train_cycles", "replacement", "lobo_classes",
+    "batch_size", "num_batches", "train_cycles", "replacement", "lobo_classes", "tasks",
 )  # fmt: skip
+_OF_FEW_SHOT = ("few_shot", "outer_lr", "outer_lr_scheduler")
 _OF_IID = ("lr", "optimizer", "lr_scheduler", "batch_size", "lobo_rate", "lobo_size")
 _OF_ZAPPING = ("lobo_scale", "lobo_first", "lobo_biased_steps", "lobo_biased_fraction", "lobo_biased_params")
-_OF_UPDATES = ("ema_decay", "max_grad_norm", "precision")
+_OF_UPDATES = ("ema_decay", "keep_best", "patience", "max_grad_norm", "precision")
 # They name the parameters of one kind of model; of another they are different by nature.
 _OF_ONE_MODEL = ("initialisation", "inner_params", "outer_params")
 # Where nobody has set these, they follow from another key, which is named.
@@ -38,6 +39,7 @@ _RESOLVED: Mapping[str, Callable[[TrainConfig], Any]] = {
     "outer_lr_scheduler": lambda config: _called(config.outer_lr_scheduler, config.outer_lr_scheduler_args or {}),
     "lr_scheduler": lambda config: _called(config.lr_scheduler, config.lr_scheduler_args),
     "optimizer": lambda config: _called(config.optimizer, config.optimizer_args),
+    "few_shot": lambda config: _called("", (config.few_shot or FewShot()).model_dump(exclude_none=True)),
     "precision": lambda config: config.precision or "float32",
     "lobo_rate": lambda config: config.lobo_rate or None,
     "initialisation": lambda config: config.initialisation or "uniform",
@@ -73,6 +75,7 @@ def _is_choice(key: _Key, values: set[str], configs: Sequence[TrainConfig]) -> b
 def _settings(config: TrainConfig) -> dict[_Key, str]:
     """Return everything that makes a difference to a training."""
     scope, names = ("episodes", _OF_EPISODES) if config.method.is_episodic else ("batches", _OF_IID)
+    scope, names = ("few-shot", _OF_FEW_SHOT) if config.method.head else (scope, names)
     keys = [*map(_Key, _OF_ALL), *(_Key(name, scope) for name in names), *map(_Key, _OF_UPDATES)]
     keys += [_Key(name, "zapping") for name in _OF_ZAPPING] if config.is_zapped else []
     keys += [_Key(name, config.model) for name in _OF_ONE_MODEL if scope == "episodes" or name == "initialisation"]
