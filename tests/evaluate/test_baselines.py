@@ -43,7 +43,7 @@ def learned(method: str, order: torch.Tensor, parts: list[int] | int = 1, **opti
 
 
 def nearest_mean(_: EvalConfig) -> np.ndarray:
-    return -pairwise_distances(QUERIES, NearestCentroid().fit(INPUTS, LABELS).centroids_)
+    return -(pairwise_distances(QUERIES, NearestCentroid().fit(INPUTS, LABELS).centroids_) ** 2)
 
 
 def nearest_mean_by_angle(_: EvalConfig) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Meta-training by heads without a gradient, and what else shapes an episode: rotations, tasks, Reptile, the best model."""
+"""Meta-training by heads without a gradient; rotations, tasks, Reptile, and the best model."""
 
 import json
 from pathlib import Path
@@ -22,8 +22,8 @@ from anml.train.run import RunSpec, new_model, step_folder, training_data
 CPU = torch.device("cpu")
 FEW_SHOT = {"ways": 5, "shots": 4, "queries": 3, "temperature": 0.1}
 BASE: dict[str, Any] = {
-    "dataset": "glyphs", "train_classes": 40, "train_size": 15, "model": "sanml", "epochs": 12, "log_freq": 3,
-    "model_args": {"rln_chs": 4, "num_classes": 100}, "save_freq": 3, "train_method": "prototypes", "few_shot": FEW_SHOT,
+    "dataset": "glyphs", "train_classes": 40, "train_size": 15, "train_method": "prototypes", "few_shot": FEW_SHOT,
+    "model": "sanml", "model_args": {"rln_chs": 4, "num_classes": 100}, "epochs": 12, "log_freq": 3, "save_freq": 3,
 }  # fmt: skip
 
 

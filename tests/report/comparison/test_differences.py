@@ -95,8 +95,9 @@ def test_the_experiments_of_the_results_differ_in_few_words():
 
 def test_every_training_key_is_told_or_left_out_for_a_reason():
     told = {
-        *module._OF_ALL, *module._OF_EPISODES, *module._OF_IID, *module._OF_ZAPPING, *module._OF_UPDATES,
-        *module._OF_ONE_MODEL, "outer_lr_scheduler_args", "lr_scheduler_args", "optimizer_args", "model_args",
+        *module._OF_ALL, *module._OF_EPISODES, *module._OF_FEW_SHOT, *module._OF_IID, *module._OF_ZAPPING,
+        *module._OF_UPDATES, *module._OF_ONE_MODEL,
+        "outer_lr_scheduler_args", "lr_scheduler_args", "optimizer_args", "model_args",
     }  # fmt: skip
     machine = {"project", "entity", "group", "cluster", "data_path", "device", "engine", "deterministic"}
     record = {"on_divergence", "val_size", "val_examples", "save_freq", "log_freq", "model_name", "output_layer"}
