@@ -27,6 +27,7 @@ PROFILES = shipped("slurm")
 SCHEDULERS = {
     "slurm": "anml.jobs.schedulers.slurm:SlurmScheduler",
     "local": "anml.jobs.schedulers.local:LocalScheduler",
+    "gridengine": "anml.jobs.schedulers.gridengine:GridEngineScheduler",
 }
 
 Device = Literal["auto", "cuda", "rocm", "cpu"]

@@ -105,7 +105,7 @@ def test_torch_is_not_loaded_for(run: Run, experiments: Path, arguments: list[st
 
 def test_help_names_the_clusters(command) -> None:
     shown = command("launch", "--help")
-    assert (shown.code, "bdgpu, dggpu, local" in shown.out) == (0, True)
+    assert (shown.code, "bdgpu, dggpu, gridengine, local" in shown.out) == (0, True)
 
 
 def test_a_project_is_needed(command, config: Path) -> None:

@@ -47,13 +47,16 @@ def test_an_unknown_cluster_is_told_with_the_nearest() -> None:
 
 
 def test_a_name_like_no_other_is_told_with_all_there_are() -> None:
-    assert "; there are: bdgpu, dggpu, local" in wrong("zzz")[0]
+    assert "; there are: bdgpu, dggpu, gridengine, local" in wrong("zzz")[0]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("scheduler: slrum", "scheduler: \"slrum\" is not allowed; allowed: slurm, local; did you mean 'slurm'?"),
+        (
+            "scheduler: slrum",
+            "scheduler: \"slrum\" is not allowed; allowed: slurm, local, gridengine; did you mean 'slurm'?",
+        ),
         ("{scheduler: slurm, devce: cuda}", "devce: unknown key; did you mean 'device'?"),
         ("{scheduler: slurm, setup: conda}", 'setup: must be a list, found "conda"'),
         ("{scheduler: slurm, sbatch: {trian: {}}}", "sbatch.trian: unknown key; did you mean 'train'?"),

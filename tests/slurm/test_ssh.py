@@ -18,7 +18,7 @@ from tests.slurm.login_node import SSHD, LoginNode, login_node
 needs_ssh = pytest.mark.skipif(
     not (Path(SSHD).exists() and shutil.which("rsync")), reason="no sshd or rsync (packages openssh-server, rsync)"
 )
-pytestmark = needs_ssh
+pytestmark = [pytest.mark.slurm, needs_ssh]
 
 
 class Laptop:

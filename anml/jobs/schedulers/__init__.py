@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
-from anml.atomic import LATENCY_VARIABLE
+from anml.atomic import LATENCY_VARIABLE, read_json
 from anml.config.profile import SCHEDULERS, ClusterProfile, SbatchOptions
 from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.jobs.containers import python_lines
+from anml.jobs.job_status import ENDED, read_status
 from anml.jobs.plan import Job, JobKind, Plan
 from anml.plugins import find_part
 
@@ -113,6 +114,16 @@ class Scheduler(ABC):
         for name, id_ in dict.fromkeys((name, state.id) for name, _, state in self.queue() if state.is_live):
             ids.setdefault(name, []).append(id_)
         return ids
+
+    def recorded_ids(self) -> dict[str, str]:
+        """Return the job's name by each id in plan.json; what `submit` returned may be several, with commas."""
+        submitted = read_json(self.experiment.plan_file).get("submitted", {})
+        return {id_: name for name, job in submitted.items() for id_ in job["id"].split(",")}
+
+    def may_live(self, name: str) -> bool:
+        """Say whether a task of a job has not written how it ended."""
+        files = list(self.experiment.job(name).root.rglob("status.json"))
+        return not files or any(read_status(file).state not in ENDED for file in files)
 
     def finish(self, plan: Plan) -> None:  # noqa: B027
         """Run what was submitted to its end, if `runs_here`."""

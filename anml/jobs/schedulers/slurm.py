@@ -17,13 +17,12 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import get_args
 
-from anml.atomic import read_json, write_text
+from anml.atomic import write_text
 from anml.config.profile import ClusterProfile, SbatchOptions, merged
 from anml.errors import ConfigError, SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.containers import REQUEUE_VARIABLE
 from anml.jobs.escalation import FACTOR, amount, check_factors, option_words
-from anml.jobs.job_status import ENDED, read_status
 from anml.jobs.plan import Job, JobKind
 from anml.jobs.schedulers import CheckResult, Scheduler, SchedulerState
 from anml.jobs.schedulers.controller import (
@@ -144,21 +143,16 @@ class SlurmScheduler(Scheduler):
 
     def queue(self) -> Iterator[tuple[str, int | None, SchedulerState]]:
         """Yield the jobs with a recorded id, and those with our mark in their names, which a launch left unrecorded."""
-        recorded = {job["id"]: name for name, job in read_json(self.experiment.plan_file).get("submitted", {}).items()}
+        recorded = self.recorded_ids()
         # The name must fit as well: a controller that was set up anew counts ids from 1 again.
         jobs = [job for job in all_jobs() if job.name.endswith(f".{self.mark}") or job.id in recorded]
         missing = recorded.keys() - {job.id for job in jobs}
-        jobs += jobs_by_id([id_ for id_ in missing if self._may_live(recorded[id_])])
+        jobs += jobs_by_id([id_ for id_ in missing if self.may_live(recorded[id_])])
         for job in jobs:
             name = job.name.rpartition(".")[0]
             if job.name.endswith(f".{self.mark}") or recorded.get(job.id) == name:
                 self.seen.add(job.id)
                 yield name, job.task, job.answer
-
-    def _may_live(self, name: str) -> bool:
-        """Say whether a task of a job has not written how it ended."""
-        files = list(self.experiment.job(name).root.rglob("status.json"))
-        return not files or any(read_status(file).state not in ENDED for file in files)
 
     def _name(self, name: str) -> str:
         return f"{name}.{self.mark}"
