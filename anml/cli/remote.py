@@ -31,8 +31,7 @@ from anml.jobs.launch import ORIGIN, copy_code, describe_environment, experiment
 from anml.jobs.ssh import Login, logged_in
 from anml.plugins import is_reference
 
-RUN_THERE = ("add", "cancel", "logs", "retry", "status", "usage")
-# By command: what it does not need of the experiment.
+# Commands that read an experiment and write here, and what each does not need of it. All others run there.
 FETCHED_FOR = {
     "report": ("/checkpoints",),
     "sync": ("/checkpoints",),
@@ -52,7 +51,7 @@ def run_elsewhere(name: str, options: argparse.Namespace, words: Sequence[str]) 
         return _launch_elsewhere(options, words)
     folder = experiments_dir(options.experiments_dir) / options.experiment
     experiment = Experiment((folder if folder.is_dir() else Path(options.experiment)).resolve())
-    if name not in (*RUN_THERE, *FETCHED_FOR) or not experiment.remote_file.is_file():
+    if not experiment.remote_file.is_file():
         return None
     marker = read_json(experiment.remote_file)
     profile, address = ClusterProfile(**marker["cluster"]), marker["experiment"]

@@ -159,8 +159,12 @@ class GridEngineScheduler(Scheduler):
             limit = _limit([changed.sbatch.for_kind(kind).get("l", "")])
             if 0 < limit <= profile.signal_seconds:
                 problems.append(f"{kind}: h_rt={limit} leaves no time before the signal (signal_seconds): give more")
-        if profile.container:
-            problems.append("container: jobs on Grid Engine have none")
+        lacks = [
+            key
+            for key in ("container", "escalate")
+            if getattr(profile, key) != ClusterProfile.model_fields[key].default
+        ]
+        problems += [f"{key}: jobs on Grid Engine have none" for key in lacks]
         if problems:
             raise ConfigError([f"profile {profile.name}: {problem}" for problem in problems])
         return changed
@@ -208,8 +212,8 @@ class GridEngineScheduler(Scheduler):
         return int(os.environ["RESTARTED"]) if "RESTARTED" in os.environ else None
 
     @classmethod
-    def requeue(cls) -> str:
-        """Tell the script around this job to end with the code that requeues it."""
+    def requeue(cls, more: SbatchOptions) -> str:
+        """Tell the script around this job to end with the code that requeues it. more: nothing, see `with_options`."""
         Path(os.environ[REQUEUE_VARIABLE]).touch()
         return ""
 
