@@ -24,6 +24,8 @@ from anml.results import ResultRow
 
 # More panels than this are too small to read.
 MOST_COLUMNS, MOST_ROWS = 4, 3
+# Classes are taken together to so many points of a curve.
+MOST_POINTS = 20
 # A running mean over this share of the log is smooth and still shows when learning sets in.
 SMOOTHED_SHARE = 30
 FEWEST_TO_SMOOTH = 12
@@ -117,6 +119,32 @@ def draw_classes(
     figure, axes = _panels(amounts, draw, "accuracy on the {noun} learned", "classes learned", unit, noun)
     axes[0, 0].set_xlim(left=0)  # Shared, and fixed from then on: a later row may have more classes.
     style.legend_below(figure, axes.flat, [looks[flavor].label for flavor in _flavors(best)])
+    return figure
+
+
+def draw_order(
+    by_order: Mapping[RateResult, np.ndarray], looks: Mapping[str, Look], unit: str, noun: str
+) -> Figure | None:
+    """Draw the accuracy at the end of each class against its place in the order of learning: old classes to the left.
+
+    by_order: float64 [classes] of flavors at their best rates. None without any. unit, noun: as for `draw_rates`.
+    """
+    results = list(by_order)
+    if not results:
+        return None
+
+    def draw(panel: Axes, _: Amount, in_panel: list[RateResult]) -> None:
+        for result in in_panel:
+            parts = np.array_split(by_order[result], min(MOST_POINTS, len(by_order[result])))
+            ends = np.cumsum([len(part) for part in parts])
+            places = ends - (np.array([len(part) for part in parts]) - 1) / 2
+            look = looks[result.flavor]
+            panel.plot(places, [part.mean() for part in parts], color=look.colour, marker=look.marker, label=look.label)
+        style.accuracy_axis(panel)
+
+    rows = grouped(results, amount_and_model(results))
+    figure, axes = _panels(rows, draw, "test accuracy at the end, {classes} {noun}", "place in order", unit, noun)
+    style.legend_below(figure, axes.flat, [looks[flavor].label for flavor in _flavors(results)])
     return figure
 
 

@@ -24,10 +24,12 @@ from anml.report.figures import (
     MOST_ROWS,
     TrainingLog,
     draw_classes,
+    draw_order,
     draw_rates,
     draw_training,
     read_training,
 )
+from anml.report.forgetting import Forgetting, as_frame, read_forgetting
 from anml.report.page import read_text, render, replacing
 from anml.report.statistics import grouped
 from anml.report.style import FLAVORS, figure_style, find_looks, save_png
@@ -35,7 +37,7 @@ from anml.report.tables import RateResult
 from anml.report.text import accuracy_grids, accuracy_table, interval_note, last_checkpoint
 from anml.results import ResultRow
 
-FIGURES = ("accuracy-vs-lr", "accuracy-vs-classes", "training")
+FIGURES = ("accuracy-vs-lr", "accuracy-vs-classes", "accuracy-by-order", "training")
 # A sweep that fails as a whole fails a hundred times for one reason.
 MOST_TAILS = 5
 
@@ -67,6 +69,11 @@ class Report:
     def summary(self) -> list[RateResult]:
         """The best learning rate of every sweep."""
         return tables.best_rates(self.results)
+
+    @cached_property
+    def forgetting(self) -> list[Forgetting]:
+        """What flavors that learn in sequence forget, at their best rates."""
+        return read_forgetting(self.experiment, self.summary)
 
     @property
     def choose_checkpoints(self) -> list[str]:
@@ -120,6 +127,8 @@ def write_report(experiment: Experiment) -> Report:
         figures = _draw(folder, report, logs)
         frames = {"summary": tables.as_frame(report.summary)}
         frames["by-classes"] = tables.as_frame(by_classes, tables.BY_CLASSES_COLUMNS)
+        if report.forgetting:
+            frames["forgetting"] = as_frame(report.forgetting)
         if chosen := chosen_results(report.config, by_classes):
             frames["chosen"] = chosen_frame(chosen)
         for name, frame in frames.items():
@@ -142,6 +151,8 @@ def draw_figure(report: Report, name: str, logs: Sequence[TrainingLog]) -> Figur
             return draw_rates(results, looks, unit, noun)
         if name == "accuracy-vs-classes":
             return draw_classes(report.rows, report.summary, looks, unit, noun)
+        if name == "accuracy-by-order":
+            return draw_order({item.result: item.by_order for item in report.forgetting}, looks, unit, noun)
         return draw_training(logs, report.config.checkpoint_steps if report.config else (), unit)
 
 

@@ -1,0 +1,123 @@
+"""What is forgotten while a model learns class after class, by the accuracy of each class at each scoring.
+
+docs/metrics.md has the definitions. The numbers come from `results/*.parquet`, so that reports of earlier experiments
+have them too.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from anml.experiment import Experiment
+from anml.report.statistics import Estimate, estimate
+from anml.report.tables import RateResult, main_results
+
+KEYS = ("flavor", "model", "dataset", "checkpoint_step", "classes", "train_examples", "test_examples", "lr")
+
+
+class Metrics(NamedTuple):
+    """The metrics of one trajectory; fractions. average, area: of the accuracy on the classes learned so far.
+
+    by_order: accuracy of each class at the end, float64 [classes], in order of learning.
+    """
+
+    average: float
+    area: float
+    forgetting: float
+    backward_transfer: float
+    by_order: np.ndarray
+
+
+def metrics(accuracies: np.ndarray, classes_trained: np.ndarray) -> Metrics:
+    """Return the metrics of a trajectory that was scored at least twice.
+
+    accuracies: float64 [scorings, classes] in order of learning; of classes not learned yet they are not looked at.
+    classes_trained: int [scorings], rising.
+    """
+    learned = np.where(np.arange(accuracies.shape[1]) < classes_trained[:, None], accuracies, np.nan)
+    so_far = np.nanmean(learned, axis=1)
+    # The classes that were scored before the end: of the others nothing can have been forgotten.
+    before, end = learned[:-1, : classes_trained[-2]], learned[-1, : classes_trained[-2]]
+    first = before[np.isfinite(before).argmax(axis=0), np.arange(before.shape[1])]
+    return Metrics(
+        average=float(so_far.mean()),
+        area=float(np.trapezoid(so_far, classes_trained) / (classes_trained[-1] - classes_trained[0])),
+        forgetting=float((np.nanmax(before, axis=0) - end).mean()),
+        backward_transfer=float((end - first).mean()),
+        by_order=learned[-1, : classes_trained[-1]],
+    )
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """The metrics of a flavor at its best rate, means over runs. by_order: float64 [classes]."""
+
+    result: RateResult
+    scorings: int
+    average: Estimate
+    area: Estimate
+    forgetting: Estimate
+    backward_transfer: Estimate
+    by_order: np.ndarray
+
+
+NUMBERS = ("average", "area", "forgetting", "backward_transfer")
+
+
+def read_forgetting(experiment: Experiment, summary: Sequence[RateResult]) -> list[Forgetting]:
+    """Return the metrics of every flavor of the summary that was scored at least twice while it learned in sequence.
+
+    A results file without readable values of its classes is left out.
+    """
+    results = {_key(result): result for result in main_results(summary)}
+    runs: dict[tuple, dict[tuple[int, int], tuple[int, Metrics]]] = {}
+    for path in sorted(experiment.results.glob("*.parquet")):
+        for key, seed, run, numbers in _trajectories(path, results):
+            runs.setdefault(key, {})[seed, run] = numbers
+    return [_summarise(results[key], runs[key]) for key in results if key in runs]
+
+
+def _key(result: RateResult) -> tuple:
+    return tuple(getattr(result, name) for name in KEYS)
+
+
+def _trajectories(path: Path, wanted: Collection[tuple]) -> Iterator[tuple[tuple, int, int, tuple[int, Metrics]]]:
+    """Yield key, training seed, run, and (scorings, metrics) of the trajectories of a file whose key is wanted."""
+    try:
+        about = pd.read_csv(path.with_suffix(".csv"), nrows=1).iloc[0]
+        table = pd.read_parquet(path)
+    except (OSError, ValueError, IndexError):
+        return
+    names = tuple(about[name] for name in KEYS[:4])
+    for values, trajectory in table.groupby([*KEYS[4:], "run"], dropna=False):
+        *amount, lr, run = values
+        key = (*names, *amount, None if math.isnan(lr) else lr)
+        grid = trajectory.pivot_table(index="classes_trained", columns="position", values="test_acc")
+        if key in wanted and len(grid) > 1 and grid.index[-1] == amount[0]:
+            yield key, int(about["train_seed"]), run, (len(grid), metrics(grid.to_numpy(), grid.index.to_numpy()))
+
+
+def _summarise(result: RateResult, runs: dict[tuple[int, int], tuple[int, Metrics]]) -> Forgetting:
+    trajectories = [(seed, numbers) for (seed, _), (_, numbers) in runs.items()]
+    means = {name: estimate((seed, getattr(each, name)) for seed, each in trajectories) for name in NUMBERS}
+    by_order = np.mean([each.by_order for _, each in trajectories], axis=0)
+    return Forgetting(result, min(count for count, _ in runs.values()), **means, by_order=by_order)
+
+
+def as_frame(items: Sequence[Forgetting]) -> pd.DataFrame:
+    """Return the metrics as a table: a mean and half the width of its 95% interval each."""
+    return pd.DataFrame(
+        {name: getattr(item.result, name) for name in KEYS}
+        | {"scorings": item.scorings, "runs": item.average.runs}
+        | {column: value for name in NUMBERS for column, value in _columns(name, getattr(item, name))}
+        for item in items
+    )
+
+
+def _columns(name: str, value: Estimate) -> list[tuple[str, float]]:
+    return [(name, value.mean), (f"{name}_ci95", value.half_width)]
