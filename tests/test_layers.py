@@ -11,7 +11,6 @@ PACKAGE = Path(__file__).resolve().parent.parent / "anml"
 LAYERS = [
     "errors",
     "atomic",
-    "process",
     "plugins",
     "config",
     "results",

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from anml.atomic import read_json, write_json
 from anml.config.profile import SbatchOptions
 from anml.errors import JobError
-from anml.process import Process, recorded_process, this_process
+from anml.jobs.process import Process, recorded_process, this_process
 
 # interrupted: stopped before its end with its work saved; skipped: a job it needs did not succeed.
 State = Literal["pending", "running", "done", "failed", "interrupted", "requeued", "skipped", "cancelled"]

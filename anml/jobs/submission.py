@@ -20,8 +20,8 @@ from anml.jobs.interrupts import ended_as_by_ctrl_c, held_back
 from anml.jobs.job_status import JobStatus, read_status, write_status
 from anml.jobs.launch import Launch, moved_from, record
 from anml.jobs.plan import Job
+from anml.jobs.process import this_process
 from anml.jobs.schedulers import Scheduler, SchedulerState
-from anml.process import this_process
 
 # Seconds that a launch waits for jobs that are ending before it says that they do not end.
 ENDING_SECONDS = 120.0

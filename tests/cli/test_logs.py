@@ -12,7 +12,7 @@ from anml.experiment import Experiment
 from anml.jobs.job_status import JobStatus, write_status
 from anml.jobs.launch import Launch, record
 from anml.jobs.plan import Job, Plan
-from anml.process import this_process
+from anml.jobs.process import this_process
 from tests.report.conftest import SMALL, start_experiment
 
 

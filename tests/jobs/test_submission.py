@@ -14,8 +14,8 @@ from anml.errors import SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.launch import Launch
 from anml.jobs.plan import Plan
+from anml.jobs.process import this_process
 from anml.jobs.submission import one_at_a_time, run_launch
-from anml.process import this_process
 
 # Goes in many times, and now and then is killed inside. Exit code 1: another was inside, too.
 LAUNCHER = """

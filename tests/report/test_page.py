@@ -9,8 +9,8 @@ from anml.atomic import write_json
 from anml.config.load import dump_config
 from anml.jobs.job_status import JobStatus
 from anml.jobs.plan import Job, Plan
+from anml.jobs.process import this_process
 from anml.jobs.status import log_tail, read_jobs
-from anml.process import this_process
 from anml.report.figures import read_training
 from anml.report.tables import as_frame
 from anml.report.write import FIGURES, write_report

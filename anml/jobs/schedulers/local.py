@@ -17,11 +17,11 @@ from anml.experiment import Experiment, JobFolder
 from anml.jobs.interrupts import ended_as_by_ctrl_c
 from anml.jobs.job_status import ENDED, JobStatus, State, duration, read_status, unmet_need, write_status
 from anml.jobs.plan import Job, Plan
+from anml.jobs.process import Process, this_process
 from anml.jobs.schedulers import Scheduler, SchedulerState
 from anml.jobs.schedulers.controller import environment_outside_slurm
 from anml.jobs.schedulers.slurm import SlurmScheduler
 from anml.jobs.schedulers.slurm_options import parse_options, unlisted_options
-from anml.process import Process, this_process
 
 # Seconds that the jobs get to save their work after Ctrl-C.
 GRACE_SECONDS = 30.0

@@ -21,8 +21,8 @@ from anml.errors import SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.job_status import read_status
 from anml.jobs.plan import Job, Plan
+from anml.jobs.process import Process
 from anml.jobs.schedulers.local import LocalScheduler
-from anml.process import Process
 
 DONE = '{"state": "done", "attempt": 1}'
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from anml import process
-from anml.process import Process, recorded_process, this_process
+from anml.jobs import process
+from anml.jobs.process import Process, recorded_process, this_process
 
 
 @pytest.fixture(params=["proc", "ps"])
