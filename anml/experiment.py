@@ -100,9 +100,9 @@ class Experiment:
         """Return the training's log, one JSON object a line."""
         return self.root / "metrics" / (f"train-{tag}.jsonl" if tag else "train.jsonl")
 
-    def result(self, flavor: str, step: int, tag: str = "", task: int | None = None) -> Path:
+    def result(self, flavor: str, step: int, tag: str = "", task: int | None = None, stage: int = 0) -> Path:
         """Return the results file of one evaluation job (or of one task of it)."""
-        return self.results / f"{result_name(flavor, step, tag, task)}.csv"
+        return self.results / f"{result_name(flavor, step, tag, task, stage)}.csv"
 
 
 def experiments_folder(experiment: Experiment, in_force: Path | None = None) -> Path | None:
@@ -126,7 +126,11 @@ def task_name(task: int) -> str:
     return f"task-{task:04d}"
 
 
-def result_name(flavor: str, step: int, tag: str = "", task: int | None = None) -> str:
-    """Return `<flavor>-step-010000[-seed-1][-task-0003]`, the name of results files and evaluation jobs."""
-    parts = [flavor, step_name(step), tag, "" if task is None else task_name(task)]
+def result_name(flavor: str, step: int, tag: str = "", task: int | None = None, stage: int = 0) -> str:
+    """Return `<flavor>-step-010000[-seed-1][-more-1][-task-0003]`, the name of results files and evaluation jobs.
+
+    stage: which addition to the flavor's sweep it is of; 0: the sweep as it was launched.
+    """
+    more = f"more-{stage}" if stage else ""
+    parts = [flavor, step_name(step), tag, more, "" if task is None else task_name(task)]
     return "-".join(filter(None, parts))

@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
+
+import anml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -228,18 +231,25 @@ def test_a_finished_experiment_grows_and_what_was_there_stays(run: Run, experime
     before = {path: path.read_bytes() for name in ("results", "checkpoints") for path in (root / name).rglob("*.*")}
     more = tmp_path / "more.yml"
     more.write_text(
-        "eval: {means: {eval_method: zero_shot, classes: [4], runs: 2}}\nseeds: [1, 2]\neval_steps: [2, 4]\n"
+        "eval: {means: {eval_method: zero_shot, classes: [4], runs: 2}, olft: {lr: [0.001, 0.01, 0.1], runs: 3}}\n"
+        "eval_steps: [2, 4]\n"
     )
     done = run("-m", "anml", "add", "p/g", "-c", more)
     assert done.returncode == 0, done.stderr
-    # For each seed: two flavors at two checkpoints, of which one was there.
-    assert len(list((root / "results").glob("*.csv"))) == 8
+    # At two checkpoints: two flavors, and what the larger sweep has more. One of them was there.
+    assert len(list((root / "results").glob("*.csv"))) == 6
     assert {path: path.read_bytes() for path in before} == before
     assert "means" in (root / "report/accuracy.txt").read_text()
     (addition,) = json.loads((root / "environment.json").read_text())["additions"]
     assert "train-step-000004-seed-1" in addition["jobs"]
     again = run("-m", "anml", "add", "p/g", "-c", more)
-    assert (again.returncode, "means: is there" in again.stderr) == (2, True)
+    assert (again.returncode, "adds nothing" in again.stderr) == (2, True)
+
+    grown = anml.load(root)
+    pooled = grown.results.query("flavor == 'olft' and checkpoint_step == 2")
+    whole = anml.evaluate(grown.folder.checkpoint(2, "seed-1"), grown.config.eval["olft"].model_dump(exclude_none=True))
+    columns = ["lr", "run", "step", "test_acc"]
+    pd.testing.assert_frame_equal(*(t[columns].sort_values(columns, ignore_index=True) for t in (pooled, whole)))
 
 
 def test_a_rate_is_chosen_on_held_out_classes_and_then_scored_once(run: Run, experiments: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--train-inner-lr", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--training", help=argparse.SUPPRESS)
-    for name in ("--step", "--train-seed", "--points-per-job", "--first-task"):
+    for name in ("--step", "--stage", "--train-seed", "--points-per-job", "--first-task"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
 
 

@@ -37,6 +37,7 @@ def _planned(options: argparse.Namespace) -> int:
         return evaluate_checkpoint(
             context, config, experiment, options.flavor, options.step, training, share,
             options.points_per_job, options.cluster_device, options.wandb, options.min_free_gb,
+            options.stage or 0,
         )  # fmt: skip
 
     return run_job(experiment, options.job, task, work, options.max_requeues)

@@ -5,6 +5,7 @@ Each yields (key, what is wrong with it); keys are those of the training, or of 
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from anml.config.binding import show
 from anml.config.evaluation import EvalConfig
@@ -85,6 +86,9 @@ def check_eval(config: EvalConfig, facts: Dataset | None) -> Faults:
         yield "lr_scheduler_args", "are without an lr_scheduler that they are for"
     for key in ("classes", "train_examples", "test_examples", "lr", "model"):
         yield from _check_different(key, getattr(config, key) or ())
+    for smaller, larger in pairwise(config.stages):
+        if smaller.grown(larger) is None:
+            yield "grown_from", "each sweep must hold those before it; leave it as `anml add` wrote it"
     yield from _check_split(config)
     if config.dataset and facts:
         yield from _check_sizes(config, config.dataset, facts)

@@ -91,6 +91,16 @@ class Choice(Record):
         return "checkpoint" in self.by
 
 
+class Extent(Record):
+    """How large a sweep was before `anml add` made it larger: what of an evaluation may grow."""
+
+    classes: Many[Count]
+    train_examples: Many[Count]
+    test_examples: Many[Count]
+    lr: Many[Rate]
+    runs: Count
+
+
 class EvalConfig(Record):
     """What happens at test-train and test-test. The sweep is the product of all lists.
 
@@ -159,6 +169,28 @@ class EvalConfig(Record):
     model: OneOrMany[str] | None = None
     # Model arguments that the tensors of a .pth do not show.
     pth_args: Arguments | None = None
+    # Written by `anml add`: the sweeps that this one has grown from, each with jobs of its own.
+    grown_from: Many[Extent] | None = None
+
+    @property
+    def extent(self) -> Extent:
+        return Extent(**{key: getattr(self, key) for key in Extent.model_fields})
+
+    @property
+    def stages(self) -> tuple["EvalConfig", ...]:
+        """The evaluation as it was launched, as each addition made it, and, last, as it is."""
+        extents = [*(self.grown_from or ()), self.extent]
+        return tuple(self.model_copy(update=dict(extent) | {"grown_from": None}) for extent in extents)
+
+    def grown(self, wanted: "EvalConfig") -> "EvalConfig | None":
+        """Return a larger sweep with this one as a stage of it; None where `wanted` differs otherwise or lacks some."""
+        larger = self.model_copy(update=dict(wanted.extent))
+        sizes = [(set(getattr(self, key)), set(getattr(wanted, key))) for key in Extent.model_fields if key != "runs"]
+        holds_all = wanted.runs >= self.runs and all(before <= after for before, after in sizes)
+        has_more = wanted.count_trajectories() > self.count_trajectories()
+        if larger != wanted or not (holds_all and has_more) or self.choose:
+            return None
+        return larger.model_copy(update={"grown_from": (*(self.grown_from or ()), self.extent)})
 
     @property
     def betas(self) -> tuple[float, float]:

@@ -89,15 +89,15 @@ def load_train_config(
 
 
 def _add(source: Source, more: Source) -> None:
-    """Put what another file says into a source; its flavors come beside those there. Raises ConfigError."""
+    """Put what another file says into a source, into flavors that are there too. Raises ConfigError."""
     if not isinstance(more.data, dict) or not isinstance(more.data.get("eval", {}), dict):
         message = f"{more.locate(())}: expected `eval:` with flavors to add, or other keys of a training config"
         raise ConfigError(message)
-    flavors = more.data.get("eval", {})
-    if twice := [name for name in flavors if name in source.data["eval"]]:
-        raise ConfigError([problem(more, ("eval", name), "is there; add it under another name") for name in twice])
+    flavors = source.data["eval"] | more.data.get("eval", {})
+    for name in source.data["eval"].keys() & more.data.get("eval", {}).keys():
+        flavors[name] = source.data["eval"][name] | (flavors[name] or {})
     source.locations |= {key_path: location for key_path, location in more.locations.items() if key_path}
-    source.data |= more.data | {"eval": source.data["eval"] | flavors}
+    source.data |= more.data | {"eval": flavors}
 
 
 def load_experiment_config(

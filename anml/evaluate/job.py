@@ -16,7 +16,7 @@ from anml.config.vary import TrainingId
 from anml.data import load_images
 from anml.data.class_images import ClassImages
 from anml.evaluate.choice import choose, chosen_trajectories
-from anml.evaluate.sweep import LoadedModel, Say, Trajectory, run_sweep, sweep_trajectories
+from anml.evaluate.sweep import LoadedModel, Say, Trajectory, run_sweep, stage_trajectories
 from anml.experiment import Experiment
 from anml.jobs.job import JobContext, check_folder
 from anml.machine import peak_memory, prepare_device
@@ -32,13 +32,14 @@ class StoppedError(Exception):
 def evaluate_checkpoint(
     context: JobContext, config: TrainConfig, experiment: Experiment, flavor: str, step: int, training: TrainingId,
     task: int | None, points_per_job: int | None, device: Device, wandb_mode: WandbMode, min_free_gb: float = 0.0,
+    stage: int = 0,
 ) -> bool:  # fmt: skip
     """Run a flavor's sweep on a checkpoint and write its results, continuing after the trajectories already finished.
 
-    Returns False when stopped before the end.
+    stage: of a sweep that has grown, which part (`EvalConfig.stages`). Returns False when stopped before the end.
     """
     check_folder(experiment.root, min_free_gb)
-    evaluation = config.eval[flavor]
+    evaluation = config.eval[flavor].stages[stage]
     compute_on = prepare_device(device, config.device, evaluation.deterministic)
     chosen = choose(experiment, config, flavor, step, training) if evaluation.choose else None
     print(chosen or "", end="\n" if chosen else "", flush=True)
@@ -46,10 +47,10 @@ def evaluate_checkpoint(
     wait_until(lambda: is_complete(checkpoint, ["model"]), checkpoint.parent)
     model, card = load_model(checkpoint, compute_on)
     data = load_data(evaluation, config.eval_request(evaluation), compute_on)
-    trajectories = chosen_trajectories(evaluation, chosen) if chosen else sweep_trajectories(evaluation)
+    trajectories = chosen_trajectories(evaluation, chosen) if chosen else stage_trajectories(config.eval[flavor], stage)
     if task is not None and points_per_job is not None:
         trajectories = trajectories[task * points_per_job : (task + 1) * points_per_job]
-    path = experiment.result(flavor, step, training.tag, task)
+    path = experiment.result(flavor, step, training.tag, task, stage)
     tracker = Tracker(experiment, config.for_training(training), path.stem, "evaluate", wandb_mode)
     finished = FinishedTrajectories(path.with_suffix(".partial.jsonl"))
     complete = finish(context, LoadedModel(model, card, data, evaluation), flavor, trajectories, finished)

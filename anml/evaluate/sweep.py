@@ -88,6 +88,12 @@ def sweep_trajectories(config: EvalConfig) -> list[Trajectory]:
     return [Trajectory(Shape(*s), run, lr) for s in shapes for run in range(config.runs) for lr in lrs]
 
 
+def stage_trajectories(config: EvalConfig, stage: int) -> list[Trajectory]:
+    """Return the trajectories of a stage of a sweep that those before it do not have."""
+    before = set(sweep_trajectories(config.stages[stage - 1])) if stage else set()
+    return [each for each in sweep_trajectories(config.stages[stage]) if each not in before]
+
+
 def run_sweep(
     loaded: LoadedModel, flavor: str, trajectories: Sequence[Trajectory],
     progress: Progress = lambda done: None, say: Say = lambda text: None,

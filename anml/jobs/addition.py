@@ -1,4 +1,4 @@
-"""Additions to an experiment that exists: flavors, later checkpoints, more seeds. What is there stays as it is."""
+"""Additions to an experiment: flavors, larger sweeps, later checkpoints, more seeds. What is there stays as it is."""
 
 import shutil
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from anml.atomic import read_json, write_json, write_text
+from anml.config.evaluation import EvalConfig, Extent
 from anml.config.load import dump_config
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
@@ -22,11 +23,14 @@ def with_more(launch: Launch, config: TrainConfig, command_line: Sequence[str]) 
     before, profile = launch.config, launch.profile
     changed = [key for key, value in before if getattr(config, key) != value and key not in GROWING]
     problems = [f"{key}: how an experiment trains stays as it is; launch another one" for key in changed]
-    problems += [
-        f"eval.{name}: this flavor is there with other settings; add the new one under another name"
-        for name, flavor in before.eval.items()
-        if config.eval.get(name) != flavor
-    ]
+    flavors, tried = dict(config.eval), {each.choose.flavor for each in before.eval.values() if each.choose}
+    for name, there in before.eval.items():
+        wanted = config.eval.get(name)
+        if wanted != there:
+            # A choice would be made again, and differ.
+            flavors[name] = (wanted and name not in tried and there.grown(wanted)) or there
+            problems += _why_not_grown(name, there, wanted) if flavors[name] is there else []
+    config = config.model_copy(update={"eval": flavors})
     plan = make_plan(config, profile.points_per_job, profile.max_array_size)
     planned = {job.name: job for job in plan.jobs}
     if lost := [job.name for job in _work(launch.plan) if planned.get(job.name) != job]:
@@ -37,6 +41,13 @@ def with_more(launch: Launch, config: TrainConfig, command_line: Sequence[str]) 
     if problems:
         raise ConfigError(problems)
     return replace(launch, config=config, plan=plan, command_line=command_line)
+
+
+def _why_not_grown(name: str, there: EvalConfig, wanted: EvalConfig | None) -> list[str]:
+    changed = [key for key, value in there if wanted and getattr(wanted, key) != value]
+    if changed and set(changed) <= Extent.model_fields.keys() and not there.choose and not there.is_validation:
+        return [f"eval.{name}: {', '.join(changed)} may grow, and must hold all that is there"]
+    return [f"eval.{name}: this flavor is there with other settings; add the new one under another name"]
 
 
 def added_jobs(before: Launch, after: Launch) -> Plan:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, product
 from typing import Any, Literal
 
+from anml.config.evaluation import EvalConfig
 from anml.config.training import TrainConfig
 from anml.config.vary import TrainingId
 from anml.experiment import result_name, task_name
@@ -65,6 +66,10 @@ class Plan:
 
 def make_plan(config: TrainConfig, points_per_job: int | None = None, max_array_size: int = 1001) -> Plan:
     """Return the jobs of an experiment: training in segments, evaluations after each, a report at the end."""
+
+    def cut(sweeps: Iterable[tuple[Job, int]]) -> list[Job]:
+        return [part for job, points in sweeps for part in _cut(job, points, points_per_job, max_array_size)]
+
     jobs: list[Job] = []
     swept: dict[tuple[str, int, TrainingId], tuple[str, ...]] = {}
     for together, trained in config.training_groups.items():
@@ -77,9 +82,7 @@ def make_plan(config: TrainConfig, points_per_job: int | None = None, max_array_
             sweeps = [(flavor, evaluation) for flavor, evaluation in config.eval.items() if not evaluation.choose]
             for training, evaluated, (flavor, evaluation) in product(trained, steps, sweeps):
                 job = _evaluation(flavor, evaluated, training, (segment.name,))
-                points = evaluation.count_trajectories()
-                per_job = points_per_job or points
-                parts = [job] if points <= per_job else _split(job, points, per_job, max_array_size)
+                parts = cut(_stages(job, evaluation))
                 swept[flavor, evaluated, training] = tuple(part.name for part in parts)
                 jobs += parts
             previous = (segment.name,)
@@ -107,8 +110,21 @@ def _choices(config: TrainConfig, sweeps: Mapping[tuple[str, int, TrainingId], t
     return jobs
 
 
-def _split(job: Job, points: int, points_per_job: int, max_array_size: int) -> list[Job]:
-    """Return the arrays of jobs for a sweep that has more points than a job may take."""
+def _stages(job: Job, evaluation: EvalConfig) -> list[tuple[Job, int]]:
+    """Return a job for each stage of a sweep, with the number of trajectories that those before it do not have."""
+    stages, before = [], 0
+    for number, stage in enumerate(evaluation.stages):
+        count = stage.count_trajectories()
+        more = replace(job, name=f"{job.name}-more-{number}", argv=(*job.argv, "--stage", str(number)))
+        stages.append((more if number else job, count - before))
+        before = count
+    return stages
+
+
+def _cut(job: Job, points: int, points_per_job: int | None, max_array_size: int) -> list[Job]:
+    """Return the job of a sweep, or the arrays of jobs for one that has more points than a job may take."""
+    if points_per_job is None or points <= points_per_job:
+        return [job]
     argv = (*job.argv, "--points-per-job", str(points_per_job))
     tasks = -(-points // points_per_job)
     arrays = []

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from anml.config.load import load_train_config
+from anml.config.load import dump_config, load_train_config
 from anml.config.profile import PROFILES, load_profile
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
+from anml.evaluate.sweep import stage_trajectories, sweep_trajectories
 from anml.experiment import Experiment
 from anml.jobs.addition import added_jobs, with_more
 from anml.jobs.launch import Launch
@@ -44,9 +45,23 @@ def test_only_what_is_new_is_added(before: Launch) -> None:
     ]
 
 
+def test_a_larger_sweep_is_a_job_of_what_is_missing_for_each_checkpoint(before: Launch) -> None:
+    once = with_more(before, grown(before, "eval.olft.runs=12", "eval.olft.classes=[5, 8]"), ())
+    (before.experiment.root / "config.yml").write_text(dump_config(once.config))
+    twice = with_more(once, grown(before, "eval.olft.lr=[0.001, 0.01]"), ())
+    added = added_jobs(once, twice).jobs
+    assert [job.name for job in added[:-1]] == [f"olft-step-000050-seed-{seed}-more-2" for seed in (1, 2)]
+    assert added[0].after == ("train-step-000050-seed-1",)
+    parts = [set(stage_trajectories(twice.config.eval["olft"], stage)) for stage in range(3)]
+    assert [len(part) for part in parts] == [10, 2 * 12 - 10, 2 * 12]
+    assert set.union(*parts) == set(sweep_trajectories(twice.config.eval["olft"]))
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        ("eval.olft.classes=[6]", "classes may grow"),
+        ("eval.olft.opt_params=all", "eval.olft: this flavor is there with other settings"),
         ("outer_lr=0.1", "outer_lr"),
         ("eval.olft.runs=3", "eval.olft"),
         ("seeds=[2]", "train-step-000050-seed-1"),
