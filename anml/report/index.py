@@ -7,6 +7,7 @@ writes again until nothing has changed in between: the last writer has then seen
 import shlex
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from anml.errors import ConfigError
 from anml.experiment import Experiment, experiments_folder
 from anml.jobs.status import is_report_stale, overall_state, read_jobs
 from anml.report.page import read_text, render
-from anml.report.tables import read_summary
+from anml.report.tables import RateResult, read_summary
 from anml.report.text import last_checkpoint
 
 PAGE = "index.html"
@@ -106,27 +107,41 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     reported: when its report was written, 0 where there is none. best: test accuracy by flavor at the last checkpoint,
     for the largest setting, of the best of its models. is_stale: its jobs have gone on since the report.
     """
-    try:  # The config as it is written: an experiment of an older version may no longer pass today's checks.
-        config = read_yaml(experiment.config_file).data
-    except ConfigError:
-        config = None
-    config = config if isinstance(config, dict) else {}
-    try:
-        best = last_checkpoint(read_summary(experiment.report / "summary.csv"))
-    except (OSError, ValueError, TypeError, KeyError):
-        best = []
+    config, summary = experiment.config_file, experiment.report / "summary.csv"
+    model, dataset = _model_and_data(config, _modified(config))
     try:
         launched = datetime.fromisoformat(read_json(experiment.environment_file).get("launched", ""))
     except (ValueError, TypeError):
-        launched = datetime.fromtimestamp(experiment.config_file.stat().st_mtime, UTC)
+        launched = datetime.fromtimestamp(_modified(config), UTC)
     jobs = read_jobs(experiment)
     return {
         "group": experiment.group,
         "launched": _minute(launched),
-        "model": str(config.get("model_name") or config.get("model") or ""),
-        "dataset": str(config.get("dataset") or ""),
+        "model": model,
+        "dataset": dataset,
         "state": overall_state(jobs),
         "is_stale": is_report_stale(experiment, jobs),
         "reported": _modified(experiment.report / PAGE),
-        "best": {result.flavor: result for result in best},
+        "best": _best(summary, _modified(summary)),
     }
+
+
+# A report job renders the indexes several times, and a project may have hundreds of experiments: what has not changed
+# since is not read again.
+@cache
+def _model_and_data(config: Path, modified: float) -> tuple[str, str]:
+    """Return the names of model and data in a config as it is written: an old one may not pass today's checks."""
+    try:
+        data = read_yaml(config).data
+    except ConfigError:
+        data = None
+    data = data if isinstance(data, dict) else {}
+    return str(data.get("model_name") or data.get("model") or ""), str(data.get("dataset") or "")
+
+
+@cache
+def _best(summary: Path, modified: float) -> dict[str, RateResult]:
+    try:
+        return {result.flavor: result for result in last_checkpoint(read_summary(summary))}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}

@@ -1,3 +1,4 @@
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -54,6 +55,19 @@ def test_a_report_older_than_its_jobs_is_told(build):
     write_json(status, read_json(status))  # It has run again.
     index.write_indexes(builder.experiment)
     assert "older than its jobs" in page.read_text()
+
+
+def test_results_are_read_again_for_an_index_only_if_they_have_changed(build, monkeypatch):
+    builder = build().results().jobs()
+    report(builder)
+    index.write_indexes(builder.experiment)
+    read = []
+    monkeypatch.setattr(index, "read_summary", lambda path: read.append(path) or [])
+    index.write_indexes(builder.experiment)
+    assert read == []
+    os.utime(builder.experiment.report / "summary.csv", (1, 1))
+    index.write_indexes(builder.experiment)
+    assert read == [builder.experiment.report / "summary.csv"]
 
 
 def test_an_old_config_and_foreign_folders_do_no_harm(build):
