@@ -21,7 +21,7 @@ from anml.jobs.job_status import JobStatus, read_status, write_status
 from anml.jobs.launch import Launch, moved_from, record
 from anml.jobs.plan import Job
 from anml.jobs.process import this_process
-from anml.jobs.schedulers import Scheduler, SchedulerState
+from anml.jobs.schedulers import Scheduler
 
 # Seconds that a launch waits for jobs that are ending before it says that they do not end.
 ENDING_SECONDS = 120.0
@@ -114,32 +114,31 @@ class _Submission:
             # It waits for jobs that have failed, and that are submitted again now.
             self.scheduler.cancel(self.ids.pop(job.name, []))
             live = {}
-        folders = {task: self.launch.experiment.job(job.name, task) for task in job.task_numbers}
-        # A report is never done: it is cheap and may be stale.
-        done = {t for t in folders if job.kind != "report" and read_status(folders[t].status).state == "done"}
-        tasks = [task for task in folders if task not in live and task not in done]
+        files = {task: self.launch.experiment.job(job.name, task).status for task in job.task_numbers}
+        last = {task: read_status(file) for task, file in files.items() if task not in live}
+        if job.kind != "report":  # A report is never done: it is cheap and may be stale.
+            last = {task: status for task, status in last.items() if status.state != "done"}
         # A scheduler may tell the waiting tasks of an array in one line, without their numbers.
-        if not tasks or None in live:
+        if not last or None in live:
             return
-        for task in tasks:
-            self._check_has_ended(job, task)
-        before = self._before(job, tasks)
-        had = [read_status(folders[task].status).more for task in tasks]
-        self._choose_options(job, list(before.values()), had)
+        for task, status in last.items():
+            self._check_has_ended(job, task, status)
+        before = {task: self._before(job, task, status) for task, status in last.items()}
+        self._choose_options(job, list(before.values()), [status.more for status in last.values()])
         write_text(self.launch.experiment.job(job.name).script, self.scheduler.render(job), mode=0o777)
         for task, status in before.items():
-            write_status(folders[task].status, status)
+            if status != last[task]:  # A task that is new has none: a thousand files take seconds.
+                write_status(files[task], status)
         # A job that is done needs no dependency.
         after = [id_ for name in job.after for id_ in self.ids.get(name, [])]
         with held_back(self.scheduler.stop):
-            new = self.scheduler.submit(job, after, tasks)
+            new = self.scheduler.submit(job, after, list(last))
             self.submitted[job.name] = new
             self.ids.setdefault(job.name, []).append(new)
             record(self.launch, self.submitted)
 
-    def _check_has_ended(self, job: Job, task: int | None) -> None:
+    def _check_has_ended(self, job: Job, task: int | None, status: JobStatus) -> None:
         """Raise SubmissionError where a task's process has outlived it in the scheduler, which knows it no more."""
-        status = read_status(self.launch.experiment.job(job.name, task).status)
         if self.scheduler.forgets_ended_jobs and status.is_writing and task not in self.states.get(job.name, {}):
             message = (
                 f"{job.label(task)}: process {status.pid} on {status.host} still writes its status, though the "
@@ -147,19 +146,13 @@ class _Submission:
             )
             raise SubmissionError(message)
 
-    def _before(self, job: Job, tasks: Sequence[int | None]) -> dict[int | None, JobStatus]:
-        """Return what the new statuses of tasks take over from those before."""
-        statuses = {}
-        for task in tasks:
-            last, state = read_status(self.launch.experiment.job(job.name, task).status), self._state(job, task)
-            statuses[task] = JobStatus(
-                attempt=last.attempt, busy_seconds=last.elapsed, memory_gb=last.memory_gb,
-                gpu_memory_gb=last.gpu_memory_gb, failed_on=failed_on(last, state.words if state else ""),
-            )  # fmt: skip
-        return statuses
-
-    def _state(self, job: Job, task: int | None) -> SchedulerState | None:
-        return self.states.get(job.name, {}).get(task)
+    def _before(self, job: Job, task: int | None, last: JobStatus) -> JobStatus:
+        """Return what the new status of a task takes over from the one before."""
+        state = self.states.get(job.name, {}).get(task)
+        return JobStatus(
+            attempt=last.attempt, busy_seconds=last.elapsed, memory_gb=last.memory_gb,
+            gpu_memory_gb=last.gpu_memory_gb, failed_on=failed_on(last, state.words if state else ""),
+        )  # fmt: skip
 
     def _choose_options(self, job: Job, before: Sequence[JobStatus], had: Sequence[SbatchOptions]) -> None:
         """Let a job that runs again have what it lacked, and say so. had: what its tasks gave themselves."""

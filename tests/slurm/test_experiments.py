@@ -67,6 +67,18 @@ def test_sweep_larger_than_the_clusters_max_array_size_is_cut_into_arrays(dev_cl
     assert bench.status("report")["state"] == "done"
 
 
+def test_a_launch_of_a_thousand_points_is_a_few_submissions(bench: Bench) -> None:
+    evaluation = TINY["eval"]["olft"] | {"runs": 10, "lr": [0.0001 * number for number in range(1, 101)]}
+    config = TINY | {"epochs": 2, "eval_steps": [2], "eval": {"olft": evaluation}}
+    path = write_sbatch(bench.folder, [f'echo x >> "{bench.folder}/calls"', f'exec {shutil.which("sbatch")} "$@"'])
+    profile = bench.profile(points_per_job=1)
+    options = ("--cluster", profile, "--hold")
+    launched = bench.launch(*options, config=config, PATH=f"{path}:{os.environ['PATH']}")
+    assert launched.returncode == 0, launched.stderr
+    assert (bench.folder / "calls").read_text().count("x") <= 10
+    assert len(bench.slurm("squeue", "--array", "--noheader").splitlines()) == 1002
+
+
 def test_failed_training_keeps_dependents_from_running_and_is_reported(bench: Bench) -> None:
     launched = bench.launch("--cluster", bench.profile(device="cuda"))
     assert launched.returncode == 0, launched.stderr
