@@ -12,7 +12,7 @@ from datetime import datetime
 
 import processes
 from processes import Process
-from state import DEFAULT_MAX_ARRAY_SIZE, NODES, ClusterError, State, UsageError
+from state import DEFAULT_MAX_ARRAY_SIZE, NODES, ClusterError, State, UsageError, user_name
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmstepd", "sbatch", "squeue", "scontrol")
 OF_ACCOUNTING = ("mariadbd", "slurmdbd")
@@ -143,6 +143,8 @@ class Cluster:
         if name == "slurmctld" and self.state.accounting:
             # Else the controller would wait for its cluster to be known to the database.
             self._run("sacctmgr", "--immediate", "add", "cluster", "anml-dev")
+            self._run("sacctmgr", "--immediate", "add", "account", "anml", "cluster=anml-dev")
+            self._run("sacctmgr", "--immediate", "add", "user", user_name(), "account=anml", "cluster=anml-dev")
         command, since = self._command(name), time.time()
         with self.state.log(name).open("ab") as log:
             child = subprocess.Popen(

@@ -25,6 +25,7 @@ ACCOUNTING = """AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$port_slurmdbd
 AccountingStoragePass=$state/munge.socket
+AccountingStorageEnforce=limits
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=1"""
 

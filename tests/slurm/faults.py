@@ -7,10 +7,11 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from tests.slurm.bench import Bench
 from tests.slurm.cluster import DevCluster
@@ -46,6 +47,9 @@ mv "$copy.$$" "$copy"; cat "$copy"
 """
 
 
+T = TypeVar("T")
+
+
 class NothingToHarmError(Exception):
     """What the harm needs, such as a job that runs, is not there just now."""
 
@@ -57,6 +61,7 @@ class Faults:
     cluster: DevCluster
     bench: Bench
     rng: random.Random
+    launchers: Sequence[subprocess.Popen[bytes]] = ()
     tried: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
 
@@ -76,7 +81,7 @@ class Faults:
             return Counter((self.bench.folder / "cache/lies").read_text().splitlines())
         return Counter()
 
-    def strike(self, launchers: list[subprocess.Popen[bytes]]) -> None:
+    def strike(self, launchers: Sequence[subprocess.Popen[bytes]]) -> None:
         """Do one of the harms that were done least so far, by their proportions; the first that has its effect."""
         self.launchers = launchers
         rounds = {harm: self.done[harm] // times for harm, times in HARMS.items()}
@@ -175,7 +180,7 @@ class Faults:
 
     # What there is to harm
 
-    def _one(self, harm: str, candidates: list) -> object:
+    def _one(self, harm: str, candidates: Sequence[T]) -> T:
         """Return one at random, and count the attempt. Raises NothingToHarmError."""
         if not candidates:
             raise NothingToHarmError

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import yaml
@@ -197,18 +196,18 @@ class Soak:
 
 def double_runs(book: Path) -> Iterator[str]:
     """Yield the jobs, or tasks, that two allocations ran at the same time, by slurmctld's record of all that ended."""
-    ends: dict[str, datetime] = {}
-    line = re.compile(r"Name=(\S+) JobState=\S+ .*?StartTime=(\S+) EndTime=(\S+).*?(?:ArrayTaskId=(\d+)|$)")
-    runs = [match.groups("") for match in map(line.search, book.read_text(errors="replace").splitlines()) if match]
-    for name, start, end, task in sorted((run for run in runs if "Unknown" not in run), key=lambda run: run[1]):
-        began, ended, label = (
-            datetime.fromisoformat(start),
-            datetime.fromisoformat(end),
-            name + f"[{task}]" * bool(task),
-        )
-        if label in ends and began < ends[label]:
+    line = re.compile(r"JobId=(\d+) .*?Name=(\S+) JobState.*? StartTime=(\S+) EndTime=(\S+)(?:.*ArrayTaskId=(\d+))?")
+    found = [match.groups("") for match in map(line.search, book.read_text(errors="replace").splitlines()) if match]
+    allocations: dict[tuple[str, str, str], str] = {}
+    for id_, name, start, end, task in found:
+        if "Unknown" not in start + end:  # Of one that is requeued as it ends there are two lines.
+            key = (start, f"{name}[{task}]" if task else name, id_)
+            allocations[key] = max(end, allocations.get(key, end))
+    ends: dict[str, str] = {}
+    for (start, label, _), end in sorted(allocations.items()):  # Times as text sort as times.
+        if start < ends.get(label, start):
             yield label
-        ends[label] = max(ended, ends.get(label, ended))
+        ends[label] = max(end, ends.get(label, end))
 
 
 def soak(folder: Path, experiments: int, minutes: float, seed: int) -> dict[str, list]:

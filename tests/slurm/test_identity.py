@@ -270,6 +270,9 @@ def colleague(cluster: Cluster, dev_cluster) -> Iterator[Callable[..., subproces
     if os.getuid() != 0:
         pytest.skip("only root can act as two users")
     user = pwd.getpwnam("nobody")
+    if os.environ.get("ANML_TEST_ACCOUNTING"):  # An account that he has already is no reason to fail.
+        account = ["sacctmgr", "--immediate", "add", "user", "nobody", "account=anml"]
+        subprocess.run(account, env=cluster.env, capture_output=True, check=False)
     # pytest's folders are closed to others, however many there are below the machine's own.
     opened = [dev_cluster.state, cluster.folder, *cluster.folder.parents]
     before = {folder: folder.stat().st_mode for folder in opened if folder.stat().st_mode & 0o005 != 0o005}

@@ -10,11 +10,11 @@ from tests.slurm.soak import double_runs, soak
 pytestmark = pytest.mark.slurm
 
 
-def test_three_experiments_survive_a_minute_of_faults(dev_cluster) -> None:
+def test_ten_experiments_survive_two_minutes_of_faults(dev_cluster) -> None:
     """dev_cluster: the test is left out where there is no Slurm. The soak has a cluster of its own."""
     with tempfile.TemporaryDirectory(prefix="anml-soak-") as folder:
-        counts = soak(Path(folder), experiments=3, minutes=1, seed=1)
-    assert not any(counts.values()), counts
+        wrong = soak(Path(folder), experiments=10, minutes=2, seed=1)
+    assert not any(wrong.values()), wrong
 
 
 def test_two_allocations_of_one_job_at_the_same_time_are_seen(tmp_path: Path) -> None:
@@ -29,5 +29,7 @@ def test_two_allocations_of_one_job_at_the_same_time_are_seen(tmp_path: Path) ->
         + line.format(3, "b.x", times[0], times[30])
         + line.format(4, "b.x", times[5], times[6])
         + line.format(5, "c.x", "Unknown", times[6])
+        + line.format(6, "d.x", times[0], times[9])
+        + line.format(6, "d.x", times[0], times[8])
     )
     assert list(double_runs(book)) == ["b.x"]
