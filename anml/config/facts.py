@@ -86,6 +86,11 @@ DATASETS = {
         64, 20, 600, "MINI_IMAGENET", "Mini-ImageNet", imagenet_split="mini-imagenet",
         aliases=("miniimagenet", "minimagenet", "inet", "miniinet"),
     ),
+    # CIFAR-100's images in the split of Bertinetto et al. 2019.
+    "cifar-fs": Dataset(
+        64, 20, 600, 3, 32, "anml.data.image_folders:CIFAR_FS", "CIFAR-FS", can_augment=True, mean_std=IMAGENET,
+        aliases=("cifarfs",),
+    ),
     "omniimage20": _photographs(
         700, 300, 20, "OMNIIMAGE", "OmniImage-20", imagenet_split="omniimage",
         aliases=(*_OMNIIMAGE, "oimg20", "omniimage20", "omnimage20"),

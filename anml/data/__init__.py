@@ -16,6 +16,7 @@ from anml.config import cache_dir
 from anml.config.evaluation import DataRequest
 from anml.config.facts import DATASETS, Dataset, dataset_label, find_dataset
 from anml.data.class_images import ClassImages, StoredArray, write_array
+from anml.data.pickles import SUFFIXES, read_pickle
 from anml.data.sources import ImageFiles, fingerprint, identify, read_record
 from anml.errors import AnmlError, DataError
 from anml.plugins import frozen_or_given
@@ -115,6 +116,12 @@ def _array_of_files(request: DataRequest, files: ImageFiles) -> Path:
         if last and last.is_file():
             return last  # The images are gone from there.
         raise
+    if source.suffix in SUFFIXES:
+        file = _file(request, str(fingerprint(source))[:16])
+        if not file.exists():
+            array = read_pickle(source, request.size)
+            _write(file, lambda stream: np.save(stream, array))
+        return file
     select = functools.cache(lambda: files.select(request, source))
     contents = identify(source, select, record, files.beside(source))
     file = _file(request, contents)

@@ -4,6 +4,7 @@ An image is turned upright as its EXIF tag says, made RGB, cut to its central sq
 has the wanted size already keeps its pixels.
 """
 
+import csv
 import io
 import json
 from collections.abc import Sequence
@@ -22,6 +23,15 @@ from anml.errors import DataError
 FOLDERS = {"train": "train", "eval": "test"}
 _NAMES = ("mini-imagenet", "mini_imagenet", "miniimagenet", "MiniImageNet")
 _INNER = "processed_images"
+# As other repositories keep a split: one pickle, or a list of files and classes beside a folder of all images.
+_PICKLES = {
+    "mini-imagenet": {
+        "train": ("mini-imagenet-cache-train.pkl", "miniImageNet_category_split_train_phase_train.pickle"),
+        "eval": ("mini-imagenet-cache-test.pkl", "miniImageNet_category_split_test.pickle"),
+    },
+    "cifar-fs": {"train": ("CIFAR_FS_train.pickle",), "eval": ("CIFAR_FS_test.pickle",)},
+}
+_LISTED = "images"
 
 
 def _find_mini_imagenet(request: DataRequest) -> Path:
@@ -32,12 +42,58 @@ def _find_mini_imagenet(request: DataRequest) -> Path:
     tops = [data_path, *(data_path / name for name in _NAMES)]
     source = find_source([top / inner for top in tops for inner in (_INNER, ".")], [folder])
     # Otherwise one archive holds both splits; folders of such names were searched above.
-    source = source or find_source(tops, [_INNER, *_NAMES], archives_only=True)
+    source = source or _find_other(request, tops) or find_source(tops, [_INNER, *_NAMES], archives_only=True)
     if source is None:
         expected = "the folders processed_images/train and processed_images/test (or train and test, or train.tar and "
-        expected += "test.tar, or mini-imagenet.tar), with a folder of JPEGs for each class in them"
+        expected += "test.tar, or mini-imagenet.tar), with a folder of JPEGs for each class in them; or images/ with "
+        expected += "train.csv and test.csv; or mini-imagenet-cache-train.pkl and -test.pkl"
         raise _not_found(data_path, "Mini-ImageNet", expected)
     return source
+
+
+def _find_other(request: DataRequest, tops: Sequence[Path]) -> Path | None:
+    """Return the pickle of a split, or the folder of all images beside its list, if there is one."""
+    names = _PICKLES[request.dataset][request.split]
+    listed = [top / _LISTED for top in tops if (top / _LISTED).is_dir() and _list_of(request, top / _LISTED).is_file()]
+    pickles = [top / name for top in tops for name in names if (top / name).is_file()]
+    return next(iter(pickles + listed), None)
+
+
+def _list_of(request: DataRequest, images: Path) -> Path:
+    return images.parent / f"{FOLDERS[request.split]}.csv"
+
+
+def _lists_beside(source: Path) -> list[Path]:
+    """Return the lists of all splits that lie beside a folder of all images."""
+    return sorted(source.parent.glob("*.csv")) if source.name == _LISTED else []
+
+
+def _read_classes(path: Path) -> dict[str, list[str]]:
+    """Return the files of each class of a list with the columns filename and label. Raises DataError."""
+    classes: dict[str, list[str]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                classes.setdefault(row["label"], []).append(row["filename"])
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        message = f"{path}: expected a table with the columns filename and label ({error!r}). Fetch it again."
+        raise DataError(message) from error
+    return {name: sorted(classes[name]) for name in sorted(classes)}
+
+
+def _find_cifar_fs(request: DataRequest) -> Path:
+    """Return the pickle of a split of CIFAR-FS, or the folder with its classes. Raises DataError."""
+    data_path = _given_path(request)
+    tops = [data_path, *(data_path / name for name in ("cifar-fs", "CIFAR-FS", "cifar_fs", "CIFAR_FS"))]
+    source = _find_other(request, tops) or find_source(tops, [f"meta-{FOLDERS[request.split]}", FOLDERS[request.split]])
+    if source is None:
+        expected = "CIFAR_FS_train.pickle and CIFAR_FS_test.pickle, or the folders meta-train and meta-test"
+        raise _not_found(data_path, "CIFAR-FS", expected)
+    return source
+
+
+def _select_cifar_fs(request: DataRequest, source: Path) -> list[list[str]]:
+    return _select_whole(request, source, list_images(source))
 
 
 def _not_found(data_path: Path, name: str, expected: str) -> DataError:
@@ -47,6 +103,8 @@ def _not_found(data_path: Path, name: str, expected: str) -> DataError:
 
 def _select_mini_imagenet(request: DataRequest, source: Path) -> list[list[str]]:
     """Choose the images of a split in a folder or archive of all splits, or of this one alone. Raises DataError."""
+    if source.name == _LISTED and _list_of(request, source).is_file():
+        return _select_whole(request, source, _read_classes(_list_of(request, source)))
     classes = list_images(source)
     if any(name.startswith(("train/", "val/", "test/")) for name in classes):
         classes = {name: classes[name] for name in classes if name.startswith(f"{FOLDERS[request.split]}/")}
@@ -56,7 +114,7 @@ def _select_mini_imagenet(request: DataRequest, source: Path) -> list[list[str]]
 # OmniImage (Frati, Traft & Cheney 2023): 1,000 classes of ImageNet, of each the 20 or 100 images most alike, 84x84.
 # 700 classes are for training, 300 for evaluation. Folders called train and test say which; else this list of the
 # WordNet ids of 300 classes (of https://github.com/lfrati/OmnImage), if it lies beside the data; else the names decide.
-CLASS_LIST = "evolved_test_class_names.json"
+CLASS_LISTS = ("evolved_test_class_names.json", "test_class_names.json")
 
 
 def _find_omniimage(request: DataRequest) -> Path:
@@ -76,7 +134,8 @@ def _find_omniimage(request: DataRequest) -> Path:
 
 def _class_lists(source: Path) -> list[Path]:
     """Return the authors' lists of evaluation classes that lie in the data's folder or beside it; the first counts."""
-    return [path for path in (source / CLASS_LIST, source.parent / CLASS_LIST) if path.is_file()][:1]
+    paths = [folder / name for folder in (source, source.parent) for name in CLASS_LISTS]
+    return [path for path in paths if path.is_file()][:1]
 
 
 def _select_omniimage(request: DataRequest, source: Path) -> list[list[str]]:
@@ -129,7 +188,9 @@ def _select_own_folder(request: DataRequest, source: Path) -> list[list[str]]:
 def _given_path(request: DataRequest) -> Path:
     """Return the data path of a data set that no program may download. Raises DataError without one."""
     if request.folder is None:
-        message = f"{request.dataset} cannot be downloaded automatically: its images are ImageNet's, under its terms. "
+        is_imagenet = find_dataset(request.dataset).imagenet_split
+        terms = "its images are ImageNet's, under its terms" if is_imagenet else "no address of it is known"
+        message = f"{request.dataset} cannot be downloaded automatically: {terms}. "
         message += "Make or fetch it as docs/data.md says and give its folder with --data-path (or ANML_DATA)."
         raise DataError(message)
     return request.folder
@@ -205,6 +266,7 @@ def decode(content: bytes, size: int, where: str) -> bytes:
         raise DataError(message) from error
 
 
-MINI_IMAGENET = ImageFiles(_find_mini_imagenet, _select_mini_imagenet, decode, check=_check_shape)
+MINI_IMAGENET = ImageFiles(_find_mini_imagenet, _select_mini_imagenet, decode, _lists_beside, _check_shape)
+CIFAR_FS = ImageFiles(_find_cifar_fs, _select_cifar_fs, decode, check=_check_shape)
 OMNIIMAGE = ImageFiles(_find_omniimage, _select_omniimage, decode, _class_lists, _check_shape)
 OWN_FOLDER = ImageFiles(_find_own_folder, _select_own_folder, decode)
