@@ -195,8 +195,8 @@ def test_iid_training_has_no_inner_loop_to_check(load) -> None:
             "train_examples=[1, 16]",
             "train_examples: train_examples + test_examples = 21, but a class of glyphs has 20 examples",
         ),
-        ("dataset=glyph", 'dataset: "glyph" is not allowed; allowed: omniglot, glyphs, mini-imagenet, cifar-fs, omniimage20, '
-         "omniimage100, images-folder; did you mean 'glyphs'?"),
+        ("dataset=glyph", 'dataset: "glyph" is not allowed; allowed: omniglot, glyphs, mini-imagenet, cifar-fs, '
+         "omniimage20, omniimage100, images-folder; did you mean 'glyphs'?"),
         ("augment=true", "augment: augmentation is not available at evaluation; remove it"),
         ("im_size=84", "im_size: the model is trained on 28 pixels, found 84; leave im_size out"),
         ("eval_freq=1.5", "eval_freq: must be a whole number, found 1.5"),

@@ -164,8 +164,8 @@ eval_steps: [300, 10000]
 
 def test_what_is_not_here_is_answered_with_what_is(problems) -> None:
     assert problems("dataset: cifar\nmodel: anml\nmodel_args: {conv_blocks: 3}\n") == [
-        'train.yml:1: dataset: "cifar" is not allowed; allowed: omniglot, glyphs, mini-imagenet, cifar-fs, omniimage20, '
-        "omniimage100, images-folder",
+        'train.yml:1: dataset: "cifar" is not allowed; allowed: omniglot, glyphs, mini-imagenet, cifar-fs, '
+        "omniimage20, omniimage100, images-folder; did you mean 'cifar-fs'?",
         "train.yml:3: model_args.conv_blocks: unknown key; did you mean 'num_blocks'?",
     ]
 
