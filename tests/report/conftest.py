@@ -153,7 +153,7 @@ def invented_rows(config: TrainConfig, flavor: str, step: int, seed: int) -> lis
     rows = []
     for classes in evaluation.classes:
         for run in range(evaluation.runs):
-            for lr in (None,) if evaluation.eval_method == "zero_shot" else evaluation.lr:
+            for lr in evaluation.lr if evaluation.protocol.learns else (None,):
                 rows += _trajectory(config, evaluation, flavor, step, seed, classes, run, lr, noise)
     return rows
 
@@ -166,16 +166,17 @@ def _trajectory(
     trained = 0.25 + 0.75 * step / config.total_steps + 0.02 * (seed - 1)
     rate = 1.0 if lr is None else math.exp(-((math.log10(lr / best_lr) / 0.8) ** 2))
     offset = noise.gauss(0, 0.012)
-    points = evaluation.score_points(classes) if evaluation.eval_method == "sequential" else (classes,)
-    rows = []
+    points = evaluation.score_points(classes) if evaluation.protocol.in_sequence else (classes,)
+    rows, method = [], evaluation.eval_method
+    learns = method != "zero_shot"
     for learned in points:
         kept = best + forgotten * (1 - learned / classes)
         test = min(1.0, max(0.0, kept * trained * rate + offset + noise.gauss(0, 0.3 / (5 * learned) ** 0.5)))
         row = ResultRow(
-            flavor=flavor, protocol=evaluation.eval_method, model=config.display_name,
+            flavor=flavor, protocol=method, model=config.display_name,
             dataset=config.eval_request(evaluation).name, checkpoint_step=step, classes=classes,
             train_examples=15, test_examples=5, lr=lr, train_seed=seed, run=run,
-            epoch=0 if lr is None else 1, step=0 if lr is None else learned * 15, classes_trained=learned,
+            epoch=int(learns), step=learned * 15 * learns, classes_trained=learned,
             train_acc=min(1.0, test * 1.15 + 0.03), test_acc=test, train_top5=min(1.0, test * 1.3),
             test_top5=min(1.0, test * 1.2),
         )  # fmt: skip

@@ -76,7 +76,9 @@ def _accuracy_panel(panel: Axes, looks: Sequence[Look], table: Table) -> None:
         look = looks[index]
         panel.plot([], [], color=look.colour, marker=look.marker, linestyle="", label=look.label)
     if any(column.evaluation.is_oracle for column in table.columns):
-        panel.plot([], [], color=style.GREY, marker="o", linestyle="", markerfacecolor="white", label="hollow: oracle")
+        panel.plot(
+            [], [], color=style.GREY, marker="o", linestyle="", markerfacecolor="white", label="hollow: shuffled"
+        )
     amount = table.amount
     panel.axhline(1 / amount.classes, color=style.GREY, linestyle=":", label="chance")
     each = f"{amount.train_examples} + {amount.test_examples} {images(amount.dataset)} each"

@@ -13,7 +13,7 @@ from anml.report.statistics import Estimate, estimate, grouped
 from anml.report.tables import BY_CLASSES_COLUMNS, SUMMARY_COLUMNS, Amount, RateResult
 from anml.report.text import HEADING, accuracy_at_rate, aligned, number_of_runs, table_lines
 
-GAP_HEADING = "What learning in sequence costs: oracle minus sequential, run by run, mean ± 95% interval"
+GAP_HEADING = "What learning in sequence costs: shuffled minus sequential, run by run, mean ± 95% interval"
 CHOICE_HEADING = "What the trainings differ in"
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from anml.report.tables import read_summary
 from anml.report.write import write_report
-from tests.report.conftest import cells, compare, lines
+from tests.report.conftest import COMPARED, cells, compare, lines, start_experiment
 from tests.report.test_page import words
 
 
@@ -161,3 +161,26 @@ def test_other_evaluation_seeds_and_numbers_of_outputs_are_said(make):
     text = compare(one, two).text
     assert "olft: seeds differ, so runs are not of the same classes and examples: ANML 1, SANML 7." in text
     assert "Outputs differ in number: ANML 1,000, SANML 2,000." in text
+
+
+BASELINES = """
+  - ncm: {{<<: *all, eval_method: ncm, eval_freq: 5}}
+  - slda: {{<<: *all, eval_method: slda, eval_freq: 5}}
+"""
+
+
+def test_heads_without_a_gradient_stand_beside_those_that_learn_by_it(tmp_path):
+    builders = [
+        start_experiment(
+            tmp_path / "experiments/demo" / name,
+            (COMPARED + BASELINES).format(
+                model="sanml", name=name, pixels=28, runs=4, olft="olft", oracle="olft-oracle", batch=256
+            ),
+        ).results()
+        for name in ("ANML", "SANML")
+    ]
+    comparison = compare(*builders)
+    assert comparison.text.splitlines()[7].split() == ["experiment", "no-sgd", "olft", "olft-oracle", "ncm", "slda"]
+    assert {line["lr"] for line in cells(comparison, flavor="ncm")} == {""}
+    drawn = {path.name for path in comparison.page.parent.glob("comparison-classes-*.png")}
+    assert drawn == {f"comparison-classes-{name}.png" for name in ("olft", "ncm", "slda")}
