@@ -29,6 +29,8 @@ MOST_POINTS = 20
 # A running mean over this share of the log is smooth and still shows when learning sets in.
 SMOOTHED_SHARE = 30
 FEWEST_TO_SMOOTH = 12
+# Accuracies of a training's log beside that of its own examples: what the figure calls them, and their lines.
+EXTRA_CURVES = {"val_accuracy": ("validation", "--"), "held_out_accuracy": ("held-out classes", "-.")}
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class TrainingLog:
     lines: list[dict[str, float]]
 
     def measure(self, name: str) -> tuple[list[int], list[float]]:
-        """Return steps and values of `loss`, `accuracy` or `val_accuracy`, where finite: a diverged training's."""
+        """Return steps and values of `loss`, `accuracy` or another measure, where finite: a diverged training's."""
         kept = [line for line in self.lines if math.isfinite(line.get(name, math.nan))]
         return [int(line["step"]) for line in kept], [line[name] for line in kept]
 
@@ -244,7 +246,8 @@ def draw_training(logs: Sequence[TrainingLog], checkpoints: Sequence[int], unit:
         colour = style.TRAINING_COLOURS[number % len(style.TRAINING_COLOURS)]
         _logged_curve(loss, log, "loss", colour)
         _logged_curve(accuracy, log, "accuracy", colour)
-        _logged_curve(accuracy, log, "val_accuracy", colour)
+        for name in EXTRA_CURVES:
+            _logged_curve(accuracy, log, name, colour)
     mark = {"color": style.GREY, "linestyle": ":", "linewidth": 1.2, "zorder": 0.9}
     for panel, step in product((loss, accuracy), checkpoints):
         panel.axvline(step, label="evaluated checkpoint", **mark)
@@ -275,9 +278,10 @@ def _logged_curve(panel: Axes, log: TrainingLog, name: str, colour: str) -> None
         return
     training = log.name or "training"
     means, window = smoothed(values)
-    if name == "val_accuracy":
-        label = f"{log.name}, validation" if log.name else "validation"
-        panel.plot(steps, means, color=colour, linestyle="--", linewidth=1.3, label=label)
+    if name in EXTRA_CURVES:
+        words, linestyle = EXTRA_CURVES[name]
+        label = f"{log.name}, {words}" if log.name else words
+        panel.plot(steps, means, color=colour, linestyle=linestyle, linewidth=1.3, label=label)
     elif window == 1:
         panel.plot(steps, values, color=colour, marker="o", label=training)
     else:
