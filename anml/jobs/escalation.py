@@ -16,6 +16,8 @@ FACTOR = re.compile(r"(\d+(?:\.\d+)?)x")
 _MEGABYTES = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
 # The scheduler's words for a job that had too little, by what it had too little of.
 _SHORTAGES = {"mem": ("OUT_OF_MEMORY",), "time": ("TIMEOUT", "DEADLINE")}
+# Slurm's word for a job that no node can take.
+NO_NODE_LEFT = "BadConstraints"
 # Ends that no node is to blame for.
 _BLAMELESS = ("OUT_OF_MEMORY", "TIMEOUT", "DEADLINE", "PREEMPTED", "CANCELLED")
 
@@ -47,9 +49,10 @@ def options_again(
         elif has_run and (present := _name_in(asked, name)):
             changes[present] = multiplied(present, str(asked[present]), float(factor[1]))
     if "exclude" not in given and (nodes := bad_nodes(before)):
-        changes["exclude"] = ",".join(
-            filter(None, dict.fromkeys((*str(asked.get("exclude") or "").split(","), *nodes)))
-        )
+        others = [node for node in str(asked.get("exclude") or "").split(",") if node and node not in nodes]
+        # Rather a bad node than none.
+        excluded = others if any(NO_NODE_LEFT in ending for ending in endings) else [*others, *nodes]
+        changes["exclude"] = ",".join(excluded) or False
     return merged(merged(own, steps), changes)
 
 

@@ -15,7 +15,7 @@ from anml.atomic import read_json, write_json, write_text
 from anml.config.profile import SbatchOptions, merged
 from anml.errors import SubmissionError
 from anml.experiment import Experiment
-from anml.jobs.escalation import bad_nodes, failed_on, option_words, options_again
+from anml.jobs.escalation import NO_NODE_LEFT, bad_nodes, failed_on, option_words, options_again
 from anml.jobs.interrupts import ended_as_by_ctrl_c, held_back
 from anml.jobs.job_status import JobStatus, read_status, write_status
 from anml.jobs.launch import Launch, moved_from, record
@@ -124,15 +124,22 @@ class _Submission:
         for task, status in last.items():
             self._check_has_ended(job, task, status)
         before = {task: self._before(job, task, status) for task, status in last.items()}
-        self._choose_options(job, list(before.values()), [status.more for status in last.values()])
-        write_text(self.launch.experiment.job(job.name).script, self.scheduler.render(job), mode=0o777)
+        had = [status.more for status in last.values()]
+        endings = [state.words for state in self.states.get(job.name, {}).values() if not state.is_live]
+        self._write_script(job, list(before.values()), had, endings)
         for task, status in before.items():
             if status != last[task]:  # A task that is new has none: a thousand files take seconds.
                 write_status(files[task], status)
         # A job that is done needs no dependency.
         after = [id_ for name in job.after for id_ in self.ids.get(name, [])]
         with held_back(self.scheduler.stop):
-            new = self.scheduler.submit(job, after, list(last))
+            try:
+                new = self.scheduler.submit(job, after, list(last))
+            except SubmissionError:
+                if not bad_nodes(list(before.values())):
+                    raise
+                self._write_script(job, list(before.values()), had, [*endings, NO_NODE_LEFT])
+                new = self.scheduler.submit(job, after, list(last))
             self.submitted[job.name] = new
             self.ids.setdefault(job.name, []).append(new)
             record(self.launch, self.submitted)
@@ -154,15 +161,27 @@ class _Submission:
             gpu_memory_gb=last.gpu_memory_gb, failed_on=failed_on(last, state.words if state else ""),
         )  # fmt: skip
 
-    def _choose_options(self, job: Job, before: Sequence[JobStatus], had: Sequence[SbatchOptions]) -> None:
-        """Let a job that runs again have what it lacked, and say so. had: what its tasks gave themselves."""
+    def _write_script(
+        self, job: Job, before: Sequence[JobStatus], had: Sequence[SbatchOptions], endings: Sequence[str]
+    ) -> None:
+        self._choose_options(job, before, had, endings)
+        write_text(self.launch.experiment.job(job.name).script, self.scheduler.render(job), mode=0o777)
+
+    def _choose_options(
+        self, job: Job, before: Sequence[JobStatus], had: Sequence[SbatchOptions], endings: Sequence[str]
+    ) -> None:
+        """Let a job that runs again have what it lacked, and say so.
+
+        had: what its tasks gave themselves. endings: what the scheduler says of their ends.
+        """
         profile, own = self.launch.profile, self.launch.job_options.get(job.name, {})
-        endings = [state.words for state in self.states.get(job.name, {}).values() if not state.is_live]
         again = options_again(profile, job, reduce(merged, had, own), self.launch.retry_options, before, endings)
         if again == own:
             return
         self.launch.job_options[job.name] = again
         new = " ".join(option_words({name: value for name, value in again.items() if own.get(name) != value}))
+        if any(NO_NODE_LEFT in ending for ending in endings):
+            new += " no node is left out any more, since no other can take it"
         why = f" ({', '.join(dict.fromkeys(endings))})" if endings else ""
         nodes = f"; {', '.join(nodes)} failed it twice" if (nodes := bad_nodes(before)) else ""
         print(f"note: {job.name}: {new}{why}{nodes}", file=sys.stderr)

@@ -78,6 +78,11 @@ def test_nodes_that_failed_a_task_twice_are_excluded_beside_those_of_the_profile
     assert options_again(profile({}), JOB, {}, {"exclude": False}, before, []) == {"exclude": False}
 
 
+def test_a_bad_node_is_better_than_none() -> None:
+    before, own = [JobStatus(failed_on=["n1", "n1"])], {"exclude": "n9,n1"}
+    assert options_again(profile({}), JOB, own, {}, before, ["FAILED (BadConstraints)"]) == {"exclude": "n9"}
+
+
 def test_no_amount_is_an_error_in_words() -> None:
     with pytest.raises(ConfigError, match="mem: 'much'"):
         amount("mem", "much")

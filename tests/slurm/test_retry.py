@@ -1,5 +1,6 @@
 """What fails is submitted again with more, and elsewhere."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -50,6 +51,14 @@ def test_a_node_that_failed_a_job_twice_is_left_out(failed: Bench) -> None:
     assert f"{first} failed it twice" in said
     failed.wait_for_queue()
     assert failed.status(JOB)["node"] not in ("", first)
+
+
+def test_where_every_node_has_failed_a_job_twice_it_runs_there_all_the_same(failed: Bench) -> None:
+    file = failed.root() / "jobs" / JOB / "status.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"failed_on": ["dg1", "dg1", "dg2", "dg2"]}))
+    assert "no node is left out any more" in retry(failed)
+    failed.wait_for_queue()
+    assert failed.status(JOB)["attempt"] == 2
 
 
 def test_what_the_kernel_kills_goes_on_with_more_memory_and_the_jobs_behind_it_wait(bench: Bench) -> None:
