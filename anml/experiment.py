@@ -5,6 +5,9 @@ from pathlib import Path
 
 from anml.atomic import read_json
 
+# What a `.pth` that was added is called in its folder of checkpoints.
+ADDED_PTH = "model.pth"
+
 
 @dataclass(frozen=True)
 class JobFolder:
@@ -62,6 +65,10 @@ class Experiment:
     def code(self) -> Path:
         """The code as launched."""
         return self.root / "code"
+
+    def snapshot(self, name: str = "") -> Path:
+        """Return a copy of the code: as launched, or the `code-2` that an addition has frozen."""
+        return self.root / (name or "code")
 
     @property
     def wandb_dir(self) -> Path:

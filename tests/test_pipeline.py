@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 import anml
+from anml.experiment import Experiment
+from anml.jobs.job_status import read_status
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -264,6 +267,56 @@ def test_a_rate_is_chosen_on_held_out_classes_and_then_scored_once(run: Run, exp
         assert chosen[-1]["test_acc"] == accuracies[-1]
     assert "chosen on held-out classes" in (root / "jobs/chosen-step-000004/log.txt").read_text()
     assert (root / "report/accuracy.txt").read_text().startswith("Chosen on held-out classes")
+
+
+def test_other_checkpoints_are_evaluated_beside_its_own_by_new_code(
+    run: Run, experiments: Path, tmp_path: Path
+) -> None:
+    assert launch(run, write_config(tmp_path, epochs=2, eval_steps=[2], eval=OLFT)).returncode == 0
+    own = anml.load(experiments / "p" / "g")
+    before = {path: path.read_bytes() for path in own.folder.results.iterdir()}
+    pth, shipped = tmp_path / "same-2.pth", REPOSITORY / "trained_anmls" / "omniglot-anml"
+    torch.save(own.model().state_dict(), pth)
+
+    # An earlier version does not know what additions write.
+    frozen = own.folder.code / "anml/config/training.py"
+    frozen.write_text(frozen.read_text().replace("eval_checkpoints", "of_no_use"))
+    words = ("-m", "anml", "add", "p/g", "--checkpoint", pth, f"shipped={shipped}")
+    refused = run(*words)
+    assert (refused.returncode, "add with --new-code" in refused.stderr) == (2, True)
+    assert own.config.eval_checkpoints is None
+
+    done = run(*words, "--new-code")
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    pth.unlink()  # What is evaluated is a copy.
+    columns, results = ["lr", "run", "step", "test_acc"], own.results
+    of_model = {model: rows[columns].reset_index(drop=True) for model, rows in results.groupby("model")}
+    assert list(of_model) == ["anml", "same", "shipped"]
+    pd.testing.assert_frame_equal(of_model["same"], of_model["anml"])
+    by_hand = anml.evaluate(shipped, own.config.eval["olft"].model_dump(exclude_none=True))
+    pd.testing.assert_frame_equal(of_model["shipped"], by_hand[columns])
+    page = (own.folder.report / "index.html").read_text()
+    assert ("shipped: 4 classes learned" in page, "which run code-2/" in page) == (True, True)
+    ran = {name: (own.folder.job(name).script).read_text() for name in ("olft-step-000002", "olft-step-000002-same")}
+    assert ["/code-2 " in script for script in ran.values()] == [False, True]
+
+
+def test_what_is_added_while_jobs_run_waits_for_them(run: Run, experiments: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, epochs=400, eval_steps=[400], eval=OLFT)
+    command = ["launch_train.py", "-c", str(config), "--project", "p", "--group", "g", "--cluster", "local"]
+    own = Experiment(experiments / "p" / "g")
+    with subprocess.Popen([sys.executable, *command, "--wandb", "disabled"], cwd=REPOSITORY) as launcher:
+        wait_until(lambda: read_status(own.job("train-step-000400").status).state == "running", 200)
+        done = run("-m", "anml", "add", "p/g", "--set", "eval.olft.runs=3")
+        assert (done.returncode, launcher.wait(200)) == (0, 0), done.stderr
+    train, added, report = (
+        read_status(own.job(name).status) for name in ("train-step-000400", "olft-step-000400-more-1", "report")
+    )
+    assert (train.attempt, added.state, report.state) == (1, "done", "done")
+    times = [train.ended or 0.0, added.started or 0.0, report.started or 0.0]
+    assert times == sorted(times)
+    assert len(anml.load(own.root).results.run.unique()) == 3
 
 
 def test_evaluation_by_hand_agrees_with_the_planned_one(run: Run, finished: Path, tmp_path: Path) -> None:

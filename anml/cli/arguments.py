@@ -72,7 +72,8 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("--run-dir", "--flavor"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--train-inner-lr", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--training", help=argparse.SUPPRESS)
+    for name in ("--training", "--checkpoint"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
     for name in ("--step", "--stage", "--train-seed", "--points-per-job", "--first-task"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
 

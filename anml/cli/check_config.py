@@ -32,6 +32,31 @@ def find_problems(config: TrainConfig) -> list[str]:
         at = f" (of the training with {training.words})" if training.varied else ""
         problems += [text + at for text in _model_problems(config.for_training(training))]
     _check_data(config, problems)
+    for name, added in config.added_checkpoints.items():
+        with collecting(problems, f"eval_checkpoints.{name}: "):
+            problems += _checkpoint_problems(config, name, Path(added.path))
+    return problems
+
+
+def _checkpoint_problems(config: TrainConfig, name: str, path: Path) -> list[str]:
+    """Return why a checkpoint of another training cannot be evaluated as this experiment's are. Raises AnmlError."""
+    import torch
+
+    from anml.evaluate.by_hand import misfits_of
+    from anml.evaluate.job import load_checkpoint
+
+    problems = []
+    for flavor, evaluation in config.eval.items():
+        if evaluation.choose:
+            continue
+        model, card = load_checkpoint(path, evaluation, config.dataset, torch.device("cpu"))
+        reasons = misfits_of(model, card, evaluation, evaluation.dataset or config.dataset)
+        if evaluation.is_validation and (card.train_classes or 0) > config.num_train_classes:
+            reasons.append(f"it was trained on {card.train_classes} classes, those held out here among them")
+        seen = set((card.class_split or {}).get("train", ())) & set(config.eval_request(evaluation).classes)
+        if seen and not evaluation.is_validation:
+            reasons.append(f"it was trained on {len(seen)} of the classes to evaluate")
+        problems += [f"eval_checkpoints.{name}: {flavor}: {reason}" for reason in reasons]
     return problems
 
 

@@ -27,7 +27,7 @@ def _planned(options: argparse.Namespace) -> int:
         flavors = ", ".join(config.eval)
         message = f"--run-dir takes --flavor and --step; flavors of this experiment: {flavors}; found {options.flavor}"
         raise ConfigError(message)
-    training = config.training_id(options.train_inner_lr, options.train_seed, options.training)
+    training = options.checkpoint or config.training_id(options.train_inner_lr, options.train_seed, options.training)
     task = array_task() if options.points_per_job else None
 
     def work(context: JobContext) -> bool:

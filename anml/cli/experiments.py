@@ -165,7 +165,8 @@ def _waste(experiment: Experiment, kinds: Sequence[str], before: float) -> Waste
         waste = Waste(earlier, f"{name}: done: {len(earlier)} checkpoints before the last")
     if "failed" in kinds and not are_done and not any(experiment.results.glob("*.csv")):
         waste = Waste([experiment.root], f"{name}: failed without results: the whole experiment")
-        if others := sorted({path.name for path in experiment.root.iterdir() if path.name[0] != "."} - _OUR_FILES):
+        names = {path.name for path in experiment.root.iterdir() if not re.match(r"\.|code-\d+$", path.name)}
+        if others := sorted(names - _OUR_FILES):
             print(f"{name}: left alone: holds {', '.join(others)}")
             return None
     return waste if waste and waste.is_ours else None

@@ -16,6 +16,7 @@ from anml.cli.arguments import (
     find_experiment,
     print_notices,
 )
+from anml.cli.evaluate import checkpoint_paths
 from anml.config.binding import located
 from anml.config.load import LoadedTrain, load_experiment_config, load_train_config
 from anml.config.profile import PROFILES, ClusterProfile, WandbMode, load_profile_here
@@ -24,11 +25,20 @@ from anml.config.training import TrainConfig
 from anml.config.yaml import Source
 from anml.errors import ConfigError
 from anml.experiment import Experiment
-from anml.jobs.addition import added_jobs, with_more, write_addition
+from anml.jobs.addition import added_jobs, named_checkpoints, with_code, with_more, write_addition
 from anml.jobs.job_status import JobStatus, read_status
-from anml.jobs.launch import Launch, check_with_model, create_experiment, experiments_dir, load_launch, new_group
+from anml.jobs.launch import (
+    REPOSITORY,
+    Launch,
+    check_with_model,
+    create_experiment,
+    experiments_dir,
+    load_launch,
+    new_group,
+)
 from anml.jobs.plan import Job, make_plan
 from anml.jobs.schedulers import default_cluster, scheduler_class
+from anml.jobs.status import read_jobs
 from anml.jobs.submission import describe, run_launch
 from anml.jobs.time_limits import check_time_limits
 from anml.tracking import default_mode
@@ -102,24 +112,53 @@ def _check_with_model(loaded: LoadedTrain, decided: Launch) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_address_arguments(parser)
-    what = "more flavors (`eval:` with their settings), or more seeds and later checkpoints"
+    what = "more flavors (`eval:` with their settings), larger sweeps, more seeds, later checkpoints"
     add_config_arguments(parser, what)
+    checkpoint = "evaluate other checkpoints too: the folder of one or a .pth, called NAME in results"
+    parser.add_argument("--checkpoint", metavar="[NAME=]PATH", nargs="+", action="extend", default=[], help=checkpoint)
+    new_code = "freeze the present code beside that of the experiment, for the jobs that are added"
+    parser.add_argument("--new-code", action="store_true", help=new_code)
     parser.add_argument("-n", "--dry-run", action="store_true", help="show the jobs that would be added, add nothing")
 
 
 def add(options: argparse.Namespace) -> int:
     before = load_launch(find_experiment(options))
-    flags = {"data_path": options.data_path}
+    checkpoint_paths([word if Path(word).exists() else word.rpartition("=")[2] for word in options.checkpoint])
+    more = named_checkpoints(before.config, options.checkpoint) if options.checkpoint else None
+    flags = {"data_path": options.data_path, "eval_checkpoints": more}
     loaded = load_experiment_config(before.experiment.config_file, options.overrides, flags, options.config)
     after = with_more(before, loaded.config, options.command_line)
+    after = with_code(before, after, options.new_code)
     print_notices(loaded.notices)
     new = added_jobs(before, after)
     if options.dry_run:
         print(describe(replace(after, plan=new)))
         return EXIT_DONE
-    check_with_model(after.config)
+    there, others = before.config.added_checkpoints, after.config.added_checkpoints
+    # Those that are there are copies: their originals may be gone.
+    added = {name: other for name, other in others.items() if name not in there}
+    _check_codes(before, after, after.config.model_copy(update={"eval_checkpoints": added or None}))
     print(f"Adds {len(new.jobs) - 1} jobs to {before.experiment.root}", flush=True)
     return run_and_report(after, lambda: write_addition(before, after))
+
+
+def _check_codes(before: Launch, after: Launch, config: TrainConfig) -> None:
+    """Check a config with every copy of the code that is to read it, which may be of an earlier version.
+
+    Jobs that are done read it no more. Raises ConfigError.
+    """
+    undone = [job.name for job in read_jobs(before.experiment) if job.state != "done"]
+    newest = after.snapshots.get("report", "")
+    for name in {newest, *(before.snapshots.get(job, "") for job in undone)}:
+        code = before.experiment.snapshot(name)
+        try:
+            check_with_model(config, code if code.exists() else REPOSITORY)
+        except ConfigError as error:
+            if not code.exists():
+                raise
+            advice = "add with --new-code" if name == newest else "first retry or cancel the jobs that are not done"
+            why = f"by {code}, the code of this experiment; where that is older: {advice}"
+            raise ConfigError([f"{text} ({why})" for text in error.problems]) from None
 
 
 def _read(options: LaunchOptions) -> tuple[LoadedTrain, ClusterProfile]:

@@ -22,7 +22,7 @@ GROUPS = {
     "Experiments": {
         "launch": Command("launch", "train and evaluate: plan the jobs, make the experiment folder, submit",
                           "launch -c quickstart.yml --project demo --cluster local"),
-        "add": Command("launch", "add flavors, later checkpoints or seeds to an experiment",
+        "add": Command("launch", "add flavors, larger sweeps, seeds or other checkpoints",
                        "add demo/GROUP --set seeds=[1,2,3]"),
         "status": Command("status", "show what ran, what runs, what failed and why", "status demo/GROUP --watch"),
         "logs": Command("logs", "print what the jobs have written", "logs demo/GROUP train-step-000500 -f"),

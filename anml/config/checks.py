@@ -48,6 +48,7 @@ def check_train(config: TrainConfig, has_epochs: bool) -> Faults:
         yield "keep_best", message + f"{config.facts.train_classes}; set train_classes to fewer"
     if config.patience and not config.keep_best:
         yield "patience", "counts the validations of keep_best; add keep_best: validation"
+    yield from _check_names(config)
     yield from _check_method(config)
     yield from _check_engine(config)
     if config.train_together and len(config.trainings) == 1:
@@ -68,6 +69,13 @@ def check_flavor_name(name: str) -> Faults:
         yield name, f"a flavor cannot be called {name}; choose another name"
     elif not _FLAVOR_NAME.fullmatch(name):
         yield name, "a flavor's name is made of letters, digits, `-`, `_` and `.`, and begins with a letter or digit"
+
+
+def _check_names(config: TrainConfig) -> Faults:
+    tags = {training.tag for training in config.trainings}
+    for name in config.added_checkpoints:
+        if name in tags or re.match(r"(step|more|task|part)-\d", name) or not _FLAVOR_NAME.fullmatch(name):
+            yield "eval_checkpoints", f"a checkpoint cannot be called {name}; take letters, digits, `-`, `_` and `.`"
 
 
 def check_eval(config: EvalConfig, facts: Dataset | None) -> Faults:

@@ -66,6 +66,13 @@ class InnerOptimizer(NamedTuple):
     lr: float
 
 
+class AddedCheckpoint(Record):
+    """A checkpoint of another training, which an experiment evaluates too. step: as its card or its name says."""
+
+    path: str
+    step: NotNegative
+
+
 class TrainConfig(Record):
     """An experiment, as written in `configs/train-*.yml`. Keys are those of higherANML where it has them.
 
@@ -178,6 +185,8 @@ class TrainConfig(Record):
     # Also evaluates the network before any training: what the meta-training added can then be read off the report.
     eval_untrained: bool = False
     eval: Mapping[str, EvalConfig] = {}
+    # Written by `anml add --checkpoint`: other checkpoints by the names that results have for them.
+    eval_checkpoints: Mapping[str, AddedCheckpoint] | None = None
 
     @property
     def facts(self) -> Dataset:
@@ -221,6 +230,11 @@ class TrainConfig(Record):
     @property
     def model_record(self) -> ModelArgs:
         return named_part("model", self.model).args(**self.model_args)
+
+    @property
+    def added_checkpoints(self) -> Mapping[str, AddedCheckpoint]:
+        """The checkpoints of other trainings, by the names that results have for them."""
+        return self.eval_checkpoints or {}
 
     @property
     def usual_initialisation(self) -> Initialisation:

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import torch
 
-from anml.checkpoints import ModelCard, load_model
-from anml.checkpoints.import_pth import load_pth
+from anml.checkpoints import ModelCard
 from anml.config.evaluation import ClassSplit, DataRequest, EvalConfig, data_path_or_default, eval_request
 from anml.config.facts import find_dataset
 from anml.config.image_folder import check_unseen, fill_in_flavor
 from anml.config.profile import Device
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
-from anml.evaluate.job import StoppedError, accuracy_lines, load_data, run_until_stopped
+from anml.evaluate.job import StoppedError, accuracy_lines, load_checkpoint, load_data, run_until_stopped
 from anml.evaluate.prepared_run import check_head
 from anml.evaluate.sweep import LoadedModel, sweep_trajectories
 from anml.jobs.job import JobContext
@@ -73,12 +72,7 @@ def _write(output: Path, results: Sequence[tuple[LoadedModel, TrajectoryResult]]
 
 def load_models(config: EvalConfig, checkpoints: Sequence[Path], device: torch.device) -> list[LoadedModel]:
     """Load all models and check that they fit the config, before hours of work begin. Raises ConfigError."""
-    loaded = [
-        load_pth(path, config.dataset, config.im_size, device, config.pth_args)
-        if path.is_file()
-        else load_model(path, device)
-        for path in checkpoints
-    ]
+    loaded = [load_checkpoint(path, config, config.dataset, device) for path in checkpoints]
     cards = _tell_apart([card for _, card in loaded], checkpoints)
     models = [model for model, _ in loaded]
     return prepare_models(config, list(zip(map(str, checkpoints), models, cards, strict=True)), device)
@@ -96,7 +90,7 @@ def prepare_models(
     images: dict[DataRequest, ClassImages] = {}  # Checkpoints of one training share theirs: one copy on the device.
     for name, model, card in named:
         dataset = config.dataset or card.dataset
-        misfits = _misfits(model, card, config, dataset) + _validation_problems(card, config, dataset)
+        misfits = misfits_of(model, card, config, dataset)
         if misfits:
             problems += [f"{name}: {text}" for text in misfits]
             continue
@@ -120,7 +114,7 @@ def _tell_apart(cards: Sequence[ModelCard], paths: Sequence[Path]) -> list[Model
     ]
 
 
-def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, dataset: str) -> list[str]:
+def misfits_of(model: MetaModel, card: ModelCard, config: EvalConfig, dataset: str) -> list[str]:
     """Return why a model cannot be evaluated as the config says."""
     (channels, size, _), outputs = card.image_shape, model.head.out_features
     problems = []
@@ -140,7 +134,7 @@ def _misfits(model: MetaModel, card: ModelCard, config: EvalConfig, dataset: str
             check_head(model, config)
         except ConfigError as error:
             problems.append(str(error))
-    return problems
+    return problems + _validation_problems(card, config, dataset)
 
 
 def _validation_problems(card: ModelCard, config: EvalConfig, dataset: str) -> list[str]:

@@ -3,11 +3,14 @@
 import functools
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from anml.atomic import wait_until
-from anml.checkpoints import is_complete, load_model
+from anml.checkpoints import ModelCard, is_complete, load_model
+from anml.checkpoints.import_pth import load_pth
 from anml.config.evaluation import DataRequest, EvalConfig
 from anml.config.facts import is_validation
 from anml.config.profile import Device, WandbMode
@@ -17,9 +20,10 @@ from anml.data import load_images
 from anml.data.class_images import ClassImages
 from anml.evaluate.choice import choose, chosen_trajectories
 from anml.evaluate.sweep import LoadedModel, Say, Trajectory, run_sweep, stage_trajectories
-from anml.experiment import Experiment
+from anml.experiment import ADDED_PTH, Experiment
 from anml.jobs.job import JobContext, check_folder
 from anml.machine import peak_memory, prepare_device
+from anml.models.meta_model import MetaModel
 from anml.report import labels
 from anml.results import FinishedTrajectories, ResultRow, TrajectoryResult
 from anml.tracking import Tracker
@@ -30,28 +34,36 @@ class StoppedError(Exception):
 
 
 def evaluate_checkpoint(
-    context: JobContext, config: TrainConfig, experiment: Experiment, flavor: str, step: int, training: TrainingId,
-    task: int | None, points_per_job: int | None, device: Device, wandb_mode: WandbMode, min_free_gb: float = 0.0,
-    stage: int = 0,
+    context: JobContext, config: TrainConfig, experiment: Experiment, flavor: str, step: int,
+    training: TrainingId | str, task: int | None, points_per_job: int | None, device: Device, wandb_mode: WandbMode,
+    min_free_gb: float = 0.0, stage: int = 0,
 ) -> bool:  # fmt: skip
     """Run a flavor's sweep on a checkpoint and write its results, continuing after the trajectories already finished.
 
-    stage: of a sweep that has grown, which part (`EvalConfig.stages`). Returns False when stopped before the end.
+    training: whose checkpoint, or the name of one that was added. stage: of a sweep that has grown, which part
+    (`EvalConfig.stages`). Returns False when stopped before the end.
     """
     check_folder(experiment.root, min_free_gb)
     evaluation = config.eval[flavor].stages[stage]
     compute_on = prepare_device(device, config.device, evaluation.deterministic)
-    chosen = choose(experiment, config, flavor, step, training) if evaluation.choose else None
+    tag = training if isinstance(training, str) else training.tag
+    chosen = None
+    if evaluation.choose and not isinstance(training, str):
+        chosen = choose(experiment, config, flavor, step, training)
     print(chosen or "", end="\n" if chosen else "", flush=True)
-    checkpoint = experiment.checkpoint(chosen.step if chosen else step, training.tag)
-    wait_until(lambda: is_complete(checkpoint, ["model"]), checkpoint.parent)
-    model, card = load_model(checkpoint, compute_on)
+    checkpoint = experiment.checkpoint(chosen.step if chosen else step, tag)
+    if isinstance(training, str):
+        model, card = load_checkpoint(checkpoint, evaluation, config.dataset, compute_on)
+        card, alone = replace(card, display_name=tag, step=step), config.model_copy(update={"model_name": tag})
+    else:
+        wait_until(lambda: is_complete(checkpoint, ["model"]), checkpoint.parent)
+        (model, card), alone = load_model(checkpoint, compute_on), config.for_training(training)
     data = load_data(evaluation, config.eval_request(evaluation), compute_on)
     trajectories = chosen_trajectories(evaluation, chosen) if chosen else stage_trajectories(config.eval[flavor], stage)
     if task is not None and points_per_job is not None:
         trajectories = trajectories[task * points_per_job : (task + 1) * points_per_job]
-    path = experiment.result(flavor, step, training.tag, task, stage)
-    tracker = Tracker(experiment, config.for_training(training), path.stem, "evaluate", wandb_mode)
+    path = experiment.result(flavor, step, tag, task, stage)
+    tracker = Tracker(experiment, alone, path.stem, "evaluate", wandb_mode)
     finished = FinishedTrajectories(path.with_suffix(".partial.jsonl"))
     complete = finish(context, LoadedModel(model, card, data, evaluation), flavor, trajectories, finished)
     rows = finished.write(path) if complete else []
@@ -61,6 +73,20 @@ def evaluate_checkpoint(
     for line in [*accuracy_lines(rows), peak_memory(compute_on)]:
         print(line)
     return complete
+
+
+def load_checkpoint(
+    path: Path, config: EvalConfig, dataset: str | None, device: torch.device
+) -> tuple[MetaModel, ModelCard]:
+    """Return the model of a checkpoint's folder, or of a `.pth`, and its card. Raises CheckpointError, ConfigError.
+
+    dataset: what a `.pth`, which does not say it, was trained on.
+    """
+    if (path / ADDED_PTH).is_file():
+        path = path / ADDED_PTH
+    if path.is_file():
+        return load_pth(path, dataset, config.im_size, device, config.pth_args)
+    return load_model(path, device)
 
 
 def load_data(config: EvalConfig, request: DataRequest, device: torch.device) -> ClassImages:

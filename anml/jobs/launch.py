@@ -16,13 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from anml.atomic import read_json, write_json, write_text
+from anml.atomic import new_folder, read_json, write_json, write_text
 from anml.config.load import REFERENCE_KEYS, dump_config, load_experiment_config
 from anml.config.profile import ClusterProfile, SbatchOptions, WandbMode
 from anml.config.training import TrainConfig
 from anml.config.yaml import KeyPath
 from anml.errors import ConfigError, JobError
-from anml.experiment import Experiment
+from anml.experiment import ADDED_PTH, Experiment
 from anml.jobs.plan import Plan
 from anml.jobs.schedulers import Scheduler, scheduler_class
 from anml.plugins import USER_CODE, copy_sources, is_reference
@@ -98,6 +98,7 @@ class Launch:
     """Everything decided before anything is created.
 
     job_options: by name of a job, the sbatch options that retries have given it. retry_options: those of this retry.
+    snapshots: by name of a job, which copy of the code it runs, where it is not the first (`Experiment.snapshot`).
     """
 
     config: TrainConfig
@@ -108,10 +109,12 @@ class Launch:
     command_line: Sequence[str] = ()
     job_options: dict[str, SbatchOptions] = field(default_factory=dict)
     retry_options: SbatchOptions = field(default_factory=dict)
+    snapshots: dict[str, str] = field(default_factory=dict)
 
     def make_scheduler(self) -> Scheduler:
         scheduler = scheduler_class(self.profile.scheduler)(self.experiment, self.profile, self.wandb_mode)
         scheduler.job_options = self.job_options
+        scheduler.snapshots = read_plan_file(self.experiment).get("snapshots", {}) | self.snapshots
         return scheduler
 
 
@@ -124,11 +127,14 @@ def new_group(project: Path) -> str:
     return f"{coolname.generate_slug(2)}-{number}"
 
 
-def check_with_model(config: TrainConfig) -> None:
-    """Check what needs the model and the data, in a child process: this one never imports torch. Raises ConfigError."""
+def check_with_model(config: TrainConfig, code: Path = REPOSITORY) -> None:
+    """Check what needs the model and the data, in a child process: this one never imports torch. Raises ConfigError.
+
+    code: the copy of this package that checks, since its jobs will run it.
+    """
     # The child runs in the current folder, where modules that the config refers to may be; -P and the path make sure
     # that it imports this package, not an `anml` that happens to be in that folder.
-    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
     result = subprocess.run(
         [sys.executable, "-P", "-m", "anml", "check-config"], env=os.environ | {"PYTHONPATH": path},
         input=dump_config(config), capture_output=True, text=True, check=False,
@@ -136,6 +142,8 @@ def check_with_model(config: TrainConfig) -> None:
     try:
         problems = json.loads(result.stdout.splitlines()[-1])["problems"]
     except (ValueError, IndexError):
+        if result.returncode == ConfigError.exit_code:  # Code of an earlier version does not know a key.
+            raise ConfigError(result.stderr.strip()) from None
         message = f"the check of the config could not run: {result.stderr.strip()[-2000:]}"
         raise JobError(message) from None
     if problems:
@@ -163,11 +171,23 @@ def create_experiment(launch: Launch, experiments: Path) -> None:
         environment = describe_environment(launch.command_line)
         write_json(new.environment_file, environment | {"experiments_dir": str(experiments)})
         write_text(new.config_file, config_text)
+        copy_checkpoints(launch.config, new)
         try:
             new.root.rename(experiment.root)
         except OSError:
             message = f"--group {experiment.group}: {experiment.root} exists and is no experiment; choose another name"
             raise ConfigError(message) from None
+
+
+def copy_checkpoints(config: TrainConfig, experiment: Experiment) -> None:
+    """Copy the checkpoints of other trainings that are evaluated too: what becomes of the originals is no matter."""
+    for name, added in config.added_checkpoints.items():
+        source, target = Path(added.path), experiment.checkpoint(added.step, name)
+        if target.exists():
+            continue
+        with new_folder(target) as folder:
+            for file in [source] if source.is_file() else sorted(source.glob("model.*")):
+                shutil.copy2(file, folder / (ADDED_PTH if source.is_file() else file.name))
 
 
 def record(launch: Launch, ids: dict[str, str], forget: Sequence[str] = ()) -> None:
@@ -185,6 +205,8 @@ def record(launch: Launch, ids: dict[str, str], forget: Sequence[str] = ()) -> N
         "jobs": launch.plan.to_json(),
         "submitted": submitted,
     } | ({"options": launch.job_options} if launch.job_options else {})
+    if snapshots := before.get("snapshots", {}) | launch.snapshots:
+        data["snapshots"] = snapshots
     write_json(launch.experiment.plan_file, data)
 
 
@@ -200,8 +222,8 @@ def load_launch(experiment: Experiment) -> Launch:
     frozen = experiment.code / USER_CODE / Path(file).name
     if file.endswith(".py") and frozen.is_file():
         profile = profile.model_copy(update={"scheduler": f"{frozen}:{backend}"})
-    plan, options = Plan.from_json(data["jobs"]), data.get("options", {})
-    return Launch(config, experiment, profile, data["wandb"], plan, job_options=options)
+    plan, options, snapshots = Plan.from_json(data["jobs"]), data.get("options", {}), data.get("snapshots", {})
+    return Launch(config, experiment, profile, data["wandb"], plan, job_options=options, snapshots=snapshots)
 
 
 def moved_from(experiment: Experiment) -> Path | None:

@@ -87,6 +87,7 @@ def make_plan(config: TrainConfig, points_per_job: int | None = None, max_array_
                 jobs += parts
             previous = (segment.name,)
     jobs += _choices(config, swept)
+    jobs += [part for name in config.added_checkpoints for part in cut(_of_checkpoint(config, name))]
     report = Job("report", "report", ("-m", "anml", "report-job"), tuple(job.name for job in jobs), after_any=True)
     return Plan((*jobs, report))
 
@@ -108,6 +109,16 @@ def _choices(config: TrainConfig, sweeps: Mapping[tuple[str, int, TrainingId], t
             tried = product([evaluation.choose.flavor], steps, same) if evaluation.choose else ()
             jobs.append(_evaluation(flavor, step, training, sum((sweeps[key] for key in tried), ())))
     return jobs
+
+
+def _of_checkpoint(config: TrainConfig, name: str) -> list[tuple[Job, int]]:
+    """Return the jobs that evaluate a checkpoint of another training, which has nothing to choose on."""
+    step, sweeps = config.added_checkpoints[name].step, []
+    for flavor, evaluation in config.eval.items():
+        argv = ("eval_anml.py", "--flavor", flavor, "--step", str(step), "--checkpoint", name)
+        job = Job(result_name(flavor, step, name), "evaluate", argv)
+        sweeps += [] if evaluation.choose else _stages(job, evaluation)
+    return sweeps
 
 
 def _stages(job: Job, evaluation: EvalConfig) -> list[tuple[Job, int]]:

@@ -74,14 +74,15 @@ def _add(
 
 
 def _files(experiment: Experiment, all_models: bool) -> Iterator[Path]:
-    for part in _PARTS:
-        path = experiment.root / part
+    for path in [*(experiment.root / part for part in _PARTS), *experiment.root.glob("code-*")]:
         files = path.rglob("*") if path.is_dir() else [path]
         yield from (file for file in files if file.is_file() and "__pycache__" not in file.parts)
     config = load_experiment_config(experiment.config_file).config
     for training in config.trainings:
         for step in config.checkpoint_steps if all_models else config.checkpoint_steps[-1:]:
             yield from experiment.checkpoint(step, training.tag).glob("model.*")
+    for name in config.added_checkpoints:
+        yield from experiment.checkpoints(name).rglob("model.*")
 
 
 def _readme(experiment: Experiment) -> str:

@@ -338,4 +338,9 @@ def missing_results(config: TrainConfig, rows: Sequence[ResultRow], models: Coll
             at = labels.checkpoint(step, labels.unit(config))
             amount = f"{count:,} of {wanted:,} trajectories" if count else "no results"
             sentences.append(f"{', '.join(filter(None, (flavor, at, training.words)))}: {amount}")
+    of_checkpoints = Counter((row.flavor, row.model) for row in finals(rows))
+    for (flavor, evaluation), name in product(config.eval.items(), config.added_checkpoints):
+        count, wanted = of_checkpoints[flavor, name], 0 if evaluation.choose else evaluation.count_trajectories()
+        if count < wanted and (models is None or name in models):
+            sentences.append(f"{flavor}, {name}: {count:,} of {wanted:,} trajectories")
     return sentences

@@ -60,9 +60,10 @@ def last_checkpoint(summary: Sequence[RateResult], chosen: Collection[str] = ())
     """
     results = main_results(summary)
     results = [result for result in results if result.amount == results[0].amount]
-    last = max((result.checkpoint_step for result in results), default=0)
+    models = grouped(results, lambda result: result.model)
+    last = {model: max(result.checkpoint_step for result in own) for model, own in models.items()}
     flavors = grouped(
-        (r for r in results if r.checkpoint_step == last or r.flavor in chosen), lambda result: result.flavor
+        (r for r in results if r.checkpoint_step == last[r.model] or r.flavor in chosen), lambda result: result.flavor
     )
     return [max(models, key=lambda result: result.test_acc) for models in flavors.values()]
 

@@ -16,6 +16,7 @@ from anml.config.training import TrainConfig
 from anml.errors import ConfigError
 from anml.experiment import Experiment
 from anml.jobs.job_status import duration
+from anml.jobs.launch import read_plan_file
 from anml.jobs.status import BAD, JobOutcome, count_states, overall_state, read_jobs
 from anml.report import labels, tables
 from anml.report.chosen import ChosenResult, chosen_frame, chosen_results, chosen_table
@@ -177,6 +178,7 @@ def _render(
     curves = grouped(by_classes, lambda result: replace(result.sweep, classes=0))
     return render(
         "report.html",
+        snapshots=read_plan_file(experiment).get("snapshots", {}),
         report=report,
         notices=report.notices + (tables.missing_results(config, report.rows) if config else []),
         is_validation=is_validation,
@@ -208,6 +210,7 @@ def _job_lines(experiment: Experiment, jobs: Sequence[JobOutcome]) -> list[dict[
     """Return the lines of the table of jobs, all tasks of an array together, those that did not succeed first."""
     lines = [
         {
+            "job": name,
             "name": name if tasks[0].task is None else f"{name} ({len(tasks)} tasks)",
             "states": count_states(tasks),
             "is_bad": any(task.state in BAD for task in tasks),

@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from anml.checkpoints import ModelCard, save_checkpoint
+from anml.cli.check_config import find_problems
 from anml.config.evaluation import DataRequest, EvalConfig
+from anml.config.load import load_train_config
+from anml.config.yaml import source_of
 from anml.data import load_images
 from anml.evaluate.by_hand import load_models
 from anml.models import build_model
@@ -278,3 +281,16 @@ def test_a_validation_that_cannot_be_is_refused_in_words(
     shown = command("evaluate", "-c", config, "-m", place, *given, "--set", "classes=3", *options)
     assert (shown.code, shown.out) == (2, "")
     assert words in shown.err
+
+
+def test_what_an_experiment_cannot_evaluate_is_refused_before_it_is_added(tmp_path: Path) -> None:
+    held_out = {"split": "validation", "classes": 3, "train_examples": 2, "test_examples": 2, "runs": 1, "lr": 0.01}
+    config = {"dataset": "glyphs", "train_classes": 900, "model": "sanml", "eval": {"held-out": held_out}}
+    for train_classes, told in ((900, ""), (950, "trained on 950 classes, those held out here among them")):
+        folder = save(tmp_path / str(train_classes), train_classes=train_classes)
+        added = {"eval_checkpoints": {"other": {"path": str(folder), "step": 20}}}
+        problems = find_problems(load_train_config(source_of(config | added, "config")).config)
+        assert [told in problem for problem in problems] == [True] * bool(told), problems
+    wide = {"open": {"classes": 21, "train_examples": 2, "test_examples": 2, "runs": 1, "lr": 0.01}}
+    [problem] = find_problems(load_train_config(source_of(config | added | {"eval": wide}, "config")).config)
+    assert "other: open: 21 classes do not fit the 20 outputs" in problem

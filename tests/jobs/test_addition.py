@@ -1,16 +1,19 @@
 """What may be added to an experiment: more of the same, and nothing that changes what is there."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from anml.atomic import write_json, write_text
 from anml.config.load import dump_config, load_train_config
 from anml.config.profile import PROFILES, load_profile
-from anml.config.training import TrainConfig
+from anml.config.training import AddedCheckpoint, TrainConfig
 from anml.errors import ConfigError
 from anml.evaluate.sweep import stage_trajectories, sweep_trajectories
 from anml.experiment import Experiment
-from anml.jobs.addition import added_jobs, with_more
+from anml.jobs.addition import added_jobs, named_checkpoints, with_more
 from anml.jobs.launch import Launch
 from anml.jobs.plan import make_plan
 
@@ -55,6 +58,31 @@ def test_a_larger_sweep_is_a_job_of_what_is_missing_for_each_checkpoint(before: 
     parts = [set(stage_trajectories(twice.config.eval["olft"], stage)) for stage in range(3)]
     assert [len(part) for part in parts] == [10, 2 * 12 - 10, 2 * 12]
     assert set.union(*parts) == set(sweep_trajectories(twice.config.eval["olft"]))
+
+
+def test_a_checkpoint_of_another_training_is_evaluated_under_a_name_of_its_own(before: Launch, tmp_path: Path) -> None:
+    other = tmp_path / "p" / "other"
+    card = {"display_name": "sanml", "step": 30}
+    for folder in (other / "checkpoints/step-000030", tmp_path / "shared" / "oml"):
+        write_json(folder / "model.json", card)
+    write_text(other / "config.yml", "")
+    pth = tmp_path / "ANML-25000.pth"
+    pth.touch()
+    words = [str(other / "checkpoints/step-000030"), f"best={tmp_path / 'shared/oml'}", str(pth)]
+    named = named_checkpoints(before.config, words)
+    assert {name: added["step"] for name, added in named.items()} == {"sanml-other": 30, "best": 30, "ANML": 25000}
+    after = with_more(before, before.config.model_copy(update={"eval_checkpoints": _added(named)}), ())
+    jobs = added_jobs(before, after).jobs[:-1]
+    assert [job.name for job in jobs] == [
+        "olft-step-000030-sanml-other", "olft-step-000030-best", "olft-step-025000-ANML",
+    ]  # fmt: skip
+    assert {job.after for job in jobs} == {()}
+    with pytest.raises(ConfigError, match="best is there"):
+        named_checkpoints(after.config, [f"best={pth}"])
+
+
+def _added(named: Mapping[str, Mapping[str, Any]]) -> dict[str, AddedCheckpoint]:
+    return {name: AddedCheckpoint(**added) for name, added in named.items()}
 
 
 @pytest.mark.parametrize(

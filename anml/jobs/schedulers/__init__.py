@@ -80,6 +80,8 @@ class Scheduler(ABC):
         self.stop = threading.Event()
         # By name of a job: the options of its retries, on top of the profile's.
         self.job_options: dict[str, SbatchOptions] = {}
+        # By name of a job: which copy of the code it runs, if it is not the first.
+        self.snapshots: dict[str, str] = {}
 
     @abstractmethod
     def command(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> list[str]:
@@ -142,6 +144,7 @@ class Scheduler(ABC):
             argv += ["--max-requeues", str(profile.max_requeues)]
             if profile.escalate.mem:
                 requeue = ["-m", "anml", "requeue-job", "--run-dir", str(self.experiment.root), "--job", job.name]
+        code = self.experiment.snapshot(self.snapshots.get(job.name, ""))
         lines = [
             # Else the warning before the time limit would end a job whose python does not handle it yet.
             "trap '' USR1",
@@ -151,7 +154,7 @@ class Scheduler(ABC):
             # No option: code that an earlier version has frozen would not know it.
             *([] if self.runs_here else [f"export {LATENCY_VARIABLE}={profile.latency_wait:g}"]),
             *setup_lines(profile),
-            f"cd {shlex.quote(str(self.experiment.code))} || exit 1",
+            f"cd {shlex.quote(str(code))} || exit 1",
             *python_lines(profile, argv, self.experiment.root, requeue),
         ]
         return "\n".join(lines) + "\n"

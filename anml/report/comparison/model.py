@@ -77,7 +77,8 @@ class ComparedModel:
     def own_config(self) -> TrainConfig | None:
         """The config of this model alone, where the experiment's has several inner learning rates."""
         configs = [self.config.for_training(training) for training in self.config.trainings] if self.config else []
-        return next((config for config in configs if config.display_name == self.model), self.config)
+        is_added = self.config and self.model in self.config.added_checkpoints
+        return next((c for c in configs if c.display_name == self.model), None if is_added else self.config)
 
     def evaluation(self, result: RateResult) -> Evaluation:
         """Return what the flavor of a result does, as far as that is known."""
@@ -97,6 +98,7 @@ def read_compared_models(experiment: Experiment) -> list[ComparedModel]:
     config, state = report.config, overall_state(read_jobs(experiment))
     by_model = grouped(report.rows, lambda row: row.model)
     trained = {config.for_training(training).display_name for training in config.trainings} if config else set()
+    trained |= set(config.added_checkpoints if config else ())
     models = []
     for model in sorted(by_model, key=natural_order):
         own = replace(report, rows=by_model[model])
