@@ -43,9 +43,10 @@ def check_train(config: TrainConfig, has_epochs: bool) -> Faults:
     yield from _check_different("seeds", config.seeds or ())
     yield from _check_different("inner_lrs", config.inner_lrs or ())
     yield from _check_different("rotations", config.rotations or ())
-    if config.keep_best and config.num_held_out_classes == 0:
-        message = "validation takes the background classes that training leaves out, but it uses all "
-        yield "keep_best", message + f"{config.facts.train_classes}; set train_classes to fewer"
+    if config.keep_best and config.num_held_out_classes < 2:
+        message = "validation tells background classes apart that training leaves out, but it uses "
+        message += f"{config.num_train_classes} of {config.facts.train_classes}"
+        yield "keep_best", f"{message}; set train_classes to fewer"
     if config.patience and not config.keep_best:
         yield "patience", "counts the validations of keep_best; add keep_best: validation"
     yield from _check_names(config)
@@ -230,8 +231,8 @@ def _check_episode(config: TrainConfig) -> Faults:
 def _check_method(config: TrainConfig) -> Faults:
     """Yield keys that are for training on episodes alone."""
     is_episodic, method = config.method.is_episodic, f"train_method: {config.train_method}"
-    if config.inner_lrs and not is_episodic:
-        yield "inner_lrs", f"are for training on episodes, not for {method}"
+    if config.inner_lrs and (not is_episodic or config.method.head):
+        yield "inner_lrs", f"are for an inner loop of gradient steps, which {method} has not"
     if config.on_divergence == "skip" and config.method.keeps_fast_weights:
         yield "on_divergence", f"skip cannot undo what the inner loop of {method} has done to the weights; remove it"
     if config.outer_lr_scheduler is None and config.outer_lr_scheduler_args is not None:

@@ -42,6 +42,11 @@ _PERIOD = "; it says every how many epochs rows are re-drawn"
 _ROWS = "; it says how many rows are re-drawn"
 _UNLEARNED = ", which takes no gradient steps"
 
+
+def _has_inner_loop(config: TrainConfig) -> bool:
+    return config.method.is_episodic and not config.method.head
+
+
 TRAINING: tuple[Unread[TrainConfig], ...] = (
     Unread(
         "train_method",
@@ -86,7 +91,7 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
             "batch_size": "; few_shot says how large an episode is",
             "inner_lr": ", which has no inner loop of gradient steps",
             "inner_params": ", which has no inner loop of gradient steps",
-            **dict.fromkeys(_OF_INNER_LOOP, "; it is for an inner loop of gradient steps"),
+            **dict.fromkeys((*_OF_INNER_LOOP, "lobo_classes"), "; it is for an inner loop of gradient steps"),
         },
         {"lobotomize": False, "val_size": 0, "remember_only": False},
     ),
@@ -97,7 +102,7 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
     ),
     Unread(
         "sample_method",
-        lambda config: config.method.is_episodic and config.sample_method != "sequential",
+        lambda config: _has_inner_loop(config) and config.sample_method != "sequential",
         {"tasks": "; it is for sequential"},
     ),
     Unread(
@@ -123,8 +128,8 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
     ),
     Unread(
         "sample_method",
-        lambda config: config.method.is_episodic and config.sample_method == "single",
-        {"lobo_classes": ", whose inner loop has one class"},
+        lambda config: _has_inner_loop(config) and config.sample_method != "uniform",
+        {"lobo_classes": ", which re-draws the rows of all its classes; it is for uniform"},
     ),
     Unread(
         "inner_lrs",

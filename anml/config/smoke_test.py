@@ -8,7 +8,7 @@ from anml.config.training import FewShot, TrainConfig
 # The widths in model arguments, for a smoke test; other arguments stay.
 _SMALL = {"rln_chs": 8, "nm_chs": 4, "num_filters": 8, "hidden": 16, "hidden_layers": 16, "channels": 8, "width": 8}
 
-_SMALL_EPISODE = FewShot(ways=2, shots=2, queries=2)
+_SMALL_EPISODE = {"ways": 2, "shots": 2, "queries": 2}
 
 
 def smoke_test(config: TrainConfig, on_gpu: bool = False) -> TrainConfig:
@@ -19,6 +19,7 @@ def smoke_test(config: TrainConfig, on_gpu: bool = False) -> TrainConfig:
     """
     steps = 6 if on_gpu else 2
     holds_out = config.keep_best or any(flavor.is_validation for flavor in config.eval.values())
+    few = config.few_shot or FewShot()
     return config.model_copy(
         update={
             "epochs": steps if config.method.is_episodic else 1,
@@ -36,7 +37,7 @@ def smoke_test(config: TrainConfig, on_gpu: bool = False) -> TrainConfig:
             "batch_size": min(config.batch_size, 2),
             "num_batches": min(config.inner_steps, 2),
             "remember_size": min(config.remember_size, 4),
-            **({"few_shot": _SMALL_EPISODE} if config.method.head else {}),
+            "few_shot": few.model_copy(update=_SMALL_EPISODE) if config.method.head else config.few_shot,
             "tasks": config.tasks and 1,
             "val_size": min(config.val_size, 4),
             "model_args": _narrow("", config.model_args),

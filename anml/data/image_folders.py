@@ -15,6 +15,7 @@ import numpy as np
 from anml.config.evaluation import DataRequest
 from anml.config.facts import find_dataset
 from anml.config.image_folder import list_classes, own_split, split_by_fraction
+from anml.data.pickles import SUFFIXES
 from anml.data.sources import ImageFiles, find_source, list_images
 from anml.errors import DataError
 
@@ -37,7 +38,8 @@ _LISTED = "images"
 def _find_mini_imagenet(request: DataRequest) -> Path:
     """Return the folder or archive that holds a split of Mini-ImageNet. Raises DataError."""
     folder, data_path = FOLDERS[request.split], _given_path(request)
-    if data_path.is_file():
+    # A pickle holds one split: the other would be read from it too.
+    if data_path.is_file() and data_path.suffix not in SUFFIXES:
         return data_path
     tops = [data_path, *(data_path / name for name in _NAMES)]
     source = find_source([top / inner for top in tops for inner in (_INNER, ".")], [folder])
@@ -75,10 +77,10 @@ def _read_classes(path: Path) -> dict[str, list[str]]:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 classes.setdefault(row["label"], []).append(row["filename"])
-    except (OSError, ValueError, KeyError, csv.Error) as error:
+        return {name: sorted(classes[name]) for name in sorted(classes)}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         message = f"{path}: expected a table with the columns filename and label ({error!r}). Fetch it again."
         raise DataError(message) from error
-    return {name: sorted(classes[name]) for name in sorted(classes)}
 
 
 def _find_cifar_fs(request: DataRequest) -> Path:

@@ -44,8 +44,11 @@ def read_pickle(path: Path, size: int) -> np.ndarray:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         keys = ", ".join(map(str, content))
         _refuse(path, f"holds no images uint8 [n, height, width, 3] as image_data or data (it has {keys})")
-    classes = _classes(content, len(images))
-    if not classes:
+    try:
+        classes = _classes(content, len(images))
+    except (TypeError, ValueError, OverflowError):  # Names of several kinds, or indexes that are no numbers.
+        classes = []
+    if not classes or not all(map(len, classes)):
         _refuse(path, f"has neither class_dict nor labels for its {len(images)} images")
     examples = min(map(len, classes))
     chosen = np.stack([images[indexes[:examples]] for indexes in classes])
@@ -55,9 +58,13 @@ def read_pickle(path: Path, size: int) -> np.ndarray:
 def _classes(content: dict[Any, Any], count: int) -> list[np.ndarray]:
     """Return the indexes of the images of each class, classes in order of their names or numbers."""
     if isinstance(names := content.get("class_dict"), dict):
-        indexes = [np.asarray(names[name], dtype=np.int64) for name in sorted(names)]
-        return indexes if all(((each >= 0) & (each < count)).all() for each in indexes) else []
+        indexes = [np.asarray(names[name]) for name in sorted(names)]
+        # Checked before any conversion: of a structured dtype a pickle can say anything.
+        are_numbers = all(each.dtype.kind in "iu" and each.ndim == 1 for each in indexes)
+        return indexes if are_numbers and all(((each >= 0) & (each < count)).all() for each in indexes) else []
     labels = np.asarray(content.get("labels", ()))
+    if labels.dtype.kind not in "iuUS":
+        return []
     return [np.flatnonzero(labels == label) for label in np.unique(labels)] if labels.shape == (count,) else []
 
 

@@ -5,7 +5,7 @@ have them too.
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +15,12 @@ import pandas as pd
 
 from anml.experiment import Experiment
 from anml.report.statistics import Estimate, estimate
-from anml.report.tables import RateResult, main_results
+from anml.report.tables import RateResult, main_results, sweep_of
+from anml.results import ResultRow
 
 KEYS = ("flavor", "model", "dataset", "checkpoint_step", "classes", "train_examples", "test_examples", "lr")
+# Where the results file is of one model and data set, it says these and the table of its classes does not.
+_OF_A_FILE = ("flavor", "model", "dataset", "checkpoint_step", "train_seed")
 
 
 class Metrics(NamedTuple):
@@ -82,24 +85,43 @@ def read_forgetting(experiment: Experiment, summary: Sequence[RateResult]) -> li
     return [_summarise(results[key], runs[key]) for key in results if key in runs]
 
 
+def scored_throughout(results: Sequence[RateResult], rows: Sequence[ResultRow]) -> list[RateResult]:
+    """Return the results at whose rate every scoring of their sweep was made.
+
+    A rate that was chosen for many classes has no scorings at few: its metrics would be compared with others' in vain.
+    """
+    scorings: dict[tuple, set[int]] = {}
+    for row in rows:
+        for key in ((sweep_of(row),), (sweep_of(row), row.lr)):
+            scorings.setdefault(key, set()).add(row.classes_trained)
+    return [r for r in results if scorings.get((r.sweep, r.lr)) == scorings.get((r.sweep,))]
+
+
 def _key(result: RateResult) -> tuple:
     return tuple(getattr(result, name) for name in KEYS)
 
 
-def _trajectories(path: Path, wanted: Collection[tuple]) -> Iterator[tuple[tuple, int, int, tuple[int, Metrics]]]:
+def _trajectories(
+    path: Path, wanted: Mapping[tuple, RateResult]
+) -> Iterator[tuple[tuple, int, int, tuple[int, Metrics]]]:
     """Yield key, training seed, run, and (scorings, metrics) of the trajectories of a file whose key is wanted."""
     try:
-        about = pd.read_csv(path.with_suffix(".csv"), nrows=1).iloc[0]
+        texts = dict.fromkeys(_OF_A_FILE[:3], str)  # A flavor may be called 600.
+        about = pd.read_csv(path.with_suffix(".csv"), nrows=1, dtype=texts, keep_default_na=False).iloc[0]
         table = pd.read_parquet(path)
-    except (OSError, ValueError, IndexError):
+        of_file = {name: about[name] for name in _OF_A_FILE if name not in table}
+        varying = [name for name in (*KEYS, "train_seed", "run") if name not in of_file]
+        groups = table.groupby(varying, dropna=False)
+    except (OSError, ValueError, LookupError):
         return
-    names = tuple(about[name] for name in KEYS[:4])
-    for values, trajectory in table.groupby([*KEYS[4:], "run"], dropna=False):
-        *amount, lr, run = values
-        key = (*names, *amount, None if math.isnan(lr) else lr)
+    for values, trajectory in groups:
+        found = of_file | dict(zip(varying, values, strict=True))
+        found["lr"] = None if math.isnan(found["lr"]) else found["lr"]
+        key = tuple(found[name] for name in KEYS)
         grid = trajectory.pivot_table(index="classes_trained", columns="position", values="test_acc")
-        if key in wanted and len(grid) > 1 and grid.index[-1] == amount[0]:
-            yield key, int(about["train_seed"]), run, (len(grid), metrics(grid.to_numpy(), grid.index.to_numpy()))
+        if key in wanted and len(grid) > 1 and grid.index[-1] == found["classes"]:
+            numbers = metrics(grid.to_numpy(), grid.index.to_numpy())
+            yield key, int(found["train_seed"]), found["run"], (len(grid), numbers)
 
 
 def _summarise(result: RateResult, runs: dict[tuple[int, int], tuple[int, Metrics]]) -> Forgetting:

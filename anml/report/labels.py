@@ -76,7 +76,9 @@ def _options(config: TrainConfig) -> str:
     text = f", outer learning rate by {schedule}" if schedule else ""
     text += f" ({', '.join(f'{key} {value}' for key, value in args.items())})" if args else ""
     text += f", weights averaged (EMA, decay {config.ema_decay})" if config.ema_decay is not None else ""
-    return text + (", of which the best on held-out background classes is kept" if config.keep_best else "")
+    text += ", of which the best on held-out background classes is kept" if config.keep_best else ""
+    early = f" (it ends early after {config.patience} validations without a better one)"
+    return text + (early if config.patience else "")
 
 
 def _evaluations(config: TrainConfig) -> str:

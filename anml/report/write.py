@@ -30,7 +30,7 @@ from anml.report.figures import (
     draw_training,
     read_training,
 )
-from anml.report.forgetting import Forgetting, as_frame, read_forgetting
+from anml.report.forgetting import Forgetting, as_frame, read_forgetting, scored_throughout
 from anml.report.page import read_text, render, replacing
 from anml.report.statistics import grouped
 from anml.report.style import FLAVORS, figure_style, find_looks, save_png
@@ -74,7 +74,7 @@ class Report:
     @cached_property
     def forgetting(self) -> list[Forgetting]:
         """What flavors that learn in sequence forget, at their best rates."""
-        return read_forgetting(self.experiment, self.summary)
+        return read_forgetting(self.experiment, scored_throughout(self.summary, self.rows))
 
     @property
     def choose_checkpoints(self) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from anml.config.training import TrainConfig
 from anml.data import load_images
 from anml.data.episodes import draw_run
+from anml.errors import DataError
 from anml.meta.engine import accuracy
 from anml.models.meta_model import MetaModel
 from anml.train.few_shot import make_head
@@ -30,7 +31,13 @@ class BestModel:
         self.accuracy, self.step, self.misses, self.latest = -1.0, 0, 0, -1.0
         vars(self).update(state)
         request = config.train_request._replace(first_class=config.num_train_classes)
-        images = load_images(request).to(device).first_examples(0, min(config.images_per_class, _EXAMPLES))
+        images = load_images(request).first_examples(0, min(config.images_per_class, _EXAMPLES)).to(device)
+        if images.num_classes < 2 or images.examples_per_class < 2:
+            message = (
+                f"keep_best: needs 2 held-out classes of 2 examples, {request.name} has {images.num_classes} of "
+                f"{images.examples_per_class}. Set train_classes to fewer, or leave keep_best out."
+            )
+            raise DataError(message)
         train = images.examples_per_class * 3 // 4
         run = draw_run(
             images, min(images.num_classes, _CLASSES), train, images.examples_per_class - train, seed=1, run=0

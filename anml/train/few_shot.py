@@ -67,5 +67,5 @@ class FewShotUpdater:
         parameters = dict(self.outer.model.named_parameters())
         # The output layer has no part in the loss.
         gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-        outcome = loss.detach().to(encoded.dtype), accuracy(logits, labels)
+        outcome = loss.detach().to(self.outer.model.head.weight.dtype), accuracy(logits, labels)
         return EpisodeOutcome(*outcome, dict(zip(parameters, gradients, strict=True)))

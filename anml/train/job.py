@@ -104,7 +104,8 @@ def _track(
         notes.say_if_new()
         tracker.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
         start = f"{tag}  " if with_tag else ""
-        _say(start + "  ".join(f"{key} {value if key == 'step' else f'{value:.4g}'}" for key, value in line.items()))
+        texts = {key: value if isinstance(value, int) else f"{value:.4g}" for key, value in line.items()}
+        _say(start + "  ".join(f"{key} {text}" for key, text in texts.items()))
 
     run.on_log = log
     return tracker

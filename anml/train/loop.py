@@ -150,6 +150,7 @@ class Training:
         while self.completed < until:
             if self._is_final:
                 self._skip_to(until)
+                progress(until)
                 break
             if stop():
                 self._save()
@@ -174,7 +175,8 @@ class Training:
 
     def _validate(self) -> None:
         for run in self.runs:
-            if run.best:
+            # One whose patience has ended waits for the others, and stays what it would be alone.
+            if run.best and not run.best.is_final:
                 run.best.validate(run.latest_model, self.completed)
 
     @property

@@ -183,9 +183,10 @@ class TrainingRun:
         if not is_complete(folder):
             if not self.may_skip:
                 self._check_losses(self.recent)
-            # An average takes in every update, so it is not finite either.
-            if name := find_not_finite(self.kept_model.state_dict()):
-                self._fail(f"{name} after", self.completed)
+            # An average takes in every update, so it is not finite either; the best model is one from before.
+            for model in dict.fromkeys((self.kept_model, self.latest_model)):
+                if name := find_not_finite(model.state_dict()):
+                    self._fail(f"{name} after", self.completed)
             save_checkpoint(folder, self.kept_model, self._card(), self._training_state())
 
     def drop_earlier(self) -> None:
@@ -233,7 +234,7 @@ class TrainingRun:
             step=self.completed,
             seed=config.seed,
             ema_decay=config.ema_decay,
-            best_step=self.best.step if self.best else None,
+            best_step=self.best.step or None if self.best else None,
             **_classes_of(config),
         )
 

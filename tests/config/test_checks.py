@@ -62,6 +62,8 @@ def test_a_training_that_cannot_be_is_refused(problems, override: str, message: 
         (("few_shot.way=5",), ["few_shot.way"], ["ways"]),
         (("rotations=[0, 45]",), ["rotations[1]"], ["45", "90"]),
         (("keep_best=validation",), ["keep_best"], ["964", "train_classes"]),
+        (("keep_best=validation", "train_classes=963"), ["keep_best"], ["963 of 964"]),
+        (("inner_lrs=[0.1, 0.2]",), ["inner_lrs"], ["inner loop", "prototypes"]),
         (("patience=3",), ["patience"], ["keep_best: validation"]),
         (("train_method=meta", "rotations=[0, 90]"), ["model_args"], ["1000", "1928", "964 by 2 rotations"]),
         (("train_method=meta", "sample_method=sequential", "tasks=965", "num_batches=5"), ["tasks"], ["965", "964"]),

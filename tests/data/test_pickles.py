@@ -59,6 +59,10 @@ class Exploit:
         ({"image_data": IMAGES.astype(np.float32), "class_dict": BY_CLASS}, "uint8"),
         ({"data": IMAGES, "labels": LABELS[1:]}, "labels"),
         ({"image_data": IMAGES, "class_dict": {"a": [99]}}, "class_dict"),
+        ({"image_data": IMAGES, "class_dict": {"a": [0], 1: [1]}}, "class_dict"),
+        ({"image_data": IMAGES, "class_dict": {"a": [0], "b": []}}, "class_dict"),
+        ({"image_data": IMAGES, "class_dict": {"a": np.zeros(1, [("x", "i8")])}}, "class_dict"),
+        ({"data": IMAGES, "labels": [[1], [1, 2]]}, "labels"),
     ],
 )
 def test_any_other_pickle_is_refused_and_executes_nothing(tmp_path, monkeypatch, content: Any, words: str) -> None:
@@ -101,3 +105,10 @@ def test_cifar_fs_may_be_folders(tmp_path, make_images: Callable) -> None:
     make_images(tmp_path / "cifar-fs", {"meta-train/a": 2, "meta-train/b": 2, "meta-test/c": 2}, size=32, suffix=".png")
     assert load("cifar-fs", tmp_path, size=32).shape == (2, 2, 3, 32, 32)
     assert load("cifar-fs", tmp_path, size=32, split="eval").shape == (1, 2, 3, 32, 32)
+
+
+def test_the_pickle_of_one_split_is_not_taken_for_both(tmp_path) -> None:
+    path = tmp_path / "mini-imagenet-cache-train.pkl"
+    path.write_bytes(pickle.dumps({"image_data": IMAGES, "class_dict": BY_CLASS}))
+    with pytest.raises(DataError, match=r"cache-train\.pkl: no Mini-ImageNet here"):
+        load("mini-imagenet", path, split="eval")

@@ -1,6 +1,7 @@
 """The metrics of docs/metrics.md, on numbers that can be worked out by hand."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 
 from anml.experiment import Experiment
-from anml.report.forgetting import as_frame, metrics, read_forgetting
+from anml.report.forgetting import as_frame, metrics, read_forgetting, scored_throughout
 from anml.report.tables import best_rates, rate_results
 from anml.results import ResultRow, read_results, write_results
 
@@ -79,3 +80,25 @@ def test_what_is_scored_once_can_have_forgotten_nothing(tmp_path: Path) -> None:
     table = pd.read_parquet(path.with_suffix(".parquet"))
     table[table["classes_trained"] == 4].to_parquet(path.with_suffix(".parquet"))
     assert read_forgetting(experiment, best_rates(rate_results(read_results([path])))) == []
+
+
+def test_models_that_share_a_results_file_are_told_apart(tmp_path: Path) -> None:
+    experiment = Experiment(tmp_path)
+    write_sweep(experiment, "600")
+    path = experiment.result("600", 7, "seed-1")
+    rows, table = read_results([path]), pd.read_parquet(path.with_suffix(".parquet"))
+    others = [replace(row, model="n", checkpoint_step=9) for row in rows]
+    origins = [("m", 7, 1, "glyphs")] * len(table) + [("n", 9, 1, "glyphs")] * len(table)
+    of_others = table.assign(test_acc=0.5)
+    write_results(path, rows + others, [*table.to_numpy().tolist(), *of_others.to_numpy().tolist()], origins)
+    first, second = read_forgetting(experiment, best_rates(rate_results(rows + others)))
+    assert (first.result.model, first.forgetting.mean) == ("m", pytest.approx((1 / 3 + 0) / 2))
+    assert (second.result.model, second.forgetting.mean) == ("n", 0.0)
+
+
+def test_a_rate_chosen_for_many_classes_alone_has_no_metrics(tmp_path: Path) -> None:
+    write_sweep(Experiment(tmp_path))
+    rows = read_results([Experiment(tmp_path).result("olft", 7, "seed-1")])
+    summary = best_rates(rate_results(rows))
+    assert scored_throughout(summary, rows) == summary
+    assert scored_throughout(summary, [row for row in rows if row.lr == 0.1 or row.classes_trained > 2]) == []

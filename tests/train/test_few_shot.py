@@ -13,6 +13,7 @@ from anml.checkpoints import load_model, read_card
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_episode, draw_few_shot
+from anml.errors import JobError
 from anml.meta import make_engine
 from anml.models.meta_model import select_names
 from anml.train.few_shot import FewShotUpdater
@@ -183,3 +184,34 @@ def test_patience_ends_a_training_that_becomes_no_better(folder: Path) -> None:
     assert last["best_step"] == last["step"] - config.save_freq
     assert read_card(step_folder(folder / "checkpoints", 3000)).best_step == last["best_step"]
     assert f"ended at step {last['step']}" in training.note
+
+
+def test_trainings_together_end_by_patience_as_each_would_alone(folder: Path) -> None:
+    config = make_config(**BEST, patience=1, epochs=30, seeds=[1, 2, 3], train_together=True)
+    specs = [
+        RunSpec(config.for_training(each), folder / each.tag, folder / f"{each.tag}.jsonl") for each in config.trainings
+    ]
+    Training(specs, CPU).run(30, lambda: False, lambda done: None)
+    for spec in specs:
+        alone = RunSpec(spec.config, folder / "alone" / spec.checkpoints.name, folder / f"alone-{spec.metrics.name}")
+        Training([alone], CPU).run(30, lambda: False, lambda done: None)
+        models = [step_folder(each.checkpoints, 30) / "model.safetensors" for each in (spec, alone)]
+        assert models[0].read_bytes() == models[1].read_bytes(), spec.checkpoints.name
+
+
+def test_a_model_that_was_not_validated_yet_is_not_called_the_best(folder: Path) -> None:
+    config = make_config(keep_best="validation", epochs=5, save_freq=5, eval_steps=[2, 5], eval_untrained=True)
+    training = Training([RunSpec(config, folder / "checkpoints", folder / "metrics" / "train.jsonl")], CPU)
+    training.run(2, lambda: False, lambda done: None)
+    training.run(5, lambda: False, lambda done: None)
+    assert [read_card(step_folder(folder / "checkpoints", step)).best_step for step in (0, 2, 5)] == [None, None, 5]
+
+
+def test_a_training_that_diverged_is_not_saved_with_an_earlier_best_model(folder: Path) -> None:
+    config = make_config(keep_best="validation")
+    training = Training([RunSpec(config, folder / "checkpoints", folder / "metrics" / "train.jsonl")], CPU)
+    training.run(3, lambda: False, lambda done: None)
+    next(training.runs[0].model.parameters()).data.fill_(torch.nan)
+    training.runs[0].completed = 4
+    with pytest.raises(JobError, match="not finite"):
+        training.runs[0].save()
