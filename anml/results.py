@@ -19,7 +19,8 @@ class ResultRow:
 
     kept_bytes: what the learner keeps from one example to the next. seconds: of learning and scoring so far, not of
     encoding; of trajectories that learn side by side, an equal share. They never tell results apart: no two times are
-    the same. A new column comes last and has a default, which stands for it in files of earlier versions.
+    the same. first_runs: where the spread over the first runs decided how many follow, how many these are. A new column
+    comes last and has a default, which stands for it in files of earlier versions.
     """
 
     flavor: str
@@ -42,18 +43,22 @@ class ResultRow:
     test_top5: float = nan
     kept_bytes: int | None = None
     seconds: float | None = field(default=None, compare=False)
+    first_runs: int | None = None
 
 
+# Beside a results file: the rates that a race did not continue, and why.
+STOPPED = ".stopped.json"
 COLUMNS = tuple(column.name for column in fields(ResultRow))
 _REQUIRED = {column.name for column in fields(ResultRow) if column.default is MISSING}
 _KINDS: dict[str, Any] = {column.name: column.type for column in fields(ResultRow)} | {
     "lr": float,
     "kept_bytes": int,
+    "first_runs": int,
     "seconds": float,
 }
 # As pandas calls them.
 COLUMN_TYPES = {name: {str: "str", int: "int64", float: "float64"}[kind] for name, kind in _KINDS.items()}
-COLUMN_TYPES |= {"kept_bytes": "Int64"}
+COLUMN_TYPES |= {"kept_bytes": "Int64", "first_runs": "Int64"}
 
 
 class ClassRow(NamedTuple):

@@ -93,6 +93,11 @@ def check_eval(config: EvalConfig, facts: Dataset | None) -> Faults:
         yield "engine", message + "optimizer_args and lr_scheduler"
     if config.lr_scheduler_args and config.lr_scheduler is None:
         yield "lr_scheduler_args", "are without an lr_scheduler that they are for"
+    if config.race and (not config.protocol.learns or len(config.lr) == 1):
+        yield "race", "is between several rates (lr) of a protocol that learns; remove it"
+    if config.until and not 1 < config.runs < config.until.at_most:
+        message = f"the first runs, {config.runs} (runs), must be two or more, to tell how runs differ, and at_most, "
+        yield "until", message + f"{config.until.at_most}, must be more"
     for key in ("classes", "train_examples", "test_examples", "lr", "model"):
         yield from _check_different(key, getattr(config, key) or ())
     for smaller, larger in pairwise(config.stages):

@@ -101,6 +101,13 @@ class Extent(Record):
     runs: Count
 
 
+class Until(Record):
+    """How narrow the 95% interval of the accuracy with all classes is to be, and how many runs that may cost."""
+
+    half_width: Annotated[float, Field(gt=0, lt=1)]
+    at_most: Count
+
+
 class EvalConfig(Record):
     """What happens at test-train and test-test. The sweep is the product of all lists.
 
@@ -159,6 +166,10 @@ class EvalConfig(Record):
     batch_size: Count = 256
     eval_freq: EvalFrequency | None = None
     runs: Count = 10
+    # More runs than `runs`, as many as make the interval narrow.
+    until: Until | None = None
+    # Rates that turn out hopeless are not continued. Unset is false.
+    race: bool | None = None
     # As for training. Unset: as the training has it.
     deterministic: bool | None = None
     engine: Literal["auto", "reference", "native", "lanes"] = "auto"
@@ -188,7 +199,7 @@ class EvalConfig(Record):
         sizes = [(set(getattr(self, key)), set(getattr(wanted, key))) for key in Extent.model_fields if key != "runs"]
         holds_all = wanted.runs >= self.runs and all(before <= after for before, after in sizes)
         has_more = wanted.count_trajectories() > self.count_trajectories()
-        if larger != wanted or not (holds_all and has_more) or self.choose:
+        if larger != wanted or not (holds_all and has_more) or self.in_one_job:
             return None
         return larger.model_copy(update={"grown_from": (*(self.grown_from or ()), self.extent)})
 
@@ -221,6 +232,11 @@ class EvalConfig(Record):
         return self.split == "validation"
 
     @property
+    def in_one_job(self) -> bool:
+        """Whether what is computed depends on the results before it, so that a sweep is not cut into an array."""
+        return bool(self.choose or self.until or self.race)
+
+    @property
     def protocol(self) -> EvalProtocol:
         """What `eval_method` names or refers to. Raises ConfigError when a user's own is gone."""
         return find_protocol(self.eval_method)
@@ -236,6 +252,15 @@ class EvalConfig(Record):
             return tuple(sorted({n for n in self.eval_freq if n <= classes} | {classes}))
         freq = max(1, classes // 20) if self.eval_freq is None else self.eval_freq
         return tuple(sorted({1, classes, *range(freq, classes, freq)})) if freq else (classes,)
+
+    def scored(self, classes: int) -> tuple[int, ...]:
+        """Return the numbers of learned classes that a trajectory of `classes` classes is scored with."""
+        return self.score_points(classes) if self.protocol.in_sequence else (classes,)
+
+    def fewest_results(self) -> int:
+        """Return how many trajectories come to their end at least: of a race one rate may be left."""
+        racing = len(self.lr) if self.race and self.protocol.learns and not self.choose else 1
+        return self.count_trajectories() // racing
 
     def count_trajectories(self) -> int:
         """Return the number of trajectories of the sweep (see evaluate/sweep.py); a choice has one rate at its end."""

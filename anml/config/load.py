@@ -129,9 +129,9 @@ def load_eval_configs(
         if config:
             config = _check_flavor(config, None, part, (), found)
             loaded.append((config.model_copy(update={"data_path": absolute_path(config.data_path)}), part))
-            if config.choose:
-                message = "is for an experiment, whose training holds classes out; by hand: --set split=validation"
-                found.problems.append(problem(part, ("choose",), message))
+            for key in ("choose", "until", "race"):
+                if getattr(config, key):
+                    found.problems.append(problem(part, (key,), "is for the evaluations of an experiment; remove it"))
     if found.problems:
         raise ConfigError(found.problems)
     return [LoadedEval(config, list(dict.fromkeys(found.notices)), part) for config, part in loaded]

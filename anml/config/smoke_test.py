@@ -55,6 +55,7 @@ def _small_evaluation(config: EvalConfig) -> EvalConfig:
             "test_examples": (1,),
             "lr": config.lr[:2],
             "runs": 1,
+            "until": None,
             "init_size": min(config.init_size, 4),
             "eval_freq": None,
         }

@@ -1,6 +1,7 @@
 """Choosing: the rate, and maybe the checkpoint, that learned held-out background classes best."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from statistics import fmean
 from typing import NamedTuple
@@ -13,8 +14,9 @@ from anml.evaluate.prepared_run import Shape
 from anml.evaluate.sweep import Trajectory
 from anml.experiment import Experiment
 from anml.report import labels
-from anml.report.statistics import grouped
+from anml.report.statistics import grouped, runs_needed
 from anml.report.tables import RateResult, best_by_classes, read_scores
+from anml.results import ResultRow
 
 # Examples of each class to learn from, and to be tested on.
 Examples = tuple[int, int]
@@ -69,10 +71,34 @@ def _best_step(best: Sequence[RateResult]) -> int:
 
 def chosen_trajectories(config: EvalConfig, chosen: Chosen) -> list[Trajectory]:
     """Return the trajectories that score each number of classes at its rate, and at no other."""
+    shapes = product(config.classes, config.train_examples, config.test_examples)
     trajectories = []
-    for *sizes, run in product(config.classes, config.train_examples, config.test_examples, range(config.runs)):
-        shape = Shape(*sizes)
-        counts = config.score_points(shape.classes) if config.protocol.in_sequence else (shape.classes,)
-        by_rate = grouped(counts, lambda count, shape=shape: chosen.rate(shape, count))
-        trajectories += [Trajectory(shape, run, rate, tuple(scored)) for rate, scored in by_rate.items()]
+    for shape in itertools.starmap(Shape, shapes):
+        rates = {count: chosen.rate(shape, count) for count in config.scored(shape.classes)}
+        trajectories += at_rates(shape, range(config.runs), rates)
     return trajectories
+
+
+def at_rates(shape: Shape, runs: Iterable[int], rates: Mapping[int, float | None]) -> list[Trajectory]:
+    """Return the trajectories that score each number of classes at the rate that is given for it, and at no other."""
+    by_rate = {rate: tuple(scored) for rate, scored in grouped(rates, rates.__getitem__).items()}
+    return [Trajectory(shape, run, rate, counts) for run in runs for rate, counts in by_rate.items()]
+
+
+def more_runs(config: EvalConfig, rows: Sequence[ResultRow]) -> tuple[list[Trajectory], list[str]]:
+    """Return the runs that `until` adds to the first ones, and a line for each size that says how many and why.
+
+    rows: of the first runs. Each number of classes goes on at the rate that is best for it so far.
+    """
+    if config.until is None:
+        return [], []
+    trajectories, lines = [], []
+    for sizes, of_size in grouped(rows, lambda row: (row.classes, row.train_examples, row.test_examples)).items():
+        best = {result.classes: result for result in best_by_classes(of_size)}
+        shape, last = Shape(*sizes), best[max(best)]
+        needed = runs_needed(last.test_std, config.runs, config.until.half_width)
+        runs = min(needed, config.until.at_most)
+        trajectories += at_rates(shape, range(config.runs, runs), {count: best[count].lr for count in best})
+        wide = f"± {last.test_ci95:.4f} after {config.runs} runs; ± {config.until.half_width:g} takes {needed} runs"
+        lines.append(f"{shape.classes} classes: {wide}" + (f", at most {runs} are made" if runs < needed else ""))
+    return trajectories, lines

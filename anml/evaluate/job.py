@@ -5,10 +5,11 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from anml.atomic import wait_until
+from anml.atomic import wait_until, write_json
 from anml.checkpoints import ModelCard, is_complete, load_model
 from anml.checkpoints.import_pth import load_pth
 from anml.config.evaluation import DataRequest, EvalConfig
@@ -18,14 +19,16 @@ from anml.config.training import TrainConfig
 from anml.config.vary import TrainingId
 from anml.data import load_images
 from anml.data.class_images import ClassImages
-from anml.evaluate.choice import choose, chosen_trajectories
+from anml.evaluate.choice import Chosen, choose, chosen_trajectories, more_runs
+from anml.evaluate.prepared_run import Shape
+from anml.evaluate.race import Stopped, race
 from anml.evaluate.sweep import LoadedModel, Say, Trajectory, run_sweep, stage_trajectories
 from anml.experiment import ADDED_PTH, Experiment
 from anml.jobs.job import JobContext, check_folder
 from anml.machine import peak_memory, prepare_device
 from anml.models.meta_model import MetaModel
 from anml.report import labels
-from anml.results import FinishedTrajectories, ResultRow, TrajectoryResult
+from anml.results import STOPPED, FinishedTrajectories, ResultRow, TrajectoryResult
 from anml.tracking import Tracker
 
 
@@ -59,13 +62,17 @@ def evaluate_checkpoint(
         wait_until(lambda: is_complete(checkpoint, ["model"]), checkpoint.parent)
         (model, card), alone = load_model(checkpoint, compute_on), config.for_training(training)
     data = load_data(evaluation, config.eval_request(evaluation), compute_on)
-    trajectories = chosen_trajectories(evaluation, chosen) if chosen else stage_trajectories(config.eval[flavor], stage)
-    if task is not None and points_per_job is not None:
-        trajectories = trajectories[task * points_per_job : (task + 1) * points_per_job]
     path = experiment.result(flavor, step, tag, task, stage)
     tracker = Tracker(experiment, alone, path.stem, "evaluate", wandb_mode)
     finished = FinishedTrajectories(path.with_suffix(".partial.jsonl"))
-    complete = finish(context, LoadedModel(model, card, data, evaluation), flavor, trajectories, finished)
+    loaded = LoadedModel(model, card, data, evaluation)
+    planned, complete, size = list[Trajectory](), True, points_per_job
+    share = slice(None) if task is None or size is None else slice(task * size, (task + 1) * size)
+    sweep = stage_trajectories(config.eval[flavor], stage)[share]
+    for trajectories in blocks_of_sweep(evaluation, chosen, finished, sweep):
+        planned += trajectories
+        if not (complete := finish(context, loaded, flavor, planned, finished)):
+            break
     rows = finished.write(path) if complete else []
     if rows:
         _log_curves(tracker, rows)
@@ -89,6 +96,34 @@ def load_checkpoint(
     return load_model(path, device)
 
 
+def blocks_of_sweep(
+    config: EvalConfig, chosen: Chosen | None, finished: FinishedTrajectories, sweep: list[Trajectory]
+) -> Iterator[list[Trajectory]]:
+    """Yield the trajectories of an evaluation: what comes next may depend on the results of all before.
+
+    sweep: all of them (of a task of an array, its share), where nothing does.
+    """
+    stopped: list[dict[str, Any]] = []
+
+    def tell(shape: Shape, rates: Sequence[Stopped]) -> None:
+        for rate in rates:
+            print(f"{shape.classes} classes: {rate}", flush=True)
+            stopped.append({"shape_classes": shape.classes, **rate._asdict()})
+
+    if chosen:
+        yield chosen_trajectories(config, chosen)
+    elif config.race:
+        yield from race(config, finished.results, tell)
+        write_json(finished.path.with_suffix("").with_suffix(STOPPED), {"stopped": stopped})
+    else:
+        yield sweep
+    if config.until:
+        first = [row for result in finished.results.values() for row in result.rows if row.run < config.runs]
+        more, reasons = more_runs(config, first)
+        print(*reasons, sep="\n", flush=True)
+        yield more
+
+
 def load_data(config: EvalConfig, request: DataRequest, device: torch.device) -> ClassImages:
     """Load the images of an evaluation, onto the device. Raises DataError."""
     return load_images(request).first_examples(0, config.imgs_per_class).to(device)
@@ -100,7 +135,7 @@ def finish(
 ) -> bool:  # fmt: skip
     """Run the trajectories that are not finished. Returns False when stopped before the last."""
     left = {index: trajectory for index, trajectory in enumerate(trajectories) if index not in finished.results}
-    before, total, say = len(finished.results), len(trajectories), functools.partial(print, flush=True)
+    before, total, say = len(trajectories) - len(left), len(trajectories), functools.partial(print, flush=True)
     results = run_until_stopped(context, loaded, flavor, list(left.values()), before, total, say)
     try:
         for index, result in zip(left, results, strict=True):

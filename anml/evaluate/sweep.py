@@ -279,6 +279,7 @@ def _row(score: Score, cost: Cost, trajectory: Trajectory, loaded: LoadedModel, 
         test_top5=float(score.test.top5[learned].mean()),
         kept_bytes=cost.kept_bytes,
         seconds=cost.seconds,
+        first_runs=loaded.config.runs if loaded.config.until else None,
     )
 
 

@@ -84,7 +84,7 @@ def _names_and_step(path: Path) -> tuple[list[str], int]:
 
 def _why_not_grown(name: str, there: EvalConfig, wanted: EvalConfig | None) -> list[str]:
     changed = [key for key, value in there if wanted and getattr(wanted, key) != value]
-    if changed and set(changed) <= Extent.model_fields.keys() and not there.choose and not there.is_validation:
+    if changed and set(changed) <= Extent.model_fields.keys() and not there.in_one_job and not there.is_validation:
         return [f"eval.{name}: {', '.join(changed)} may grow, and must hold all that is there"]
     return [f"eval.{name}: this flavor is there with other settings; add the new one under another name"]
 

@@ -106,7 +106,7 @@ def _choices(config: TrainConfig, sweeps: Mapping[tuple[str, int, TrainingId], t
     for training, (flavor, evaluation) in product(config.trainings, config.eval.items()):
         same = [other for other in config.trainings if other.model == training.model]
         for step, steps in config.choices(evaluation).items():
-            tried = product([evaluation.choose.flavor], steps, same) if evaluation.choose else ()
+            tried = product([str(evaluation.choose.flavor)], steps, same) if evaluation.choose else ()
             jobs.append(_evaluation(flavor, step, training, sum((sweeps[key] for key in tried), ())))
     return jobs
 
@@ -127,7 +127,8 @@ def _stages(job: Job, evaluation: EvalConfig) -> list[tuple[Job, int]]:
     for number, stage in enumerate(evaluation.stages):
         count = stage.count_trajectories()
         more = replace(job, name=f"{job.name}-more-{number}", argv=(*job.argv, "--stage", str(number)))
-        stages.append((more if number else job, count - before))
+        # An array's tasks do not know each other's results.
+        stages.append((more if number else job, 0 if stage.in_one_job else count - before))
         before = count
     return stages
 

@@ -36,11 +36,11 @@ class Estimate:
     over: Literal["runs", "seeds"]
 
 
-def estimate(values: Iterable[tuple[int, float]]) -> Estimate:
+def estimate(values: Iterable[tuple[int, float]], first: Sequence[float] = ()) -> Estimate:
     """Return the mean of (seed, value) pairs, one pair a run, each seed counting the same.
 
     From three seeds on the interval is over the seeds' means. Below, it is over runs and says nothing of how much
-    trainings differ.
+    trainings differ. first: values of the runs whose spread decided how many there are (default: nothing did).
     """
     by_seed = grouped(values, lambda pair: pair[0])
     all_runs = [value for pairs in by_seed.values() for _, value in pairs]
@@ -49,7 +49,7 @@ def estimate(values: Iterable[tuple[int, float]]) -> Estimate:
     return Estimate(
         mean=fmean(means),
         std=std(all_runs),
-        half_width=half_width(means if over_seeds else all_runs),
+        half_width=half_width(means) if over_seeds else half_width(first or all_runs, len(all_runs)),
         runs=len(all_runs),
         seeds=len(means),
         over="seeds" if over_seeds else "runs",
@@ -63,9 +63,24 @@ def std(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1, mean=np.asarray(fmean(values))))
 
 
-def half_width(values: Sequence[float]) -> float:
-    """Return h such that mean ± h is the 95% interval of the mean of independent values; NaN for fewer than two."""
-    return t_quantile(len(values) - 1) * std(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+def half_width(values: Sequence[float], count: int | None = None) -> float:
+    """Return h such that mean ± h is the 95% interval of the mean of independent values; NaN for fewer than two.
+
+    count: how many values the mean is of, where the spread of the first ones, which are given, decided that. The spread
+    of all would give too short an interval: few follow where the first ones happen to lie close together.
+    """
+    if len(values) < 2:
+        return math.nan
+    return t_quantile(len(values) - 1) * std(values) / math.sqrt(count or len(values))
+
+
+def runs_needed(spread: float, first: int, wanted: float) -> int:
+    """Return how many runs give an interval of mean ± `wanted`, given the standard deviation of the first ones.
+
+    Stein 1945, "A two-sample test for a linear hypothesis whose power is independent of the variance". To stop as soon
+    as an interval is narrow would make it too short.
+    """
+    return max(first, math.ceil((t_quantile(first - 1) * spread / wanted) ** 2))
 
 
 @lru_cache

@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from anml.atomic import read_json
 from anml.config.facts import is_validation
 from anml.config.training import TrainConfig
 from anml.config.vary import natural_order
@@ -18,7 +19,7 @@ from anml.errors import DataError
 from anml.experiment import Experiment
 from anml.report import labels
 from anml.report.statistics import estimate, grouped
-from anml.results import COLUMN_TYPES, COLUMNS, ResultRow, read_results
+from anml.results import COLUMN_TYPES, COLUMNS, STOPPED, ResultRow, read_results
 
 # The train_seed of results that pool several trainings.
 POOLED = "all"
@@ -131,6 +132,12 @@ def read_scores(experiment: Experiment) -> tuple[list[ResultRow], list[str]]:
     return list(rows.values()), problems
 
 
+def read_stopped(experiment: Experiment) -> list[dict[str, Any]]:
+    """Return the rates that races did not continue, and why, with the job's name as `job`."""
+    paths = sorted(experiment.results.glob(f"*{STOPPED}"))
+    return [{"job": path.name.removesuffix(STOPPED), **rate} for path in paths for rate in read_json(path)["stopped"]]
+
+
 def _trajectory(row: ResultRow) -> tuple:
     return (sweep_of(row), row.lr, row.train_seed, row.run)
 
@@ -164,7 +171,8 @@ def _rate_result(ends: list[ResultRow], train_seed: str = POOLED, classes: int |
     """
     row = ends[0]
     sweep = {**vars(sweep_of(row)), "classes": classes or row.classes}
-    test = estimate((end.train_seed, end.test_acc) for end in ends)
+    first = [end.test_acc for end in ends if end.first_runs and end.run < end.first_runs]
+    test = estimate(((end.train_seed, end.test_acc) for end in ends), first)
     return RateResult(
         **sweep,
         train_seed=train_seed,
@@ -328,7 +336,7 @@ def missing_results(config: TrainConfig, rows: Sequence[ResultRow], models: Coll
     counts = Counter((row.flavor, row.checkpoint_step, row.model, row.train_seed) for row in finals(rows))
     sentences = []
     for (flavor, evaluation), step, training in product(config.eval.items(), config.evaluated_steps, config.trainings):
-        alone, wanted = config.for_training(training), evaluation.count_trajectories()
+        alone, wanted = config.for_training(training), evaluation.fewest_results()
         if evaluation.choose and step not in config.choices(evaluation):
             continue
         # One that chooses its checkpoint has results of that alone.

@@ -48,5 +48,18 @@ def test_a_choice_that_cannot_be_made_is_refused(problems, override: str, said: 
 
 
 def test_a_choice_by_hand_is_refused(write) -> None:
-    with pytest.raises(ConfigError, match=r"eval.yml:2: choose: .*split=validation"):
+    with pytest.raises(ConfigError, match=r"eval.yml:2: choose: is for the evaluations of an experiment"):
         load_eval_configs(write("eval.yml", "dataset: glyphs\nchoose: {on: validation}\n"))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("eval.a.until={half_width: 0.01, at_most: 10}", "eval.a.until: the first runs, 10 (runs)"),
+        ("eval.a.lr=0.1", "eval.a.race: is between several rates"),
+    ],
+)
+def test_more_runs_and_a_race_that_cannot_be_are_refused(problems, override: str, said: str) -> None:
+    text = "dataset: glyphs\nmodel: sanml\neval: {a: {classes: 5, lr: [0.1, 0.01], race: true}}\n"
+    (problem,) = problems(text, override)
+    assert said in problem

@@ -1,17 +1,21 @@
 """What is chosen on held-out classes, and that the choice is scored as the whole sweep would score it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from anml.checkpoints import ModelCard
+from anml.cli.main import main
 from anml.config.load import load_train_config
 from anml.errors import JobError
-from anml.evaluate.choice import Chosen, choose, chosen_trajectories
-from anml.evaluate.sweep import LoadedModel, run_sweep, sweep_trajectories
+from anml.evaluate.choice import Chosen, choose, chosen_trajectories, more_runs
+from anml.evaluate.job import blocks_of_sweep, finish
+from anml.evaluate.sweep import LoadedModel, Trajectory, run_sweep, sweep_trajectories
 from anml.experiment import Experiment
-from anml.results import ResultRow, write_results
+from anml.report.tables import best_rates, rate_results, read_stopped
+from anml.results import FinishedTrajectories, ResultRow, read_results, write_results
 
 CONFIG = """
 dataset: glyphs
@@ -85,3 +89,85 @@ def test_a_choice_is_scored_as_in_the_whole_sweep_and_no_further_than_needed(
     assert {(row.classes_trained, row.lr) for row in rows} == {(1, 0.01), (2, 0.01), (3, 0.01), (4, 0.001), (5, 0.001)}
     assert all(row in whole for row in rows)
     assert [trajectory.end for trajectory in trajectories] == [3, 5, 3, 5]
+
+
+def test_runs_are_added_at_the_best_rates_until_the_interval_is_narrow(make_config: Any) -> None:
+    accuracies = {(0.1, 5): (0.8, 0.9), (0.01, 5): (0.7, 0.7), (0.1, 9): (0.1, 0.1), (0.01, 9): (0.60, 0.62)}
+    rows = [
+        ResultRow("a", "sequential", "m", "d", 1, 9, 10, 5, lr, 1, run, 1, 10 * count, count, 1.0, accuracy)
+        for (lr, count), by_run in accuracies.items()
+        for run, accuracy in enumerate(by_run)
+    ]
+    config = make_config(classes=9, lr=[0.1, 0.01], runs=2, until={"half_width": 0.1, "at_most": 30})
+    # By hand: t(1) = 12.706, s = 0.01414, so that (t s / 0.1)^2 = 3.2 runs are needed.
+    trajectories, (line,) = more_runs(config, rows)
+    assert [(t.run, t.lr, t.counts) for t in trajectories] == [
+        (2, 0.1, (5,)), (2, 0.01, (9,)), (3, 0.1, (5,)), (3, 0.01, (9,)),
+    ]  # fmt: skip
+    assert line == "9 classes: ± 0.1271 after 2 runs; ± 0.1 takes 4 runs"
+    narrower = make_config(classes=9, runs=2, until={"half_width": 0.01, "at_most": 6})
+    trajectories, (line,) = more_runs(narrower, rows)
+    assert max(t.run for t in trajectories) == 5
+    assert line.endswith("takes 323 runs, at most 6 are made")
+
+
+TINY = """
+dataset: glyphs
+train_classes: 8
+num_batches: 2
+remember_size: 4
+epochs: 1
+model: sanml
+model_args: {rln_chs: 3, num_classes: 8}
+eval:
+  olft: &all {classes: 8, train_examples: 10, test_examples: 5, runs: 4, lr: [0.001, 0.01], eval_freq: 4}
+  longer: {<<: *all, until: {half_width: 0.001, at_most: 6}}
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    root = tmp_path_factory.mktemp("trained")
+    (root / "config.yml").write_text(TINY)
+    assert main(["train", "--run-dir", str(root)]) == 0
+    return Experiment(root)
+
+
+def evaluated(experiment: Experiment, flavor: str) -> list[ResultRow]:
+    """Run the job of a flavor; return its results."""
+    assert main(["evaluate", "--run-dir", str(experiment.root), "--flavor", flavor, "--step", "1"]) == 0
+    return read_results([experiment.result(flavor, 1)])
+
+
+def test_a_job_adds_runs_at_its_best_rate(trained: Experiment) -> None:
+    rows = [row for row in evaluated(trained, "longer") if row.classes_trained == 8]
+    assert {row.first_runs for row in rows} == {4}
+    assert [row.run for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 5]
+    (best,) = best_rates(rate_results(rows))
+    assert (best.runs, best.lr) == (6, rows[-1].lr)
+
+
+def test_a_race_leaves_out_what_cannot_be_best_and_says_why(
+    model: Any, data: Any, make_config: Any, tmp_path: Path
+) -> None:
+    config = make_config(lr=[1e-9, 0.03], runs=6, eval_freq=[6], race=True, engine="reference")
+    card = ModelCard("sanml", {}, (1, 28, 28), "sanml", "omniglot", "meta", step=1, seed=1)
+    loaded, context = LoadedModel(model, card, data, config), SimpleNamespace(progress=lambda *_: None, stop=bool)
+
+    def raced() -> tuple[list[Trajectory], FinishedTrajectories]:
+        finished, planned = FinishedTrajectories(tmp_path / "results/a.partial.jsonl"), list[Trajectory]()
+        for trajectories in blocks_of_sweep(config, None, finished, sweep_trajectories(config)):
+            planned += trajectories
+            assert finish(context, loaded, "a", planned, finished)  # type: ignore[arg-type]
+        return planned, finished
+
+    planned, finished = raced()
+    *_, stopped = read_stopped(Experiment(tmp_path))
+    assert (stopped["job"], stopped["lr"], stopped["goes_to"], stopped["best"]) == ("a", 1e-9, 0, 0.03)
+    assert [t.run for t in planned if t.lr == 1e-9] == list(range(stopped["runs"]))
+    assert [t.run for t in planned if t.lr == 0.03] == list(range(6))
+    # A job that continues decides as it did, whatever later blocks have shown by then.
+    assert raced()[0] == planned
+    rows = [row for result in finished.results.values() for row in result.rows]
+    whole = [row for result in run_sweep(loaded, "a", sweep_trajectories(config)) for row in result.rows]
+    assert all(row in whole for row in rows)

@@ -123,3 +123,9 @@ def test_a_choice_comes_after_every_sweep_of_its_model_on_held_out_classes() -> 
         "by-both-step-000100-seed-1", "by-both-step-000100-seed-2",
     ]  # fmt: skip
     assert all(job.tasks is None for job in plan.jobs if job.name.startswith("by-"))
+
+
+def test_an_evaluation_that_depends_on_its_own_results_is_no_array() -> None:
+    sweep = {"runs": 3, "lr": [0.1, 0.01], "classes": 10}
+    flavors = {"raced": sweep | {"race": True}, "longer": sweep | {"until": {"half_width": 0.01, "at_most": 30}}}
+    assert {job.tasks for job in make_plan(config(eval=flavors), 1).jobs} == {None}

@@ -1,9 +1,10 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 
-from anml.report.statistics import estimate, half_width, std, t_quantile
+from anml.report.statistics import estimate, half_width, runs_needed, std, t_quantile
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,14 @@ def test_interval_is_over_runs_below_three_seeds():
 
 def test_each_seed_counts_the_same_when_runs_are_missing():
     assert estimate([(1, 0.2), (1, 0.2), (1, 0.2), (2, 0.6)]).mean == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.02, 0.06])
+def test_an_interval_keeps_its_coverage_where_its_width_decided_how_many_runs_there_are(spread):
+    first, wanted, at_most, draws = 5, 0.01, 30, 10_000
+    runs = np.random.default_rng(1).normal(0.0, spread, (draws, at_most))
+    counts = [min(at_most, runs_needed(std(values[:first]), first, wanted)) for values in runs]
+    pairs = zip(runs, counts, strict=True)
+    estimates = [estimate([(1, value) for value in values[:count]], list(values[:first])) for values, count in pairs]
+    assert sum(abs(e.mean) <= e.half_width for e in estimates) >= 0.94 * draws
+    assert all(e.half_width <= wanted for e in estimates if e.runs < at_most)

@@ -1,0 +1,43 @@
+"""Racing: which rates go on, and that the winner is that of the whole sweep."""
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp
+
+from anml.evaluate.race import gap, looks, narrowed
+
+
+def test_the_gap_is_tested_pair_by_pair() -> None:
+    best, other = np.random.default_rng(1).random((2, 1, 40))
+    difference, p = gap(best, other)
+    assert difference == pytest.approx((best - other).mean())
+    assert p == pytest.approx(ttest_1samp([*(best - other)[0], 1, -1], 0, alternative="greater").pvalue)
+
+
+def test_runs_that_disagree_prove_little() -> None:
+    best, other = np.full((2, 40), 0.9), np.array([[0.1] * 40, [0.8] * 40])
+    assert gap(best[:1], other[:1])[1] < 1e-6
+    assert gap(best, other)[1] > 0.1
+
+
+def test_a_rate_goes_on_to_the_most_classes_for_which_it_may_be_best() -> None:
+    few, many = np.ones((1, 20)), np.ones((1, 40))
+    accuracies = {
+        (0.1, 20): few * 0.9, (0.1, 40): many * 0.1,
+        (0.01, 20): few * 0.8, (0.01, 40): many * 0.6,
+        (0.001, 20): few * 0.1, (0.001, 40): many * 0.1,
+    }  # fmt: skip
+    ends, stopped = narrowed({0.1: 40, 0.01: 40, 0.001: 40}, accuracies, level=0.01)
+    assert ends == {0.1: 20, 0.01: 40, 0.001: 0}
+    assert [(s.lr, s.goes_to, s.classes, s.best) for s in stopped] == [(0.1, 20, 40, 0.01), (0.001, 0, 40, 0.01)]
+    assert str(stopped[1]).startswith("lr 0.001 is stopped after 1 run: 0.500 less than lr 0.01 with 40 classes")
+
+
+def test_the_first_of_few_classes_stop_nothing() -> None:
+    accuracies = {(0.1, 1): np.ones((1, 1)), (0.01, 1): np.zeros((1, 1))}
+    assert narrowed({0.1: 1, 0.01: 1}, accuracies, level=0.05) == ({0.1: 1, 0.01: 1}, [])
+
+
+def test_rates_are_compared_more_often_while_few_runs_are_made() -> None:
+    assert looks(10) == (1, 2, 3, 5, 8)
+    assert looks(1) == ()
