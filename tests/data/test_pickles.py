@@ -33,6 +33,8 @@ def load(dataset: str, data_path: Path, size: int = 84, **options: Any) -> torch
         ("mini-imagenet", "mini-imagenet-cache-train.pkl", {"image_data": IMAGES, "class_dict": BY_CLASS}),
         ("mini-imagenet", "miniImageNet_category_split_train_phase_train.pickle", {"data": IMAGES, "labels": LABELS}),
         ("cifar-fs", "CIFAR_FS_train.pickle", {"data": IMAGES, "labels": LABELS}),
+        ("cifar-fs", "CIFAR_FS_train.pickle", {"data": np.asfortranarray(IMAGES), "labels": list(np.array(LABELS))}),
+        ("cifar-fs", "CIFAR_FS_train.pickle", {"data": IMAGES, "labels": np.array(LABELS, ">i2")}),
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -51,17 +53,30 @@ class Exploit:
         return Path.touch, (Path("was-executed"),)
 
 
+class Lie:
+    """A dtype whose fields are objects while its flags deny it: numpy took the bytes for pointers, and crashed."""
+
+    def __reduce__(self) -> tuple:
+        return np.dtype, ("V8", False, True), (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
+
+
+class Pointer:
+    def __reduce__(self) -> tuple:
+        return np.int64(1).__reduce__()[0], (Lie(), b"AAAAAAAA")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ({"image_data": IMAGES, "class_dict": Exploit()}, "no array"),
         ([IMAGES], "holds a list"),
+        ({"data": IMAGES, "labels": [Pointer()] * 7}, "V8"),
         ({"image_data": IMAGES.astype(np.float32), "class_dict": BY_CLASS}, "uint8"),
         ({"data": IMAGES, "labels": LABELS[1:]}, "labels"),
         ({"image_data": IMAGES, "class_dict": {"a": [99]}}, "class_dict"),
         ({"image_data": IMAGES, "class_dict": {"a": [0], 1: [1]}}, "class_dict"),
         ({"image_data": IMAGES, "class_dict": {"a": [0], "b": []}}, "class_dict"),
-        ({"image_data": IMAGES, "class_dict": {"a": np.zeros(1, [("x", "i8")])}}, "class_dict"),
+        ({"image_data": IMAGES, "class_dict": {"a": np.zeros(1, [("x", "i8")])}}, "numbers or texts"),
         ({"data": IMAGES, "labels": [[1], [1, 2]]}, "labels"),
     ],
 )
