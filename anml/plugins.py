@@ -42,14 +42,14 @@ def find_part(kind: str, name: str, known: Mapping[str, str]) -> Any:
 
 def load_object(reference: str) -> Any:
     """Return the object that `FILE.py:NAME` or `MODULE:NAME` refers to. Raises ConfigError naming what is missing."""
-    place, _, name = reference.rpartition(":")
-    if not place or not name.isidentifier():
+    origin, _, name = reference.rpartition(":")
+    if not origin or not name.isidentifier():
         message = f"{reference!r}: write it as ./FILE.py:NAME or MODULE:NAME"
         raise ConfigError(message)
-    module = _module(place)
+    module = _module(origin)
     if not hasattr(module, name):
-        defined = [own for own, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        message = f"{place}: defines no {name}" + (f"; it defines: {', '.join(defined)}" if defined else "")
+        defined = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        message = f"{origin}: defines no {name}" + (f"; it defines: {', '.join(defined)}" if defined else "")
         raise ConfigError(message)
     return getattr(module, name)
 
@@ -67,12 +67,12 @@ def copy_sources(references: Iterable[str]) -> dict[str, Path]:
     """
     copies: dict[str, Path] = {}
     for reference in references:
-        place = reference.rpartition(":")[0]
-        if place.endswith(".py"):
-            name, source = f"{USER_CODE}/{Path(place).name}", frozen_or_given(Path(place)).resolve()
+        origin = reference.rpartition(":")[0]
+        if origin.endswith(".py"):
+            name, source = f"{USER_CODE}/{Path(origin).name}", frozen_or_given(Path(origin)).resolve()
         else:
             load_object(reference)
-            top = sys.modules[place.partition(".")[0]]
+            top = sys.modules[origin.partition(".")[0]]
             source = Path([*getattr(top, "__path__", ()), top.__file__][0]).resolve()
             if any(source.is_relative_to(folder) for folder in _installed()):
                 continue
@@ -89,19 +89,19 @@ def _installed() -> list[str]:
     return [str(CODE / "anml"), *libraries, *site.getsitepackages(), site.getusersitepackages()]
 
 
-def _module(place: str) -> ModuleType:
-    file = frozen_or_given(Path(place)) if place.endswith(".py") else None
+def _module(origin: str) -> ModuleType:
+    file = frozen_or_given(Path(origin)) if origin.endswith(".py") else None
     if file is not None and not file.is_file():
         message = f"{file}: there is no such file"
         raise ConfigError(message)
     try:
-        return importlib.import_module(place) if file is None else _file_module(file)
+        return importlib.import_module(origin) if file is None else _file_module(file)
     except Exception as error:  # Whatever a user's module raises is the user's to mend.
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
-            message = f"{place}: no module {error.name} can be imported; is its folder in PYTHONPATH?"
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{origin}.".startswith(f"{error.name}."):
+            message = f"{origin}: no module {error.name} can be imported; is its folder in PYTHONPATH?"
             raise ConfigError(message) from None
         at = traceback.extract_tb(error.__traceback__)[-1]
-        message = f"{place}: importing it failed: {type(error).__name__}: {error} (line {at.lineno} of {at.filename})"
+        message = f"{origin}: importing it failed: {type(error).__name__}: {error} (line {at.lineno} of {at.filename})"
         raise ConfigError(message) from error
 
 

@@ -268,6 +268,6 @@ def _digest(spec: RunSpec, step: int) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-def _same(expected: str, found: str) -> Finding:
-    ok = found == expected
-    return Finding(ok, f"the same bits ({found})" if ok else f"other bits: {found} instead of {expected}")
+def _same(expected: str, actual: str) -> Finding:
+    ok = actual == expected
+    return Finding(ok, f"the same bits ({actual})" if ok else f"other bits: {actual} instead of {expected}")

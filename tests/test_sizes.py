@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import median
 
 PACKAGE = Path(__file__).resolve().parent.parent / "anml"
-MOST_FILES = 136
+MOST_FILES = 137
 MOST_LOOSE_MODULES = 10
 MOST_FILES_UNDER_40_LINES = 8
 MOST_LINES_OF_A_FILE = 400
-MOST_LINES = 21_938
+MOST_LINES = 22_624
 MEDIAN_LINES_OF_A_FUNCTION = 8
 
 

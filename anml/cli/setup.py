@@ -125,11 +125,11 @@ def selftest(options: argparse.Namespace) -> int:
 
         device = prepare_device(options.cluster_device, options.device)
         with tempfile.TemporaryDirectory() as folder:
-            found = run_selftest(device, Path(folder), options.quick, lambda line: print(line, flush=True))
+            outcome = run_selftest(device, Path(folder), options.quick, lambda line: print(line, flush=True))
         if options.json:
-            write_json(options.json, found | {"anml": __version__})
-        if found["failed"]:
-            message = f"selftest failed: {', '.join(found['failed'])}"
+            write_json(options.json, outcome | {"anml": __version__})
+        if outcome["failed"]:
+            message = f"selftest failed: {', '.join(outcome['failed'])}"
             raise JobError(message)
         return True
 

@@ -173,19 +173,19 @@ def _wording(error: ErrorDetails, record: type[Record], elsewhere: Mapping[str, 
         return f"unknown key{nearest(key, allowed) or '; allowed: ' + ', '.join(sorted(allowed))}"
     if error["type"] == "missing":
         return "is required but missing"
-    found, details = error["input"], error.get("ctx", {})
+    value, details = error["input"], error.get("ctx", {})
     if error["type"] == "literal_error":
         allowed = str(details.get("expected", "")).replace(" or ", ", ").replace("'", "")
-        return f"{show(found)} is not allowed; allowed: {allowed}{nearest(str(found), allowed.split(', '))}"
+        return f"{show(value)} is not allowed; allowed: {allowed}{nearest(str(value), allowed.split(', '))}"
     if wanted := _WANTED.get(_kind_of(error)):
-        if isinstance(found, (list, tuple)) and "vary" in record.model_fields and len(error["loc"]) == 1:
+        if isinstance(value, (list, tuple)) and "vary" in record.model_fields and len(error["loc"]) == 1:
             key = error["loc"][0]
             return (
-                f"must {wanted.format(**details)}; to train with each of {show(found)}: vary: {{{key}: {show(found)}}}"
+                f"must {wanted.format(**details)}; to train with each of {show(value)}: vary: {{{key}: {show(value)}}}"
             )
-        is_unquoted = error["type"] == "string_type" and isinstance(found, (int, float))
-        return f"must {wanted.format(**details)}, found {show(found)}{'; put it in quotes' if is_unquoted else ''}"
-    return f"{error['msg'].removeprefix('Value error, ')}, found {show(found)}"
+        is_unquoted = error["type"] == "string_type" and isinstance(value, (int, float))
+        return f"must {wanted.format(**details)}, found {show(value)}{'; put it in quotes' if is_unquoted else ''}"
+    return f"{error['msg'].removeprefix('Value error, ')}, found {show(value)}"
 
 
 def _is_echo(error: ErrorDetails) -> bool:

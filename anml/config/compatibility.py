@@ -54,10 +54,10 @@ def adopt_train(source: Source) -> Findings:
     data = source.data
     written = data.get("dataset")
     is_original = isinstance(written, str) and canonical_dataset(written, data.get("imgs_per_class")) != written
-    found = Findings([], [])
+    findings = Findings([], [])
     if is_original:
-        _adopt_validation(source, found)
-    _adopt(source, data, (), TRAIN_KEYS | EARLIER_KEYS, found)
+        _adopt_validation(source, findings)
+    _adopt(source, data, (), TRAIN_KEYS | EARLIER_KEYS, findings)
     model = data.get("model")
     if isinstance(model, str) and model.lower() in MODELS:
         data["model"] = model.lower()  # `ANML`, `SANML`, `OML`, `Classifier` are higherANML's classes.
@@ -66,21 +66,21 @@ def adopt_train(source: Source) -> Findings:
     if data.get("max_grad_norm") == 0:
         data["max_grad_norm"] = None
     if is_original:
-        found.notices.extend(_pooling_notice(source))
+        findings.notices.extend(_pooling_notice(source))
         for key, value, because, why in _settings_of_original(data):
             if data.get(key) is None:
                 data[key] = value
                 source.locations[key,] = source.locate((because,))
                 message = f"{why} in higherANML, and so here by {key}: {show(value)}"
-                found.notices.append(problem(source, (because,), message))
-    _name_flavors(source, found)
+                findings.notices.append(problem(source, (because,), message))
+    _name_flavors(source, findings)
     for name, flavor in data["eval"].items():
         if isinstance(flavor, dict):
-            _adopt(source, flavor, ("eval", name), EVAL_KEYS, found)
+            _adopt(source, flavor, ("eval", name), EVAL_KEYS, findings)
             if flavor.get("model"):
                 message = "is ignored: here the checkpoints of this training are evaluated; for others there is "
-                found.notices.append(problem(source, ("eval", name, "model"), message + "eval_anml.py"))
-    return found
+                findings.notices.append(problem(source, ("eval", name, "model"), message + "eval_anml.py"))
+    return findings
 
 
 def adopt_eval(source: Source) -> Findings:
@@ -89,19 +89,19 @@ def adopt_eval(source: Source) -> Findings:
 
 
 def _adopt(
-    source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mapping[str, str], found: Findings
+    source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mapping[str, str], findings: Findings
 ) -> Findings:
     for key in [key for key in IGNORED_KEYS if key in mapping]:
         del mapping[key]
-        found.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {IGNORED_KEYS[key]}"))
+        findings.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {IGNORED_KEYS[key]}"))
     for key in [key for key in REFUSED_KEYS if key in mapping]:
         if mapping.pop(key):
-            found.problems.append(problem(source, (*at, key), f"is not available; {REFUSED_KEYS[key]}"))
+            findings.problems.append(problem(source, (*at, key), f"is not available; {REFUSED_KEYS[key]}"))
     for old in [old for old in old_keys if old in mapping]:
         new, value = old_keys[old], mapping.pop(old)
         if new in mapping:
             message = f"is an older name of {new}, which is given too; keep one of them"
-            found.problems.append(problem(source, (*at, old), message))
+            findings.problems.append(problem(source, (*at, old), message))
         else:
             mapping[new] = value
             source.locations[(*at, new)] = source.locate((*at, old))
@@ -109,10 +109,10 @@ def _adopt(
         mapping["dataset"] = canonical_dataset(mapping["dataset"], mapping.get("imgs_per_class"))
     if isinstance(mapping.get("eval_method"), str):
         mapping["eval_method"] = _OLD_METHODS.get(mapping["eval_method"], mapping["eval_method"])
-    return found
+    return findings
 
 
-def _adopt_validation(source: Source, found: Findings) -> None:
+def _adopt_validation(source: Source, findings: Findings) -> None:
     """Read `val_size` as higherANML's later code does, where it is the number or fraction of examples of each class."""
     data = source.data
     size, drawn = data.get("val_size"), data.get("val_sample_size")
@@ -122,7 +122,7 @@ def _adopt_validation(source: Source, found: Findings) -> None:
     data["val_examples"], data["val_size"] = size or None, (_VAL_SAMPLE if drawn is None else drawn) if size else 0
     source.locations["val_examples",] = source.locate(("val_size",))
     message = f"counts examples of each class in this config of higherANML: here val_examples: {show(size)}, val_size: "
-    found.notices.append(problem(source, ("val_size",), f"{message}{show(data['val_size'])}"))
+    findings.notices.append(problem(source, ("val_size",), f"{message}{show(data['val_size'])}"))
 
 
 def _settings_of_original(data: Mapping[str, Any]) -> Iterator[tuple[str, Any, str, str]]:
@@ -149,14 +149,14 @@ def _rename_args(source: Source, at: KeyPath) -> None:
         source.copy_locations((*at, old), (*at, MODEL_ARGS[old]))
 
 
-def _name_flavors(source: Source, found: Findings) -> None:
+def _name_flavors(source: Source, findings: Findings) -> None:
     """Turn `eval` (one evaluation, or a list of {flavor: evaluation}) into one mapping of flavors."""
     value = source.data.get("eval")
     if isinstance(value, list):
-        value = _join(source, value, found)
+        value = _join(source, value, findings)
     elif value is not None and not isinstance(value, dict):
         message = f"must be a list of flavors (- name: {{...}}), found {show(value)}"
-        found.problems.append(problem(source, ("eval",), message))
+        findings.problems.append(problem(source, ("eval",), message))
         value = None
     value = value or {}
     if _is_one_evaluation(value):
@@ -172,19 +172,19 @@ def _is_one_evaluation(value: Mapping[str, Any]) -> bool:
     return not has_flavors and any(key in keys or nearest(key, keys) for key in value)
 
 
-def _join(source: Source, items: list[Any], found: Findings) -> dict[str, Any]:
+def _join(source: Source, items: list[Any], findings: Findings) -> dict[str, Any]:
     """Join a list of mappings into one. A flavor given twice is a problem: it would overwrite its own results."""
     joined: dict[str, Any] = {}
     for index, item in enumerate(items):
         if not isinstance(item, dict):
             message = f"must be a flavor (- name: {{...}}), found {show(item)}"
-            found.problems.append(problem(source, ("eval", index), message))
+            findings.problems.append(problem(source, ("eval", index), message))
             continue
         for name in item:
             if name in joined:
                 first = source.locate(("eval", name))
                 message = f"a flavor of this name is given at {first}"
-                found.problems.append(problem(source, ("eval", index, name), message))
+                findings.problems.append(problem(source, ("eval", index, name), message))
             else:
                 joined[name] = item[name]
                 source.copy_locations(("eval", index, name), ("eval", name))

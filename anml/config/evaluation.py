@@ -317,7 +317,7 @@ def eval_request(
     """Return what to load for an evaluation. An images-folder without a split of its own takes the training's."""
     classes, examples = (), None
     if find_dataset(dataset).needs_counting:
-        own = config.class_split if isinstance(config.class_split, ClassSplit) else None
-        classes = (own or trained_split or ClassSplit()).eval
-        examples = config.imgs_per_class if own else trained_examples
+        split = config.class_split if isinstance(config.class_split, ClassSplit) else None
+        classes = (split or trained_split or ClassSplit()).eval
+        examples = config.imgs_per_class if split else trained_examples
     return DataRequest(dataset, "eval", size, data_path, classes, examples, bool(config.allow_incomplete))

@@ -78,14 +78,14 @@ def load_train_config(
     if more:
         _add(source, read_yaml(more))
     _refuse_other_kind(source, _EVAL_KEYS - _TRAIN_KEYS, _OF_TRAINING, "an evaluation config", "train")
-    found = _prepare(source, overrides, options, adopt_train, frozen)
-    _split_by_dataset(source, found)
-    config = _bind_training(source, found)
-    flavors = _bind_flavors(source, config, found)
-    config = _bind_points(source, config, flavors, found) if config else None
-    if config is None or found.problems:
-        raise ConfigError(found.problems)
-    return LoadedTrain(_fill_in(config, flavors), found.notices, source)
+    findings = _prepare(source, overrides, options, adopt_train, frozen)
+    _split_by_dataset(source, findings)
+    config = _bind_training(source, findings)
+    flavors = _bind_flavors(source, config, findings)
+    config = _bind_points(source, config, flavors, findings) if config else None
+    if config is None or findings.problems:
+        raise ConfigError(findings.problems)
+    return LoadedTrain(_fill_in(config, flavors), findings.notices, source)
 
 
 def _add(source: Source, more: Source) -> None:
@@ -120,21 +120,23 @@ def load_eval_configs(
     nothing = Source({}, {(): Location("the command line")})
     source = path if isinstance(path, Source) else read_yaml(path) if path else nothing
     _refuse_other_kind(source, _TRAIN_KEYS - _EVAL_KEYS, _OF_EVALUATION, "a training config", "eval")
-    found = _prepare(source, overrides, options, adopt_eval)
+    findings = _prepare(source, overrides, options, adopt_eval)
     loaded = []
     for _, settings in _variants("", source.data):
         part = replace(source, data=settings)
         config, problems = bind(EvalConfig, part)
-        found.problems.extend(problems)
+        findings.problems.extend(problems)
         if config:
-            config = _check_flavor(config, None, part, (), found)
+            config = _check_flavor(config, None, part, (), findings)
             loaded.append((config.model_copy(update={"data_path": absolute_path(config.data_path)}), part))
             for key in ("choose", "until", "race"):
                 if getattr(config, key):
-                    found.problems.append(problem(part, (key,), "is for the evaluations of an experiment; remove it"))
-    if found.problems:
-        raise ConfigError(found.problems)
-    return [LoadedEval(config, list(dict.fromkeys(found.notices)), part) for config, part in loaded]
+                    findings.problems.append(
+                        problem(part, (key,), "is for the evaluations of an experiment; remove it")
+                    )
+    if findings.problems:
+        raise ConfigError(findings.problems)
+    return [LoadedEval(config, list(dict.fromkeys(findings.notices)), part) for config, part in loaded]
 
 
 def dump_config(config: Record) -> str:
@@ -157,13 +159,13 @@ def set_keys(config: Record) -> dict[str, Any]:
     return data
 
 
-def _refuse_other_kind(source: Source, foreign: set[str], own: Mapping[str, str], what: str, kind: str) -> None:
+def _refuse_other_kind(source: Source, foreign: set[str], its_keys: Mapping[str, str], what: str, kind: str) -> None:
     """Raise ConfigError with one problem if the whole config is of the other kind."""
     if not isinstance(source.data, dict):
         message = f"{source.locate(())}: a config is made of `key: value` lines, found {show(source.data)}"
         raise ConfigError(message)
     misplaced = [key for key in source.data if key in foreign]
-    if len(misplaced) > len(set(own) & set(source.data)) + 1:
+    if len(misplaced) > len(set(its_keys) & set(source.data)) + 1:
         example = f"configs/{kind}-omni-anml.yml"
         message = f"{source.locate(())}: this is {what} ({', '.join(misplaced[:3])}, ...); give one like {example}"
         raise ConfigError(message)
@@ -227,14 +229,14 @@ def _set(source: Source, key_path: KeyPath, value: Any, origin: str) -> None:
     source.locations[key_path] = Location(origin)
 
 
-def _split_by_dataset(source: Source, found: Findings) -> None:
+def _split_by_dataset(source: Source, findings: Findings) -> None:
     """Replace a flavor `olft` on `[omniglot, glyphs]` by `olft-omniglot` and `olft-glyphs`, in place; each is a job."""
     flavors = {}
     for name, settings in source.data["eval"].items():
         for new_name, new_settings in _variants(name, settings):
             if new_name != name and (new_name in flavors or new_name in source.data["eval"]):
                 message = f"makes a flavor {new_name}, which there is already; rename one, or name a data set once"
-                found.problems.append(problem(source, ("eval", name, "dataset"), message))
+                findings.problems.append(problem(source, ("eval", name, "dataset"), message))
             source.copy_locations(("eval", name), ("eval", new_name))
             flavors[new_name] = new_settings
     source.data["eval"] = flavors
@@ -253,29 +255,29 @@ def _worded(source: Source, at: KeyPath, faults: Iterable[tuple[str, str]]) -> l
     return [problem(source, (*at, key), message) for key, message in faults]
 
 
-def _bind_training(source: Source, found: Findings) -> TrainConfig | None:
+def _bind_training(source: Source, findings: Findings) -> TrainConfig | None:
     """Bind everything but the flavors, and check it if it is well-formed."""
     without_eval = {key: value for key, value in source.data.items() if key != "eval"}
     config, problems = bind(TrainConfig, Source(without_eval, source.locations), elsewhere=_OF_EVALUATION)
     problems += check_model_args(source)
-    found.problems.extend(problems)
+    findings.problems.extend(problems)
     if config is None or problems:
         return None
     try:
         config, notices = fill_in_training(config)
     except ConfigError as error:
-        found.problems.extend(located(source, error.problems))
+        findings.problems.extend(located(source, error.problems))
         return None
-    found.notices.extend(located(source, notices))
+    findings.notices.extend(located(source, notices))
     problems = _worded(source, (), check_train(config, "epochs" in source.data))
-    found.problems.extend(problems)
+    findings.problems.extend(problems)
     if not problems:
-        found.notices.extend(_worded(source, (), ends_early(config)) + unread(TRAINING, config, source))
+        findings.notices.extend(_worded(source, (), ends_early(config)) + unread(TRAINING, config, source))
     return config
 
 
 def _bind_points(
-    source: Source, config: TrainConfig, flavors: Mapping[str, EvalConfig], found: Findings
+    source: Source, config: TrainConfig, flavors: Mapping[str, EvalConfig], findings: Findings
 ) -> TrainConfig:
     """Check each training that `vary` makes as a config of its own; return the config with values as their keys' types.
 
@@ -294,17 +296,17 @@ def _bind_points(
     tags = Counter(training.tag for training in config.trainings)
     reasons += [f"two trainings would be called {tag}" for tag, count in tags.items() if count > 1]
     if reasons:
-        found.problems.extend(problem(source, ("vary",), reason) for reason in reasons)
+        findings.problems.extend(problem(source, ("vary",), reason) for reason in reasons)
         return config
     typed: dict[tuple[str, Value], Value] = {}
     for training in dict.fromkeys(training.model for training in config.trainings):
-        point = _bind_point(source, config, flavors, training, found)
+        point = _bind_point(source, config, flavors, training, findings)
         typed |= {(k, v): float(v) for k, v in training.varied if isinstance(getattr(point, k, None), float)}
     return config.model_copy(update={"vary": with_types(config.vary, typed)})
 
 
 def _bind_point(
-    source: Source, config: TrainConfig, flavors: Mapping[str, EvalConfig], training: TrainingId, found: Findings
+    source: Source, config: TrainConfig, flavors: Mapping[str, EvalConfig], training: TrainingId, findings: Findings
 ) -> TrainConfig | None:
     """Bind the config of one training, and report what is wrong with it."""
     data = config.model_dump(exclude={"eval", "vary", "seeds", "inner_lrs", "train_together"}, exclude_none=True)
@@ -316,48 +318,48 @@ def _bind_point(
         problems = _worded(part, (), check_train(point, has_epochs=True))
         for name, flavor in flavors.items():
             problems += _worded(part, ("eval", name), check_fits_model(flavor, point, flavor_facts(flavor, point)))
-    found.problems.extend(f"{text} (of the training with {training.words})" for text in problems)
+    findings.problems.extend(f"{text} (of the training with {training.words})" for text in problems)
     return point
 
 
-def _bind_flavors(source: Source, training: TrainConfig | None, found: Findings) -> dict[str, EvalConfig]:
+def _bind_flavors(source: Source, training: TrainConfig | None, findings: Findings) -> dict[str, EvalConfig]:
     """Bind and check each flavor by itself, so that its problems show whatever else is wrong."""
     flavors = {}
     for name, settings in source.data["eval"].items():
         at = ("eval", name)
         if settings is None:
-            found.problems.append(problem(source, at, "has no settings; write them below it, further to the right"))
+            findings.problems.append(problem(source, at, "has no settings; write them below it, further to the right"))
             continue
         flavor, problems = bind(EvalConfig, source, at, _OF_TRAINING)
-        found.problems.extend(_worded(source, ("eval",), check_flavor_name(name)) + problems)
+        findings.problems.extend(_worded(source, ("eval",), check_flavor_name(name)) + problems)
         if flavor:
             dataset = training.dataset if training else str(source.data.get("dataset"))
             if flavor.dataset is None and (training or dataset in DATASETS):
                 flavor = flavor.model_copy(update={"dataset": dataset})
-            flavors[name] = _check_flavor(flavor, training, source, at, found)
+            flavors[name] = _check_flavor(flavor, training, source, at, findings)
     if training is None:
         return flavors
     for name, reason in check_choices(flavors, training):
-        found.problems.append(problem(source, ("eval", name, "choose"), reason))
+        findings.problems.append(problem(source, ("eval", name, "choose"), reason))
     return with_candidates(flavors, training)
 
 
 def _check_flavor(
-    flavor: EvalConfig, training: TrainConfig | None, source: Source, at: KeyPath, found: Findings
+    flavor: EvalConfig, training: TrainConfig | None, source: Source, at: KeyPath, findings: Findings
 ) -> EvalConfig:
     """Check an evaluation, and return it with the classes of an images-folder named (by hand, a checkpoint may)."""
     if training or not at:  # The training's problems come first: they may be of the same folder.
         try:
             flavor, notices = fill_in_flavor(flavor, training, "".join(f"{key}." for key in at), unseen=bool(at))
-            found.notices.extend(located(source, notices))
+            findings.notices.extend(located(source, notices))
         except ConfigError as error:
-            found.problems.extend(located(source, error.problems))
+            findings.problems.extend(located(source, error.problems))
     facts = flavor_facts(flavor, training)
-    found.problems.extend(_worded(source, at, check_eval(flavor, facts)))
-    found.notices.extend(unread(EVALUATION, flavor, source, at))
+    findings.problems.extend(_worded(source, at, check_eval(flavor, facts)))
+    findings.notices.extend(unread(EVALUATION, flavor, source, at))
     if training:
-        found.problems.extend(_worded(source, at, check_fits_model(flavor, training, facts)))
-        found.notices.extend(_worded(source, at, overlaps(flavor, training)))
+        findings.problems.extend(_worded(source, at, check_fits_model(flavor, training, facts)))
+        findings.notices.extend(_worded(source, at, overlaps(flavor, training)))
     return flavor
 
 

@@ -216,8 +216,8 @@ def unread(table: tuple[Unread[R], ...], config: R, source: Source, at: KeyPath 
 def _written(config: Record, source: Source, at: KeyPath) -> dict[str, Location]:
     """Return where the user wrote each key; those of a base, and of a config.yml of an experiment, are left out."""
     data = value_at(source.data, at) or {}
-    own = {key: source.locate((*at, key)) for key, value in data.items() if value is not None}
+    written = {key: source.locate((*at, key)) for key, value in data.items() if value is not None}
     # A config.yml says everything, defaults and what came of bases included.
     is_complete = all(f.default is None or key in data for key, f in type(config).model_fields.items())
     least = Rank.ON_COMMAND_LINE if is_complete else Rank.IN_FILE
-    return {key: location for key, location in own.items() if location.rank >= least}
+    return {key: location for key, location in written.items() if location.rank >= least}

@@ -163,8 +163,8 @@ def load_profile(name: str, folder: Path) -> ClusterProfile:
     by_path = Path(name)
     path = by_path if by_path.suffix in (".yml", ".yaml") else folder / f"{name}.yml"
     if not path.is_file():
-        known = profile_names(folder)
-        hint = nearest(name, known) or f"; there are: {', '.join(known)}"
+        names = profile_names(folder)
+        hint = nearest(name, names) or f"; there are: {', '.join(names)}"
         message = f"--cluster {name}: there is no profile {path}{hint} (a file in {folder} describes each cluster)"
         raise ConfigError(message)
     source = read_yaml(path)

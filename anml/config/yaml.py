@@ -252,12 +252,12 @@ class _Reader:
         return self.read_file(path, key_path)
 
     def _mapping(self, node: yaml.MappingNode, key_path: KeyPath) -> dict[str, Any]:
-        own = self._own_keys(node)
-        base = own.pop("<<", (node, None))[1]
+        pairs = self._own_keys(node)
+        base = pairs.pop("<<", (node, None))[1]
         data = {} if base is None else self._merged(base, key_path)
         # Keys that reach inside others come last; below the top of a file a dot has no meaning.
-        for key in own if key_path else sorted(own, key=lambda key: "." in key):
-            key_node, child = own[key]
+        for key in pairs if key_path else sorted(pairs, key=lambda key: "." in key):
+            key_node, child = pairs[key]
             target, at = data, (*key_path, key)
             if not key_path and "." in key:
                 try:
@@ -273,16 +273,16 @@ class _Reader:
 
     def _own_keys(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Return the nodes of a mapping's keys and values, by key. A key is text, whatever it looks like."""
-        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        pairs: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key_node, child in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 self._problem(key_node, "a key must be plain text")
-            elif key_node.value in own:
+            elif key_node.value in pairs:
                 advice = "merge several with <<: [FIRST, SECOND]" if key_node.value == "<<" else "keep one of them"
                 self._problem(key_node, f"{key_node.value} is given twice; {advice}")
             else:
-                own[key_node.value] = (key_node, child)
-        return own
+                pairs[key_node.value] = (key_node, child)
+        return pairs
 
     def _merged(self, node: yaml.Node, key_path: KeyPath) -> dict[str, Any]:
         """Return the keys of a base, or of several; the first overrides the others."""

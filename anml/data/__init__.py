@@ -91,8 +91,8 @@ def _origin(request: DataRequest, dataset: Dataset, loader: Callable[..., Any]) 
     """Return what the array of a function is made of: its code, and the files below the data path."""
     if dataset.ignores_data_path and request.dataset in DATASETS:
         return "drawn"
-    place = request.dataset.rpartition(":")[0]
-    files = {frozen_or_given(Path(place)) if place.endswith(".py") else _file_of_module(place)}
+    origin = request.dataset.rpartition(":")[0]
+    files = {frozen_or_given(Path(origin)) if origin.endswith(".py") else _file_of_module(origin)}
     files.add(_file_of_module(getattr(loader, "__module__", "")))
     code = sorted(file.read_bytes() for file in files if file.is_file())
     data = None if dataset.ignores_data_path else fingerprint(request.folder)

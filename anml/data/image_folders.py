@@ -232,11 +232,11 @@ def _check_shape(request: DataRequest, shape: Sequence[int]) -> None:
         raise _incomplete(request, request.data_path, f"{shape[0]} classes of {shape[1]}")
 
 
-def _incomplete(request: DataRequest, source: object, found: str) -> DataError:
+def _incomplete(request: DataRequest, source: object, counts: str) -> DataError:
     facts = find_dataset(request.dataset)
     return DataError(
         f"{source}: expected {facts.classes(request.split)} {request.split} classes of {request.dataset} with "
-        f"{facts.examples_per_class} images each, found {found}. Fetch the data again; or, to work with what there is "
+        f"{facts.examples_per_class} images each, found {counts}. Fetch the data again; or, to work with what there is "
         "and get results that cannot be compared with others', set allow_incomplete: true"
     )
 

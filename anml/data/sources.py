@@ -77,9 +77,9 @@ def find_source(folders: list[Path], names: list[str], archives_only: bool = Fal
     suffixes = ARCHIVE_SUFFIXES if archives_only else ("", *ARCHIVE_SUFFIXES)
     wanted = [f"{name}{suffix}".lower() for name in names for suffix in suffixes]
     for folder in folders:
-        found = [path for path in folder.iterdir() if path.name.lower() in wanted] if folder.is_dir() else []
-        if found:
-            return min(found, key=lambda path: (wanted.index(path.name.lower()), path.name))
+        matching = [path for path in folder.iterdir() if path.name.lower() in wanted] if folder.is_dir() else []
+        if matching:
+            return min(matching, key=lambda path: (wanted.index(path.name.lower()), path.name))
     return None
 
 

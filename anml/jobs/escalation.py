@@ -31,15 +31,15 @@ def check_factors(profile: ClusterProfile, given: SbatchOptions) -> None:
 
 
 def options_again(
-    profile: ClusterProfile, job: Job, own: SbatchOptions, given: SbatchOptions, before: Sequence[JobStatus],
+    profile: ClusterProfile, job: Job, last: SbatchOptions, given: SbatchOptions, before: Sequence[JobStatus],
     endings: Sequence[str],
 ) -> SbatchOptions:  # fmt: skip
     """Return the options that a job is submitted with beyond its profile's.
 
-    own: those of its last submission. given: those of `retry`; a factor counts for what has run before, and takes the
+    last: those of its last submission. given: those of `retry`; a factor counts for what has run before, and takes the
     place of a step of `escalate`. before: the statuses of its tasks. endings: what the scheduler says of their ends.
     """
-    asked = merged(profile.sbatch.for_kind(job.kind), own)
+    asked = merged(profile.sbatch.for_kind(job.kind), last)
     has_run = any(status.attempt for status in before)
     steps = next_steps(profile, asked, endings)
     changes = {}
@@ -53,7 +53,7 @@ def options_again(
         # Rather a bad node than none.
         excluded = others if any(NO_NODE_LEFT in ending for ending in endings) else [*others, *nodes]
         changes["exclude"] = ",".join(excluded) or False
-    return merged(merged(own, steps), changes)
+    return merged(merged(last, steps), changes)
 
 
 def option_words(options: SbatchOptions) -> list[str]:

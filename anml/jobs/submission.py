@@ -174,12 +174,12 @@ class _Submission:
 
         had: what its tasks gave themselves. endings: what the scheduler says of their ends.
         """
-        profile, own = self.launch.profile, self.launch.job_options.get(job.name, {})
-        again = options_again(profile, job, reduce(merged, had, own), self.launch.retry_options, before, endings)
-        if again == own:
+        profile, last = self.launch.profile, self.launch.job_options.get(job.name, {})
+        again = options_again(profile, job, reduce(merged, had, last), self.launch.retry_options, before, endings)
+        if again == last:
             return
         self.launch.job_options[job.name] = again
-        new = " ".join(option_words({name: value for name, value in again.items() if own.get(name) != value}))
+        new = " ".join(option_words({name: value for name, value in again.items() if last.get(name) != value}))
         if any(NO_NODE_LEFT in ending for ending in endings):
             new += " no node is left out any more, since no other can take it"
         why = f" ({', '.join(dict.fromkeys(endings))})" if endings else ""

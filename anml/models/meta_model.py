@@ -103,8 +103,8 @@ def select_names(model: MetaModel, selectors: Iterable[str]) -> list[str]:
         matching = [name for name in names if selector == "all" or belongs_to(name, prefix)]
         if not matching:
             paths = [".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)]
-            known = ", ".join(dict.fromkeys(paths))
-            message = f"no parameter is called {selector!r}; this model has: all, head, {known}"
+            listed = ", ".join(dict.fromkeys(paths))
+            message = f"no parameter is called {selector!r}; this model has: all, head, {listed}"
             raise ConfigError(message)
         chosen.update(matching)
     return [name for name in names if name in chosen]

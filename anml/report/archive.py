@@ -86,8 +86,8 @@ def _files(experiment: Experiment, all_models: bool) -> Iterator[Path]:
 
 
 def _readme(experiment: Experiment) -> str:
-    known: dict[str, Any] = dict.fromkeys(("launched", "git_commit", "python", "platform"), "unknown")
-    known |= read_json(experiment.environment_file)
-    command = shlex.join(known.get("command_line", ()))
+    facts: dict[str, Any] = dict.fromkeys(("launched", "git_commit", "python", "platform"), "unknown")
+    facts |= read_json(experiment.environment_file)
+    command = shlex.join(facts.get("command_line", ()))
     names = {"project": experiment.project, "group": experiment.group, "command": command, "checksums": CHECKSUMS}
-    return _README.format(**(known | names))
+    return _README.format(**(facts | names))

@@ -247,8 +247,8 @@ def _option(name: str, value: object) -> list[str]:
 
 def _limit(requests: Sequence[object]) -> int:
     """Return the seconds of `h_rt=3600` or `h_rt=1:00:00` among what `-l` asks for; 0: it asks for no limit."""
-    found = re.search(r"\bh_rt=([\d:]+)", ",".join(map(str, requests)))
-    hours, minutes, seconds = ([0, 0] + [int(part or 0) for part in found[1].split(":")] if found else [0, 0, 0])[-3:]
+    match = re.search(r"\bh_rt=([\d:]+)", ",".join(map(str, requests)))
+    hours, minutes, seconds = ([0, 0] + [int(part or 0) for part in match[1].split(":")] if match else [0, 0, 0])[-3:]
     return (hours * 60 + minutes) * 60 + seconds
 
 

@@ -129,7 +129,7 @@ class SlurmScheduler(Scheduler):
         return new[-1] if new else None
 
     def _new_ids(self, job: Job, jobs: Sequence[SlurmJob]) -> list[str]:
-        return [found.id for found in jobs if found.name == self._name(job.name) and found.id not in self.seen]
+        return [queued.id for queued in jobs if queued.name == self._name(job.name) and queued.id not in self.seen]
 
     def cancel(self, ids: Sequence[str]) -> None:
         if not ids:

@@ -101,14 +101,14 @@ def read_compared_models(experiment: Experiment) -> list[ComparedModel]:
     trained |= set(config.added_checkpoints if config else ())
     models = []
     for model in sorted(by_model, key=natural_order):
-        own = replace(report, rows=by_model[model])
-        step = last_checkpoint(own.summary)[0].checkpoint_step
-        chosen = own.choose_checkpoints
-        by_classes = tables.best_by_classes(r for r in own.rows if r.checkpoint_step == step or r.flavor in chosen)
+        of_model = replace(report, rows=by_model[model])
+        step = last_checkpoint(of_model.summary)[0].checkpoint_step
+        chosen = of_model.choose_checkpoints
+        by_classes = tables.best_by_classes(r for r in of_model.rows if r.checkpoint_step == step or r.flavor in chosen)
         # A model without any results has no line of its own: the lines of the others say that it is missing.
         named = {model} | (trained - by_model.keys())
         missing = tables.missing_results(config, report.rows, named) if config else []
-        cells = list(_cells(own, step))
+        cells = list(_cells(of_model, step))
         models.append(
             ComparedModel(experiment, model, model, config, step, cells, by_classes, state, missing, report.notices)
         )
@@ -138,4 +138,4 @@ def with_labels(models: Sequence[ComparedModel]) -> list[ComparedModel]:
 def with_choices(models: Sequence[ComparedModel]) -> list[ComparedModel]:
     """Return models with what tells the training of each from those of the others here."""
     differing = choices([model.own_config for model in models])
-    return [replace(model, choices=own) for model, own in zip(models, differing, strict=True)]
+    return [replace(model, choices=choices) for model, choices in zip(models, differing, strict=True)]

@@ -196,8 +196,8 @@ def table_notes(models: Sequence[ComparedModel], matches: Sequence[Alignment]) -
             yield f"{model.label} calls {', '.join(f'{match.label} {match.flavors[index]}' for match in others)}."
     for match in matches:
         flavors = [(models[index], flavor) for index, flavor in match.flavors.items()]
-        known = [(model.label, model.config.eval.get(flavor)) for model, flavor in flavors if model.config]
-        if seeds := _by_value({label: evaluation.seed for label, evaluation in known if evaluation}):
+        evaluated = [(model.label, model.config.eval.get(flavor)) for model, flavor in flavors if model.config]
+        if seeds := _by_value({label: evaluation.seed for label, evaluation in evaluated if evaluation}):
             yield f"{match.label}: seeds differ, so runs are not of the same classes and examples: {seeds}."
     if unreadable := [model.label for model in shown if model.config is None]:
         yield f"What the flavors of {listed(unreadable)} do is unknown, so they have columns of their own."
