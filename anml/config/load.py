@@ -16,7 +16,7 @@ from anml.config.facts import DATASETS, canonical_dataset, dataset_label
 from anml.config.image_folder import fill_in_flavor, fill_in_training, flavor_facts
 from anml.config.interpolation import interpolate, varied_interpolations
 from anml.config.model_args import check_model_args
-from anml.config.notices import EVALUATION, TRAINING, unread
+from anml.config.notices import EVALUATION, TRAINING, unread, varied_in_vain
 from anml.config.training import TrainConfig
 from anml.config.vary import (
     SHORT_FORMS,
@@ -299,9 +299,13 @@ def _bind_points(
         findings.problems.extend(problem(source, ("vary",), reason) for reason in reasons)
         return config
     typed: dict[tuple[str, Value], Value] = {}
+    points: list[TrainConfig] = []
     for training in dict.fromkeys(training.model for training in config.trainings):
         point = _bind_point(source, config, flavors, training, findings)
         typed |= {(k, v): float(v) for k, v in training.varied if isinstance(getattr(point, k, None), float)}
+        points += [point] if point else []
+    if not findings.problems:
+        findings.notices.extend(_worded(source, (), varied_in_vain(list(keys), points)))
     return config.model_copy(update={"vary": with_types(config.vary, typed)})
 
 

@@ -5,7 +5,7 @@ For the same reason the notices cover only what the user wrote, and no key that 
 `--set train_method=iid` causes no notice of the file's inner_lr.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -14,6 +14,7 @@ from anml.config.evaluation import EvalConfig
 from anml.config.methods import METHODS
 from anml.config.protocols import PROTOCOLS
 from anml.config.training import TrainConfig
+from anml.config.vary import key_path
 from anml.config.yaml import KeyPath, Location, Rank, Source, value_at
 
 R = TypeVar("R", bound=Record)
@@ -94,6 +95,12 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
             **dict.fromkeys((*_OF_INNER_LOOP, "lobo_classes"), "; it is for an inner loop of gradient steps"),
         },
         {"lobotomize": False, "val_size": 0, "remember_only": False},
+    ),
+    Unread(
+        "train_method",
+        lambda config: bool(config.method.head) and config.engine != "native",
+        {"engine": ", which has no inner loop; auto and native run convolution blocks in C++ on a CPU"},
+        {"engine": "auto"},
     ),
     Unread(
         "train_method",
@@ -211,6 +218,15 @@ def unread(table: tuple[Unread[R], ...], config: R, source: Source, at: KeyPath 
             if getattr(config, key) != row.anyway.get(key):
                 notices.append(problem(source, (*at, key), f"has no effect {where}{row.keys[key]}"))
     return notices
+
+
+def varied_in_vain(keys: Sequence[str], configs: Sequence[TrainConfig]) -> Iterator[tuple[str, str]]:
+    """Yield a notice of every key that varies between trainings and that none of them reads: they are all the same."""
+    for key in keys:
+        rows = [row for row in TRAINING if key_path(key)[0] in row.keys and all(map(row.holds, configs))]
+        if rows:
+            where = rows[0].where.format(rows[0].setting, getattr(configs[0], rows[0].setting))
+            yield "vary", f"{key} has no effect {where}: its values make no difference"
 
 
 def _written(config: Record, source: Source, at: KeyPath) -> dict[str, Location]:

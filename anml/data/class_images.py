@@ -180,8 +180,12 @@ class ClassImages:
 
         All images are held in memory then.
         """
-        turned = [torch.rot90(self.images, angle // 90, (-2, -1)) for angle in angles]
-        return replace(self, images=torch.cat(turned), stored=None)
+        count = self.num_classes
+        # Filled part by part: all turned parts beside their concatenation would be twice the memory.
+        images = self.images.new_empty(len(angles) * count, *self.images.shape[1:])
+        for part, angle in zip(images.split(count), angles, strict=True):
+            part.copy_(torch.rot90(self.images, angle // 90, (-2, -1)))
+        return replace(self, images=images, stored=None)
 
     def batch(
         self,

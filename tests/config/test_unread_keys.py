@@ -220,3 +220,34 @@ def test_an_override_of_the_config_of_an_experiment_is_told(write) -> None:
 @pytest.mark.parametrize("row", [*TRAINING, *EVALUATION], ids=lambda row: row.where)
 def test_values_that_are_not_told_are_of_keys_that_would_be(row) -> None:
     assert set(row.anyway) <= set(row.keys)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (("train_method=prototypes", "vary={remember_size: [4, 8]}"), "remember_size"),
+        (("train_method=prototypes", "vary=[{inner_lr: 0.1}, {inner_lr: 0.2}]"), "inner_lr"),
+        (("vary={lobo_classes: [all, first]}",), "lobo_classes"),
+        (("sample_method=sequential", "tasks=2", "num_batches=3", "vary={lobo_classes: [all, first]}"), "lobo_classes"),
+        (("vary={lr: [0.1, 0.2], outer_lr: [0.1, 0.2]}",), "lr"),
+    ],
+)
+def test_trainings_that_differ_in_nothing_are_told(load, settings: tuple[str, ...], key: str) -> None:
+    notices = [notice for notice in load(BASE, *settings).notices if ": vary: " in notice]
+    assert [notice.split(": ")[2].split()[0] for notice in notices] == [key]
+    assert notices[0].endswith("its values make no difference")
+
+
+def test_a_key_that_one_of_the_trainings_reads_may_vary(load) -> None:
+    assert (
+        load(BASE, "vary=[{sample_method: uniform, num_batches: 3, lobo_classes: first}, {lobo_classes: all}]").notices
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "count"), [("engine=graph", 1), ("engine=native", 0), ("tasks=3", 1), ("lobo_classes=first", 1)]
+)
+def test_keys_of_an_inner_loop_are_told_once_where_there_is_none(load, setting: str, count: int) -> None:
+    notices = load(BASE, "train_method=gemcl", setting).notices
+    assert [notice.split(": ")[1] for notice in notices] == [setting.partition("=")[0]] * count
