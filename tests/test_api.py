@@ -73,7 +73,7 @@ def test_evaluation_in_python_gives_what_the_job_gave(notebooks: dict[str, dict]
     model = experiment.model(training="outer-lr-0.003")
     mine = anml.evaluate(model, experiment.config.eval["olft"].model_dump(exclude_none=True))
     columns = ["lr", "run", "step", "train_acc", "test_acc"]
-    pd.testing.assert_frame_equal(mine[columns], job[columns].reset_index(drop=True))
+    pd.testing.assert_frame_equal(pd.DataFrame(mine[columns]), pd.DataFrame(job[columns]).reset_index(drop=True))
 
 
 def test_mistakes_raise_the_packages_own_errors(notebooks: dict[str, dict], tmp_path: Path) -> None:

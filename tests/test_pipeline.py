@@ -252,7 +252,8 @@ def test_a_finished_experiment_grows_and_what_was_there_stays(run: Run, experime
     pooled = grown.results.query("flavor == 'olft' and checkpoint_step == 2")
     whole = anml.evaluate(grown.folder.checkpoint(2, "seed-1"), grown.config.eval["olft"].model_dump(exclude_none=True))
     columns = ["lr", "run", "step", "test_acc"]
-    pd.testing.assert_frame_equal(*(t[columns].sort_values(columns, ignore_index=True) for t in (pooled, whole)))
+    one, other = (pd.DataFrame(t[columns]).sort_values(columns, ignore_index=True) for t in (pooled, whole))
+    pd.testing.assert_frame_equal(one, other)
 
 
 def test_a_rate_is_chosen_on_held_out_classes_and_then_scored_once(run: Run, experiments: Path, tmp_path: Path) -> None:
@@ -291,11 +292,11 @@ def test_other_checkpoints_are_evaluated_beside_its_own_by_new_code(
     assert {path: path.read_bytes() for path in before} == before
     pth.unlink()  # What is evaluated is a copy.
     columns, results = ["lr", "run", "step", "test_acc"], own.results
-    of_model = {model: rows[columns].reset_index(drop=True) for model, rows in results.groupby("model")}
+    of_model = {model: pd.DataFrame(rows[columns]).reset_index(drop=True) for model, rows in results.groupby("model")}
     assert list(of_model) == ["anml", "same", "shipped"]
     pd.testing.assert_frame_equal(of_model["same"], of_model["anml"])
     by_hand = anml.evaluate(shipped, own.config.eval["olft"].model_dump(exclude_none=True))
-    pd.testing.assert_frame_equal(of_model["shipped"], by_hand[columns])
+    pd.testing.assert_frame_equal(of_model["shipped"], pd.DataFrame(by_hand[columns]))
     page = (own.folder.report / "index.html").read_text()
     assert ("shipped: 4 classes learned" in page, "which run code-2/" in page) == (True, True)
     ran = {name: (own.folder.job(name).script).read_text() for name in ("olft-step-000002", "olft-step-000002-same")}

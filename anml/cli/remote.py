@@ -79,7 +79,7 @@ def _launch_elsewhere(options: argparse.Namespace, words: Sequence[str]) -> int 
     group = options.group or keys.get("group") or new_group(experiments / str(project))
     if problems := name_problems(project, group):
         raise ConfigError(problems)
-    experiment = Experiment(experiments / project / group)
+    experiment = Experiment(experiments / str(project) / str(group))
     if experiment.config_file.exists() and not experiment.remote_file.exists():
         message = f"--group {group}: {experiment.root} is an experiment of this machine; choose another --group"
         raise ConfigError(message)

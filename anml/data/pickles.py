@@ -120,7 +120,8 @@ def _resized(images: np.ndarray, size: int) -> np.ndarray:
         return images
     from PIL import Image
 
-    flat = [Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS) for image in np.concatenate(images)]
+    side, lanczos = (size, size), Image.Resampling.LANCZOS
+    flat = [np.asarray(Image.fromarray(image).resize(side, lanczos)) for image in np.concatenate(images)]
     return np.stack(flat).reshape(*images.shape[:2], size, size, 3)
 
 

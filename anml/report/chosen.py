@@ -32,9 +32,10 @@ def chosen_results(config: TrainConfig | None, by_classes: Sequence[RateResult])
     by_classes: the best rate for every flavor, checkpoint and number of classes.
     """
     chosen = []
-    for name, flavor in config.eval.items() if config else ():
+    flavors = config.eval if config else {}
+    for name, flavor in flavors.items():
         if flavor.choose:
-            swept = [other for other, candidate in config.eval.items() if _is_sweep_of(candidate, flavor)]
+            swept = [other for other, candidate in flavors.items() if _is_sweep_of(candidate, flavor)]
             candidates = [result for result in by_classes if result.flavor in swept and result.checkpoint_step]
             for result in [result for result in by_classes if result.flavor == name]:
                 same = [r for r in candidates if _is_same(r, result, flavor.choose.takes_checkpoint)]

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -106,22 +106,22 @@ def _trajectories(
 ) -> Iterator[tuple[tuple, int, int, tuple[int, Metrics]]]:
     """Yield key, training seed, run, and (scorings, metrics) of the trajectories of a file whose key is wanted."""
     try:
-        texts = dict.fromkeys(_OF_A_FILE[:3], str)  # A flavor may be called 600.
+        texts: Any = dict.fromkeys(_OF_A_FILE[:3], str)  # A flavor may be called 600.
         about = pd.read_csv(path.with_suffix(".csv"), nrows=1, dtype=texts, keep_default_na=False).iloc[0]
         table = pd.read_parquet(path)
         of_file = {name: about[name] for name in _OF_A_FILE if name not in table}
         varying = [name for name in (*KEYS, "train_seed", "run") if name not in of_file]
-        groups = table.groupby(varying, dropna=False)
+        groups: Any = table.groupby(varying, dropna=False)
     except (OSError, ValueError, LookupError):
         return
     for values, trajectory in groups:
-        found = of_file | dict(zip(varying, values, strict=True))
-        found["lr"] = None if math.isnan(found["lr"]) else found["lr"]
-        key = tuple(found[name] for name in KEYS)
+        values_of = of_file | dict(zip(varying, values, strict=True))
+        values_of["lr"] = None if math.isnan(values_of["lr"]) else values_of["lr"]
+        key = tuple(values_of[name] for name in KEYS)
         grid = trajectory.pivot_table(index="classes_trained", columns="position", values="test_acc")
-        if key in wanted and len(grid) > 1 and grid.index[-1] == found["classes"]:
+        if key in wanted and len(grid) > 1 and grid.index[-1] == values_of["classes"]:
             numbers = metrics(grid.to_numpy(), grid.index.to_numpy())
-            yield key, int(found["train_seed"]), found["run"], (len(grid), numbers)
+            yield key, int(values_of["train_seed"]), values_of["run"], (len(grid), numbers)
 
 
 def _summarise(result: RateResult, runs: dict[tuple[int, int], tuple[int, Metrics]]) -> Forgetting:

@@ -302,7 +302,7 @@ def tidy(rows: Sequence[ResultRow], config: TrainConfig | None = None) -> pd.Dat
     """
     frame = pd.DataFrame([vars(row) for row in rows], columns=list(COLUMNS))
     frame = with_varied(frame, config)
-    varied = {name: _nullable(frame[name]) for name in frame.columns if name not in COLUMNS}
+    varied = {name: _nullable(pd.Series(frame[name])) for name in frame.columns if name not in COLUMNS}
     return frame.astype(COLUMN_TYPES).assign(**varied)
 
 

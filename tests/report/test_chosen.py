@@ -1,6 +1,7 @@
 """Results whose rate was chosen on held-out classes, beside the best of all rates on the same classes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -34,7 +35,7 @@ def built(tmp_path, row: Callable[..., ResultRow]) -> Builder:
     ]
     chosen = [row for row in rows if (row.lr, row.classes_trained) in ((0.01, 5), (0.001, 20))]
     builder.write("olft-step-000600", rows)
-    return builder.write("chosen-step-000600", [ResultRow(**vars(row) | {"flavor": "chosen"}) for row in chosen]).jobs()
+    return builder.write("chosen-step-000600", [replace(row, flavor="chosen") for row in chosen]).jobs()
 
 
 def test_a_choice_is_shown_first_with_how_much_the_best_here_flatters(built: Builder, no_figures: None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tests.slurm.bench import Bench
 from tests.slurm.cluster import DevCluster
@@ -199,7 +199,8 @@ class Faults:
     def _process(self, harm: str, *kinds: str) -> dict:
         """Return the status of a job whose process runs, with its file."""
         files = self.bench.folder.glob("experiments/soak/*/jobs/**/status.json")
-        jobs = [read(file) | {"file": file} for file in files if str(file).split("/jobs/")[1].startswith(kinds or "")]
+        ours = [file for file in files if str(file).split("/jobs/")[1].startswith(kinds or "")]
+        jobs: list[dict[str, Any]] = [read(file) | {"file": file} for file in ours]
         return self._one(harm, [job for job in jobs if job.get("state") == "running" and self._runs(job["pid"])])
 
     def _runs(self, pid: int) -> bool:
