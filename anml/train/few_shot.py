@@ -36,7 +36,8 @@ class FewShotUpdater:
         self.config, self.data, self.few = config, data, config.few_shot or FewShot()
         self.outer = OuterStep(config, model, config.seed)
         self.optimizer = self.outer.optimizer
-        native = with_native_blocks(model) if config.engine in ("auto", "native") and not config.precision else None
+        use_kernels = config.engine in ("auto", "native") and config.precision != "bf16-mixed"
+        native = with_native_blocks(model) if use_kernels else None
         # In this order: the kernels are only built for a model that can use them.
         self.encoder = native if native and available("train") else model
         self.is_native = self.encoder is native
