@@ -12,17 +12,22 @@ REQUEUE_VARIABLE = "ANML_REQUEUE_FILE"
 _GPU_FLAGS = {"cuda": ["--nv"], "rocm": ["--rocm"]}
 
 # bash runs a trap only while it waits for a child in the background; `wait` ends early when it does.
-_RUN = """\
-{command} &
-anml_child=$!
-trap 'kill -USR1 $anml_child' USR1
-trap 'kill -TERM $anml_child' TERM
+WAIT_FOR_CHILD = """\
 wait $anml_child
 anml_code=$?
 while kill -0 $anml_child 2>/dev/null; do
     wait $anml_child
     anml_code=$?
 done"""
+_RUN = (
+    """\
+{command} &
+anml_child=$!
+trap 'kill -USR1 $anml_child' USR1
+trap 'kill -TERM $anml_child' TERM
+"""
+    + WAIT_FOR_CHILD
+)
 _MARK_FOR_REQUEUE = """\
 export {variable}={folder}/.requeue-"${{SLURM_JOB_ID:-$$}}"
 rm -f "${variable}\""""

@@ -18,7 +18,7 @@ from subprocess import CompletedProcess
 from anml.config.profile import ClusterProfile, SbatchOptions, merged
 from anml.errors import ConfigError, SubmissionError
 from anml.experiment import Experiment
-from anml.jobs.containers import REQUEUE_VARIABLE
+from anml.jobs.containers import REQUEUE_VARIABLE, WAIT_FOR_CHILD
 from anml.jobs.plan import Job, JobKind
 from anml.jobs.schedulers import CheckResult, Scheduler, SchedulerState
 from anml.jobs.schedulers.controller import run_once
@@ -43,12 +43,7 @@ trap '' USR2
 {body}) &
 anml_child=$!
 trap 'kill -TERM $anml_child' USR2
-wait $anml_child
-anml_code=$?
-while kill -0 $anml_child 2>/dev/null; do
-    wait $anml_child
-    anml_code=$?
-done
+{wait}
 if [ -e "${requeue}" ]; then exit 99; fi
 exit $anml_code
 """
@@ -84,6 +79,7 @@ class GridEngineScheduler(Scheduler):
         return _SCRIPT.format(
             variable=self.task_variable, folder=shlex.quote(str(self.experiment.job(job.name).root)),
             needs="" if job.after_any or not job.after else needs, requeue=REQUEUE_VARIABLE, body=self.script_body(job),
+            wait=WAIT_FOR_CHILD,
         )  # fmt: skip
 
     def command(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> list[str]:
