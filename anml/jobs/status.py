@@ -136,11 +136,12 @@ def _ended(status: JobStatus, answer: SchedulerState) -> tuple[State, str]:
     """Return the verdict on a job that did not write itself how it ended."""
     if answer.phase == "skipped":
         return "skipped", f"a job it needs did not succeed ({answer.words})"
+    last_words = f": {status.message}" if status.message else ""
     if answer.phase == "cancelled":
-        return "cancelled", "cancelled in the scheduler"
+        return "cancelled", f"cancelled in the scheduler{last_words}"
     if answer.phase == "completed":
         return "failed", "the scheduler calls it completed, but the job did not write that it was done"
-    return "failed", f"the scheduler says {answer.words}" + (f": {status.message}" if status.message else "")
+    return "failed", f"the scheduler says {answer.words}{last_words}"
 
 
 def overall_state(outcomes: Sequence[JobOutcome]) -> str:

@@ -95,7 +95,8 @@ class Soak:
         table, page = root / "report/accuracy.txt", root / "report/index.html"
         if not (model.is_file() and table.is_file() and page.is_file()):
             return []
-        rows = {",".join(line.split(",")[:18]) for file in (root / "results").glob("*.csv") for line in file.open()}
+        lines = [line for file in (root / "results").glob("*.csv") for line in file.read_text().splitlines()]
+        rows = {",".join(line.split(",")[:18]) for line in lines}
         accuracies = table.read_text().partition("Test accuracy")[2]
         return [hashlib.sha256(model.read_bytes()).hexdigest(), *sorted(rows), accuracies]
 
