@@ -61,7 +61,8 @@ def copy_code(target: Path, user_references: Sequence[str] = ()) -> None:
 
 def describe_environment(command_line: Sequence[str]) -> dict[str, Any]:
     """Return where an experiment comes from. Versions are those of the launching python."""
-    versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    packages = [package.metadata for package in importlib.metadata.distributions()]  # Read at every access.
+    versions = {package["Name"]: package["Version"] for package in packages if package["Name"]}
     return {
         "launch_id": uuid.uuid4().hex,
         "launched": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any, Literal
 
@@ -57,7 +57,7 @@ class Plan:
         return next(job for job in self.jobs if job.name == name)
 
     def to_json(self) -> list[dict[str, Any]]:
-        return [asdict(job) for job in self.jobs]
+        return [dict(vars(job)) for job in self.jobs]
 
     @staticmethod
     def from_json(data: Iterable[dict[str, Any]]) -> "Plan":
@@ -103,10 +103,12 @@ def _choices(config: TrainConfig, sweeps: Mapping[tuple[str, int, TrainingId], t
     Trainings that differ in their seed alone are one model, for which the choice is made once.
     """
     jobs = []
+    same: dict[TrainingId, list[TrainingId]] = {}
+    for training in config.trainings:
+        same.setdefault(training.model, []).append(training)
     for training, (flavor, evaluation) in product(config.trainings, config.eval.items()):
-        same = [other for other in config.trainings if other.model == training.model]
         for step, steps in config.choices(evaluation).items():
-            tried = product([str(evaluation.choose.flavor)], steps, same) if evaluation.choose else ()
+            tried = product([str(evaluation.choose.flavor)], steps, same[training.model]) if evaluation.choose else ()
             jobs.append(_evaluation(flavor, step, training, sum((sweeps[key] for key in tried), ())))
     return jobs
 

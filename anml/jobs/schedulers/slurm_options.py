@@ -1,5 +1,6 @@
 """The options of sbatch, out of a profile and a command line: how they are read, and what they ask for."""
 
+import functools
 import os
 import re
 import shlex
@@ -51,7 +52,7 @@ def unlisted_options(options: Mapping[str, str | int | bool], own_options: Itera
     try:
         listed, doubt = listed_options(), ""
     except SubmissionError as error:  # The machine at hand needs none of them.
-        listed, doubt = set(), f" ({error})"
+        listed, doubt = frozenset(), f" ({error})"
     problems = []
     for name, value in options.items():
         if name in listed | _OURS:
@@ -120,10 +121,11 @@ def _number(value: str | int | bool) -> int:
     return max(map(int, re.findall(r"\d+", str(value))), default=1)
 
 
-def listed_options() -> set[str]:
+@functools.cache  # simple_slurm reads its list for every script that it begins.
+def listed_options() -> frozenset[str]:
     """Return the long names of the options that simple_slurm lists. Raises SubmissionError without it."""
     setters = [name for name in dir(new_script()) if name.startswith("set_")]
-    return {name.removeprefix("set_").replace("_", "-") for name in setters} - {"shell"}
+    return frozenset(name.removeprefix("set_").replace("_", "-") for name in setters) - {"shell"}
 
 
 def render_options(options: Options, commands: Iterable[str]) -> str:
