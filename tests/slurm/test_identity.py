@@ -184,6 +184,19 @@ def test_a_stopped_job_is_live(cluster: Cluster) -> None:
     cluster.wait_for("train", "done")
 
 
+def test_a_held_job_is_told_with_what_lets_it_go_and_is_not_submitted_again(cluster: Cluster) -> None:
+    """As after `launch failed requeued held`, where a node could not start the job."""
+    id_ = cluster.launch(TRAIN)["train"]
+    cluster.wait_for("train", "running")
+    cluster.slurm("scontrol", "requeuehold", id_)
+    cluster.wait(lambda: f"`scontrol release {id_}`" in cluster.scheduler.states()["train"][None].words)
+    assert cluster.launch(TRAIN) == {}
+    assert cluster.states() == {"train": "pending"}
+    cluster.slurm("scontrol", "release", id_)
+    cluster.let_go()
+    cluster.wait_for("train", "done")
+
+
 def test_a_retry_waits_for_a_cancelled_job_that_has_not_ended_yet(cluster: Cluster, capfd) -> None:
     cluster.launch(TRAIN)
     cluster.wait_for("train", "running")
@@ -325,3 +338,20 @@ def test_a_colleague_retries_what_another_has_begun(cluster: Cluster, colleague)
     cluster.wait(lambda: not cluster.scheduler.live_ids())
     shown = cluster.slurm("squeue", "--states=all", "--noheader", f"--jobs={','.join(cluster.ids())}", "--format=%u %T")
     assert sorted(shown.splitlines()) == ["nobody COMPLETED", "root FAILED"]
+
+
+def test_files_that_a_server_shows_as_anothers_change_nothing(cluster: Cluster) -> None:
+    """A server that squashes root shows root's files as nobody's."""
+    if os.getuid() != 0:
+        pytest.skip("only root can give files away")
+    ids = cluster.launch(TRAIN, REPORT)
+    cluster.wait_for("train", "running")
+    nobody = pwd.getpwnam("nobody")
+    for path in (cluster.experiment.root, *cluster.experiment.root.rglob("*")):
+        os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    cluster.monkeypatch.setenv("ANML_EXPERIMENTS", str(cluster.folder / "experiments"))
+    assert cluster.launch(TRAIN, REPORT) == {}
+    assert main(["status", "p/g"]) == 0
+    main(["cancel", "p/g"])
+    cluster.wait(lambda: not cluster.scheduler.live_ids())
+    assert cluster.ids() == sorted(ids.values(), key=int)

@@ -117,17 +117,22 @@ def test_a_script_ends_at_the_first_setup_line_that_fails(
         ("STAGE_OUT|None", "running", "stage_out"),
         ("POWER_UP_NODE|None", "running", "power_up_node"),
         ("A_STATE_OF_THE_FUTURE|None", "running", "a_state_of_the_future"),
+        ("RECONFIG_FAIL|None", "running", "reconfig_fail"),
         ("REQUEUED|None", "waiting", "REQUEUED (None)"),
         ("SPECIAL_EXIT|None", "waiting", "SPECIAL_EXIT (None): held, `scontrol release 7` lets it go"),
         ("RESV_DEL_HOLD|None", "waiting", "RESV_DEL_HOLD (None): held, `scontrol release 7` lets it go"),
         ("PENDING|JobHeldUser", "waiting", "PENDING (JobHeldUser): held, `scontrol release 7` lets it go"),
+        (
+            "PENDING|launch failed requeued held", "waiting",
+            "PENDING (launch failed requeued held): held, `scontrol release 7` lets it go",
+        ),
         ("DEADLINE|None", "failed", "DEADLINE (None)"),
         ("REVOKED|None", "failed", "REVOKED (None)"),
         ("COMPLETED|None", "completed", "COMPLETED (None)"),
         ("TIMEOUT|TimeLimit", "failed", "TIMEOUT (TimeLimit)"),
         ("OUT_OF_MEMORY|None", "failed", "OUT_OF_MEMORY (None)"),
     ],
-)
+)  # fmt: skip
 def test_a_line_of_squeue_is_read(tmp_path: Path, monkeypatch, line: str, phase: str, words: str) -> None:
     scheduler = SlurmScheduler(Experiment(tmp_path / "p/g"), ClusterProfile(name="c", scheduler="slurm"), "offline")
     squeue = tmp_path / "bin" / "squeue"
