@@ -48,6 +48,8 @@ class ResultRow:
 
 # Beside a results file: the rates that a race did not continue, and why.
 STOPPED = ".stopped.json"
+# Beside a results file: how many of its trajectories were taken from which others (evaluate/reuse.py).
+REUSED = ".reused.json"
 COLUMNS = tuple(column.name for column in fields(ResultRow))
 _REQUIRED = {column.name for column in fields(ResultRow) if column.default is MISSING}
 _KINDS: dict[str, Any] = {column.name: column.type for column in fields(ResultRow)} | {

@@ -101,6 +101,24 @@ def test_resolved_config_gives_the_same_results_but_for_their_seconds(
         assert [row | {"seconds": ""} for row in again] == [row | {"seconds": ""} for row in before]
 
 
+def test_a_second_experiment_takes_what_the_first_has_measured(run: Run, finished: Path, tmp_path: Path) -> None:
+    config, folder = (
+        write_config(tmp_path, eval_steps=[4], eval={"more": OLFT["olft"] | {"runs": 3}}),
+        finished.parents[1],
+    )
+    done = launch(run, config, group="second", ANML_EXPERIMENTS=str(folder))
+    assert done.returncode == 0, done.stderr
+    second = folder / "p/second"
+    log, page = (second / name for name in ("jobs/more-step-000004/log.txt", "report/index.html"))
+    assert "4 trajectories are taken from p/g/results/olft-step-000004.csv" in log.read_text()
+    assert "4 trajectories from p/g." in page.read_text()
+    measured, taken = (
+        rows_of(path) for path in (finished / "results/olft-step-000004.csv", *second.glob("results/*.csv"))
+    )
+    assert len(taken) == 1.5 * len(measured)
+    assert all(row | {"flavor": "more"} in taken for row in measured)
+
+
 def test_launch_has_one_wandb_run_for_training_and_one_per_evaluation(finished: Path) -> None:
     runs = {path.name.rsplit("-", 1)[-1] for path in (finished / "wandb" / "wandb").glob("offline-run-*")}
     assert len(runs) == 1 + 4 + 1  # Both segments of the training share theirs; the report has one.

@@ -38,6 +38,8 @@ def launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="training seed")
     vary = "train with each of several values of a key, e.g. --vary outer_lr=0.001,0.003 (repeatable)"
     parser.add_argument("--vary", metavar="KEY=VALUE,VALUE", action="append", default=[], help=vary)
+    no_reuse = "measure everything, also what another experiment has measured of the same content"
+    parser.add_argument("--no-reuse", action="append_const", const="reuse=false", dest="overrides", help=no_reuse)
     parser.add_argument("--wandb", choices=WANDB_MODES, help="W&B mode (default: see docs)")
     parser.epilog = f"Any sbatch option may be given as --name=value; it overrides the cluster profile. {parser.epilog}"
     own_options = [flag for action in parser._actions for flag in action.option_strings]

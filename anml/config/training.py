@@ -187,6 +187,8 @@ class TrainConfig(Record):
     eval: Mapping[str, EvalConfig] = {}
     # Written by `anml add --checkpoint`: other checkpoints by the names that results have for them.
     eval_checkpoints: Mapping[str, AddedCheckpoint] | None = None
+    # Whether evaluations take what other experiments have measured of the same content. Unset is true.
+    reuse: bool | None = None
 
     @property
     def facts(self) -> Dataset:

@@ -22,13 +22,14 @@ from anml.data.class_images import ClassImages
 from anml.evaluate.choice import Chosen, choose, chosen_trajectories, more_runs
 from anml.evaluate.prepared_run import Shape
 from anml.evaluate.race import Stopped, race
+from anml.evaluate.reuse import Reuse, find_reuse
 from anml.evaluate.sweep import LoadedModel, Say, Trajectory, run_sweep, stage_trajectories
 from anml.experiment import ADDED_PTH, Experiment
 from anml.jobs.job import JobContext, check_folder
 from anml.machine import peak_memory, prepare_device
 from anml.models.meta_model import MetaModel
 from anml.report import labels
-from anml.results import STOPPED, FinishedTrajectories, ResultRow, TrajectoryResult
+from anml.results import REUSED, STOPPED, FinishedTrajectories, ResultRow, TrajectoryResult
 from anml.tracking import Tracker
 
 
@@ -66,16 +67,23 @@ def evaluate_checkpoint(
     tracker = Tracker(experiment, alone, path.stem, "evaluate", wandb_mode)
     finished = FinishedTrajectories(path.with_suffix(".partial.jsonl"))
     loaded = LoadedModel(model, card, data, evaluation)
+    if not finished.results:
+        path.with_suffix(REUSED).unlink(missing_ok=True)
+    reuse = find_reuse(
+        experiment, path, loaded, flavor, config.reuse is not False, functools.partial(print, flush=True)
+    )
     planned, complete, size = list[Trajectory](), True, points_per_job
     share = slice(None) if task is None or size is None else slice(task * size, (task + 1) * size)
     sweep = stage_trajectories(config.eval[flavor], stage)[share]
     for trajectories in blocks_of_sweep(evaluation, chosen, finished, sweep):
         planned += trajectories
-        if not (complete := finish(context, loaded, flavor, planned, finished)):
+        if not (complete := finish(context, loaded, flavor, planned, finished, reuse)):
             break
     rows = finished.write(path) if complete else []
     if rows:
         _log_curves(tracker, rows)
+    if rows and reuse:
+        reuse.offer()
     tracker.finish(exit_code=0 if complete else 1)
     for line in [*accuracy_lines(rows), peak_memory(compute_on)]:
         print(line)
@@ -131,10 +139,13 @@ def load_data(config: EvalConfig, request: DataRequest, device: torch.device) ->
 
 def finish(
     context: JobContext, loaded: LoadedModel, flavor: str, trajectories: list[Trajectory],
-    finished: FinishedTrajectories,
+    finished: FinishedTrajectories, reuse: Reuse | None = None,
 ) -> bool:  # fmt: skip
-    """Run the trajectories that are not finished. Returns False when stopped before the last."""
+    """Run the trajectories that nobody has measured. Returns False when stopped before the last."""
     left = {index: trajectory for index, trajectory in enumerate(trajectories) if index not in finished.results}
+    for index, result in reuse.take(left).items() if reuse else ():
+        finished.add(index, result)
+        del left[index]
     before, total, say = len(trajectories) - len(left), len(trajectories), functools.partial(print, flush=True)
     results = run_until_stopped(context, loaded, flavor, list(left.values()), before, total, say)
     try:

@@ -19,7 +19,7 @@ from anml.errors import DataError
 from anml.experiment import Experiment
 from anml.report import labels
 from anml.report.statistics import estimate, grouped
-from anml.results import COLUMN_TYPES, COLUMNS, STOPPED, ResultRow, read_results
+from anml.results import COLUMN_TYPES, COLUMNS, REUSED, STOPPED, ResultRow, read_results
 
 # The train_seed of results that pool several trainings.
 POOLED = "all"
@@ -136,6 +136,15 @@ def read_stopped(experiment: Experiment) -> list[dict[str, Any]]:
     """Return the rates that races did not continue, and why, with the job's name as `job`."""
     paths = sorted(experiment.results.glob(f"*{STOPPED}"))
     return [{"job": path.name.removesuffix(STOPPED), **rate} for path in paths for rate in read_json(path)["stopped"]]
+
+
+def read_reused(experiment: Experiment) -> dict[str, int]:
+    """Return the experiments, as `PROJECT/GROUP`, that measured some of these trajectories, and how many."""
+    counts: Counter[str] = Counter()
+    for path in experiment.results.glob(f"*{REUSED}"):
+        for results, count in read_json(path).get("trajectories", {}).items():
+            counts["/".join(Path(results).parts[:2])] += count
+    return dict(counts)
 
 
 def _trajectory(row: ResultRow) -> tuple:

@@ -185,6 +185,7 @@ def _render(
         grids=grids,
         chosen=chosen,
         stopped=tables.read_stopped(experiment),
+        reused=tables.read_reused(experiment),
         interval_note=interval_note(tables.main_results(report.summary)),
         has_models=len({result.model for result in report.summary}) > 1,
         has_held_out=any(is_validation(result.dataset) for result in report.summary),

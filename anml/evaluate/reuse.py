@@ -1,0 +1,178 @@
+"""Nothing is measured twice: trajectories of the same content are taken from where another evaluation has them.
+
+The content is the model's tensors, the images, the settings that change numbers, and the code. Beside the experiments,
+`.results/CONTENT/` has a file for each results file that was made of it: where it lies, and its checksum.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from anml.atomic import read_json, write_json
+from anml.config.evaluation import EvalConfig
+from anml.errors import DataError
+from anml.evaluate.sweep import LoadedModel, Say, Trajectory
+from anml.experiment import Experiment, experiments_folder
+from anml.plugins import is_reference
+from anml.results import REUSED, ClassRow, ResultRow, TrajectoryResult, read_results
+
+FOLDER = ".results"
+PACKAGE = Path(__file__).resolve().parents[1]
+# Parts of the package that cannot change what an evaluation measures.
+OTHER_CODE = ("api.py", "__main__.py", "cli", "jobs", "report", "selftest.py", "tracking", "train")
+# Settings of which trajectories there are, of where things lie, and of which images: their content counts.
+_OTHER_SETTINGS = {
+    "classes", "train_examples", "test_examples", "lr", "runs", "until", "race", "choose", "grown_from", "model",
+    "pth_args", "dataset", "data_path", "im_size", "imgs_per_class", "split", "class_split", "allow_incomplete",
+}  # fmt: skip
+
+Key = tuple[int, int, int, float | None, int]
+Measured = Mapping[Key, Sequence[ResultRow]]
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What other evaluations have measured of a content, for the results file of one evaluation.
+
+    offers: the folder of what there is. takes: whether to take it; results are offered to others in any case.
+    say: receives what a log is to tell.
+    """
+
+    experiments: Path
+    offers: Path
+    results_file: Path
+    loaded: LoadedModel
+    flavor: str
+    takes: bool
+    say: Say
+
+    def take(self, trajectories: Mapping[int, Trajectory]) -> dict[int, TrajectoryResult]:
+        """Return the results of those trajectories that somebody has measured, by their index."""
+        taken, left = dict[int, TrajectoryResult](), dict(trajectories) if self.takes else {}
+        for offer in self._others() if left else ():
+            source = self.experiments / offer["results"]
+            try:
+                # Else it was evaluated again since, or edited.
+                measured = _by_trajectory(read_results([source])) if _checksum(source) == offer["sha256"] else {}
+                wanted = {index: _rows_of(each, measured, self.loaded.config) for index, each in left.items()}
+                known = {index: rows for index, rows in wanted.items() if rows}
+                class_rows = _read_class_rows(source) if known else {}
+            except (OSError, DataError):
+                continue  # Removed, or somebody's who does not let others read.
+            for index, rows in known.items():
+                kept = {(row.step, row.classes_trained) for row in rows}
+                of_classes = [row for row in class_rows[_key(rows[0])] if (row.step, row.classes_trained) in kept]
+                taken[index] = TrajectoryResult([self._as_of_this(row) for row in rows], of_classes)
+                del left[index]
+            if known:
+                self._record(offer["results"], len(known))
+            if not left:
+                break
+        return taken
+
+    def offer(self) -> None:
+        """Let others find the results file, which is complete."""
+        results = self.results_file.relative_to(self.experiments).as_posix()
+        try:
+            write_json(self.offers / self._name(results), {"results": results, "sha256": _checksum(self.results_file)})
+        except OSError as error:
+            self.say(f"other experiments cannot take these results: {error}")
+
+    def _others(self) -> Iterator[dict[str, Any]]:
+        """Yield offers; first those of the same name, whose sweeps are probably cut alike."""
+        files = self.offers.glob("*.json") if self.offers.is_dir() else ()
+        for file in sorted(files, key=lambda file: (not file.name.startswith(f"{self.results_file.stem}."), file.name)):
+            offer = read_json(file)
+            if "results" in offer and self.experiments / offer["results"] != self.results_file:
+                yield offer
+
+    def _name(self, results: str) -> str:
+        return f"{self.results_file.stem[:100]}.{hashlib.sha256(results.encode()).hexdigest()[:16]}.json"
+
+    def _as_of_this(self, row: ResultRow) -> ResultRow:
+        config, card = self.loaded.config, self.loaded.card
+        return replace(
+            row, flavor=self.flavor, model=card.display_name, dataset=self.loaded.data.name, train_seed=card.seed,
+            checkpoint_step=card.step, first_runs=config.runs if config.until else None,
+        )  # fmt: skip
+
+    def _record(self, results: str, count: int) -> None:
+        """Tell of trajectories that were taken: the log now, the report later."""
+        self.say(f"{count} trajectories are taken from {results}: the same model, images, settings and code")
+        file = self.results_file.with_suffix(REUSED)
+        counts = Counter(read_json(file).get("trajectories", {})) + Counter({results: count})
+        write_json(file, {"trajectories": counts})
+
+
+def find_reuse(
+    experiment: Experiment, results_file: Path, loaded: LoadedModel, flavor: str, takes: bool, say: Say
+) -> Reuse | None:
+    """Return what there is for an evaluation. None for users' own models and protocols, whose code may be anywhere."""
+    experiments = experiments_folder(experiment)
+    if experiments is None or is_reference(loaded.card.model) or is_reference(loaded.config.eval_method):
+        return None
+    root = experiments / experiment.project / experiment.group
+    file = root / results_file.relative_to(experiment.root)
+    return Reuse(experiments, experiments / FOLDER / content_of(loaded), file, loaded, flavor, takes, say)
+
+
+def content_of(loaded: LoadedModel) -> str:
+    """Return the checksum of all that decides what a trajectory measures."""
+    model, card, data, config = loaded
+    checksum = hashlib.sha256()
+    settings = config.model_dump(mode="json", exclude=_OTHER_SETTINGS)
+    facts = [settings, card.model, card.model_args, data.name, data.mean_std, data.are_characters]
+    checksum.update(json.dumps([*facts, data.images.device.type, list(data.images.shape)], sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        checksum.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        checksum.update(tensor.detach().cpu().contiguous().numpy().data)
+    for images in data.images:  # Class by class: an array in a file may be larger than the memory.
+        checksum.update(images.cpu().contiguous().numpy().data)
+    for file in code_that_measures():
+        checksum.update(f"{file.relative_to(PACKAGE)} ".encode() + file.read_bytes())
+    return checksum.hexdigest()
+
+
+def code_that_measures() -> list[Path]:
+    """Return the files of this package that may change what an evaluation measures."""
+    files = (file for suffix in ("py", "cpp", "h") for file in PACKAGE.rglob(f"*.{suffix}"))
+    return sorted(file for file in files if file.relative_to(PACKAGE).parts[0] not in OTHER_CODE)
+
+
+def _checksum(results_file: Path) -> str:
+    parts = (results_file, results_file.with_suffix(".parquet"))
+    return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
+
+
+def _key(row: ResultRow | ClassRow) -> Key:
+    return row.classes, row.train_examples, row.test_examples, row.lr, row.run
+
+
+def _by_trajectory(rows: Sequence[ResultRow]) -> Measured:
+    measured: dict[Key, list[ResultRow]] = {}
+    for row in rows:
+        measured.setdefault(_key(row), []).append(row)
+    return measured
+
+
+def _read_class_rows(results_file: Path) -> dict[Key, list[ClassRow]]:
+    import pyarrow.parquet as pq
+
+    columns = pq.read_table(results_file.with_suffix(".parquet"), columns=list(ClassRow._fields)).to_pydict()
+    by_trajectory: dict[Key, list[ClassRow]] = {}
+    for row in map(ClassRow._make, zip(*columns.values(), strict=True)):
+        by_trajectory.setdefault(_key(row), []).append(row)
+    return by_trajectory
+
+
+def _rows_of(trajectory: Trajectory, measured: Measured, config: EvalConfig) -> list[ResultRow]:
+    """Return all scorings that a trajectory wants; none where one is missing, as of a rate that a race has stopped."""
+    classes, train, test = trajectory.shape
+    wanted = set(trajectory.counts or config.scored(classes))
+    rows = measured.get((classes, train, test, trajectory.lr, trajectory.run), ())
+    rows = [row for row in rows if row.classes_trained in wanted]
+    return rows if {row.classes_trained for row in rows} == wanted else []
