@@ -50,6 +50,8 @@ def make_stepper(stepper: Stepper, lr: float, parameters: Sequence[torch.Tensor]
 
 def count_moments(stepper: Stepper) -> int:
     """Return how many numbers an optimizer keeps for each weight: 2 of Adam, 1 of SGD with momentum."""
+    if stepper.optimizer == "Adam" and not stepper.args.get("amsgrad"):
+        return 2  # To make one, torch imports its compiler: 2 s.
     weights = torch.nn.Parameter(torch.zeros(64))
     weights.grad = torch.ones(64)
     optimizer = make_by_name(

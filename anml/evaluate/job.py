@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,7 +19,6 @@ from anml.config.training import TrainConfig
 from anml.config.vary import TrainingId
 from anml.data import load_images
 from anml.data.class_images import ClassImages
-from anml.evaluate.choice import Chosen, choose, chosen_trajectories, more_runs
 from anml.evaluate.prepared_run import Shape
 from anml.evaluate.race import Stopped, race
 from anml.evaluate.reuse import Reuse, find_reuse
@@ -31,6 +30,9 @@ from anml.models.meta_model import MetaModel
 from anml.report import labels
 from anml.results import REUSED, STOPPED, FinishedTrajectories, ResultRow, TrajectoryResult
 from anml.tracking import Tracker
+
+if TYPE_CHECKING:
+    from anml.evaluate.choice import Chosen
 
 
 class StoppedError(Exception):
@@ -53,6 +55,8 @@ def evaluate_checkpoint(
     tag = training if isinstance(training, str) else training.tag
     chosen = None
     if evaluation.choose and not isinstance(training, str):
+        from anml.evaluate.choice import choose  # Here and below: it imports pandas, half a second.
+
         chosen = choose(experiment, config, flavor, step, training)
     print(chosen or "", end="\n" if chosen else "", flush=True)
     checkpoint = experiment.checkpoint(chosen.step if chosen else step, tag)
@@ -105,7 +109,7 @@ def load_checkpoint(
 
 
 def blocks_of_sweep(
-    config: EvalConfig, chosen: Chosen | None, finished: FinishedTrajectories, sweep: list[Trajectory]
+    config: EvalConfig, chosen: "Chosen | None", finished: FinishedTrajectories, sweep: list[Trajectory]
 ) -> Iterator[list[Trajectory]]:
     """Yield the trajectories of an evaluation: what comes next may depend on the results of all before.
 
@@ -119,6 +123,8 @@ def blocks_of_sweep(
             stopped.append({"shape_classes": shape.classes, **rate._asdict()})
 
     if chosen:
+        from anml.evaluate.choice import chosen_trajectories
+
         yield chosen_trajectories(config, chosen)
     elif config.race:
         yield from race(config, finished.results, tell)
@@ -126,6 +132,8 @@ def blocks_of_sweep(
     else:
         yield sweep
     if config.until:
+        from anml.evaluate.choice import more_runs
+
         first = [row for result in finished.results.values() for row in result.rows if row.run < config.runs]
         more, reasons = more_runs(config, first)
         print(*reasons, sep="\n", flush=True)
