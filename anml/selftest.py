@@ -26,8 +26,8 @@ from anml.experiment import Experiment
 from anml.machine import clock, describe_machine, determinism, peak_memory
 from anml.meta import ENGINES, make_engine
 from anml.meta.engine import ReferenceEngine, gradient_errors
+from anml.meta.outer_step import MetaStep, OuterStep
 from anml.meta.static_update import StaticUpdate, UpdateGraph
-from anml.meta.step import MetaStep, OuterStep
 from anml.models import build_model
 from anml.models.meta_model import MetaModel, select_names
 from anml.train.loop import Training

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from anml.config.training import InnerOptimizer, TrainConfig
 from anml.data.class_images import ClassImages
 from anml.meta import ENGINES
+from anml.meta.outer_step import OuterStep
 from anml.meta.static_update import StaticUpdate
-from anml.meta.step import OuterStep
 from anml.models import build_model
 from anml.models.meta_model import belongs_to, select_names
 

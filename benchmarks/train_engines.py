@@ -29,8 +29,8 @@ from anml.meta.adjoint import AdjointEngine, NativeEngine, TritonEngine, missing
 from anml.meta.engine import Engine, FirstOrderEngine, ReferenceEngine
 from anml.meta.fast import FastEngine
 from anml.meta.functional_episode import CompiledEngine
+from anml.meta.outer_step import OuterStep
 from anml.meta.static_update import StaticUpdate, UpdateGraph
-from anml.meta.step import OuterStep
 from anml.models import build_model
 from anml.models.meta_model import MetaModel, belongs_to
 from anml.native import available

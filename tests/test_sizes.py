@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import median
 
 PACKAGE = Path(__file__).resolve().parent.parent / "anml"
-MOST_FILES = 137
+MOST_FILES = 141
 MOST_LOOSE_MODULES = 10
 MOST_FILES_UNDER_40_LINES = 8
 MOST_LINES_OF_A_FILE = 400
-MOST_LINES = 22_652
+MOST_LINES = 23_500
 MEDIAN_LINES_OF_A_FUNCTION = 8
 
 

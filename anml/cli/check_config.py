@@ -62,7 +62,7 @@ def _checkpoint_problems(config: TrainConfig, name: str, path: Path) -> list[str
 
 def _model_problems(config: TrainConfig) -> list[str]:
     from anml.evaluate.prepared_run import check_head
-    from anml.meta.step import make_schedule, outer_lrs
+    from anml.meta.outer_step import make_schedule, outer_lrs
     from anml.models import build_model
     from anml.train.iid import make_optimizer
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from anml.config.binding import Record, bind, dotted, located, make_references_absolute, nearest, problem, show
 from anml.config.checks import check_eval, check_fits_model, check_flavor_name, check_train, ends_early, overlaps
 from anml.config.choice import check_choices, with_candidates
-from anml.config.compatibility import Findings, adopt_eval, adopt_train
 from anml.config.evaluation import EvalConfig, absolute_path, data_path_or_default
 from anml.config.facts import DATASETS, canonical_dataset, dataset_label
+from anml.config.higheranml import Findings, adopt_eval, adopt_train
 from anml.config.image_folder import fill_in_flavor, fill_in_training, flavor_facts
 from anml.config.interpolation import interpolate, varied_interpolations
 from anml.config.model_args import check_model_args

@@ -37,6 +37,7 @@ _EPISODES = "anml.train.loop:EpisodeUpdater"
 _FEW_SHOT = "anml.train.few_shot:FewShotUpdater"
 METHODS: Mapping[str, Method] = {
     "meta": Method(_EPISODES, "meta-trained", is_second_order=True),
+    # FOMAML (Finn et al. 2017, section 5.2).
     "meta-first-order": Method(_EPISODES, "meta-trained (first order)"),
     "sequential_episodic": Method(_EPISODES, "trained in sequence, without meta-learning,", keeps_fast_weights=True),
     "reptile": Method(_EPISODES, "meta-trained (Reptile)", moves_to_fast_weights=True),

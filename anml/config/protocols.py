@@ -1,7 +1,7 @@
 """The evaluation protocols, as far as configs and reports must know them: how a model learns new classes and is scored.
 
-A new protocol is an entry here and a function (anml/evaluate/protocols.py says what it receives and yields), or an
-`EvalProtocol` in a user's own file: `eval_method: ./knn.py:KNN`.
+A new protocol is an entry here and a function (anml/evaluate/protocols.py says what it receives and yields) or, where
+no gradient is needed, a head (anml/evaluate/baselines.py). Or an `EvalProtocol` in a user's own file: `./knn.py:KNN`.
 """
 
 from collections.abc import Callable
@@ -67,6 +67,7 @@ PROTOCOLS = {
     "ncm": _baseline("NearestMean", "metric"),
     "slda": _baseline("StreamingLda", "shrinkage"),
     "gemcl": _baseline("BayesianGaussian", "posterior", "prior_alpha", "prior_beta"),
+    # Ridge regression, learned in sequence.
     "rls": _baseline("RecursiveLeastSquares", "l2"),
     "knn": _baseline("NearestNeighbours", "metric", "neighbours"),
     "logistic": _baseline("Logistic", "l2"),

@@ -7,7 +7,6 @@ Everything is float64. What is not a sum (knn, logistic) keeps all examples: i.i
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from torch.nn.functional import normalize, one_hot
 from anml.config.evaluation import EvalConfig
 from anml.evaluate.learner import Logits
 from anml.evaluate.prepared_run import PreparedRun
-from anml.optim import count_moments
 
 
 class Baseline(ABC):
@@ -245,31 +243,3 @@ class BaselineLearner:
 def _logits(head: Baseline, inputs: torch.Tensor) -> torch.Tensor:
     """Return logits [n, classes]; a class that is not learned yet is never chosen."""
     return head.logits(inputs.double()).masked_fill(head.counts == 0, -torch.inf)
-
-
-class Cost(NamedTuple):
-    """What a trajectory costs until a scoring: memory, and seconds of learning and scoring."""
-
-    kept_bytes: int | None
-    seconds: float
-
-
-def kept_bytes(learner: object, prepared_runs: Sequence[PreparedRun], config: EvalConfig) -> int | None:
-    """Return the memory of what a trajectory keeps to learn from the next example, and to predict; None: not known.
-
-    That is a baseline's head, or the weights that learn and the optimizer's moments, or those that are solved; and the
-    examples that are revisited, or solved at once. Layers that never change are left out: all protocols share them.
-    """
-    if isinstance(learner, BaselineLearner):
-        return sum(tensor.nbytes for tensor in learner.heads[0].kept)
-    protocol, prepared = config.protocol, prepared_runs[0]
-    count = len(prepared.train_inputs)
-    if protocol.learns:
-        names, copies = prepared.trained_names, 1 + count_moments(config.stepper)
-        examples = count if protocol.is_shuffled else min(count, config.reservoir) if protocol.replays else 0
-    elif protocol.solves_head:
-        names, copies, examples = prepared.redrawn_names, 1, min(count, config.init_size or prepared.shape.classes)
-    else:
-        return None
-    weights = sum(prepared.model.get_parameter(name).nbytes for name in names)
-    return copies * weights + examples * (prepared.train_inputs.nbytes // count)

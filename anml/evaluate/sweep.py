@@ -14,7 +14,7 @@ from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError, JobError
-from anml.evaluate.baselines import BaselineLearner, Cost, kept_bytes
+from anml.evaluate.baselines import BaselineLearner
 from anml.evaluate.learner import (
     LaneLearner,
     Lanes,
@@ -30,6 +30,7 @@ from anml.evaluate.protocols import Progress, Score
 from anml.machine import determinism
 from anml.models.meta_model import MetaModel
 from anml.native.blocks import use_native_blocks
+from anml.optim import count_moments
 from anml.results import ResultRow, TrajectoryResult
 
 # Seconds that native kernels save on a core, measured: for each step of a weight, each multiplication of a convolution.
@@ -79,6 +80,13 @@ class Engine(NamedTuple):
     why: str
     lanes: int
     make: Callable[[Sequence[PreparedRun], Sequence[float]], Any]
+
+
+class Cost(NamedTuple):
+    """What a trajectory costs until a scoring: memory, and seconds of learning and scoring."""
+
+    kept_bytes: int | None
+    seconds: float
 
 
 def sweep_trajectories(config: EvalConfig) -> list[Trajectory]:
@@ -169,7 +177,7 @@ def _learn_block(
     end = max(trajectory.end for trajectory in block)
     for scoring in learn(learner, prepared_runs, config, lambda part: progress(part * len(block))):
         scorings.append(scoring)
-        costs.append(Cost(kept_bytes(learner, prepared_runs, config), (time.perf_counter() - start) / len(block)))
+        costs.append(Cost(_kept_bytes(learner, prepared_runs, config), (time.perf_counter() - start) / len(block)))
         if end < block[0].shape.classes and scoring[0].classes_trained >= end:
             break
     if not scorings or any(len(scoring) != len(block) for scoring in scorings):
@@ -177,6 +185,27 @@ def _learn_block(
         message += f"trajectories; it yields {[len(scoring) for scoring in scorings] or 'nothing'}"
         raise ConfigError(message)
     return [list(zip(scores, costs, strict=True)) for scores in zip(*scorings, strict=True)]
+
+
+def _kept_bytes(learner: object, prepared_runs: Sequence[PreparedRun], config: EvalConfig) -> int | None:
+    """Return the memory of what a trajectory keeps to learn from the next example, and to predict; None: not known.
+
+    That is a baseline's head, or the weights that learn and the optimizer's moments, or those that are solved; and the
+    examples that are revisited, or solved at once. Layers that never change are left out: all protocols share them.
+    """
+    if isinstance(learner, BaselineLearner):
+        return sum(tensor.nbytes for tensor in learner.heads[0].kept)
+    protocol, prepared = config.protocol, prepared_runs[0]
+    count = len(prepared.train_inputs)
+    if protocol.learns:
+        names, copies = prepared.trained_names, 1 + count_moments(config.stepper)
+        examples = count if protocol.is_shuffled else min(count, config.reservoir) if protocol.replays else 0
+    elif protocol.solves_head:
+        names, copies, examples = prepared.redrawn_names, 1, min(count, config.init_size or prepared.shape.classes)
+    else:
+        return None
+    weights = sum(prepared.model.get_parameter(name).nbytes for name in names)
+    return copies * weights + examples * (prepared.train_inputs.nbytes // count)
 
 
 def _make_learner(

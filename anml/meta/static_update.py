@@ -16,7 +16,7 @@ from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_examples, query_start, support_index
 from anml.machine import clock
 from anml.meta.engine import EpisodeOutcome
-from anml.meta.step import OuterStep, draw_rows
+from anml.meta.outer_step import OuterStep, draw_rows
 from anml.rng import torch_generator
 
 # Updates before the capture: libraries choose their algorithms and allocate, which a capture may not do.

@@ -328,7 +328,7 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 def read_summary(path: Path) -> list[RateResult]:
     """Read a summary of a report of this or another version. Raises OSError, ValueError or TypeError."""
-    empty = {name: [""] for name in ("lr", "test_std", "test_ci95", "kept_bytes", "seconds")}
+    empty = {column.name: [""] for column in fields(RateResult) if column.type in (float, float | None)}
     table = pd.read_csv(path, dtype={"train_seed": str}, keep_default_na=False, na_values=empty)
     if "model" not in table:  # An earlier report's.
         table["model"] = ""

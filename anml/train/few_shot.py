@@ -16,7 +16,7 @@ from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_few_shot
 from anml.evaluate.baselines import Baseline
 from anml.meta.engine import EpisodeOutcome, accuracy, autocast
-from anml.meta.step import OuterStep
+from anml.meta.outer_step import OuterStep
 from anml.models.meta_model import MetaModel
 from anml.native import available
 from anml.native.blocks import with_native_blocks

@@ -10,7 +10,7 @@ from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import biased_batch, shuffled_batch
 from anml.meta.engine import EpisodeOutcome, accuracy, autocast
-from anml.meta.step import lobotomize, make_schedule
+from anml.meta.outer_step import lobotomize, make_schedule
 from anml.models.meta_model import MetaModel, find_not_finite, select_names
 from anml.optim import make_by_name
 from anml.rng import torch_generator

@@ -13,8 +13,8 @@ from anml.errors import ConfigError, JobError
 from anml.machine import clock
 from anml.meta import make_engine, uses_graph
 from anml.meta.engine import EpisodeOutcome, FirstOrderEngine
+from anml.meta.outer_step import MetaStep, lobotomize
 from anml.meta.static_update import StaticUpdate, UpdateGraph
-from anml.meta.step import MetaStep, lobotomize
 from anml.models.meta_model import MetaModel, select_names
 from anml.plugins import load_object
 from anml.rng import torch_generator

@@ -22,7 +22,7 @@ from anml.data.episodes import draw_validation
 from anml.errors import DataError, JobError
 from anml.experiment import step_name
 from anml.meta.engine import EpisodeOutcome, accuracy
-from anml.meta.step import outer_lrs
+from anml.meta.outer_step import outer_lrs
 from anml.models import build_model
 from anml.models.meta_model import MetaModel, find_not_finite
 from anml.train.best import BestModel

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from anml.cli.main import COMMANDS, make_parser
-from anml.config.compatibility import EVAL_KEYS, IGNORED_KEYS, TRAIN_KEYS
 from anml.config.evaluation import EvalConfig
+from anml.config.higheranml import EVAL_KEYS, IGNORED_KEYS, TRAIN_KEYS
 from anml.config.load import load_train_config
 from anml.config.training import TrainConfig
 

@@ -14,7 +14,7 @@ from anml.meta import make_engine
 from anml.meta.engine import Engine, EpisodeOutcome, FirstOrderEngine, ReferenceEngine, gradient_errors
 from anml.meta.fast import FastEngine
 from anml.meta.functional_episode import FunctionalEpisode
-from anml.meta.step import MetaStep
+from anml.meta.outer_step import MetaStep
 from anml.models.meta_model import MetaModel, select_names
 from anml.native import available
 from tests.meta.cases import (

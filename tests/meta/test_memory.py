@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from anml.meta import make_engine
-from anml.meta.step import MetaStep
+from anml.meta.outer_step import MetaStep
 from anml.models.meta_model import select_names
 from anml.native import available
 from tests.meta.cases import make_config, make_data, make_episode, make_model

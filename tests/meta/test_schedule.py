@@ -10,7 +10,7 @@ import torch
 from anml.cli.check_config import find_problems
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError
-from anml.meta.step import outer_lrs
+from anml.meta.outer_step import outer_lrs
 from anml.train.loop import Training
 from anml.train.run import RunSpec
 

@@ -14,8 +14,8 @@ from anml.data.episodes import draw_episode
 from anml.errors import ConfigError
 from anml.meta import choose, make_engine, uses_graph
 from anml.meta.engine import EpisodeOutcome
+from anml.meta.outer_step import MetaStep, OuterStep
 from anml.meta.static_update import StaticUpdate, UpdateGraph, count_on_device, next_branches
-from anml.meta.step import MetaStep, OuterStep
 from anml.models.meta_model import MetaModel, select_names
 from tests.meta.cases import PUBLISHED_INNER, make_config, make_data, make_model
 

@@ -7,8 +7,8 @@ from anml.data.episodes import Episode
 from anml.meta import ENGINES, triton_blocks, triton_head
 from anml.meta.adjoint import AdjointEngine, TritonEngine
 from anml.meta.engine import EpisodeOutcome
+from anml.meta.outer_step import OuterStep
 from anml.meta.static_update import StaticUpdate, UpdateGraph
-from anml.meta.step import OuterStep
 from anml.models.meta_model import select_names
 from tests.meta import cases
 from tests.meta.test_adjoint import INNER, assert_agree, make_episode, make_model

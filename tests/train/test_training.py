@@ -18,7 +18,7 @@ from anml.config.training import TrainConfig
 from anml.data.episodes import draw_episode
 from anml.errors import ConfigError, DataError
 from anml.meta.engine import EpisodeOutcome
-from anml.meta.step import lobotomize
+from anml.meta.outer_step import lobotomize
 from anml.models.meta_model import select_names
 from anml.train.iid import make_optimizer, make_schedule
 from anml.train.loop import Training

@@ -12,7 +12,7 @@ from anml.config.training import LoboScale, TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
 from anml.meta import make_engine
-from anml.meta.step import MetaStep, OuterStep, lobotomize
+from anml.meta.outer_step import MetaStep, OuterStep, lobotomize
 from anml.models import build_model
 from anml.models.heads import MetricHead
 from anml.models.meta_model import MetaModel, draw_kaiming, select_names
