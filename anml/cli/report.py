@@ -25,7 +25,8 @@ from anml.errors import ConfigError, JobError
 from anml.experiment import Experiment, experiments_folder
 from anml.jobs.job import JobContext, array_task, check_folder, requeue_killed, run_job
 from anml.jobs.job_status import ENDED
-from anml.jobs.launch import experiments_dir
+from anml.jobs.launch import experiments_dir, read_plan_file
+from anml.jobs.plan import Plan
 from anml.jobs.status import JobOutcome, read_jobs
 from anml.tracking import Tracker
 
@@ -54,7 +55,10 @@ def requeue_job_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def requeue_job(options: argparse.Namespace) -> int:
-    return requeue_killed(Experiment(Path(options.run_dir)), options.job, array_task())
+    experiment = Experiment(Path(options.run_dir))
+    job = Plan.from_json(read_plan_file(experiment)["jobs"]).job(options.job)
+    # Several jobs may be the tasks of an array, which are no tasks of these jobs.
+    return requeue_killed(experiment, options.job, array_task() if job.tasks else None)
 
 
 def report_job(options: argparse.Namespace) -> int:

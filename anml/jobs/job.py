@@ -121,8 +121,9 @@ def _open_status(experiment: Experiment, name: str, task: int | None) -> StatusF
     scheduler = scheduler_of_this_job()
     id_ = scheduler.this_job() if scheduler else ""
     recorded = read_json(experiment.plan_file).get("submitted", {}).get(name, {}).get("id", "")
-    # Of an array, the latest id may be of some tasks only.
-    if task is None and id_.isdigit() and recorded.isdigit() and int(id_) < int(recorded):
+    # Of an array, the latest id may be of some tasks only; `7_3` is a job that Slurm has as a task.
+    numbers = [each.partition("_")[0] for each in (id_, recorded)]
+    if task is None and all(map(str.isdigit, numbers)) and int(numbers[0]) < int(numbers[1]):
         message = f"this job (id {id_}) was submitted again later, as {recorded}"
         raise CopyError(message)
     return StatusFile(experiment.job(name, task).status, id_)

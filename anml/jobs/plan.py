@@ -12,6 +12,8 @@ from anml.config.vary import TrainingId
 from anml.experiment import result_name, task_name
 
 JobKind = Literal["train", "evaluate", "report"]
+# Options of a job that say which training it is of; each has a value.
+_OF_TRAINING = ("--seed", "--inner-lr", "--train-seed", "--train-inner-lr", "--training")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ class Job:
         first = dict(pairwise(self.argv)).get("--first-task", "0")
         return f"{re.sub(r'-part-[0-9]+$', '', self.name)}-{task_name(int(first) + task)}.csv"
 
+    @property
+    def family(self) -> tuple[str, ...]:
+        """What it has in common with the jobs that differ from it in their training alone."""
+        names = [index for index, word in enumerate(self.argv) if word in _OF_TRAINING]
+        return (self.kind, *(word for index, word in enumerate(self.argv) if not {index, index - 1} & set(names)))
+
     def label(self, task: int | None) -> str:
         """Return the job's name, with the number of one of its tasks."""
         return self.name if task is None else f"{self.name}[{task}]"
@@ -55,6 +63,17 @@ class Plan:
 
     def job(self, name: str) -> Job:
         return next(job for job in self.jobs if job.name == name)
+
+    def batches(self, at_least: float) -> list[list[Job]]:
+        """Return the jobs in the order of their submission, those together that differ in their training alone.
+
+        Dependencies come before dependents. at_least: where no batch would have so many, each job is one by itself.
+        """
+        families: dict[tuple[str, ...], list[Job]] = {}
+        for job in self.jobs:
+            families.setdefault(job.family, []).append(job)
+        is_worthwhile = max(map(len, families.values()), default=0) >= at_least
+        return list(families.values()) if is_worthwhile else [[job] for job in self.jobs]
 
     def to_json(self) -> list[dict[str, Any]]:
         return [dict(vars(job)) for job in self.jobs]

@@ -4,9 +4,9 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 
 from filelock import FileLock, Timeout
@@ -49,8 +49,8 @@ def run_launch(
         submission = _Submission(launch, scheduler)
         record(launch, {name: ids[0] for name, ids in submission.ids.items()})
         try:
-            for job in launch.plan.jobs:
-                submission.submit_job(job)
+            for jobs in launch.plan.batches(scheduler.array_from):
+                submission.submit(jobs)
         except BaseException as error:
             with held_back(threading.Event()):
                 submission.take_back(error)
@@ -94,6 +94,20 @@ def cancel_pending(launch: Launch, names: Container[str], why: str) -> None:
                 write_status(status_file, replace(status, state="cancelled", message=why))
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A job whose script is written, to be submitted with these tasks.
+
+    before: the new statuses of its tasks. had: the options that they gave themselves. endings: what the scheduler says
+    of their ends.
+    """
+
+    job: Job
+    before: Mapping[int | None, JobStatus]
+    had: Sequence[SbatchOptions]
+    endings: Sequence[str]
+
+
 class _Submission:
     """ids: of what waits or runs, by job name. submitted: the ids that are new.
 
@@ -105,8 +119,34 @@ class _Submission:
         self.states, self.ids = scheduler.states(), scheduler.live_ids()
         self.submitted: dict[str, str] = {}
 
-    def submit_job(self, job: Job) -> None:
-        """Submit the tasks of a job that are neither done nor waiting or running."""
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Submit the tasks, of jobs of which none depends on another, that are neither done nor waiting or running."""
+        ready = {job.name: ready for job in jobs if (ready := self._prepare(job))}
+        arrays = self._arrays([each.job for each in ready.values()])
+        for (after, _), numbered in arrays.items():
+            if len(numbered) >= self.scheduler.array_from:
+                with held_back(self.scheduler.stop):
+                    self._record(self.scheduler.submit_array(numbered, after))
+        for each in [each for name, each in ready.items() if name not in self.submitted]:
+            self._submit_alone(each)
+
+    def _arrays(self, jobs: Sequence[Job]) -> dict[tuple[str, int], dict[int, Job]]:
+        """Return the jobs that can be tasks of arrays, by number: by the array whose tasks they wait for, and counted.
+
+        A job that waits for several others, or that a retry has given options, stays alone.
+        """
+        arrays: dict[tuple[str, int], dict[int, Job]] = {}
+        size = self.launch.profile.max_array_size
+        for place, job in enumerate(jobs):
+            needs = self._needs(job)
+            array, _, task = needs[0].partition("_") if needs else ("", "", str(place % size))
+            if job.tasks is None and len(needs) < 2 and task.isdigit() and not self.launch.job_options.get(job.name):
+                numbered = arrays.setdefault((array, 0 if needs else place // size), {})
+                numbered.setdefault(int(task), job)
+        return arrays
+
+    def _prepare(self, job: Job) -> _Ready | None:
+        """Write the script of a job, and the statuses of its tasks, where some are to be submitted."""
         live = {task: state for task, state in self.states.get(job.name, {}).items() if state.is_live}
         phases = {state.phase for state in live.values()}
         is_stale = "waiting in vain" in phases or any(name in self.submitted for name in job.after)
@@ -120,29 +160,39 @@ class _Submission:
             last = {task: status for task, status in last.items() if status.state != "done"}
         # A scheduler may tell the waiting tasks of an array in one line, without their numbers.
         if not last or None in live:
-            return
+            return None
         for task, status in last.items():
             self._check_has_ended(job, task, status)
         before = {task: self._before(job, task, status) for task, status in last.items()}
-        had = [status.more for status in last.values()]
         endings = [state.words for state in self.states.get(job.name, {}).values() if not state.is_live]
-        self._write_script(job, list(before.values()), had, endings)
+        ready = _Ready(job, before, [status.more for status in last.values()], endings)
+        self._write_script(ready)
         for task, status in before.items():
             if status != last[task]:  # A task that is new has none: a thousand files take seconds.
                 write_status(files[task], status)
-        # A job that is done needs no dependency.
-        after = [id_ for name in job.after for id_ in self.ids.get(name, [])]
+        return ready
+
+    def _submit_alone(self, ready: _Ready) -> None:
+        job, tasks = ready.job, list(ready.before)
         with held_back(self.scheduler.stop):
             try:
-                new = self.scheduler.submit(job, after, list(last))
+                new = self.scheduler.submit(job, self._needs(job), tasks)
             except SubmissionError:
-                if not bad_nodes(list(before.values())):
+                if not bad_nodes(list(ready.before.values())):
                     raise
-                self._write_script(job, list(before.values()), had, [*endings, NO_NODE_LEFT])
-                new = self.scheduler.submit(job, after, list(last))
-            self.submitted[job.name] = new
-            self.ids.setdefault(job.name, []).append(new)
-            record(self.launch, self.submitted)
+                self._write_script(replace(ready, endings=[*ready.endings, NO_NODE_LEFT]))
+                new = self.scheduler.submit(job, self._needs(job), tasks)
+            self._record({job.name: new})
+
+    def _needs(self, job: Job) -> list[str]:
+        """Return the ids of the jobs that it waits for; one that is done needs no dependency."""
+        return [id_ for name in job.after for id_ in self.ids.get(name, [])]
+
+    def _record(self, new: Mapping[str, str]) -> None:
+        self.submitted |= new
+        for name, id_ in new.items():
+            self.ids.setdefault(name, []).append(id_)
+        record(self.launch, self.submitted)
 
     def _check_has_ended(self, job: Job, task: int | None, status: JobStatus) -> None:
         """Raise SubmissionError where a task's process has outlived it in the scheduler, which knows it no more."""
@@ -161,21 +211,17 @@ class _Submission:
             gpu_memory_gb=last.gpu_memory_gb, failed_on=failed_on(last, state.words if state else ""),
         )  # fmt: skip
 
-    def _write_script(
-        self, job: Job, before: Sequence[JobStatus], had: Sequence[SbatchOptions], endings: Sequence[str]
-    ) -> None:
-        self._choose_options(job, before, had, endings)
+    def _write_script(self, ready: _Ready) -> None:
+        self._choose_options(ready)
+        job = ready.job
         write_text(self.launch.experiment.job(job.name).script, self.scheduler.render(job), mode=0o777)
 
-    def _choose_options(
-        self, job: Job, before: Sequence[JobStatus], had: Sequence[SbatchOptions], endings: Sequence[str]
-    ) -> None:
-        """Let a job that runs again have what it lacked, and say so.
-
-        had: what its tasks gave themselves. endings: what the scheduler says of their ends.
-        """
+    def _choose_options(self, ready: _Ready) -> None:
+        """Let a job that runs again have what it lacked, and say so."""
+        job, endings, before = ready.job, ready.endings, list(ready.before.values())
         profile, last = self.launch.profile, self.launch.job_options.get(job.name, {})
-        again = options_again(profile, job, reduce(merged, had, last), self.launch.retry_options, before, endings)
+        had = reduce(merged, ready.had, last)
+        again = options_again(profile, job, had, self.launch.retry_options, before, endings)
         if again == last:
             return
         self.launch.job_options[job.name] = again
@@ -230,6 +276,8 @@ def describe(launch: Launch) -> str:
     is_new = not launch.experiment.config_file.is_file()
     parts = [f"Experiment folder: {launch.experiment.root}{' (not created)' * is_new}", "", "Jobs:"]
     parts += [f"  {_graph_line(job)}" for job in launch.plan.jobs]
+    large = [jobs for jobs in launch.plan.batches(scheduler.array_from) if len(jobs) >= scheduler.array_from]
+    parts += [f"{len(jobs)} jobs may be tasks of one array: {jobs[0].name} ... {jobs[-1].name}" for jobs in large]
     for job in launch.plan.jobs:
         command = scheduler.command(job, [f"<{name}>" for name in job.after], job.task_numbers)
         parts += ["", f"--- {launch.experiment.job(job.name).script}", f"$ {shlex.join(command)}"]

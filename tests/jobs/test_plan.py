@@ -27,10 +27,17 @@ def test_report_comes_last_whatever_became_of_the_others() -> None:
 
 
 def test_dependencies_come_before_dependents() -> None:
-    seen: set[str] = set()
-    for job in make_plan(config(seeds=[1, 2])).jobs:
-        assert set(job.after) <= seen
-        seen.add(job.name)
+    choose = {"on": "validation", "by": ["lr", "checkpoint"], "flavor": "held-out"}
+    held_out = {"classes": 10, "split": "validation"}
+    flavors = {"held-out": held_out, "chosen": {"classes": 10, "choose": choose}, "no-sgd": {"eval_method": "iid"}}
+    varied = {"seeds": [1, 2], "vary": {"outer_lr": [0.1, 0.01]}, "train_classes": 900, "eval_untrained": True}
+    plan = make_plan(config(**varied, eval=flavors))
+    for batches in (plan.batches(5), plan.batches(4)):
+        seen: set[str] = set()
+        for batch in batches:
+            assert all(set(job.after) <= seen for job in batch)
+            seen |= {job.name for job in batch}
+    assert [len(batch) for batch in plan.batches(4)] == [4, 4, 4, 4, 4, 4, 4, 4, 4, 1]
 
 
 def test_step_beyond_the_end_is_the_final_model_and_duplicates_collapse() -> None:

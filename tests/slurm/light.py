@@ -36,10 +36,11 @@ def work(context):
     time.sleep(3 * Path(root, "slow to end").exists())
     return not context.stop()
 
-sys.exit(run_job(Experiment(Path(root)), name, array_task(), work, max_requeues=5))
+task = array_task() if "--points-per-job" in sys.argv else None
+sys.exit(run_job(Experiment(Path(root)), name, task, work, max_requeues=5))
 """
 TRAIN = Job("train", "train", ("-c", WORK))
-SWEEP = Job("sweep", "evaluate", ("-c", WORK), ("train",), tasks=3)
+SWEEP = Job("sweep", "evaluate", ("-c", WORK, "--points-per-job", "1"), ("train",), tasks=3)
 REPORT = Job("report", "report", ("-c", WORK), ("train", "sweep"), after_any=True)
 
 

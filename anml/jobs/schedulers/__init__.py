@@ -3,13 +3,14 @@
 The table of backends is `config.profile.SCHEDULERS`; a user's own is `scheduler: ./FILE.py:CLASS` in a profile.
 """
 
+import math
 import os
 import shlex
 import shutil
 import subprocess
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
@@ -73,6 +74,8 @@ class Scheduler(ABC):
     forgets_ended_jobs: ClassVar[bool] = False
     # Whether `requeue` works.
     can_requeue: ClassVar[bool] = False
+    # So many jobs that differ in their training alone are submitted by `submit_array`.
+    array_from: ClassVar[float] = math.inf
 
     def __init__(self, experiment: Experiment, profile: ClusterProfile, wandb_mode: str) -> None:
         self.experiment, self.profile, self.wandb_mode = experiment, profile, wandb_mode
@@ -90,6 +93,14 @@ class Scheduler(ABC):
     @abstractmethod
     def submit(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> str:
         """Submit tasks of a job whose script is written and return their id. Raises SubmissionError."""
+
+    def submit_array(self, jobs: Mapping[int, Job], after: str) -> dict[str, str]:
+        """Submit jobs, whose scripts are written, as tasks of one array, by their numbers; return their ids by name.
+
+        after: the id of another such array: each waits for the success of the task with its number. "": of nothing.
+        Raises SubmissionError.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def queue(self) -> Iterable[tuple[str, int | None, SchedulerState]]:

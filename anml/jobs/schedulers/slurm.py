@@ -7,12 +7,14 @@ import hashlib
 import itertools
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import get_args
@@ -20,7 +22,7 @@ from typing import get_args
 from anml.atomic import write_text
 from anml.config.profile import ClusterProfile, SbatchOptions, merged
 from anml.errors import ConfigError, SubmissionError
-from anml.experiment import Experiment
+from anml.experiment import Experiment, task_name
 from anml.jobs.containers import REQUEUE_VARIABLE
 from anml.jobs.escalation import FACTOR, amount, check_factors, option_words
 from anml.jobs.plan import Job, JobKind
@@ -56,11 +58,16 @@ _JOB_ID = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?")
 
 
 class SlurmScheduler(Scheduler):
-    """Submits with `sbatch`, one call a job or array."""
+    """Submits with `sbatch`, one call a job or array.
+
+    Several jobs may be the tasks of one array, `jobs/train-array-1/`: links in there lead to the jobs' own folders.
+    """
 
     task_variable = "SLURM_ARRAY_TASK_ID"
     forgets_ended_jobs = True
     can_requeue = True
+    # Of fewer, squeue shows each by its name.
+    array_from = 8
 
     def __init__(self, experiment: Experiment, profile: ClusterProfile, wandb_mode: str) -> None:
         super().__init__(experiment, profile, wandb_mode)
@@ -93,10 +100,30 @@ class SlurmScheduler(Scheduler):
         """Submit a job and return its id; waits with back-off while the controller is away."""
         for task in tasks:
             self.experiment.job(job.name, task).log.parent.mkdir(parents=True, exist_ok=True)
+        return self._submit(job, self.command(job, after, tasks))
 
+    def submit_array(self, jobs: Mapping[int, Job], after: str) -> dict[str, str]:
+        kind = next(iter(jobs.values())).kind
+        names = (f"{kind}-array-{number}" for number in itertools.count(1))
+        name = next(name for name in names if not self.experiment.job(name).root.exists())
+        folder = self.experiment.job(name).root
+        folder.mkdir(parents=True)
+        for number, job in jobs.items():
+            (folder / task_name(number)).symlink_to(Path("..", job.name))
+        array = Job(name, kind, (), tasks=len(jobs))
+        options = self._options(array) | {"array": ",".join(map(str, jobs))}
+        run_task = f"exec bash {shlex.quote(str(folder))}/$(printf task-%04d ${self.task_variable})/job.sh"
+        write_text(folder / "job.sh", render_options(options, [run_task]), mode=0o777)
+        # With both at once tasks wait though those that they need are done (22.05).
+        needs = f"aftercorr:{after}" if after else "singleton"
+        command = ["sbatch", "--parsable", f"--dependency={needs}", "--kill-on-invalid-dep=yes", f"{folder}/job.sh"]
+        id_ = self._submit(array, command)
+        return {job.name: f"{id_}_{number}" for number, job in jobs.items()}
+
+    def _submit(self, job: Job, command: list[str]) -> str:
         def submit_once() -> str:
             try:
-                result = run(self.command(job, after, tasks))
+                result = run(command)
             except ControllerAwayError as error:
                 if error.in_doubt and (id_ := self._accepted(job)):
                     return id_
@@ -137,22 +164,32 @@ class SlurmScheduler(Scheduler):
         result = patiently(lambda: run(["scancel", *ids]))
         problems = [line for line in result.stderr.splitlines() if not any(word in line.lower() for word in _HAS_ENDED)]
         if result.returncode != 0 and problems:
-            users = {f"{job.id} is {job.user}'s" for job in all_jobs() if job.id in ids}
+            users = {f"{job.id} is {job.user}'s" for job in all_jobs() if {job.id, f"{job.id}_{job.task}"} & {*ids}}
             message = f"scancel {' '.join(ids)} failed: {' '.join(problems)} ({', '.join(sorted(users))})"
             raise SubmissionError(message)
 
     def queue(self) -> Iterator[tuple[str, int | None, SchedulerState]]:
         """Yield the jobs with a recorded id, and those with our mark in their names, which a launch left unrecorded."""
         recorded = self.recorded_ids()
+        arrays = {id_: id_.partition("_")[0] for id_ in recorded}
+        ids = set(arrays.values())
         # The name must fit as well: a controller that was set up anew counts ids from 1 again.
-        jobs = [job for job in all_jobs() if job.name.endswith(f".{self.mark}") or job.id in recorded]
-        missing = recorded.keys() - {job.id for job in jobs}
-        jobs += jobs_by_id([id_ for id_ in missing if self.may_live(recorded[id_])])
-        for job in jobs:
-            name = job.name.rpartition(".")[0]
-            if job.name.endswith(f".{self.mark}") or recorded.get(job.id) == name:
+        jobs = [job for job in all_jobs() if job.name.endswith(f".{self.mark}") or job.id in ids]
+        missing = arrays.keys() - {each for job in jobs for each in (job.id, f"{job.id}_{job.task}")}
+        jobs += jobs_by_id({arrays[id_] for id_ in missing if self.may_live(recorded[id_])})
+        for job in sorted(jobs, key=lambda job: int(job.id)):
+            name, task, answer = self._of_plan(job)
+            if job.name.endswith(f".{self.mark}") or recorded.get(answer.id) == name:
                 self.seen.add(job.id)
-                yield name, job.task, job.answer
+                yield name, task, answer
+
+    def _of_plan(self, job: SlurmJob) -> tuple[str, int | None, SchedulerState]:
+        """Return the name that the plan has for a job or a task, its task in the plan, and its state."""
+        name = job.name.rpartition(".")[0]
+        link = self.experiment.job(name, job.task).log.parent
+        if not link.is_symlink():
+            return name, job.task, job.answer
+        return link.readlink().name, None, replace(job.answer, id=f"{job.id}_{job.task}")
 
     def _name(self, name: str) -> str:
         return f"{name}.{self.mark}"
