@@ -50,6 +50,8 @@ class ResultRow:
 STOPPED = ".stopped.json"
 # Beside a results file: how many of its trajectories were taken from which others (evaluate/reuse.py).
 REUSED = ".reused.json"
+# Beside a results file: what `measure` names (evaluate/measure.py).
+REPRESENTATION, CONFUSIONS, PICTURES = (f".{name}.parquet" for name in ("representation", "confusions", "pictures"))
 COLUMNS = tuple(column.name for column in fields(ResultRow))
 _REQUIRED = {column.name for column in fields(ResultRow) if column.default is MISSING}
 _KINDS: dict[str, Any] = {column.name: column.type for column in fields(ResultRow)} | {
@@ -82,17 +84,34 @@ class ClassRow(NamedTuple):
     test_acc: float
 
 
+class ConfusionRow(NamedTuple):
+    """How many test examples of the class at `position` were taken for the one at `predicted` when all were learned.
+
+    predicted: -1 where the model answered with none of the run's classes.
+    """
+
+    classes: int
+    train_examples: int
+    test_examples: int
+    lr: float | None
+    run: int
+    position: int
+    predicted: int
+    count: int
+
+
 class TrajectoryResult(NamedTuple):
-    """All rows of one trajectory."""
+    """All rows of one trajectory. class_rows, confusions: of the values of a ClassRow and of a ConfusionRow."""
 
     rows: list[ResultRow]
-    class_rows: Sequence[tuple]  # Of the values of a ClassRow.
+    class_rows: Sequence[tuple]
+    confusions: Sequence[Sequence[Any]] = ()
 
 
 class FinishedTrajectories:
     """The trajectories that an evaluation has finished so far, on disk: a job that is stopped continues after them.
 
-    A line for each: [index, rows, class_rows, columns, columns of class_rows].
+    A line for each: [index, rows, class_rows, columns, columns of class_rows, confusions if measured].
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,21 +119,24 @@ class FinishedTrajectories:
         self.results: dict[int, TrajectoryResult] = {}
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             try:
-                index, rows, class_rows, *columns = json.loads(line)
+                index, rows, class_rows, *more = json.loads(line)
             except ValueError:
                 continue  # The line that was being written when the job was killed.
             # Earlier versions did not name the columns; these are theirs.
-            names, class_names = columns or (COLUMNS[:18], ClassRow._fields[:10])
+            names, class_names, *confusions = more or (COLUMNS[:18], ClassRow._fields[:10])
             self.results[index] = TrajectoryResult(
                 [ResultRow(**_by_name(names, row, COLUMNS)) for row in rows],
                 [ClassRow(**_by_name(class_names, row, ClassRow._fields)) for row in class_rows],
+                *confusions,
             )
 
     def add(self, index: int, result: TrajectoryResult) -> None:
         """Keep the result of the trajectory with this index."""
         self.results[index] = result
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps([index, [astuple(row) for row in result.rows], result.class_rows, COLUMNS, ClassRow._fields])
+        rows = [astuple(row) for row in result.rows]
+        more = [result.confusions] if result.confusions else []
+        line = json.dumps([index, rows, result.class_rows, COLUMNS, ClassRow._fields, *more])
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"\n{line}" if file.tell() else line)
 
@@ -154,6 +176,14 @@ def write_results(
     writer.writerow(COLUMNS)
     writer.writerows(["" if value is None else value for value in astuple(row)] for row in rows)
     write_text(path, text.getvalue())
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the same keys as Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)
 
 
 def read_results(paths: Iterable[Path]) -> list[ResultRow]:

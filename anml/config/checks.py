@@ -95,6 +95,8 @@ def check_eval(config: EvalConfig, facts: Dataset | None) -> Faults:
         yield "lr_scheduler_args", "are without an lr_scheduler that they are for"
     if config.race and (not config.protocol.learns or len(config.lr) == 1):
         yield "race", "is between several rates (lr) of a protocol that learns; remove it"
+    if "representation" in (config.measure or ()) and max(config.classes) * max(config.test_examples) < 4:
+        yield "measure", "a representation is measured on four test images or more"
     if config.until and not 1 < config.runs < config.until.at_most:
         message = f"the first runs, {config.runs} (runs), must be two or more, to tell how runs differ, and at_most, "
         yield "until", message + f"{config.until.at_most}, must be more"

@@ -25,7 +25,7 @@ def _candidates(flavor: EvalConfig, training: TrainConfig) -> EvalConfig:
     most = training.num_held_out_classes or max(flavor.classes)
     classes = tuple(dict.fromkeys(min(number, most) for number in flavor.classes))
     changes = {"split": flavor.choose and flavor.choose.on, "choose": None, "classes": classes, "class_split": None}
-    changes |= {"until": None}
+    changes |= {"until": None, "measure": None}
     return flavor.model_copy(update=changes)
 
 

@@ -170,6 +170,8 @@ class EvalConfig(Record):
     until: Until | None = None
     # Rates that turn out hopeless are not continued. Unset is false.
     race: bool | None = None
+    # Besides accuracy, written beside the results (docs/metrics.md).
+    measure: OneOrMany[Literal["representation", "confusions"]] | None = None
     # As for training. Unset: as the training has it.
     deterministic: bool | None = None
     engine: Literal["auto", "reference", "native", "lanes"] = "auto"

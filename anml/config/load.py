@@ -129,7 +129,7 @@ def load_eval_configs(
         if config:
             config = _check_flavor(config, None, part, (), findings)
             loaded.append((config.model_copy(update={"data_path": absolute_path(config.data_path)}), part))
-            for key in ("choose", "until", "race"):
+            for key in ("choose", "until", "race", "measure"):
                 if getattr(config, key):
                     findings.problems.append(
                         problem(part, (key,), "is for the evaluations of an experiment; remove it")

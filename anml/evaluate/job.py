@@ -19,6 +19,7 @@ from anml.config.training import TrainConfig
 from anml.config.vary import TrainingId
 from anml.data import load_images
 from anml.data.class_images import ClassImages
+from anml.evaluate.measure import write_measures
 from anml.evaluate.prepared_run import Shape
 from anml.evaluate.race import Stopped, race
 from anml.evaluate.reuse import Reuse, find_reuse
@@ -73,9 +74,9 @@ def evaluate_checkpoint(
     loaded = LoadedModel(model, card, data, evaluation)
     if not finished.results:
         path.with_suffix(REUSED).unlink(missing_ok=True)
-    reuse = find_reuse(
-        experiment, path, loaded, flavor, config.reuse is not False, functools.partial(print, flush=True)
-    )
+    # Results tell no confusions.
+    takes = config.reuse is not False and "confusions" not in (evaluation.measure or ())
+    reuse = find_reuse(experiment, path, loaded, flavor, takes, functools.partial(print, flush=True))
     planned, complete, size = list[Trajectory](), True, points_per_job
     share = slice(None) if task is None or size is None else slice(task * size, (task + 1) * size)
     sweep = stage_trajectories(config.eval[flavor], stage)[share]
@@ -83,6 +84,8 @@ def evaluate_checkpoint(
         planned += trajectories
         if not (complete := finish(context, loaded, flavor, planned, finished, reuse)):
             break
+    if complete and evaluation.measure:
+        write_measures(loaded, flavor, path, finished.results.values(), has_first=not (task or stage))
     rows = finished.write(path) if complete else []
     if rows:
         _log_curves(tracker, rows)

@@ -31,13 +31,17 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Score:
-    """One scoring of one trajectory: when it was made, and how well the model knew each class."""
+    """One scoring of one trajectory: when it was made, and how well the model knew each class.
+
+    predicted: the answer to each test example, int64 [n]; -1 where that is no class of the run.
+    """
 
     epoch: int
     step: int
     classes_trained: int
     train: ClassScores
     test: ClassScores
+    predicted: torch.Tensor | None = None
 
 
 def score_all(
@@ -48,8 +52,17 @@ def score_all(
     prepared: any of the runs, which have the same labels.
     """
     labels, classes = (prepared.train_labels, prepared.test_labels), prepared.shape.classes
-    parts = ([class_scores(*pair, classes) for pair in zip(both, labels, strict=True)] for both in logits)
-    return [Score(epoch, step, classes_trained, train, test) for train, test in parts]
+    scores = list[Score]()
+    for both in logits:
+        train, test = (class_scores(*pair, classes) for pair in zip(both, labels, strict=True))
+        scores.append(Score(epoch, step, classes_trained, train, test, answers(both[1], classes)))
+    return scores
+
+
+def answers(logits: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return the class that each row of logits names, int64 [n]; -1 for a NaN, and for an output without a class."""
+    named = logits.argmax(dim=1)
+    return torch.where((named < classes) & ~logits.isnan().any(dim=1), named, -1)
 
 
 def class_scores(logits: torch.Tensor, labels: torch.Tensor, classes: int) -> ClassScores:

@@ -24,10 +24,11 @@ FOLDER = ".results"
 PACKAGE = Path(__file__).resolve().parents[1]
 # Parts of the package that cannot change what an evaluation measures.
 OTHER_CODE = ("api.py", "__main__.py", "cli", "jobs", "report", "selftest.py", "tracking", "train")
-# Settings of which trajectories there are, of where things lie, and of which images: their content counts.
+# Settings of which trajectories there are, of what else is measured, of where things lie, and of which images: their
+# content counts.
 _OTHER_SETTINGS = {
     "classes", "train_examples", "test_examples", "lr", "runs", "until", "race", "choose", "grown_from", "model",
-    "pth_args", "dataset", "data_path", "im_size", "imgs_per_class", "split", "class_split", "allow_incomplete",
+    "pth_args", "measure", "dataset", "data_path", "im_size", "imgs_per_class", "split", "class_split", "allow_incomplete",
 }  # fmt: skip
 
 Key = tuple[int, int, int, float | None, int]

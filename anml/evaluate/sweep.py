@@ -126,7 +126,8 @@ def run_sweep(
             scores = [(score, cost) for score, cost in scorings if not wanted or score.classes_trained in wanted]
             class_rows = [row for score, _ in scores for row in _class_rows(score, trajectory)]
             rows = [_row(score, cost, trajectory, loaded, flavor) for score, cost in scores]
-            yield TrajectoryResult(rows, class_rows)
+            is_wanted = "confusions" in (loaded.config.measure or ())
+            yield TrajectoryResult(rows, class_rows, _confusions(scores[-1][0], trajectory) if is_wanted else ())
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
         message = f"the GPU's memory is too small to evaluate even one trajectory at a time: {reason}\n"
@@ -318,3 +319,14 @@ def _class_rows(score: Score, trajectory: Trajectory) -> Iterator[tuple]:
     measured = (classes, train, test, trajectory.lr, trajectory.run, score.step, score.classes_trained)
     accuracies = score.train.top1.tolist(), score.test.top1.tolist()
     return zip(*map(itertools.repeat, measured), range(classes), *accuracies, strict=False)
+
+
+def _confusions(score: Score, trajectory: Trajectory) -> Sequence[list[Any]]:
+    """Return the values of a ConfusionRow for each pair of classes that was answered."""
+    classes, train, test = trajectory.shape
+    if score.predicted is None or score.classes_trained < classes:
+        return ()  # A protocol of the user's own need not say; a trajectory that ends early tells of fewer classes.
+    pairs = torch.stack([torch.arange(classes).repeat_interleave(test), score.predicted.cpu()])
+    pairs, counts = pairs.unique(dim=1, return_counts=True)
+    measured = [classes, train, test, trajectory.lr, trajectory.run]
+    return [[*measured, *pair, count] for pair, count in zip(pairs.T.tolist(), counts.tolist(), strict=True)]

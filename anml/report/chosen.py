@@ -45,7 +45,7 @@ def chosen_results(config: TrainConfig | None, by_classes: Sequence[RateResult])
 
 def _is_sweep_of(candidate: EvalConfig, flavor: EvalConfig) -> bool:
     """Say whether a flavor does the same with every rate, on the evaluation classes themselves."""
-    free = ("choose", "race", "lr", "classes", "eval_freq")
+    free = ("choose", "race", "measure", "lr", "classes", "eval_freq")
     return candidate.choose is None and candidate == flavor.model_copy(
         update={key: getattr(candidate, key) for key in free}
     )
