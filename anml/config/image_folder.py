@@ -7,6 +7,7 @@ that names them reproduces its run, however the folder grows, and jobs that read
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tif
 TRAIN_FOLDERS = ("train", "training", "background")
 EVAL_FOLDERS = ("test", "testing", "eval", "evaluation", "val", "valid", "validation")
 DEFAULT_FRACTION = 0.7
+# What few-shot repositories append to a character's name for its rotations: a_rot090, a-rot90, a/rot270, a_rotated_180.
+_ROTATION = re.compile(r"[/ _.-]rot(?:ated|ation)?[ _-]?0*(?:0|90|180|270)(?:deg)?$", re.IGNORECASE)
 _SHOWN_NAMES = 3
 
 
@@ -57,6 +60,7 @@ def count_folder(
     split = _split(counts, class_split, default_fraction, at)
     _check_distinct(split, folder, at)
     used = _with_enough(split, counts, imgs_per_class, at)
+    used.notices.extend(_rotated(used.split.train, used.split.eval, at))
     train = {name: classes[name][: used.examples] for name in used.split.train}
     evaluation = {name: classes[name][: used.examples] for name in used.split.eval}
     check_copies(folder, train, evaluation, at)
@@ -158,6 +162,25 @@ def _check_distinct(split: ClassSplit, folder: Path, at: str) -> None:
             raise _error(at, "data_path", f"{message}out with class_split: {{train: [...], eval: [...]}}")
 
 
+def _rotated(train: Iterable[str], evaluation: Iterable[str], at: str) -> Iterator[str]:
+    """Yield a notice if evaluation classes are rotations of training classes, going by their names."""
+    trained = {_unrotated(name): name for name in train}
+    pairs = [(name, trained[_unrotated(name)]) for name in evaluation if _unrotated(name) in trained]
+    if pairs:
+        name, original = pairs[0]
+        message = f"{len(pairs)} evaluation classes seem to be rotations of training classes, such as {name} of "
+        message += (
+            f"{original}: the model has seen them turned. Put all rotations of a class on one side: class_split: "
+        )
+        yield f"{at}class_split: {message}{{train: [...], eval: [...]}}"
+
+
+def _unrotated(name: str) -> str:
+    """Return the name of a class without its rotation, and without the folder that splits the data set."""
+    top, _, rest = name.partition("/")
+    return _ROTATION.sub("", rest if rest and top.lower() in (*TRAIN_FOLDERS, *EVAL_FOLDERS) else name)
+
+
 def _with_enough(split: ClassSplit, counts: dict[str, int], wanted: int | None, at: str) -> FolderClasses:
     """Keep the classes that have enough images: `wanted`, or as many as the smallest class has."""
     used = {name: counts[name] for name in (*split.train, *split.eval)}
@@ -215,6 +238,8 @@ def fill_in_flavor(
     if same:
         check_unseen(classes.split, same.class_split, at)
         _check_unseen_images(classes, same, at)
+        trained = same.class_split.train if isinstance(same.class_split, ClassSplit) else ()
+        classes.notices.extend(_rotated(trained, classes.split.eval, at))
     elif training and (seen := _seen(classes.split, training.class_split)):
         what = f"{len(seen)} of its classes have names of training classes, such as {seen[0]}"
         advice = "if they are the same, name the others: class_split: {eval: [...]}"

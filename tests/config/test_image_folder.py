@@ -327,3 +327,38 @@ def test_an_image_of_a_trained_class_is_not_held_out_too(load, folder) -> None:
 def test_no_other_classes_of_a_folder_are_held_out(problems, folder, override: str, message: str) -> None:
     folder(dict.fromkeys(LETTERS, 3))
     assert problems(HELD_OUT, "class_split=[a, b, c, d, e]", override) == [message]
+
+
+ROTATED = {
+    "train/a_rot090": 3,
+    "train/b-rot0": 3,
+    "train/c": 3,
+    "test/a_rot180": 3,
+    "test/b/rot270": 3,
+    "test/carrot90": 3,
+}
+
+
+def test_rotations_of_one_class_on_both_sides_are_told(folder, load) -> None:
+    folder(ROTATED)
+    [notice] = load(FLAVOR).notices
+    assert "class_split: 2 evaluation classes" in notice
+    assert "test/a_rot180 of train/a_rot090" in notice
+
+
+def test_an_evaluation_on_rotations_of_training_classes_is_told(folder, load) -> None:
+    folder({f"{name}_rot{angle}": 3 for name in "ab" for angle in (0, 90)})
+    split = (
+        BASE + "class_split: {train: [a_rot0, b_rot0], eval: [CLASSES]}\neval:\n  a: {classes: 1, train_examples: 2,"
+    )
+    split += " test_examples: 1, class_split: {eval: [b_rot90]}}\n"
+    notices = load(split.replace("CLASSES", "a_rot90")).notices
+    assert [notice.partition(":")[2].split(":")[1].strip() for notice in notices] == [
+        "class_split",
+        "eval.a.class_split",
+    ]
+
+
+def test_rotations_on_one_side_cause_no_notice(folder, load) -> None:
+    folder({"train/a_rot0": 3, "train/a_rot90": 3, "test/b_rot0": 3, "test/b_rot90": 3})
+    assert load(FLAVOR).notices == []
