@@ -27,8 +27,9 @@ OTHER_CODE = ("api.py", "__main__.py", "cli", "jobs", "report", "selftest.py", "
 # Settings of which trajectories there are, of what else is measured, of where things lie, and of which images: their
 # content counts.
 _OTHER_SETTINGS = {
-    "classes", "train_examples", "test_examples", "lr", "runs", "until", "race", "choose", "grown_from", "model",
-    "pth_args", "measure", "dataset", "data_path", "im_size", "imgs_per_class", "split", "class_split", "allow_incomplete",
+    "classes", "train_examples", "test_examples", "lr", "runs", "until", "race", "choose", "grown_from", "measure",
+    "model", "pth_args", "dataset", "data_path", "im_size", "imgs_per_class", "split", "class_split",
+    "allow_incomplete",
 }  # fmt: skip
 
 Key = tuple[int, int, int, float | None, int]

@@ -58,7 +58,7 @@ def metrics(accuracies: np.ndarray, classes_trained: np.ndarray) -> Metrics:
 
 @dataclass(frozen=True)
 class Forgetting:
-    """The metrics of a flavor at its best rate, means over runs. by_order: float64 [classes]."""
+    """The metrics of a flavor at its best rate, means over runs. by_order: float64 [classes]. runs: by seed and run."""
 
     result: RateResult
     scorings: int
@@ -67,6 +67,7 @@ class Forgetting:
     forgetting: Estimate
     backward_transfer: Estimate
     by_order: np.ndarray
+    runs: Mapping[tuple[int, int], Metrics]
 
 
 NUMBERS = ("average", "area", "forgetting", "backward_transfer")
@@ -128,7 +129,8 @@ def _summarise(result: RateResult, runs: dict[tuple[int, int], tuple[int, Metric
     trajectories = [(seed, numbers) for (seed, _), (_, numbers) in runs.items()]
     means = {name: estimate((seed, getattr(each, name)) for seed, each in trajectories) for name in NUMBERS}
     by_order = np.mean([each.by_order for _, each in trajectories], axis=0)
-    return Forgetting(result, min(count for count, _ in runs.values()), **means, by_order=by_order)
+    metrics_of = {key: numbers for key, (_, numbers) in runs.items()}
+    return Forgetting(result, min(count for count, _ in runs.values()), **means, by_order=by_order, runs=metrics_of)
 
 
 def as_frame(items: Sequence[Forgetting]) -> pd.DataFrame:

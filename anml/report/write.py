@@ -30,15 +30,19 @@ from anml.report.figures import (
     draw_training,
     read_training,
 )
-from anml.report.forgetting import Forgetting, as_frame, read_forgetting, scored_throughout
+from anml.report.forgetting import NUMBERS, Forgetting, as_frame, read_forgetting, scored_throughout
+from anml.report.measure_figures import draw_confusions, draw_maps, shown_confusions
+from anml.report.measures import Measured, Runs, cka_frame, in_words, measured_frame, read_measured, worst_confusions
 from anml.report.page import read_text, render, replacing
 from anml.report.statistics import grouped
 from anml.report.style import FLAVORS, figure_style, find_looks, save_png
 from anml.report.tables import RateResult
 from anml.report.text import accuracy_grids, accuracy_table, interval_note, last_checkpoint
-from anml.results import ResultRow
+from anml.results import CONFUSIONS, REPRESENTATION, ResultRow
 
-FIGURES = ("accuracy-vs-lr", "accuracy-vs-classes", "accuracy-by-order", "training")
+FIGURES = (
+    "accuracy-vs-lr", "accuracy-vs-classes", "accuracy-by-order", "confusions", "representation", "training",
+)  # fmt: skip
 # A sweep that fails as a whole fails a hundred times for one reason.
 MOST_TAILS = 5
 
@@ -75,6 +79,26 @@ class Report:
     def forgetting(self) -> list[Forgetting]:
         """What flavors that learn in sequence forget, at their best rates."""
         return read_forgetting(self.experiment, scored_throughout(self.summary, self.rows))
+
+    @cached_property
+    def representations(self) -> list[Measured]:
+        return read_measured(self.experiment, REPRESENTATION, self.summary)
+
+    @cached_property
+    def confusions(self) -> list[Measured]:
+        """Which classes were taken for which, at the best rates."""
+        return read_measured(self.experiment, CONFUSIONS, self.summary)
+
+    def measures(self, result: RateResult) -> dict[str, Runs]:
+        """Return what there is besides the accuracy of a result, run by run."""
+        found: dict[str, Runs] = {}
+        for item in self.forgetting:
+            if (item.result.sweep, item.result.lr) == (result.sweep, result.lr):
+                found |= {name: {key: getattr(run, name) for key, run in item.runs.items()} for name in NUMBERS}
+        for item in (*self.representations, *self.confusions):
+            if (item.result.sweep, item.result.lr) == (result.sweep, result.lr):
+                found |= item.runs
+        return found
 
     @property
     def choose_checkpoints(self) -> list[str]:
@@ -130,6 +154,11 @@ def write_report(experiment: Experiment) -> Report:
         frames["by-classes"] = tables.as_frame(by_classes, tables.BY_CLASSES_COLUMNS)
         if report.forgetting:
             frames["forgetting"] = as_frame(report.forgetting)
+        if report.representations:
+            frames["representation"] = measured_frame(report.representations)
+            frames["cka"] = cka_frame(report.representations)
+        if report.confusions:
+            frames["confusions"] = measured_frame(report.confusions)
         if chosen := chosen_results(report.config, by_classes):
             frames["chosen"] = chosen_frame(chosen)
         for name, frame in frames.items():
@@ -154,6 +183,10 @@ def draw_figure(report: Report, name: str, logs: Sequence[TrainingLog]) -> Figur
             return draw_classes(report.rows, report.summary, looks, unit, noun)
         if name == "accuracy-by-order":
             return draw_order({item.result: item.by_order for item in report.forgetting}, looks, unit, noun)
+        if name == "confusions":
+            return draw_confusions(report.confusions)
+        if name == "representation":
+            return draw_maps(report.representations, unit)
         return draw_training(logs, report.config.checkpoint_steps if report.config else (), unit)
 
 
@@ -190,6 +223,9 @@ def _render(
         has_models=len({result.model for result in report.summary}) > 1,
         has_held_out=any(is_validation(result.dataset) for result in report.summary),
         has_seeds=any(result.train_seed == tables.POOLED for result in report.summary),
+        confusions=[(item, worst_confusions(experiment, item.rows)) for item in shown_confusions(report.confusions)],
+        cka=cka_frame(report.representations).to_dict("records"),
+        in_words=in_words,
         columns=tables.PAGE_COLUMNS,
         best=set(report.summary),
         trajectories=[curve for curve in curves.values() if len(curve) > 1],

@@ -14,6 +14,7 @@ from anml.report.comparison.figures import MOST_PANELS, draw_accuracies, draw_cu
 from anml.report.comparison.model import ComparedModel, read_compared_models, with_choices, with_labels
 from anml.report.comparison.tables import Curve, Table, comparison_curves, comparison_tables
 from anml.report.index import COMPARISON
+from anml.report.measures import in_words
 from anml.report.page import render, replacing
 from anml.report.style import figure_style, save_png
 from anml.report.tables import write_csv
@@ -48,6 +49,7 @@ def write_comparison(
         write_csv(folder / "comparison.csv", texts.as_frame(models, tables))
         write_csv(folder / "comparison-by-classes.csv", texts.by_classes_frame(models))
         write_csv(folder / "comparison-oracle-gaps.csv", texts.gaps_frame(models, tables))
+        write_csv(folder / "comparison-measures.csv", texts.measures_frame(models, tables))
         (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
         page = _render(models, tables, curves, figures, output, empty=empty, command=command)
         (folder / COMPARISON).write_text(page, encoding="utf-8")
@@ -125,6 +127,7 @@ def _render(
         tables=tables,
         texts=texts,
         number_of_runs=number_of_runs,
+        in_words=in_words,
         interval_note=interval_note([result for table in tables for result in table.results]),
         figures=files[:1],
         curves=list(zip(curves, files[1:], strict=True)),

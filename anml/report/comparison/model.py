@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 from anml.config.training import TrainConfig
@@ -11,6 +12,7 @@ from anml.experiment import Experiment
 from anml.jobs.status import overall_state, read_jobs
 from anml.report import tables
 from anml.report.comparison.differences import Evaluation, choices, evaluation_of
+from anml.report.measures import Runs
 from anml.report.statistics import grouped
 from anml.report.tables import RateResult
 from anml.report.text import last_checkpoint
@@ -21,13 +23,14 @@ class Cell(NamedTuple):
     """The best rate of one model's sweep, among the rates that were tried.
 
     runs: test accuracy of every (training seed, run) at the best rate. seed: of the evaluation, None where unknown:
-    runs of one number and seed have the same classes and examples.
+    runs of one number and seed have the same classes and examples. measures: what there is besides accuracy, by run.
     """
 
     best: RateResult
     rates: tuple[float, ...]
     runs: dict[tuple[int, int], float]
     seed: int | None
+    measures: Mapping[str, Runs] = MappingProxyType({})
 
     @property
     def edge(self) -> str:
@@ -108,14 +111,15 @@ def read_compared_models(experiment: Experiment) -> list[ComparedModel]:
         # A model without any results has no line of its own: the lines of the others say that it is missing.
         named = {model} | (trained - by_model.keys())
         missing = tables.missing_results(config, report.rows, named) if config else []
-        cells = list(_cells(of_model, step))
+        cells = list(_cells(of_model, step, report))
         models.append(
             ComparedModel(experiment, model, model, config, step, cells, by_classes, state, missing, report.notices)
         )
     return models
 
 
-def _cells(report: Report, step: int) -> Iterator[Cell]:
+def _cells(report: Report, step: int, whole: Report) -> Iterator[Cell]:
+    """Yield the cells of one model. whole: the report of all models, which reads what was measured once."""
     sweeps = grouped(tables.main_results(report.results), lambda result: result.sweep)
     ends = grouped(tables.finals(report.rows), lambda row: (tables.sweep_of(row), row.lr))
     for best in tables.main_results(report.summary):
@@ -123,7 +127,7 @@ def _cells(report: Report, step: int) -> Iterator[Cell]:
             rates = sorted(result.lr for result in sweeps[best.sweep] if result.lr is not None)
             runs = {(row.train_seed, row.run): row.test_acc for row in ends[best.sweep, best.lr]}
             seed = report.config.eval[best.flavor].seed if report.config and best.flavor in report.flavors else None
-            yield Cell(best, tuple(rates), runs, seed)
+            yield Cell(best, tuple(rates), runs, seed, whole.measures(best))
 
 
 def with_labels(models: Sequence[ComparedModel]) -> list[ComparedModel]:

@@ -9,6 +9,7 @@ import pandas as pd
 from anml.report.comparison.differences import Alignment, Evaluation, align
 from anml.report.comparison.model import Cell, ComparedModel
 from anml.report.labels import checkpoint, classes_of, count, images, listed, unit
+from anml.report.measures import Runs
 from anml.report.statistics import Estimate, estimate, grouped
 from anml.report.tables import BY_CLASSES_COLUMNS, SUMMARY_COLUMNS, Amount, RateResult
 from anml.report.text import HEADING, accuracy_at_rate, aligned, number_of_runs, table_lines
@@ -77,6 +78,51 @@ class Gap:
     @property
     def name(self) -> str:
         return f"{self.oracle} - {self.sequential}"
+
+
+@dataclass(frozen=True)
+class MeasureRow:
+    """One number of an evaluation, by the index of the model, and by how much it differs from the first model's.
+
+    Differences are of the runs that both have, of one evaluation seed: these have the same classes and examples.
+    """
+
+    evaluation: str
+    name: str
+    values: dict[int, Estimate]
+    differences: dict[int, Estimate]
+
+
+def measures_of(table: Table) -> list[MeasureRow]:
+    """Return the accuracy of every evaluation, and what there is besides."""
+    rows = []
+    for column in table.columns:
+        measures = {index: {"accuracy": cell.runs, **cell.measures} for index, cell in sorted(column.cells.items())}
+        for name in dict.fromkeys(name for runs in measures.values() for name in runs):
+            runs = {index: of_model[name] for index, of_model in measures.items() if name in of_model}
+            first = next(iter(runs))
+            values = {index: estimate(_by_seed(of_model)) for index, of_model in runs.items()}
+            others = [i for i in runs if i != first and column.cells[i].seed == column.cells[first].seed]
+            pairs = {i: {k: v - runs[first][k] for k, v in runs[i].items() if k in runs[first]} for i in others}
+            differences = {index: estimate(_by_seed(pair)) for index, pair in pairs.items() if pair}
+            rows.append(MeasureRow(column.name, name, values, differences))
+    return rows
+
+
+def _by_seed(runs: Runs) -> list[tuple[int, float]]:
+    return [(seed, value) for (seed, _), value in runs.items()]
+
+
+def measures_frame(models: Sequence[ComparedModel], tables: Sequence[Table]) -> pd.DataFrame:
+    """Return a line per number and model."""
+    lines = []
+    for amount, row in [(table.amount, row) for table in tables for row in measures_of(table)]:
+        for index, value in row.values.items():
+            line = {"evaluation": row.evaluation, "measure": row.name, "value": value.mean, "ci95": value.half_width}
+            if difference := row.differences.get(index):
+                line |= {"difference": difference.mean, "difference_ci95": difference.half_width}
+            lines.append({**_model_values(models[index]), **amount._asdict(), **line})
+    return pd.DataFrame(lines)
 
 
 def comparison_tables(models: Sequence[ComparedModel]) -> list[Table]:

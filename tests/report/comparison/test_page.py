@@ -14,6 +14,7 @@ OWN_FILES = {
     "comparison.html",
     "comparison.csv",
     "comparison-by-classes.csv",
+    "comparison-measures.csv",
     "comparison-oracle-gaps.csv",
     "comparison.txt",
 }

@@ -1,0 +1,69 @@
+"""Figures of what is measured besides accuracy: confusions in order of learning, and maps of representations."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+from anml.report import style
+from anml.report.figures import MOST_COLUMNS, MOST_ROWS, shown_checkpoints
+from anml.report.labels import checkpoint
+from anml.report.measures import Measured, confusion_matrix
+from anml.report.statistics import grouped
+
+# Rows and columns of a matrix; classes are taken together to so many.
+MOST_CELLS = 30
+
+
+def shown_confusions(items: Sequence[Measured]) -> list[Measured]:
+    """Return those that a page shows: of the most classes, at the last checkpoint."""
+    most = max(((item.result.classes, item.result.checkpoint_step) for item in items), default=None)
+    return [item for item in items if (item.result.classes, item.result.checkpoint_step) == most][:MOST_COLUMNS]
+
+
+def draw_confusions(items: Sequence[Measured]) -> Figure | None:
+    """Draw the matrices of `shown_confusions`. None without any."""
+    if not (shown := shown_confusions(items)):
+        return None
+    figure, axes = style.panel_grid(1, len(shown), panel_height=3.6)
+    last, has_models = shown[0].result.classes, len({item.result.model for item in shown}) > 1
+    # The square root shows what is rare beside the diagonal.
+    scale, edges = PowerNorm(0.5, 0, 1), (0, last, last, 0)
+    for panel, item in zip(axes[0], shown, strict=True):
+        image = panel.imshow(confusion_matrix(item.rows, last, MOST_CELLS), "Blues", scale, extent=edges)
+        title = item.result.flavor + (f"\n{item.result.model}" if has_models else "")
+        panel.set(title=title, xlabel="class that was answered", xticks=(0, last), yticks=(0, last))
+        panel.grid(visible=False)
+    axes[0, 0].set_ylabel("right class, the first learned on top")
+    figure.colorbar(image, ax=axes, label="share of the answers")
+    return figure
+
+
+def draw_maps(items: Sequence[Measured], unit: str) -> Figure | None:
+    """Draw the first two principal components of each checkpoint: a row per model, a colour per class."""
+    if not items:
+        return None
+    flavor, amount = items[0].result.flavor, items[0].result.amount
+    alike = [item for item in items if (item.result.flavor, item.result.amount) == (flavor, amount)]
+    models = list(grouped(alike, lambda item: item.result.model).items())[:MOST_ROWS]
+    steps = shown_checkpoints([item.result for item in alike])
+    figure, axes = style.panel_grid(len(models), len(steps))
+    for row, (model, of_model) in zip(axes, models, strict=True):
+        by_step = {item.result.checkpoint_step: item for item in of_model}
+        for panel, step in zip(row, steps, strict=True):
+            panel.set(xticks=(), yticks=(), title=checkpoint(step, unit))
+            if step in by_step:
+                _scatter(panel, by_step[step])
+        row[0].set_ylabel(model)
+    return figure
+
+
+def _scatter(panel: Axes, item: Measured) -> None:
+    """Draw the images of the first training, class after class; every map fills its panel."""
+    first = item.rows[item.rows["run"] == 0].iloc[0]
+    points = np.reshape(first["map"], (-1, item.result.test_examples, 2))
+    for number, of_class in enumerate(points / np.abs(points).max()):
+        colour = style.TRAINING_COLOURS[number % len(style.TRAINING_COLOURS)]
+        panel.scatter(of_class[:, 0], of_class[:, 1], color=colour, s=18)

@@ -1,0 +1,143 @@
+"""What evaluations measured besides accuracy (`measure`): files beside their results, defined in docs/metrics.md."""
+
+import math
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from anml.experiment import Experiment
+from anml.report.statistics import Estimate, estimate
+from anml.report.tables import RateResult, main_results
+from anml.results import PICTURES, REPRESENTATION
+
+# What a number is of, as files and summaries call it; a representation has no learning rate.
+KEYS = ("flavor", "model", "dataset", "checkpoint_step", "classes", "train_examples", "test_examples")
+NUMBERS = ("active", "dead", "effective_rank")
+# Confusions on the page, of each flavor.
+MOST_CONFUSIONS = 8
+
+# By training seed and run.
+Runs = Mapping[tuple[int, int], float]
+
+
+class Measured(NamedTuple):
+    """Numbers of a result of the summary, run by run, and the rows of the files that they come from."""
+
+    result: RateResult
+    runs: Mapping[str, Runs]
+    rows: pd.DataFrame
+
+    def mean(self, name: str) -> Estimate:
+        return estimate((seed, value) for (seed, _), value in self.runs[name].items())
+
+
+def read_measured(experiment: Experiment, suffix: str, summary: Sequence[RateResult]) -> list[Measured]:
+    """Return what files of a suffix (REPRESENTATION, CONFUSIONS) hold of the results of a summary."""
+    tables = []
+    for path in sorted(experiment.results.glob(f"*{suffix}")):
+        try:
+            tables.append(pd.read_parquet(path).assign(pictures=path.name.removesuffix(suffix) + PICTURES))
+        except (OSError, ValueError):
+            continue
+    if not (tables := [table for table in tables if len(table)]):
+        return []
+    groups: Any = pd.concat(tables).groupby(list(KEYS))
+    by_key, found = dict(iter(groups)), []
+    for result in main_results(summary):
+        rows = by_key.get(tuple(getattr(result, key) for key in KEYS))
+        if rows is not None:
+            rows = rows if suffix == REPRESENTATION else rows[rows["lr"].fillna(0) == (result.lr or 0)]
+            found.append(Measured(result, _activity(rows) if suffix == REPRESENTATION else _later(rows), rows))
+    return found
+
+
+def _activity(rows: pd.DataFrame) -> dict[str, Runs]:
+    return {name: rows.set_index(["train_seed", "run"])[name].to_dict() for name in NUMBERS}
+
+
+def _later(rows: pd.DataFrame) -> dict[str, Runs]:
+    """Return the share of wrong answers that name a class learned after the right one."""
+    wrong = wrong_answers(rows)
+    later = wrong["count"].where(wrong["predicted"] > wrong["position"], 0)
+    sums = wrong.assign(later=later).groupby(["train_seed", "run"])[["later", "count"]].sum()
+    return {"later": (sums["later"] / sums["count"]).to_dict()} if len(sums) else {}
+
+
+def wrong_answers(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[(rows["predicted"] >= 0) & (rows["predicted"] != rows["position"])]
+
+
+def confusion_matrix(rows: pd.DataFrame, classes: int, cells: int) -> np.ndarray:
+    """Return what share of the answers to each group of classes names each group, float64 [cells, cells].
+
+    Groups are neighbours in the order of learning; with fewer classes than cells, each is a group.
+    """
+    answered = rows[rows["predicted"] >= 0]
+    cells = min(cells, classes)
+    counts = np.zeros((cells, cells))
+    groups = [answered[name].to_numpy() * cells // classes for name in ("position", "predicted")]
+    np.add.at(counts, tuple(groups), answered["count"].to_numpy())
+    return counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+
+
+class Confusion(NamedTuple):
+    """How many of a class's test examples, over all runs, were taken for another class. Pictures: PNG in base 64."""
+
+    label: int
+    predicted_label: int
+    count: int
+    of: int
+    picture: str
+    predicted_picture: str
+
+
+def worst_confusions(experiment: Experiment, rows: pd.DataFrame) -> list[Confusion]:
+    """Return the pairs of classes that were confused most often; none where their pictures are gone."""
+    file = experiment.results / rows["pictures"].iloc[0]
+    if not file.is_file():
+        return []
+    pairs: Any = wrong_answers(rows).groupby(["label", "predicted_label"])["count"].sum()
+    totals = rows.groupby("label")["count"].sum()
+    pictures = pd.read_parquet(file).set_index("label")["picture"].map(lambda png: b64encode(png).decode())
+    worst = pairs.nlargest(MOST_CONFUSIONS).items()
+    return [Confusion(*pair, count, totals[pair[0]], *(pictures[label] for label in pair)) for pair, count in worst]
+
+
+def cka_frame(items: Sequence[Measured]) -> pd.DataFrame:
+    """Return the CKA of every two checkpoints of a flavor, a line each: they saw the same images."""
+    rows = [row for item in items for row in item.rows[item.rows["run"] == 0].to_dict("records")]
+    lines = []
+    for one, other in combinations(rows, 2):
+        if all(one[key] == other[key] for key in KEYS if key not in ("model", "checkpoint_step")):
+            ends = [each[key] for each in (one, other) for key in ("model", "checkpoint_step", "train_seed")]
+            lines.append([one["flavor"], *ends, float(one["similarities"] @ other["similarities"])])
+    names = ["model", "checkpoint_step", "train_seed", "model_2", "checkpoint_step_2", "train_seed_2"]
+    return pd.DataFrame(lines, columns=["flavor", *names, "cka"])
+
+
+def measured_frame(items: Sequence[Measured]) -> pd.DataFrame:
+    """Return numbers as a table: a mean and half the width of its 95% interval each."""
+    lines = []
+    for item in items:
+        values = {name: item.mean(name) for name in item.runs}
+        line = {name: getattr(item.result, name) for name in KEYS}
+        lines.append(
+            line
+            | {
+                f"{name}{end}": number
+                for name, value in values.items()
+                for end, number in (("", value.mean), ("_ci95", value.half_width))
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def in_words(value: Estimate) -> str:
+    """Return mean and 95% interval, as `0.159 ± 0.002`, of larger numbers as `41.3 ± 0.2`."""
+    digits = 3 if abs(value.mean) < 10 else 1
+    half = "" if math.isnan(value.half_width) else f" ± {value.half_width:.{digits}f}"
+    return f"{value.mean:.{digits}f}{half}"
