@@ -11,7 +11,9 @@ import yaml
 
 from anml.checkpoints import read_card
 from anml.cli.main import main, run_command
-from anml.config.load import load_train_config
+from anml.config.facts import IMAGENET
+from anml.config.load import load_experiment_config, load_train_config
+from anml.data import load_images
 from anml.train.loop import Training
 from anml.train.run import RunSpec
 
@@ -148,13 +150,35 @@ def test_a_model_of_ones_own_folder_is_validated_on_the_classes_held_out(by_hand
     assert (code, "has 2 background classes for validation, found 3" in shown) == (2, True), shown
 
 
-def test_a_model_of_characters_is_not_evaluated_on_photographs(by_hand, write, mini, tmp_path) -> None:
+def test_a_model_of_characters_is_evaluated_on_photographs_made_grey(by_hand, write, mini, tmp_path) -> None:
     config = write(TRAIN, dataset="glyphs", augment=None, imgs_per_class=None)
     assert by_hand("train", "-c", config, "--run-dir", tmp_path / "run")[0] == 0
     checkpoint = tmp_path / "run" / "checkpoints" / "step-000002"
     config = write(SMALL, dataset="inet", allow_incomplete=True)
     code, shown = by_hand("evaluate", "-c", config, "-m", checkpoint, "--data-path", mini)
     assert (code, "takes images of 1 channels, those of the data set have 3" in shown) == (2, True), shown
+    config = write(SMALL, dataset="inet", allow_incomplete=True, channels=1)
+    code, shown = by_hand("evaluate", "-c", config, "-m", checkpoint, "--data-path", mini)
+    assert (code, "2 classes of mini-imagenet" in shown) == (0, True), shown
+
+
+def test_a_model_of_photographs_is_evaluated_on_characters_in_an_experiment(by_hand, write, own, tmp_path) -> None:
+    """Grey drawings are normalised as the photographs that it was trained on; what it is trained on may be grey too."""
+    settings = {"dataset": "images-folder", "data_path": str(own), "imgs_per_class": None, "train_size": 4}
+    for channels, flavor in ((None, {"channels": 3}), (1, {})):
+        flavors = {"drawn": SMALL | flavor | {"dataset": "glyphs"}, "own": SMALL}
+        run = tmp_path / str(channels)
+        path = write(TRAIN, **settings, channels=channels, class_split=0.7, eval=flavors, augment=None)
+        code, shown = by_hand("train", "-c", path, "--run-dir", run)
+        assert code == 0, shown
+        config = load_experiment_config(run / "config.yml").config
+        for name in flavors:
+            given = ("--run-dir", run, "--flavor", name, "--step", "2")
+            assert by_hand("evaluate", *given)[0] == 0
+        drawn, own_images = (load_images(config.eval_request(config.eval[name])) for name in flavors)
+        assert {images.batch(*[torch.tensor([0])] * 2)[0].shape[1] for images in (drawn, own_images)} == {channels or 3}
+        if channels is None:
+            assert drawn.mean_std == IMAGENET
 
 
 @pytest.mark.parametrize("method", [{}, {"train_method": "iid", "batch_size": 16}])

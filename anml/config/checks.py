@@ -117,9 +117,12 @@ def check_fits_model(flavor: EvalConfig, config: TrainConfig, facts: Dataset | N
         yield "classes", f"{most} classes do not fit the model's {outputs} outputs (model_args: num_classes)"
     if flavor.im_size not in (None, size):
         yield "im_size", f"the model is trained on {size} pixels, found {flavor.im_size}; leave im_size out"
-    if facts and facts.channels != config.image_shape[0]:
-        message = f"{flavor.dataset} has images of {facts.channels} channels, the model is trained on those of "
-        yield "dataset", message + f"{config.dataset}, of {config.image_shape[0]}"
+    channels, is_same = config.image_shape[0], flavor.dataset in (None, config.dataset)
+    if flavor.channels not in (None, channels):
+        yield "channels", f"the model takes images of {channels}, found {flavor.channels}"
+    elif facts and facts.channels != channels and not (flavor.channels or is_same):
+        message = f"{flavor.dataset} has images of {facts.channels} channels, the model takes those of {channels}; add "
+        yield "dataset", f"{message}channels: {channels} to convert them"
     # A config knows only of the training's images which ones were seen.
     what = "split: validation takes background classes of the training, "
     if flavor.is_validation and flavor.dataset not in (None, config.dataset):

@@ -120,6 +120,8 @@ class EvalConfig(Record):
     dataset: DatasetName | None = None
     data_path: str | None = None
     im_size: Count | None = None
+    # Grey images become colour images for a model of these, and the reverse.
+    channels: Literal[1, 3] | None = None
     augment: bool = False
     imgs_per_class: Count | None = None
     # Which classes: those for evaluation, or the background classes that train_classes leaves out, to choose rates and
@@ -276,6 +278,8 @@ class DataRequest(NamedTuple):
     classes, examples: of images-folder, the names of the classes and how many images of each.
     allow_incomplete: accept a copy with fewer (or other) classes and images than the data set has.
     first_class: of the train split, how many classes a training used and an evaluation of the others leaves out.
+    channels: what grey or colour images are converted to. normalised_as: the data set whose normalisation they get, of
+    images for a model that was trained on another one. None: those of the data set itself.
     """
 
     dataset: str
@@ -286,6 +290,8 @@ class DataRequest(NamedTuple):
     examples: int | None = None
     allow_incomplete: bool = False
     first_class: int = 0
+    channels: int | None = None
+    normalised_as: str | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -315,11 +321,19 @@ def eval_request(
     data_path: str | None,
     trained_split: ClassSplit | None = None,
     trained_examples: int | None = None,
+    trained_on: str | None = None,
+    trained_channels: int | None = None,
 ) -> DataRequest:
     """Return what to load for an evaluation. An images-folder without a split of its own takes the training's."""
+    channels = config.channels or (trained_channels if dataset == trained_on else None)
+    normalised_as = trained_on if config.channels and dataset != trained_on else None
     classes, examples = (), None
     if find_dataset(dataset).needs_counting:
         split = config.class_split if isinstance(config.class_split, ClassSplit) else None
         classes = (split or trained_split or ClassSplit()).eval
         examples = config.imgs_per_class if split else trained_examples
-    return DataRequest(dataset, "eval", size, data_path, classes, examples, bool(config.allow_incomplete))
+    allow_incomplete = bool(config.allow_incomplete)
+    return DataRequest(
+        dataset, "eval", size, data_path, classes, examples, allow_incomplete,
+        channels=channels, normalised_as=normalised_as,
+    )  # fmt: skip

@@ -28,7 +28,7 @@ IGNORED_KEYS = {
 # Keys whose values other than false are refused, and what to do instead.
 REFUSED_KEYS = {
     "use_random_split": "put the list of evaluation classes that you want beside the data, as docs/data.md says",
-    "greyscale": "images keep the channels of their data set; one of grey images is a Dataset (docs/extending.md)",
+    "greyscale": "write channels: 1",
 }
 # Names of model arguments there, and here.
 MODEL_ARGS = {

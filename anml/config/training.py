@@ -89,6 +89,8 @@ class TrainConfig(Record):
     dataset: DatasetName
     data_path: str | None = None
     im_size: Count | None = None
+    # Colour images become grey ones, or the reverse. Unset: as the data set has them.
+    channels: Literal[1, 3] | None = None
     augment: bool = False
     train_size: Amount | None = None
     # Examples of each class that only validation sees. Unset: all that train_size leaves over.
@@ -210,20 +212,23 @@ class TrainConfig(Record):
     def image_shape(self) -> tuple[int, int, int]:
         """[channels, height, width] of the images the model sees."""
         size = self.im_size or self.facts.default_size
-        return (self.facts.channels, size, size)
+        return (self.channels or self.facts.channels, size, size)
 
     @property
     def train_request(self) -> DataRequest:
         split, size, allow_incomplete = self._named_split, self.image_shape[1], bool(self.allow_incomplete)
         classes, examples = (split.train, self.imgs_per_class) if split else ((), None)
-        return DataRequest(self.dataset, "train", size, self.data_path, classes, examples, allow_incomplete)
+        return DataRequest(
+            self.dataset, "train", size, self.data_path, classes, examples, allow_incomplete, channels=self.channels
+        )
 
     def eval_request(self, flavor: EvalConfig) -> DataRequest:
         if flavor.is_validation:
             # As complete as for training: in a copy that lacks some, other classes would be the first ones.
             return self.train_request._replace(first_class=self.num_train_classes)
         size, dataset = self.image_shape[1], flavor.dataset or self.dataset
-        return eval_request(flavor, dataset, size, flavor.data_path, self._named_split, self.imgs_per_class)
+        of_training = (self._named_split, self.imgs_per_class, self.dataset, self.channels)
+        return eval_request(flavor, dataset, size, flavor.data_path, *of_training)
 
     @property
     def _named_split(self) -> ClassSplit | None:

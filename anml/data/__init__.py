@@ -15,7 +15,7 @@ import torch
 from anml.config import cache_dir
 from anml.config.evaluation import DataRequest
 from anml.config.facts import DATASETS, Dataset, dataset_label, find_dataset
-from anml.data.class_images import ClassImages, StoredArray, write_array
+from anml.data.class_images import ClassImages, StoredArray, in_channels, write_array
 from anml.data.pickles import SUFFIXES, read_pickle
 from anml.data.sources import ImageFiles, fingerprint, identify, read_record
 from anml.errors import AnmlError, DataError
@@ -40,7 +40,12 @@ def load_images(request: DataRequest) -> ClassImages:
     else:
         stored = StoredArray(file)
         images = stored.tensor[request.first_class :]
-    return ClassImages(images, name, facts.mean_std, stored, facts.are_characters)
+    channels = request.channels or images.shape[2]
+    if channels != images.shape[2] and images.shape[2] not in (1, 3):
+        message = f"{name}: images of {images.shape[2]} channels are neither grey nor RGB; leave channels out"
+        raise DataError(message)
+    normalised = find_dataset(request.normalised_as).mean_std if request.normalised_as else facts.mean_std
+    return ClassImages(images, name, in_channels(normalised, channels), stored, facts.are_characters, channels)
 
 
 def array_file(request: DataRequest) -> Path:

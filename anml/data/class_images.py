@@ -27,6 +27,8 @@ AREA = (0.08, 1.0)
 AREA_OF_CHARACTERS = (0.8, 1.0)
 RATIO = (3 / 4, 4 / 3)
 FLIPPED = 0.5
+# Of red, green and blue in grey (ITU-R BT.601, as in Pillow).
+LUMINANCE = (0.299, 0.587, 0.114)
 # Half a grey level: a crop whose pixels differ by less, in every channel, is blank.
 BLANK = 0.5 / 255
 # A wide crop of nearly the whole area would stick out: it is drawn again so often, then the whole image is taken.
@@ -129,6 +131,22 @@ class StoredArray:
         return images
 
 
+def converted(images: torch.Tensor, channels: int) -> torch.Tensor:
+    """Return grey images [..., 1, H, W] as [..., 3, H, W], or colour images as grey ones."""
+    if channels == 1:
+        parts = zip(LUMINANCE, images.unbind(-3), strict=True)
+        return torch.stack([weight * part for weight, part in parts]).sum(dim=0).unsqueeze(-3)
+    return images.repeat_interleave(channels, dim=-3)
+
+
+def in_channels(mean_std: MeanStd | None, channels: int) -> MeanStd | None:
+    """Return what converted images are normalised by."""
+    if mean_std is None or len(mean_std[0]) == channels:
+        return mean_std
+    mean, std = (torch.tensor(values)[:, None, None] for values in mean_std)
+    return tuple(converted(mean, channels).flatten().tolist()), tuple(converted(std, channels).flatten().tolist())
+
+
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -146,6 +164,7 @@ class ClassImages:
     stored: the file that a large `images` lies in, on a CPU; batches read from it what they need.
     mean_std: what batches are normalised by, channel by channel; None leaves them in [0, 1].
     are_characters: how they are augmented.
+    channels: of batches, 1 or 3, if not as in `images`: grey is the luminance of colours, colours are three times grey.
     """
 
     images: torch.Tensor
@@ -153,6 +172,7 @@ class ClassImages:
     mean_std: MeanStd | None = None
     stored: StoredArray | None = None
     are_characters: bool = False
+    channels: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -209,6 +229,8 @@ class ClassImages:
         """Return uint8 pixels [..., C, H, W] of these images as `batch` does."""
         # Computed in float32 whatever the dtype, so that a float64 comparison sees the very same pixel values.
         scaled = pixels.to(torch.float32).div_(255)
+        if self.channels not in (None, scaled.shape[-3]):
+            scaled = converted(scaled, self.channels)
         if augment is not None:
             scaled = crop_and_flip(scaled, augment, self.are_characters)
         if self.mean_std:

@@ -120,8 +120,9 @@ def misfits_of(model: MetaModel, card: ModelCard, config: EvalConfig, dataset: s
     problems = []
     if config.im_size not in (None, size):
         problems.append(f"im_size {config.im_size}: this model was trained on {size} pixels")
-    if (has := find_dataset(dataset).channels) != channels:
-        problems.append(f"this model takes images of {channels} channels, those of the data set have {has}")
+    if (has := config.channels or find_dataset(dataset).channels) != channels:
+        text = f"this model takes images of {channels} channels, those of the data set have {has}; to convert them, add"
+        problems.append(f"{text} channels: {channels}")
     if max(config.classes) > outputs:
         problems.append(f"{max(config.classes)} classes do not fit the {outputs} outputs of this model")
     for key, selectors in (("opt_params", config.opt_params), ("reinit_params", config.reinit_params)):
@@ -162,7 +163,9 @@ def _request(config: EvalConfig, dataset: str, card: ModelCard) -> DataRequest:
     trained = ClassSplit.model_validate(card.class_split) if card.class_split else None
     if config.is_validation and card.train_classes:
         names, examples = (trained.train, card.imgs_per_class) if trained else ((), None)
-        return DataRequest(dataset, "train", size, data_path, names, examples, first_class=card.train_classes)
+        return DataRequest(
+            dataset, "train", size, data_path, names, examples, first_class=card.train_classes, channels=config.channels
+        )
     if find_dataset(dataset).needs_counting:
         config = config.model_copy(update={"dataset": dataset})
         if config.class_split is not None or trained is None:
@@ -170,4 +173,4 @@ def _request(config: EvalConfig, dataset: str, card: ModelCard) -> DataRequest:
             print("\n".join(notices), end="\n" if notices else "")
         if isinstance(config.class_split, ClassSplit):
             check_unseen(config.class_split, trained)
-    return eval_request(config, dataset, size, data_path, trained, card.imgs_per_class)
+    return eval_request(config, dataset, size, data_path, trained, card.imgs_per_class, card.dataset)

@@ -29,7 +29,7 @@ OTHER_CODE = ("api.py", "__main__.py", "cli", "jobs", "report", "selftest.py", "
 _OTHER_SETTINGS = {
     "classes", "train_examples", "test_examples", "lr", "runs", "until", "race", "choose", "grown_from", "measure",
     "model", "pth_args", "dataset", "data_path", "im_size", "imgs_per_class", "split", "class_split",
-    "allow_incomplete",
+    "allow_incomplete", "channels",
 }  # fmt: skip
 
 Key = tuple[int, int, int, float | None, int]
@@ -127,7 +127,7 @@ def content_of(loaded: LoadedModel) -> str:
     model, card, data, config = loaded
     checksum = hashlib.sha256()
     settings = config.model_dump(mode="json", exclude=_OTHER_SETTINGS)
-    facts = [settings, card.model, card.model_args, data.name, data.mean_std, data.are_characters]
+    facts = [settings, card.model, card.model_args, data.name, data.mean_std, data.are_characters, data.channels]
     checksum.update(json.dumps([*facts, data.images.device.type, list(data.images.shape)], sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         checksum.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -146,7 +146,8 @@ def test_a_model_for_other_channels_is_refused(command, config: Path, tmp_path: 
     torch.save(state, tmp_path / "colour-1.pth")
     shown = command("evaluate", "-c", config, "-m", tmp_path / "colour-1.pth", *SMALL)
     assert shown.code == 2
-    assert shown.err.endswith("this model takes images of 3 channels, those of the data set have 1\n")
+    text = "this model takes images of 3 channels, those of the data set have 1; to convert them, add channels: 3\n"
+    assert shown.err.endswith(text)
 
 
 def test_what_is_wrong_with_each_name_comes_at_once(command, config: Path, tmp_path: Path) -> None:

@@ -128,8 +128,10 @@ def test_photographs_may_be_augmented(load, dataset: str) -> None:
 
 def test_a_model_is_evaluated_on_images_with_as_many_channels(problems) -> None:
     assert problems(FLAVOR, "eval.a.dataset=mini-imagenet", "eval.a.classes=20") == [
-        "--set: eval.a.dataset: mini-imagenet has images of 3 channels, the model is trained on those of glyphs, of 1"
+        "--set: eval.a.dataset: mini-imagenet has images of 3 channels, the model takes those of 1; add channels: 1 to "
+        "convert them"
     ]
+    assert problems(FLAVOR, "eval.a.channels=3") == ["--set: eval.a.channels: the model takes images of 1, found 3"]
 
 
 @pytest.mark.parametrize(

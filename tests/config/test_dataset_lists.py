@@ -19,8 +19,8 @@ def test_overrides_name_the_flavor_as_it_is_written(load) -> None:
 
 def test_problems_are_told_of_the_data_set_that_has_them(problems) -> None:
     assert problems(BASE, "eval.olft.dataset=[glyphs, mini-imagenet]") == [
-        "--set: eval.olft-mini-imagenet.dataset: mini-imagenet has images of 3 channels, the model is trained on "
-        "those of glyphs, of 1"
+        "--set: eval.olft-mini-imagenet.dataset: mini-imagenet has images of 3 channels, the model takes those "
+        "of 1; add channels: 1 to convert them"
     ]
 
 

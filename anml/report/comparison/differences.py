@@ -17,7 +17,10 @@ from anml.config.training import FewShot, TrainConfig
 
 T = TypeVar("T")
 # In the order in which a comparison names them.
-_OF_ALL = ("train_method", "model", "dataset", "train_classes", "train_size", "imgs_per_class", "augment", "rotations")
+_OF_ALL = (
+    "train_method", "model", "dataset", "channels", "train_classes", "train_size", "imgs_per_class", "augment",
+    "rotations",
+)  # fmt: skip
 _OF_EPISODES = (
     "inner_lr", "outer_lr", "outer_lr_scheduler", "remember_size", "remember_only", "lobotomize", "sample_method",
     "batch_size", "num_batches", "train_cycles", "replacement", "lobo_classes", "tasks",
@@ -183,7 +186,11 @@ def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
         held_out_from=request.first_class,
         optimizer=_called(keys.stepper.optimizer, keys.optimizer_args or {}) if learns else None,
         lr_scheduler=_called(keys.lr_scheduler, keys.lr_scheduler_args or {}) if learns else None,
-        options=tuple(f"{key} {value}" for key in keys.protocol.options if (value := getattr(keys, key)) is not None),
+        options=tuple(
+            f"{key} {value}"
+            for key in (*keys.protocol.options, "channels")
+            if (value := getattr(keys, key)) is not None
+        ),
         chosen_on="held-out classes" if keys.choose else "",
     )
 
