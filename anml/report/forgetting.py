@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from anml.experiment import Experiment
-from anml.report.statistics import Estimate, estimate
+from anml.report.measures import Measured
 from anml.report.tables import RateResult, main_results, sweep_of
 from anml.results import ResultRow
 
@@ -57,17 +57,11 @@ def metrics(accuracies: np.ndarray, classes_trained: np.ndarray) -> Metrics:
 
 
 @dataclass(frozen=True)
-class Forgetting:
-    """The metrics of a flavor at its best rate, means over runs. by_order: float64 [classes]. runs: by seed and run."""
+class Forgetting(Measured):
+    """The metrics of a flavor at its best rate. by_order: float64 [classes], mean over runs."""
 
-    result: RateResult
     scorings: int
-    average: Estimate
-    area: Estimate
-    forgetting: Estimate
-    backward_transfer: Estimate
     by_order: np.ndarray
-    runs: Mapping[tuple[int, int], Metrics]
 
 
 NUMBERS = ("average", "area", "forgetting", "backward_transfer")
@@ -126,22 +120,6 @@ def _trajectories(
 
 
 def _summarise(result: RateResult, runs: dict[tuple[int, int], tuple[int, Metrics]]) -> Forgetting:
-    trajectories = [(seed, numbers) for (seed, _), (_, numbers) in runs.items()]
-    means = {name: estimate((seed, getattr(each, name)) for seed, each in trajectories) for name in NUMBERS}
-    by_order = np.mean([each.by_order for _, each in trajectories], axis=0)
-    metrics_of = {key: numbers for key, (_, numbers) in runs.items()}
-    return Forgetting(result, min(count for count, _ in runs.values()), **means, by_order=by_order, runs=metrics_of)
-
-
-def as_frame(items: Sequence[Forgetting]) -> pd.DataFrame:
-    """Return the metrics as a table: a mean and half the width of its 95% interval each."""
-    return pd.DataFrame(
-        {name: getattr(item.result, name) for name in KEYS}
-        | {"scorings": item.scorings, "runs": item.average.runs}
-        | {column: value for name in NUMBERS for column, value in _columns(name, getattr(item, name))}
-        for item in items
-    )
-
-
-def _columns(name: str, value: Estimate) -> list[tuple[str, float]]:
-    return [(name, value.mean), (f"{name}_ci95", value.half_width)]
+    numbers = {name: {key: getattr(each, name) for key, (_, each) in runs.items()} for name in NUMBERS}
+    by_order = np.mean([each.by_order for _, each in runs.values()], axis=0)
+    return Forgetting(result, numbers, min(count for count, _ in runs.values()), by_order)

@@ -10,20 +10,20 @@ from matplotlib.figure import Figure
 from anml.report import style
 from anml.report.figures import MOST_COLUMNS, MOST_ROWS, shown_checkpoints
 from anml.report.labels import checkpoint
-from anml.report.measures import Measured, confusion_matrix
+from anml.report.measures import MeasuredRows, confusion_matrix
 from anml.report.statistics import grouped
 
 # Rows and columns of a matrix; classes are taken together to so many.
 MOST_CELLS = 30
 
 
-def shown_confusions(items: Sequence[Measured]) -> list[Measured]:
+def shown_confusions(items: Sequence[MeasuredRows]) -> list[MeasuredRows]:
     """Return those that a page shows: of the most classes, at the last checkpoint."""
     most = max(((item.result.classes, item.result.checkpoint_step) for item in items), default=None)
     return [item for item in items if (item.result.classes, item.result.checkpoint_step) == most][:MOST_COLUMNS]
 
 
-def draw_confusions(items: Sequence[Measured]) -> Figure | None:
+def draw_confusions(items: Sequence[MeasuredRows]) -> Figure | None:
     """Draw the matrices of `shown_confusions`. None without any."""
     if not (shown := shown_confusions(items)):
         return None
@@ -41,7 +41,7 @@ def draw_confusions(items: Sequence[Measured]) -> Figure | None:
     return figure
 
 
-def draw_maps(items: Sequence[Measured], unit: str) -> Figure | None:
+def draw_maps(items: Sequence[MeasuredRows], unit: str) -> Figure | None:
     """Draw the first two principal components of each checkpoint: a row per model, a colour per class."""
     if not items:
         return None
@@ -60,7 +60,7 @@ def draw_maps(items: Sequence[Measured], unit: str) -> Figure | None:
     return figure
 
 
-def _scatter(panel: Axes, item: Measured) -> None:
+def _scatter(panel: Axes, item: MeasuredRows) -> None:
     """Draw the images of the first training, class after class; every map fills its panel."""
     first = item.rows[item.rows["run"] == 0].iloc[0]
     points = np.reshape(first["map"], (-1, item.result.test_examples, 2))

@@ -3,6 +3,7 @@
 import math
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -24,18 +25,25 @@ MOST_CONFUSIONS = 8
 Runs = Mapping[tuple[int, int], float]
 
 
-class Measured(NamedTuple):
-    """Numbers of a result of the summary, run by run, and the rows of the files that they come from."""
+@dataclass(frozen=True)
+class Measured:
+    """Numbers of a result of the summary, by name and run."""
 
     result: RateResult
     runs: Mapping[str, Runs]
-    rows: pd.DataFrame
 
     def mean(self, name: str) -> Estimate:
         return estimate((seed, value) for (seed, _), value in self.runs[name].items())
 
 
-def read_measured(experiment: Experiment, suffix: str, summary: Sequence[RateResult]) -> list[Measured]:
+@dataclass(frozen=True)
+class MeasuredRows(Measured):
+    """Also the rows of the files that the numbers come from."""
+
+    rows: pd.DataFrame
+
+
+def read_measured(experiment: Experiment, suffix: str, summary: Sequence[RateResult]) -> list[MeasuredRows]:
     """Return what files of a suffix (REPRESENTATION, CONFUSIONS) hold of the results of a summary."""
     tables = []
     for path in sorted(experiment.results.glob(f"*{suffix}")):
@@ -51,7 +59,7 @@ def read_measured(experiment: Experiment, suffix: str, summary: Sequence[RateRes
         rows = by_key.get(tuple(getattr(result, key) for key in KEYS))
         if rows is not None:
             rows = rows if suffix == REPRESENTATION else rows[rows["lr"].fillna(0) == (result.lr or 0)]
-            found.append(Measured(result, _activity(rows) if suffix == REPRESENTATION else _later(rows), rows))
+            found.append(MeasuredRows(result, _activity(rows) if suffix == REPRESENTATION else _later(rows), rows))
     return found
 
 
@@ -107,7 +115,7 @@ def worst_confusions(experiment: Experiment, rows: pd.DataFrame) -> list[Confusi
     return [Confusion(*pair, count, totals[pair[0]], *(pictures[label] for label in pair)) for pair, count in worst]
 
 
-def cka_frame(items: Sequence[Measured]) -> pd.DataFrame:
+def cka_frame(items: Sequence[MeasuredRows]) -> pd.DataFrame:
     """Return the CKA of every two checkpoints of a flavor, a line each: they saw the same images."""
     rows = [row for item in items for row in item.rows[item.rows["run"] == 0].to_dict("records")]
     lines = []
@@ -119,20 +127,14 @@ def cka_frame(items: Sequence[Measured]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["flavor", *names, "cka"])
 
 
-def measured_frame(items: Sequence[Measured]) -> pd.DataFrame:
-    """Return numbers as a table: a mean and half the width of its 95% interval each."""
+def measured_frame(items: Sequence[Measured], *more: str) -> pd.DataFrame:
+    """Return numbers as a table: a mean and half the width of its 95% interval each. more: fields of the results."""
     lines = []
     for item in items:
-        values = {name: item.mean(name) for name in item.runs}
-        line = {name: getattr(item.result, name) for name in KEYS}
-        lines.append(
-            line
-            | {
-                f"{name}{end}": number
-                for name, value in values.items()
-                for end, number in (("", value.mean), ("_ci95", value.half_width))
-            }
-        )
+        line = {key: getattr(item.result, key) for key in (*KEYS, *more)}
+        for name, value in ((name, item.mean(name)) for name in item.runs):
+            line |= {"runs": value.runs, name: value.mean, f"{name}_ci95": value.half_width}
+        lines.append(line)
     return pd.DataFrame(lines)
 
 

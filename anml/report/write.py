@@ -30,9 +30,17 @@ from anml.report.figures import (
     draw_training,
     read_training,
 )
-from anml.report.forgetting import NUMBERS, Forgetting, as_frame, read_forgetting, scored_throughout
+from anml.report.forgetting import Forgetting, read_forgetting, scored_throughout
 from anml.report.measure_figures import draw_confusions, draw_maps, shown_confusions
-from anml.report.measures import Measured, Runs, cka_frame, in_words, measured_frame, read_measured, worst_confusions
+from anml.report.measures import (
+    MeasuredRows,
+    Runs,
+    cka_frame,
+    in_words,
+    measured_frame,
+    read_measured,
+    worst_confusions,
+)
 from anml.report.page import read_text, render, replacing
 from anml.report.statistics import grouped
 from anml.report.style import FLAVORS, figure_style, find_looks, save_png
@@ -81,21 +89,18 @@ class Report:
         return read_forgetting(self.experiment, scored_throughout(self.summary, self.rows))
 
     @cached_property
-    def representations(self) -> list[Measured]:
+    def representations(self) -> list[MeasuredRows]:
         return read_measured(self.experiment, REPRESENTATION, self.summary)
 
     @cached_property
-    def confusions(self) -> list[Measured]:
+    def confusions(self) -> list[MeasuredRows]:
         """Which classes were taken for which, at the best rates."""
         return read_measured(self.experiment, CONFUSIONS, self.summary)
 
     def measures(self, result: RateResult) -> dict[str, Runs]:
         """Return what there is besides the accuracy of a result, run by run."""
         found: dict[str, Runs] = {}
-        for item in self.forgetting:
-            if (item.result.sweep, item.result.lr) == (result.sweep, result.lr):
-                found |= {name: {key: getattr(run, name) for key, run in item.runs.items()} for name in NUMBERS}
-        for item in (*self.representations, *self.confusions):
+        for item in (*self.forgetting, *self.representations, *self.confusions):
             if (item.result.sweep, item.result.lr) == (result.sweep, result.lr):
                 found |= item.runs
         return found
@@ -153,12 +158,13 @@ def write_report(experiment: Experiment) -> Report:
         frames = {"summary": tables.as_frame(report.summary)}
         frames["by-classes"] = tables.as_frame(by_classes, tables.BY_CLASSES_COLUMNS)
         if report.forgetting:
-            frames["forgetting"] = as_frame(report.forgetting)
+            scorings = [item.scorings for item in report.forgetting]
+            frames["forgetting"] = measured_frame(report.forgetting, "lr").assign(scorings=scorings)
         if report.representations:
             frames["representation"] = measured_frame(report.representations)
             frames["cka"] = cka_frame(report.representations)
         if report.confusions:
-            frames["confusions"] = measured_frame(report.confusions)
+            frames["confusions"] = measured_frame(report.confusions, "lr")
         if chosen := chosen_results(report.config, by_classes):
             frames["chosen"] = chosen_frame(chosen)
         for name, frame in frames.items():

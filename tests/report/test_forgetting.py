@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from anml.experiment import Experiment
-from anml.report.forgetting import as_frame, metrics, read_forgetting, scored_throughout
+from anml.report.forgetting import metrics, read_forgetting, scored_throughout
+from anml.report.measures import measured_frame
 from anml.report.tables import best_rates, rate_results
 from anml.results import ResultRow, read_results, write_results
 
@@ -56,11 +57,11 @@ def test_a_report_has_them_at_the_best_rate_over_runs(tmp_path: Path) -> None:
     (experiment.results / f"{experiment.result('other', 7, 'seed-1').stem}.parquet").write_text("damaged")
     rows = read_results(sorted(experiment.results.glob("*.csv")))
     [item] = read_forgetting(experiment, best_rates(rate_results(rows)))
-    assert (item.result.flavor, item.result.lr, item.scorings, item.forgetting.runs) == ("olft", 0.01, 3, 2)
-    assert item.forgetting.mean == pytest.approx((1 / 3 + 0) / 2)
+    assert (item.result.flavor, item.result.lr, item.scorings, item.mean("forgetting").runs) == ("olft", 0.01, 3, 2)
+    assert item.mean("forgetting").mean == pytest.approx((1 / 3 + 0) / 2)
     assert item.by_order.tolist() == pytest.approx([0.65, 0.7, 0.45, 0.85])
-    table = as_frame([item])
-    assert table.loc[0, "forgetting"] == item.forgetting.mean
+    table = measured_frame([item])
+    assert table.loc[0, "forgetting"] == item.mean("forgetting").mean
     assert not math.isnan(table.loc[0, "forgetting_ci95"])
 
 
@@ -70,7 +71,8 @@ def test_trainings_are_pooled(tmp_path: Path) -> None:
         write_sweep(experiment, seed=seed)
     rows = read_results(sorted(experiment.results.glob("*.csv")))
     [item] = read_forgetting(experiment, best_rates(rate_results(rows)))
-    assert (item.average.runs, item.average.seeds, item.average.over) == (6, 3, "seeds")
+    average = item.mean("average")
+    assert (average.runs, average.seeds, average.over) == (6, 3, "seeds")
 
 
 def test_what_is_scored_once_can_have_forgotten_nothing(tmp_path: Path) -> None:
@@ -92,8 +94,8 @@ def test_models_that_share_a_results_file_are_told_apart(tmp_path: Path) -> None
     of_others = table.assign(test_acc=0.5)
     write_results(path, rows + others, [*table.to_numpy().tolist(), *of_others.to_numpy().tolist()], origins)
     first, second = read_forgetting(experiment, best_rates(rate_results(rows + others)))
-    assert (first.result.model, first.forgetting.mean) == ("m", pytest.approx((1 / 3 + 0) / 2))
-    assert (second.result.model, second.forgetting.mean) == ("n", 0.0)
+    assert (first.result.model, first.mean("forgetting").mean) == ("m", pytest.approx((1 / 3 + 0) / 2))
+    assert (second.result.model, second.mean("forgetting").mean) == ("n", 0.0)
 
 
 def test_a_rate_chosen_for_many_classes_alone_has_no_metrics(tmp_path: Path) -> None:
