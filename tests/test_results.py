@@ -119,6 +119,12 @@ def test_finished_trajectories_are_found_again(partial):
     )
 
 
+def test_confusions_of_finished_trajectories_are_found_again(partial):
+    result = trajectory(0)._replace(confusions=[[3, 15, 5, 0.01, 0, 0, 1, 4], [3, 15, 5, None, 0, 1, -1, 2]])
+    FinishedTrajectories(partial).add(0, result)
+    assert FinishedTrajectories(partial).results == {0: result}
+
+
 def test_a_line_that_was_cut_off_is_done_again(partial):
     for index in (0, 1):
         FinishedTrajectories(partial).add(index, trajectory(index))

@@ -19,7 +19,7 @@ from anml.evaluate.job import accuracy_lines, finish, mean_curves
 from anml.evaluate.sweep import LoadedModel, run_sweep, sweep_trajectories
 from anml.experiment import Experiment
 from anml.models import build_model
-from anml.results import FinishedTrajectories, ResultRow, read_results
+from anml.results import CONFUSIONS, PICTURES, REPRESENTATION, FinishedTrajectories, ResultRow, read_results
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +105,7 @@ eval:
       lr: 0.01
       eval_freq: 4
       allow_incomplete: false
-  - unseen: {<<: *all, split: eval}
+  - unseen: {<<: *all, split: eval, measure: [representation, confusions]}
 """
 
 
@@ -133,6 +133,12 @@ def test_a_job_refuses_a_model_that_is_not_finite(
     assert main(["evaluate", "--run-dir", str(diverged.root), "--flavor", "unseen", "--step", "1"]) == 1
     assert f"{diverged.checkpoint(1)}: fc.weight holds numbers that are not finite" in capsys.readouterr().err
     assert not diverged.result("unseen", 1).exists()
+
+
+def test_what_is_to_be_measured_lies_beside_the_results_and_nothing_else_does(validated: Experiment) -> None:
+    found = {path.name.removeprefix("unseen-step-000001") for path in validated.results.glob("unseen-*")}
+    assert found == {".csv", ".parquet", REPRESENTATION, CONFUSIONS, PICTURES}
+    assert {path.suffixes[0] for path in validated.results.glob("held-out-*")} == {".csv", ".parquet"}
 
 
 @pytest.mark.parametrize(("flavor", "name"), [("held-out", "glyphs-validation"), ("unseen", "glyphs")])
