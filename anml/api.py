@@ -96,7 +96,7 @@ class LoadedExperiment:
         return model
 
     def figure(self, name: str = "accuracy-vs-classes") -> "Figure":
-        """Return a figure of the report: `accuracy-vs-classes`, `accuracy-vs-lr` or `training`.
+        """Return a figure of the report: `accuracy-vs-classes`, `accuracy-vs-lr`, `confusions`, `training`, ...
 
         Raises ConfigError for another name, and where there is nothing to draw yet.
         """

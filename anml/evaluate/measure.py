@@ -4,6 +4,7 @@ A representation is what `encode` gives for the test images of a run, whose clas
 """
 
 import io
+import warnings
 from collections.abc import Iterable, Iterator
 from math import nan
 from pathlib import Path
@@ -95,6 +96,9 @@ def _representation(loaded: LoadedModel) -> Iterator[dict[str, Any]]:
             drawn.classes.repeat_interleave(shape.test_examples), drawn.test_examples.flatten()
         )
         features = advance(model, images, "features").flatten(1).double().cpu()
+        if not features.isfinite().all():
+            warnings.warn("features of this model are not finite: no representation is measured", stacklevel=1)
+            return
         row = shape._asdict() | {"run": run, "units": features.shape[1], **activity(features)._asdict()}
         pairs, places = torch.zeros(0), torch.zeros(0)
         if run == 0:

@@ -102,6 +102,14 @@ def test_a_representation_is_what_a_run_encodes(loaded: LoadedModel, tmp_path: P
     assert len(table["map"][1]) == 0
 
 
+def test_a_diverged_representation_is_left_out(loaded: LoadedModel, tmp_path: Path):
+    with torch.no_grad():
+        loaded.model.get_parameter("rln.convBlock1.conv.weight").fill_(torch.inf)
+    with pytest.warns(UserWarning, match="not finite"):
+        write_measures(loaded, "olft", tmp_path / "a.csv", [], has_first=True)
+    assert len(pd.read_parquet(tmp_path / f"a{REPRESENTATION}")) == 0
+
+
 def test_too_few_images_are_refused(make_config):
     [(key, _)] = check_eval(make_config(classes=3, test_examples=1, measure=("representation",)), None)
     assert key == "measure"
