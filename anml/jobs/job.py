@@ -80,6 +80,8 @@ class JobContext:
 
     def end(self, state: State, message: str, code: int, **changes: Any) -> int:
         """Say how the job ended. Returns its exit code. changes: of its status."""
+        # As python ends, a warning that comes now would kill it, and make a failure of a success.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self.bar.close()
         if message:
             print(message, file=sys.stderr, flush=True)

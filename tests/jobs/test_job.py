@@ -41,6 +41,11 @@ def work(context):
         return not context.stop()
     return True
 
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGUSR1):
+        kill(pid, number)
+
+late = Late() if sys.argv[2] == "warned late" else None
 sys.exit(run_job(Experiment(Path(sys.argv[1])), "a", None, work, max_requeues=3))
 """
 
@@ -77,6 +82,11 @@ def run_work(tmp_path: Path):
 
 def test_finished_work_is_done(run_work) -> None:
     outcome = run_work("nothing")
+    assert (outcome.code, outcome.status["state"]) == (0, "done")
+
+
+def test_a_warning_that_comes_as_python_ends_leaves_finished_work_done(run_work) -> None:
+    outcome = run_work("warned late")
     assert (outcome.code, outcome.status["state"]) == (0, "done")
 
 
