@@ -97,7 +97,7 @@ class ConfusionRow(NamedTuple):
     run: int
     position: int
     predicted: int
-    count: int
+    answers: int
 
 
 class TrajectoryResult(NamedTuple):

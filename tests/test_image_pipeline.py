@@ -175,8 +175,9 @@ def test_a_model_of_photographs_is_evaluated_on_characters_in_an_experiment(by_h
         for name in flavors:
             given = ("--run-dir", run, "--flavor", name, "--step", "2")
             assert by_hand("evaluate", *given)[0] == 0
+        first = torch.tensor([0])
         drawn, own_images = (load_images(config.eval_request(config.eval[name])) for name in flavors)
-        assert {images.batch(*[torch.tensor([0])] * 2)[0].shape[1] for images in (drawn, own_images)} == {channels or 3}
+        assert {images.batch(first, first)[0].shape[1] for images in (drawn, own_images)} == {channels or 3}
         if channels is None:
             assert drawn.mean_std == IMAGENET
 

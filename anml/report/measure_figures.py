@@ -1,6 +1,7 @@
 """Figures of what is measured besides accuracy: confusions in order of learning, and maps of representations."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,14 +31,14 @@ def draw_confusions(items: Sequence[MeasuredRows]) -> Figure | None:
     figure, axes = style.panel_grid(1, len(shown), panel_height=3.6)
     last, has_models = shown[0].result.classes, len({item.result.model for item in shown}) > 1
     # The square root shows what is rare beside the diagonal.
-    scale, edges = PowerNorm(0.5, 0, 1), (0, last, last, 0)
+    look: Any = {"cmap": "Blues", "norm": PowerNorm(0.5, 0, 1), "extent": (0, last, last, 0)}
     for panel, item in zip(axes[0], shown, strict=True):
-        image = panel.imshow(confusion_matrix(item.rows, last, MOST_CELLS), "Blues", scale, extent=edges)
+        panel.imshow(confusion_matrix(item.rows, last, MOST_CELLS), **look)
         title = item.result.flavor + (f"\n{item.result.model}" if has_models else "")
         panel.set(title=title, xlabel="class that was answered", xticks=(0, last), yticks=(0, last))
         panel.grid(visible=False)
     axes[0, 0].set_ylabel("right class, the first learned on top")
-    figure.colorbar(image, ax=axes, label="share of the answers")
+    figure.colorbar(axes[0, 0].images[0], ax=axes, label="share of the answers")
     return figure
 
 

@@ -70,13 +70,13 @@ def _activity(rows: pd.DataFrame) -> dict[str, Runs]:
 def _later(rows: pd.DataFrame) -> dict[str, Runs]:
     """Return the share of wrong answers that name a class learned after the right one."""
     wrong = wrong_answers(rows)
-    later = wrong["count"].where(wrong["predicted"] > wrong["position"], 0)
-    sums = wrong.assign(later=later).groupby(["train_seed", "run"])[["later", "count"]].sum()
-    return {"later": (sums["later"] / sums["count"]).to_dict()} if len(sums) else {}
+    later = wrong["answers"].where(wrong["predicted"] > wrong["position"], 0)
+    sums: Any = wrong.assign(later=later).groupby(["train_seed", "run"])[["later", "answers"]].sum()
+    return {"later": (sums["later"] / sums["answers"]).to_dict()} if len(sums) else {}
 
 
 def wrong_answers(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[(rows["predicted"] >= 0) & (rows["predicted"] != rows["position"])]
+    return rows.loc[(rows["predicted"] >= 0) & (rows["predicted"] != rows["position"])]
 
 
 def confusion_matrix(rows: pd.DataFrame, classes: int, cells: int) -> np.ndarray:
@@ -84,11 +84,11 @@ def confusion_matrix(rows: pd.DataFrame, classes: int, cells: int) -> np.ndarray
 
     Groups are neighbours in the order of learning; with fewer classes than cells, each is a group.
     """
-    answered = rows[rows["predicted"] >= 0]
+    answered: Any = rows[rows["predicted"] >= 0]
     cells = min(cells, classes)
     counts = np.zeros((cells, cells))
     groups = [answered[name].to_numpy() * cells // classes for name in ("position", "predicted")]
-    np.add.at(counts, tuple(groups), answered["count"].to_numpy())
+    np.add.at(counts, tuple(groups), answered["answers"].to_numpy())
     return counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
 
 
@@ -97,7 +97,7 @@ class Confusion(NamedTuple):
 
     label: int
     predicted_label: int
-    count: int
+    answers: int
     of: int
     picture: str
     predicted_picture: str
@@ -108,16 +108,19 @@ def worst_confusions(experiment: Experiment, rows: pd.DataFrame) -> list[Confusi
     file = experiment.results / rows["pictures"].iloc[0]
     if not file.is_file():
         return []
-    pairs: Any = wrong_answers(rows).groupby(["label", "predicted_label"])["count"].sum()
-    totals = rows.groupby("label")["count"].sum()
-    pictures = pd.read_parquet(file).set_index("label")["picture"].map(lambda png: b64encode(png).decode())
+    pairs: Any = wrong_answers(rows).groupby(["label", "predicted_label"])["answers"].sum()
+    totals: Any = rows.groupby("label")["answers"].sum()
+    pictures: Any = pd.read_parquet(file).set_index("label")["picture"].map(lambda png: b64encode(png).decode())
     worst = pairs.nlargest(MOST_CONFUSIONS).items()
-    return [Confusion(*pair, count, totals[pair[0]], *(pictures[label] for label in pair)) for pair, count in worst]
+    return [
+        Confusion(label, other, answers, totals[label], pictures[label], pictures[other])
+        for (label, other), answers in worst
+    ]
 
 
 def cka_frame(items: Sequence[MeasuredRows]) -> pd.DataFrame:
     """Return the CKA of every two checkpoints of a flavor, a line each: they saw the same images."""
-    rows = [row for item in items for row in item.rows[item.rows["run"] == 0].to_dict("records")]
+    rows = [row for item in items for row in item.rows.loc[item.rows["run"] == 0].to_dict("records")]
     lines = []
     for one, other in combinations(rows, 2):
         if all(one[key] == other[key] for key in KEYS if key not in ("model", "checkpoint_step")):

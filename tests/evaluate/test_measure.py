@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,18 +69,18 @@ def loaded(model, make_config, data) -> LoadedModel:
 def test_confusions_are_the_answers_when_all_is_learned(loaded: LoadedModel, tmp_path: Path):
     results = list(run_sweep(loaded, "olft", sweep_trajectories(loaded.config)))
     write_measures(loaded, "olft", tmp_path / "a.csv", results, has_first=False)
-    table = pd.read_parquet(tmp_path / f"a{CONFUSIONS}")
+    table: Any = pd.read_parquet(tmp_path / f"a{CONFUSIONS}")
     assert not (tmp_path / f"a{REPRESENTATION}").exists()
     ends = [row for result in results for row in result.rows if row.classes_trained == 6]
     for row in ends:
         of_run = table[(table["lr"] == row.lr) & (table["run"] == row.run)]
-        assert of_run["count"].sum() == 6 * 5
+        assert of_run["answers"].sum() == 6 * 5
         right = of_run[of_run["position"] == of_run["predicted"]]
-        assert right["count"].sum() / 30 == pytest.approx(row.test_acc)
+        assert right["answers"].sum() / 30 == pytest.approx(row.test_acc)
         assert (right["label"] == right["predicted_label"]).all()
         assert of_run[of_run["label"] == of_run["label"].iloc[0]]["position"].nunique() == 1
     assert set(zip(table["model"], table["checkpoint_step"], table["flavor"], strict=True)) == {("m", 7, "olft")}
-    pictures = pd.read_parquet(tmp_path / f"a{PICTURES}")
+    pictures: Any = pd.read_parquet(tmp_path / f"a{PICTURES}")
     first = Image.open(io.BytesIO(pictures["picture"][3]))
     assert np.array_equal(np.asarray(first), loaded.data.images[3, 0, 0].numpy())
 

@@ -25,9 +25,9 @@ def write_measures(builder, step: int = 600, active: float = 0.2, similarities: 
     rows = []
     for run, answers in ANSWERS.items():
         for position, predicted, count in answers:
-            row = of | {"run": run, "position": position, "predicted": predicted, "count": count, "lr": 0.001}
+            row = of | {"run": run, "position": position, "predicted": predicted, "answers": count, "lr": 0.001}
             row |= {"label": LABELS[position], "predicted_label": LABELS[predicted]}
-            rows += [row, row | {"lr": 0.01, "count": 1}]
+            rows += [row, row | {"lr": 0.01, "answers": 1}]
     write_table(path.with_suffix(CONFUSIONS), rows)
     write_table(path.with_suffix(PICTURES), [{"label": label, "picture": b"png%d" % label} for label in (5, 7, 9)])
     first = {"run": 0, "active": active, "effective_rank": 40.0, "similarities": similarities}
@@ -55,7 +55,7 @@ def test_later_is_the_share_of_wrong_answers_that_name_a_later_class(measured):
 
 def test_a_matrix_takes_neighbours_in_order_together():
     rows = pd.DataFrame(
-        [(0, 0, 3), (1, 0, 1), (1, 3, 4), (2, 2, 5), (3, -1, 9)], columns=["position", "predicted", "count"]
+        [(0, 0, 3), (1, 0, 1), (1, 3, 4), (2, 2, 5), (3, -1, 9)], columns=["position", "predicted", "answers"]
     )
     assert confusion_matrix(rows, classes=4, cells=2).tolist() == [[0.5, 0.5], [0, 1]]
     assert confusion_matrix(rows, classes=4, cells=9)[1].tolist() == [0.2, 0, 0, 0.8]
@@ -64,8 +64,8 @@ def test_a_matrix_takes_neighbours_in_order_together():
 def test_the_worst_confusions_are_counted_over_runs_and_shown(measured):
     [item, _] = read_measured(measured.experiment, CONFUSIONS, read_report(measured.experiment).summary)
     first, second, *_ = worst_confusions(measured.experiment, item.rows)
-    assert (first.label, first.predicted_label, first.count, first.of) == (5, 7, 7, 10)
-    assert (second.label, second.predicted_label, second.count, second.of) == (7, 5, 3, 10)
+    assert (first.label, first.predicted_label, first.answers, first.of) == (5, 7, 7, 10)
+    assert (second.label, second.predicted_label, second.answers, second.of) == (7, 5, 3, 10)
     assert first.picture == b64encode(b"png5").decode()
 
 
