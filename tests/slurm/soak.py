@@ -28,7 +28,7 @@ from tests.slurm.faults import HARMS, Faults, read
 JOBS_AT_ONCE = 36
 LAUNCHES_AT_ONCE = 4
 SEEDS = 2  # So many different trainings there are; each is run once without faults.
-CONFIG = TINY | {"epochs": 40, "eval_steps": [40], "save_freq": 5, "num_batches": 3, "engine": "fast"}
+CONFIG = TINY | {"epochs": 40, "eval_steps": [40], "save_freq": 5, "num_batches": 3, "engine": "fast", "reuse": False}
 ARRAYS_EVERY = 4  # The evaluation of each so many experiments is an array.
 ROUNDS_AT_THE_END = 12
 # Nothing is compiled here, and torch's compiler would be half of the time of every job: its optimizers import it.
