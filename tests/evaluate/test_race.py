@@ -48,9 +48,10 @@ def test_rates_are_compared_more_often_while_few_runs_are_made() -> None:
     assert looks(1) == ()
 
 
-def test_the_winner_of_a_race_is_that_of_the_whole_sweep_at_a_third_of_its_cost() -> None:
-    # SANML of trained_anmls/, 12 rates, 20 runs: right answers of 5 for each class, [rates, runs, classes].
-    with np.load(Path(__file__).parent / "recorded_sweep.npz") as recorded:
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("recorded_sweep_*.npz")), ids=lambda file: file.stem)
+def test_the_winner_of_a_race_is_that_of_the_whole_sweep_at_a_third_of_its_cost(file: Path) -> None:
+    # A model of trained_anmls/, 12 rates, 20 runs: right answers of 5 for each class, [rates, runs, classes].
+    with np.load(file) as recorded:
         rates = recorded["rates"].tolist()
         scores = {count: recorded[f"after_{count}"] / 5 for count in (10, 50, 100)}
     generator, runs, costs = np.random.default_rng(1), 10, []
