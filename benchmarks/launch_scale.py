@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def measure(folder: Path, cluster: str, points: int) -> dict[str, float]:
-    """Return seconds and calls of launching a sweep, and seconds of its status."""
+    """Return seconds and calls of launching a sweep, and seconds of its status: by the clock and of processors."""
     calls = folder / "calls"
     environment = os.environ | {"ANML_EXPERIMENTS": str(folder / "experiments"), "PATH": counting_path(folder, calls)}
     profile = yaml.safe_load((REPOSITORY / cluster).read_text()) | {"points_per_job": 1}
@@ -40,12 +40,13 @@ def measure(folder: Path, cluster: str, points: int) -> dict[str, float]:
     (folder / "config.yml").write_text(yaml.safe_dump(config(points)))
     launch = ["launch_train.py", "-c", str(folder / "config.yml"), "--project", "p", "--group", "g", "--hold"]
     try:
-        launch_seconds = timed([*launch, "--cluster", str(folder / "profile.yml"), "--wandb", "disabled"], environment)
-        status_seconds = timed(["-m", "anml", "status", "p/g"], environment)
+        launched = timed([*launch, "--cluster", str(folder / "profile.yml"), "--wandb", "disabled"], environment)
+        status = timed(["-m", "anml", "status", "p/g"], environment)
     finally:
         timed(["-m", "anml", "cancel", "p/g"], environment)
     sbatch_calls = len(calls.read_text().splitlines())
-    return {"points": points, "launch_s": launch_seconds, "sbatch_calls": sbatch_calls, "status_s": status_seconds}
+    names = ("launch_s", "launch_cpu_s", "status_s", "status_cpu_s")
+    return {"points": points, "sbatch_calls": sbatch_calls} | dict(zip(names, (*launched, *status), strict=True))
 
 
 def config(points: int) -> dict:
@@ -69,14 +70,17 @@ def counting_path(folder: Path, calls: Path) -> str:
     return f"{wrapper.parent}:{os.environ['PATH']}"
 
 
-def timed(arguments: list[str], environment: dict[str, str]) -> float:
-    started = time.perf_counter()
+def timed(arguments: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Return the seconds that a command takes, and those of processors, which a busy machine changes less."""
+    started, before = time.perf_counter(), os.times()
     done = subprocess.run(
         [sys.executable, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         raise SystemExit(done.stderr)
-    return round(time.perf_counter() - started, 2)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return round(time.perf_counter() - started, 2), round(cpu, 2)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEV_CLUSTER = Path(__file__).parents[2] / "slurm" / "dev-cluster" / "dev_cluster.py"
+# ANML_TEST_ACCOUNTING=1 runs all tests of this folder on clusters that keep books.
+ACCOUNTING = ["--accounting"] * (os.environ.get("ANML_TEST_ACCOUNTING") == "1")
 OF_SLURM = ("SLURM_", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SINFO_", "SCANCEL_")
 
 

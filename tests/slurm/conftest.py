@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.bench import Bench
-from tests.slurm.cluster import DevCluster
+from tests.slurm.cluster import ACCOUNTING, DevCluster
 from tests.slurm.light import Cluster
 
 
@@ -28,8 +28,7 @@ def dev_cluster() -> Iterator[DevCluster]:
             f"{' and '.join(absent)} not found (Debian packages slurm-wlm, munge): nothing was submitted to a real "
             "Slurm, so dependencies, arrays, signals, requeueing and failures there are untested"
         )
-    # ANML_TEST_ACCOUNTING=1 runs all tests of this folder on a cluster that has accounting.
-    with private_cluster(*["--accounting"] * (os.environ.get("ANML_TEST_ACCOUNTING") == "1")) as cluster:
+    with private_cluster(*ACCOUNTING) as cluster:
         yield cluster
 
 

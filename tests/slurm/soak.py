@@ -22,7 +22,7 @@ from pathlib import Path
 import yaml
 
 from tests.slurm.bench import REPOSITORY, TINY, Bench
-from tests.slurm.cluster import DevCluster
+from tests.slurm.cluster import ACCOUNTING, DevCluster
 from tests.slurm.faults import HARMS, Faults, read
 
 JOBS_AT_ONCE = 36
@@ -214,7 +214,7 @@ def double_runs(book: Path) -> Iterator[str]:
 def soak(folder: Path, experiments: int, minutes: float, seed: int) -> dict[str, list]:
     """Soak on a cluster in `folder`, which stays up where something went wrong. Return what did."""
     cluster = DevCluster(folder / "cluster")
-    cluster.call("up")
+    cluster.call("up", *ACCOUNTING)
     run = Soak(cluster, folder, experiments, random.Random(seed))
     wrong = run.run(minutes)
     sys.stdout.write(run.report(wrong))

@@ -20,6 +20,7 @@ from anml.jobs.launch import read_plan_file
 from anml.jobs.plan import Job
 from anml.jobs.schedulers import controller, slurm
 from tests.slurm.bench import REPOSITORY
+from tests.slurm.cluster import ACCOUNTING
 from tests.slurm.light import REPORT, SWEEP, TRAIN, WORK, Cluster
 
 pytestmark = pytest.mark.slurm
@@ -283,7 +284,7 @@ def colleague(cluster: Cluster, dev_cluster) -> Iterator[Callable[..., subproces
     if os.getuid() != 0:
         pytest.skip("only root can act as two users")
     user = pwd.getpwnam("nobody")
-    if os.environ.get("ANML_TEST_ACCOUNTING"):  # An account that he has already is no reason to fail.
+    if ACCOUNTING:  # An account that he has already is no reason to fail.
         account = ["sacctmgr", "--immediate", "add", "user", "nobody", "account=anml"]
         subprocess.run(account, env=cluster.env, capture_output=True, check=False)
     # pytest's folders are closed to others, however many there are below the machine's own.

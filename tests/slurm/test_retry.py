@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.bench import TINY, Bench, long_training
+from tests.slurm.cluster import ACCOUNTING
 
 pytestmark = pytest.mark.slurm
 ONE_JOB = TINY | {"epochs": 1, "eval_steps": [1], "eval": {}}
@@ -76,11 +77,23 @@ def test_what_the_kernel_kills_goes_on_with_more_memory_and_the_jobs_behind_it_w
 
 
 def test_what_ran_out_of_memory_gets_the_next_step(failed: Bench, tmp_path: Path) -> None:
-    """Slurm without cgroups kills nothing for its memory: here squeue says that it has."""
-    squeue = tmp_path / "bin" / "squeue"
-    squeue.parent.mkdir()
-    squeue.write_text('#!/bin/bash\n/usr/bin/squeue "$@" | sed s/FAILED/OUT_OF_MEMORY/\n')
-    squeue.chmod(0o755)
-    said = retry(failed, "--hold", PATH=f"{squeue.parent}:{os.environ['PATH']}")
+    """Slurm without cgroups kills nothing for its memory: here squeue says that it has.
+
+    Where there is accounting, squeue and the controller have forgotten the job, and sacct says so.
+    """
+    file = failed.root() / "jobs" / JOB / "status.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "running"}))  # As what is killed leaves it.
+    lies = {"squeue": '/usr/bin/squeue "$@" | sed s/FAILED/OUT_OF_MEMORY/'}
+    if ACCOUNTING:
+        lies = {"squeue": "exit 0", "scontrol": 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1'}
+        lies["sacct"] = '/usr/bin/sacct "$@" | sed s/FAILED/OUT_OF_MEMORY/'
+        # slurmctld tells it to the database a little later.
+        failed.wait(lambda: "FAILED" in failed.slurm("sacct", f"--jobs={failed.id_of(JOB)}"), "the end in the books")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for command, lie in lies.items():
+        (folder / command).write_text(f"#!/bin/bash\n{lie}\n")
+        (folder / command).chmod(0o755)
+    said = retry(failed, "--hold", PATH=f"{folder}:{os.environ['PATH']}")
     assert f"{JOB}: --mem=3G --hold (OUT_OF_MEMORY" in said
     assert "MinMemoryNode=3G" in asked(failed)
