@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.slurm.bench import Bench, long_training
+from tests.slurm.bench import TINY, Bench, long_training
 
 pytestmark = pytest.mark.slurm
 
@@ -59,3 +59,13 @@ def test_an_experiment_races_chooses_and_grows_while_it_runs_and_afterwards(benc
     assert {path: path.read_bytes() for path in before} == before
     assert bench.status("report")["started"] > report["ended"]
     assert "means" in (root / "report/accuracy.txt").read_text()
+
+
+def test_an_experiment_takes_what_another_has_measured(bench: Bench) -> None:
+    for group in ("first", "second"):
+        assert bench.launch(config=TINY | {"epochs": 2, "eval_steps": [2]}, group=group).returncode == 0
+        bench.wait_for_queue()
+    results = [bench.root(group) / "results/olft-step-000002.csv" for group in ("first", "second")]
+    assert results[0].read_bytes() == results[1].read_bytes()
+    taken = json.loads(results[1].with_suffix(".reused.json").read_text())
+    assert taken == {"trajectories": {"p/first/results/olft-step-000002.csv": 4}}
