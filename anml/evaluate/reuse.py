@@ -6,8 +6,10 @@ The content is the model's tensors, the images, the settings that change numbers
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ class Reuse:
             source = self.experiments / offer["results"]
             try:
                 # Else it was evaluated again since, or edited.
-                measured = _by_trajectory(read_results([source])) if _checksum(source) == offer["sha256"] else {}
+                measured = _by_trajectory(read_results([source])) if _checksum(source) == offer.get("sha256") else {}
                 wanted = {index: _rows_of(each, measured, self.loaded.config) for index, each in left.items()}
                 known = {index: rows for index, rows in wanted.items() if rows}
                 class_rows = _read_class_rows(source) if known else {}
@@ -86,9 +88,11 @@ class Reuse:
 
     def _others(self) -> Iterator[dict[str, Any]]:
         """Yield offers; first those of the same name, whose sweeps are probably cut alike."""
-        files = self.offers.glob("*.json") if self.offers.is_dir() else ()
+        files = self.offers.glob("*.json") if os.access(self.offers, os.R_OK | os.X_OK) else ()
         for file in sorted(files, key=lambda file: (not file.name.startswith(f"{self.results_file.stem}."), file.name)):
-            offer = read_json(file)
+            offer = dict[str, Any]()
+            with suppress(OSError):  # Somebody's who does not let others read.
+                offer = read_json(file)
             if "results" in offer and self.experiments / offer["results"] != self.results_file:
                 yield offer
 

@@ -138,6 +138,13 @@ def test_results_that_are_no_longer_what_was_measured_are_not_taken(evaluate, ha
     assert (rows, read_reused(second)) == (measured, {})
 
 
+def test_an_offer_that_cannot_be_read_is_passed_by(evaluate, tmp_path: Path):
+    evaluate("first", load())
+    (folder,) = (tmp_path / "experiments/.results").iterdir()
+    (folder / "a.json").mkdir()
+    assert read_reused(evaluate("second", load())[1]) == {"p/first": 4}
+
+
 def test_a_folder_that_cannot_be_written_to_ends_no_evaluation(evaluate, tmp_path: Path, capsys):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments/.results").write_text("a file, not a folder")
