@@ -1,6 +1,7 @@
 """Fixtures that many tests share: folders that nothing else writes to, data, and the command lines as processes."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ from PIL import Image
 
 # Tests run side by side, and small tensors gain nothing from threads. Set before torch is imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell lets what runs in the background ignore Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SLOW_FOLDERS = {"cli", "commands", "evaluate", "meta", "train"}

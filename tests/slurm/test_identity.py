@@ -214,6 +214,7 @@ def test_an_interrupted_job_stays_so_when_slurm_has_forgotten_it(cluster: Cluste
     cluster.slurm("scancel", id_)
     cluster.wait_for("train", "interrupted")
     cluster.monkeypatch.setenv("ANML_EXPERIMENTS", str(cluster.folder / "experiments"))
+    cluster.monkeypatch.setenv("COLUMNS", "200")  # Else the words may be cut into lines.
     assert main(["status", "p/g"]) == 1
     cluster.wrap("squeue", "exit 0")
     cluster.wrap("scontrol", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
