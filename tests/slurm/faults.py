@@ -92,6 +92,18 @@ class Faults:
                     self.done[harm] += 1
                     return
 
+    def repair(self) -> None:
+        """Do what a site's people do: they resume nodes that Slurm has drained, and release jobs that it holds.
+
+        It does so where it starts a job beside what a lost slurmd has left of it ("Duplicate jobid"); `status` says
+        which command lets the job go. Raises CalledProcessError while the controller is away.
+        """
+        for node in set(self.bench.slurm("sinfo", "--noheader", "--Node", "--states=drained", "--format=%N").split()):
+            self.bench.slurm("scontrol", "update", f"nodename={node}", "state=resume")
+        lines = self.bench.slurm("squeue", "--noheader", "--states=PENDING", "--format=%i %r").splitlines()
+        for id_ in [line.split()[0] for line in lines if line.endswith(" launch failed requeued held")]:
+            self.bench.slurm("scontrol", "release", id_)
+
     def live(self) -> dict[str, str]:
         """Return the states of what waits or runs, by id. Raises CalledProcessError while the controller is away."""
         lines = self.bench.slurm("squeue", "--noheader", "--format=%A %T").splitlines()

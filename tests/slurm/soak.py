@@ -163,6 +163,7 @@ class Soak:
         for number in set(range(self.experiments)) - self.sound:
             self._look_at(number)
         with suppress(subprocess.SubprocessError):
+            self.faults.repair()
             live = self.faults.live()
             self.serve(live)
             return live
