@@ -162,7 +162,6 @@ def write_results(
     origins: for several models or data sets, the model, checkpoint step, seed and data set of each class row.
     """
     import pyarrow as pa  # Only evaluation jobs write: status and the like stay quick.
-    import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
     kinds = [(name, pa.int64() if kind is int else pa.float64()) for name, kind in ClassRow.__annotations__.items()]
@@ -170,7 +169,7 @@ def write_results(
     names = ("model", "checkpoint_step", "train_seed", "dataset")
     for name, values in zip(names, zip(*origins, strict=True), strict=False):
         table = table.append_column(name, pa.array(values))
-    pq.write_table(table, path.with_suffix(".parquet"))
+    _write_parquet(table, path.with_suffix(".parquet"))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -181,9 +180,17 @@ def write_results(
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows with the same keys as Parquet."""
     import pyarrow as pa
+
+    _write_parquet(pa.Table.from_pylist(list(rows)), path)
+
+
+def _write_parquet(table: Any, path: Path) -> None:
+    """Write a table under a temporary name first: a job that is killed leaves no half of it."""
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    temporary = path.with_name(f".{path.name}")
+    pq.write_table(table, temporary)
+    temporary.replace(path)
 
 
 def read_results(paths: Iterable[Path]) -> list[ResultRow]:

@@ -154,9 +154,12 @@ def finish(
 ) -> bool:  # fmt: skip
     """Run the trajectories that nobody has measured. Returns False when stopped before the last."""
     left = {index: trajectory for index, trajectory in enumerate(trajectories) if index not in finished.results}
-    for index, result in reuse.take(left).items() if reuse else ():
-        finished.add(index, result)
-        del left[index]
+    if reuse:
+        for source, taken in reuse.take(left):
+            for index, result in taken.items():
+                finished.add(index, result)
+                del left[index]
+            reuse.record(source, len(taken))
     before, total, say = len(trajectories) - len(left), len(trajectories), functools.partial(print, flush=True)
     results = run_until_stopped(context, loaded, flavor, list(left.values()), before, total, say)
     try:

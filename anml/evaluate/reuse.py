@@ -8,14 +8,19 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from anml.atomic import read_json, write_json
 from anml.config.evaluation import EvalConfig
+from anml.config.model_args import model_references
 from anml.errors import DataError
 from anml.evaluate.sweep import LoadedModel, Say, Trajectory
 from anml.experiment import Experiment, experiments_folder
@@ -54,28 +59,35 @@ class Reuse:
     takes: bool
     say: Say
 
-    def take(self, trajectories: Mapping[int, Trajectory]) -> dict[int, TrajectoryResult]:
-        """Return the results of those trajectories that somebody has measured, by their index."""
-        taken, left = dict[int, TrajectoryResult](), dict(trajectories) if self.takes else {}
+    def take(self, trajectories: Mapping[int, Trajectory]) -> Iterator[tuple[str, dict[int, TrajectoryResult]]]:
+        """Yield the results of those trajectories that somebody has measured, by their index, from file after file."""
+        left = dict(trajectories) if self.takes else {}
         for offer in self._others() if left else ():
-            source = self.experiments / offer["results"]
-            try:
-                # Else it was evaluated again since, or edited.
-                measured = _by_trajectory(read_results([source])) if _checksum(source) == offer.get("sha256") else {}
-                wanted = {index: _rows_of(each, measured, self.loaded.config) for index, each in left.items()}
-                known = {index: rows for index, rows in wanted.items() if rows}
-                class_rows = _read_class_rows(source) if known else {}
-            except (OSError, DataError):
-                continue  # Removed, or somebody's who does not let others read.
-            for index, rows in known.items():
-                kept = {(row.step, row.classes_trained) for row in rows}
-                of_classes = [row for row in class_rows[_key(rows[0])] if (row.step, row.classes_trained) in kept]
-                taken[index] = TrajectoryResult([self._as_of_this(row) for row in rows], of_classes)
-                del left[index]
-            if known:
-                self._record(offer["results"], len(known))
+            # It may be gone, edited, evaluated again just now, or somebody's who does not let others read.
+            with suppress(OSError, ValueError, LookupError, TypeError, DataError):
+                taken = self._taken_from(self.experiments / offer["results"], offer["sha256"], left)
+                left = {index: each for index, each in left.items() if index not in taken}
+                if taken:
+                    yield offer["results"], taken
             if not left:
                 break
+
+    def _taken_from(
+        self, source: Path, checksum: str, trajectories: Mapping[int, Trajectory]
+    ) -> dict[int, TrajectoryResult]:
+        if source == self.results_file or _checksum(source) != checksum:
+            return {}
+        measured, config = _by_trajectory(read_results([source])), self.loaded.config
+        wanted = {index: _rows_of(each, measured, config) for index, each in trajectories.items()}
+        wanted = {index: rows for index, rows in wanted.items() if rows}
+        class_rows = _read_class_rows(source, {rows[0].run for rows in wanted.values()}) if wanted else {}
+        if wanted and _checksum(source) != checksum:
+            return {}
+        taken = {}
+        for index, rows in wanted.items():
+            kept = {(row.step, row.classes_trained) for row in rows}
+            of_classes = [row for row in class_rows[_key(rows[0])] if (row.step, row.classes_trained) in kept]
+            taken[index] = TrajectoryResult([self._as_of_this(row) for row in rows], of_classes)
         return taken
 
     def offer(self) -> None:
@@ -90,11 +102,8 @@ class Reuse:
         """Yield offers; first those of the same name, whose sweeps are probably cut alike."""
         files = self.offers.glob("*.json") if os.access(self.offers, os.R_OK | os.X_OK) else ()
         for file in sorted(files, key=lambda file: (not file.name.startswith(f"{self.results_file.stem}."), file.name)):
-            offer = dict[str, Any]()
             with suppress(OSError):  # Somebody's who does not let others read.
-                offer = read_json(file)
-            if "results" in offer and self.experiments / offer["results"] != self.results_file:
-                yield offer
+                yield read_json(file)
 
     def _name(self, results: str) -> str:
         return f"{self.results_file.stem[:100]}.{hashlib.sha256(results.encode()).hexdigest()[:16]}.json"
@@ -106,7 +115,7 @@ class Reuse:
             checkpoint_step=card.step, first_runs=config.runs if config.until else None,
         )  # fmt: skip
 
-    def _record(self, results: str, count: int) -> None:
+    def record(self, results: str, count: int) -> None:
         """Tell of trajectories that were taken: the log now, the report later."""
         self.say(f"{count} trajectories are taken from {results}: the same model, images, settings and code")
         file = self.results_file.with_suffix(REUSED)
@@ -119,7 +128,8 @@ def find_reuse(
 ) -> Reuse | None:
     """Return what there is for an evaluation. None for users' own models and protocols, whose code may be anywhere."""
     experiments = experiments_folder(experiment)
-    if experiments is None or is_reference(loaded.card.model) or is_reference(loaded.config.eval_method):
+    card, method = loaded.card, loaded.config.eval_method
+    if experiments is None or model_references(card.model, card.model_args) or is_reference(method):
         return None
     root = experiments / experiment.project / experiment.group
     file = root / results_file.relative_to(experiment.root)
@@ -131,12 +141,18 @@ def content_of(loaded: LoadedModel) -> str:
     model, card, data, config = loaded
     checksum = hashlib.sha256()
     settings = config.model_dump(mode="json", exclude=_OTHER_SETTINGS)
-    facts = [settings, card.model, card.model_args, data.name, data.mean_std, data.are_characters, data.channels]
-    checksum.update(json.dumps([*facts, data.images.device.type, list(data.images.shape)], sort_keys=True).encode())
+    facts = [settings, card.model, card.model_args, card.image_shape, data.name, data.mean_std, data.are_characters]
+    libraries = [torch.__version__, np.__version__, version("scikit-learn")]
+    facts += [data.images.device.type, list(data.images.shape), libraries]
+    # A user's data set may normalise by numbers of NumPy's.
+    checksum.update(json.dumps(facts, sort_keys=True, default=float).encode())
     for name, tensor in sorted(model.state_dict().items()):
         checksum.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        checksum.update(tensor.detach().cpu().contiguous().numpy().data)
-    for images in data.images:  # Class by class: an array in a file may be larger than the memory.
+        checksum.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    examples = torch.arange(data.examples_per_class)
+    for label in range(data.num_classes):  # An array in a file may be larger than the memory.
+        labels = torch.full_like(examples, label)
+        images = data.stored.read(data.images, labels, examples) if data.stored else data.images[label]
         checksum.update(images.cpu().contiguous().numpy().data)
     for file in code_that_measures():
         checksum.update(f"{file.relative_to(PACKAGE)} ".encode() + file.read_bytes())
@@ -165,10 +181,11 @@ def _by_trajectory(rows: Sequence[ResultRow]) -> Measured:
     return measured
 
 
-def _read_class_rows(results_file: Path) -> dict[Key, list[ClassRow]]:
+def _read_class_rows(results_file: Path, runs: Collection[int]) -> dict[Key, list[ClassRow]]:
     import pyarrow.parquet as pq
 
-    columns = pq.read_table(results_file.with_suffix(".parquet"), columns=list(ClassRow._fields)).to_pydict()
+    file, names = results_file.with_suffix(".parquet"), list(ClassRow._fields)
+    columns = pq.read_table(file, columns=names, filters=[("run", "in", runs)]).to_pydict()
     by_trajectory: dict[Key, list[ClassRow]] = {}
     for row in map(ClassRow._make, zip(*columns.values(), strict=True)):
         by_trajectory.setdefault(_key(row), []).append(row)

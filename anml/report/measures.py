@@ -48,10 +48,12 @@ def read_measured(experiment: Experiment, suffix: str, summary: Sequence[RateRes
     tables = []
     for path in sorted(experiment.results.glob(f"*{suffix}")):
         try:
-            tables.append(pd.read_parquet(path).assign(pictures=path.name.removesuffix(suffix) + PICTURES))
+            table = pd.read_parquet(path)
         except (OSError, ValueError):
             continue
-    if not (tables := [table for table in tables if len(table)]):
+        if len(table) and set(KEYS) <= set(table):
+            tables.append(table.assign(pictures=path.name.removesuffix(suffix) + PICTURES))
+    if not tables:
         return []
     groups: Any = pd.concat(tables).groupby(list(KEYS))
     by_key, found = dict(iter(groups)), []
@@ -105,12 +107,13 @@ class Confusion(NamedTuple):
 
 def worst_confusions(experiment: Experiment, rows: pd.DataFrame) -> list[Confusion]:
     """Return the pairs of classes that were confused most often; none where their pictures are gone."""
-    file = experiment.results / rows["pictures"].iloc[0]
-    if not file.is_file():
+    try:
+        table = pd.read_parquet(experiment.results / rows["pictures"].iloc[0], columns=["label", "picture"])
+    except (OSError, ValueError):
         return []
     pairs: Any = wrong_answers(rows).groupby(["label", "predicted_label"])["answers"].sum()
     totals: Any = rows.groupby("label")["answers"].sum()
-    pictures: Any = pd.read_parquet(file).set_index("label")["picture"].map(lambda png: b64encode(png).decode())
+    pictures: Any = table.set_index("label")["picture"].map(lambda png: b64encode(png).decode())
     worst = pairs.nlargest(MOST_CONFUSIONS).items()
     return [
         Confusion(label, other, answers, totals[label], pictures[label], pictures[other])
@@ -121,7 +124,7 @@ def worst_confusions(experiment: Experiment, rows: pd.DataFrame) -> list[Confusi
 def cka_frame(items: Sequence[MeasuredRows]) -> pd.DataFrame:
     """Return the CKA of every two checkpoints of a flavor, a line each: they saw the same images."""
     rows = [row for item in items for row in item.rows.loc[item.rows["run"] == 0].to_dict("records")]
-    lines = []
+    rows, lines = [row for row in rows if len(row["similarities"])], []
     for one, other in combinations(rows, 2):
         if all(one[key] == other[key] for key in KEYS if key not in ("model", "checkpoint_step")):
             ends = [each[key] for each in (one, other) for key in ("model", "checkpoint_step", "train_seed")]

@@ -9,13 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from anml.atomic import write_json
 from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
-from anml.data.class_images import ClassImages
+from anml.data.class_images import ClassImages, StoredArray
 from anml.evaluate import reuse
 from anml.evaluate.job import finish
 from anml.evaluate.reuse import OTHER_CODE, PACKAGE, content_of, find_reuse
@@ -168,9 +169,38 @@ def test_a_rate_that_a_race_stopped_is_measured_by_those_who_want_it_whole(evalu
     assert len(rows) == len(lines) - 1
 
 
-def test_users_own_code_is_always_measured(tmp_path: Path):
+@pytest.mark.parametrize(
+    "own", [{"model": "./net.py:Net"}, {"model": "classifier", "model_args": {"encoder": "./encoder.py:Encoder"}}]
+)
+def test_users_own_code_is_always_measured(tmp_path: Path, own: dict[str, Any]):
     loaded, experiment = load(), Experiment(tmp_path / "p/g")
     write_json(experiment.environment_file, {"experiments_dir": str(tmp_path)})
-    own = loaded._replace(card=replace(loaded.card, model="./net.py:Net"))
     assert find_reuse(experiment, experiment.result("olft", 7), loaded, "olft", True, print)
-    assert find_reuse(experiment, experiment.result("olft", 7), own, "olft", True, print) is None
+    loaded = loaded._replace(card=replace(loaded.card, **own))
+    assert find_reuse(experiment, experiment.result("olft", 7), loaded, "olft", True, print) is None
+
+
+def test_numbers_of_numpy_and_large_files_are_content_like_others(tmp_path: Path):
+    loaded, file = load(), tmp_path / "images.npy"
+    np.save(file, loaded.data.images.numpy())
+    stored = StoredArray(file)
+    data = replace(loaded.data, images=stored.tensor, stored=stored)
+    assert content_of(loaded._replace(data=data)) == content_of(loaded)
+    normal = [replace(loaded.data, mean_std=((kind(0.5),), (kind(0.25),))) for kind in (float, np.float32)]
+    assert len({content_of(loaded._replace(data=data)) for data in normal}) == 1
+
+
+def test_another_version_of_torch_measures_anew(monkeypatch):
+    before = content_of(load())
+    monkeypatch.setattr(torch, "__version__", "2.99")
+    assert content_of(load()) != before
+
+
+@pytest.mark.parametrize(
+    "offer", [{"results": 5}, {"results": "p/\0"}, {}, {"results": "p/first/results", "sha256": ""}]
+)
+def test_an_offer_that_makes_no_sense_is_passed_by(evaluate, tmp_path: Path, offer: dict[str, Any]):
+    evaluate("first", load())
+    (folder,) = (tmp_path / "experiments/.results").iterdir()
+    write_json(folder / "a.json", offer)
+    assert read_reused(evaluate("second", load())[1]) == {"p/first": 4}

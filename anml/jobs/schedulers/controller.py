@@ -109,9 +109,12 @@ def all_jobs() -> list[SlurmJob]:
 
 
 def jobs_by_id(ids: Collection[str]) -> list[SlurmJob]:
-    """Return jobs that squeue does not name: as the controller knows them, else as accounting tells how they ended."""
-    jobs = shown_jobs(ids) if ids else []
-    return jobs + list(_accounted(set(ids) - {job.id for job in jobs}))
+    """Return jobs that squeue does not name: as the controller knows them, else as accounting tells how they ended.
+
+    ids: `7`, or `7_3` for a task of an array, which the controller forgets while others of the array go on.
+    """
+    jobs = shown_jobs({id_.partition("_")[0] for id_ in ids}) if ids else []
+    return jobs + list(_accounted(set(ids) - {each for job in jobs for each in (job.id, f"{job.id}_{job.task}")}))
 
 
 def shown_jobs(ids: Collection[str] = ("",)) -> list[SlurmJob]:

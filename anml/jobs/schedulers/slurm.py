@@ -176,7 +176,7 @@ class SlurmScheduler(Scheduler):
         # The name must fit as well: a controller that was set up anew counts ids from 1 again.
         jobs = [job for job in all_jobs() if job.name.endswith(f".{self.mark}") or job.id in ids]
         missing = arrays.keys() - {each for job in jobs for each in (job.id, f"{job.id}_{job.task}")}
-        jobs += jobs_by_id({arrays[id_] for id_ in missing if self.may_live(recorded[id_])})
+        jobs += jobs_by_id([id_ for id_ in missing if self.may_live(recorded[id_])])
         for job in sorted(jobs, key=lambda job: int(job.id)):
             name, task, answer = self._of_plan(job)
             if job.name.endswith(f".{self.mark}") or recorded.get(answer.id) == name:

@@ -166,3 +166,9 @@ def test_accounting_tells_how_a_job_ended_that_the_controller_does_not_know_any_
         ("3", 0, "cancelled"), ("3", 1, "cancelled"), ("3", 2, "cancelled"),
     ]  # fmt: skip
     assert jobs[0].answer.words == "OUT_OF_MEMORY (exit code 0:125, ran 00:00:07, 2097152K of memory)"
+
+    # The controller forgets a task of an array while others of it go on.
+    shown = "JobId=8 ArrayJobId=2 ArrayTaskId=4 JobName=b.1 UserId=me(0) JobState=RUNNING Reason=None"
+    (tmp_path / "scontrol").write_text(f"#!/bin/bash\ncat > /dev/null; echo '{shown}'\n")
+    phases = {(job.id, job.task): job.answer.phase for job in jobs_by_id(["2_1", "2_4"])}
+    assert (phases["2", 4], phases["2", 1]) == ("running", "failed")
