@@ -13,11 +13,15 @@ import pandas as pd
 from anml.experiment import Experiment
 from anml.report.statistics import Estimate, estimate
 from anml.report.tables import RateResult, main_results
-from anml.results import PICTURES, REPRESENTATION
+from anml.results import CONFUSIONS, PICTURES, REPRESENTATION, ConfusionRow
 
 # What a number is of, as files and summaries call it; a representation has no learning rate.
 KEYS = ("flavor", "model", "dataset", "checkpoint_step", "classes", "train_examples", "test_examples")
 NUMBERS = ("active", "dead", "effective_rank")
+_NEEDED = {
+    REPRESENTATION: {*KEYS, "train_seed", "run", *NUMBERS, "similarities", "map"},
+    CONFUSIONS: {*KEYS, "train_seed", *ConfusionRow._fields, "label", "predicted_label"},
+}
 # Confusions on the page, of each flavor.
 MOST_CONFUSIONS = 8
 
@@ -51,7 +55,7 @@ def read_measured(experiment: Experiment, suffix: str, summary: Sequence[RateRes
             table = pd.read_parquet(path)
         except (OSError, ValueError):
             continue
-        if len(table) and set(KEYS) <= set(table):
+        if len(table) and _NEEDED[suffix] <= set(table):
             tables.append(table.assign(pictures=path.name.removesuffix(suffix) + PICTURES))
     if not tables:
         return []
