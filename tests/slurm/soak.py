@@ -160,7 +160,7 @@ class Soak:
 
     def _one_round(self) -> dict[str, str]:
         """Look at what is done, and let users do what is not. Return what waits or runs, by id."""
-        for number in set(range(self.experiments)) - self.sound:
+        for number in range(self.experiments):
             self._look_at(number)
         with suppress(subprocess.SubprocessError):
             self.faults.repair()
@@ -170,7 +170,9 @@ class Soak:
         return {"unknown": "UNKNOWN"}
 
     def _look_at(self, number: int) -> None:
-        if self.is_done(number):
+        if not self.is_done(number):
+            self.sound.discard(number)  # Its report is written once more, after a retry, and may be harmed, too.
+        elif number not in self.sound:
             # Somebody may have begun to write the report again since.
             if self.is_as_undisturbed(number):
                 self.sound.add(number)
