@@ -21,8 +21,6 @@ from anml.results import CONFUSIONS, PICTURES, REPRESENTATION, ConfusionRow, Tra
 ACTIVE = 0.01
 # Images whose similarities are kept (500 have 124,750 pairs), and classes that the map shows.
 COMPARED_IMAGES = 500
-# Of fewer, the estimate of a similarity is not defined.
-FEWEST_IMAGES = 4
 MAPPED_CLASSES = 10
 # Pixels of the pictures that a report shows of classes.
 PICTURE_SIZE = 56
@@ -103,7 +101,7 @@ def _representation(loaded: LoadedModel) -> Iterator[dict[str, Any]]:
             return
         row = shape._asdict() | {"run": run, "units": features.shape[1], **activity(features)._asdict()}
         pairs, places = torch.zeros(0), torch.zeros(0)
-        if run == 0 and len(features) >= FEWEST_IMAGES:
+        if run == 0:
             pairs = similarities(features[:COMPARED_IMAGES]).float()
             places = torch.from_numpy(PCA(2).fit_transform(features[: MAPPED_CLASSES * shape.test_examples].numpy()))
         yield row | {"similarities": pairs.numpy(), "map": places.flatten().float().numpy()}

@@ -64,7 +64,7 @@ def draw_maps(items: Sequence[MeasuredRows], unit: str) -> Figure | None:
 def _scatter(panel: Axes, item: MeasuredRows) -> None:
     """Draw the images of the first training, class after class; every map fills its panel."""
     first = item.rows[item.rows["run"] == 0].iloc[0]
-    points = np.reshape(first["map"], (-1, item.result.test_examples, 2))  # None, of too few images.
-    for number, of_class in enumerate(points / (np.abs(points).max(initial=0) or 1)):
+    points = np.reshape(first["map"], (-1, item.result.test_examples, 2))
+    for number, of_class in enumerate(points / (np.abs(points).max() or 1)):
         colour = style.TRAINING_COLOURS[number % len(style.TRAINING_COLOURS)]
         panel.scatter(of_class[:, 0], of_class[:, 1], color=colour, s=18)

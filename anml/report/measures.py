@@ -128,7 +128,7 @@ def worst_confusions(experiment: Experiment, rows: pd.DataFrame) -> list[Confusi
 def cka_frame(items: Sequence[MeasuredRows]) -> pd.DataFrame:
     """Return the CKA of every two checkpoints of a flavor, a line each: they saw the same images."""
     rows = [row for item in items for row in item.rows.loc[item.rows["run"] == 0].to_dict("records")]
-    rows, lines = [row for row in rows if len(row["similarities"])], []
+    lines = []
     for one, other in combinations(rows, 2):
         if all(one[key] == other[key] for key in KEYS if key not in ("model", "checkpoint_step")):
             ends = [each[key] for each in (one, other) for key in ("model", "checkpoint_step", "train_seed")]
