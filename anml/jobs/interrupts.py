@@ -11,8 +11,18 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def ended_as_by_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, and SIGHUP of a closed terminal, do what Ctrl-C does: else what was begun would go on alone."""
-    with _handled_by(signal.default_int_handler):
+    """Let SIGTERM, and SIGHUP of a closed terminal, do what Ctrl-C does: else what was begun would go on alone.
+
+    Only the first one counts: a second, which `make` and `timeout` send, would break off the orderly end.
+    """
+    asked = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if not asked.is_set():
+            asked.set()
+            raise KeyboardInterrupt
+
+    with _handled_by(end):
         yield
 
 
