@@ -139,7 +139,7 @@ class Cluster:
         home = self.state.home(name)
         home.mkdir(parents=True, exist_ok=True)
         if name == "mariadbd" and not any(home.iterdir()):
-            self._run("mariadb-install-db", "--user=root", "--skip-test-db", f"--datadir={home}", patience=60)
+            self._install_database()
         if name == "slurmctld" and self.state.accounting:
             # Else the controller would wait for its cluster to be known to the database.
             self._run("sacctmgr", "--immediate", "add", "cluster", "anml-dev")
@@ -159,11 +159,21 @@ class Cluster:
         if process := processes.lookup(child.pid):
             self.state.record(name).write_text(f"{process.pid} {process.started} {since:.3f}\n")
 
+    def _install_database(self) -> None:
+        options = ["--no-defaults", "--user=root", "--skip-test-db", *self._database_folders()]
+        done = subprocess.run(["mariadb-install-db", *options], env=self.environment, capture_output=True, text=True)
+        if done.returncode:
+            message = f"mariadb-install-db failed:\n{done.stdout}{done.stderr}"
+            raise ClusterError(message)
+
+    def _database_folders(self) -> list[str]:
+        # A MariaDB that starts deletes the temporary tables of all others that share its folder for temporary files.
+        return [f"--datadir={self.state.home('mariadbd')}", f"--tmpdir={self.state.folder}"]
+
     def _command(self, name: str) -> list[str]:
         if name in ("slurmctld", "slurmdbd"):
             return [name, "-D"]
         if name == "mariadbd":
-            files = [f"--datadir={self.state.home(name)}", f"--socket={self.state.folder / 'mariadb.socket'}"]
             network = ["--bind-address=127.0.0.1", f"--port={self.state.ports[name]}"]
             first = f"--init-file={self.state.folder / 'database.sql'}"
             return [
@@ -171,7 +181,8 @@ class Cluster:
                 "--no-defaults",
                 "--user=root",
                 first,
-                *files,
+                f"--socket={self.state.folder / 'mariadb.socket'}",
+                *self._database_folders(),
                 *network,
                 "--innodb-flush-log-at-trx-commit=0",
             ]
