@@ -22,6 +22,8 @@ from anml.errors import ConfigError
 CODE = Path(__file__).resolve().parent.parent
 # Where the frozen code keeps the files that its config refers to.
 USER_CODE = "user_code"
+# Parts of the package that cannot change what an evaluation measures.
+OTHER_CODE = ("api.py", "__main__.py", "cli", "jobs", "report", "selftest.py", "tracking", "train")
 
 
 def is_reference(name: str) -> bool:
@@ -81,6 +83,22 @@ def copy_sources(references: Iterable[str]) -> dict[str, Path]:
             message = f"{source} and {copies[name]} have the same name; rename one of them"
             raise ConfigError(message)
     return copies
+
+
+def code_that_measures(code: Path = CODE) -> list[Path]:
+    """Return the files of this package, or of a copy of it, that may change what an evaluation measures."""
+    package = code / "anml"
+    files = (file for suffix in ("py", "cpp", "h") for file in package.rglob(f"*.{suffix}"))
+    return sorted(file for file in files if file.relative_to(package).parts[0] not in OTHER_CODE)
+
+
+@cache
+def code_checksum(code: Path = CODE) -> str:
+    """Return what results call the code that measured them: of `code_that_measures`, and of a user's frozen files."""
+    checksum = hashlib.sha256()
+    for file in [*code_that_measures(code), *sorted((code / USER_CODE).rglob("*.py"))]:
+        checksum.update(f"{file.relative_to(code).as_posix()} ".encode() + file.read_bytes())
+    return checksum.hexdigest()[:12]
 
 
 def _installed() -> list[str]:

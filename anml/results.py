@@ -19,8 +19,9 @@ class ResultRow:
 
     kept_bytes: what the learner keeps from one example to the next. seconds: of learning and scoring so far, not of
     encoding; of trajectories that learn side by side, an equal share. They never tell results apart: no two times are
-    the same. first_runs: where the spread over the first runs decided how many follow, how many these are. A new column
-    comes last and has a default, which stands for it in files of earlier versions.
+    the same. first_runs: where the spread over the first runs decided how many follow, how many these are. code: the
+    checksum of the code that measured (plugins.py). A new column comes last and has a default, which stands for it in
+    files of earlier versions.
     """
 
     flavor: str
@@ -44,6 +45,7 @@ class ResultRow:
     kept_bytes: int | None = None
     seconds: float | None = field(default=None, compare=False)
     first_runs: int | None = None
+    code: str = ""
 
 
 # Beside a results file: the rates that a race did not continue, and why.
@@ -213,5 +215,7 @@ def _read_file(path: Path) -> list[ResultRow]:
 
 
 def _parse(texts: Mapping[str, str]) -> ResultRow:
-    values: dict[str, Any] = {name: _KINDS[name](text) if text else None for name, text in texts.items()}
+    values: dict[str, Any] = {
+        name: _KINDS[name](text) if text or _KINDS[name] is str else None for name, text in texts.items()
+    }
     return ResultRow(**values)

@@ -32,7 +32,7 @@ CLASS_ROW = ClassRow(10, 15, 5, 5.5e-06, 0, 30, 2, 1, 2 / 3, 0.2)
 def test_columns_are_those_that_the_design_names():
     assert ",".join(COLUMNS) == (
         "flavor,protocol,model,dataset,checkpoint_step,classes,train_examples,test_examples,lr,train_seed,"
-        "run,epoch,step,classes_trained,train_acc,test_acc,train_top5,test_top5,kept_bytes,seconds,first_runs"
+        "run,epoch,step,classes_trained,train_acc,test_acc,train_top5,test_top5,kept_bytes,seconds,first_runs,code"
     )
 
 
@@ -44,7 +44,7 @@ def test_rows_come_back_to_the_bit(tmp_path):
 def test_the_first_line_names_the_columns_and_what_does_not_apply_is_empty(tmp_path):
     write_results(tmp_path / "a.csv", [ZERO_SHOT], [])
     values = 'no-sgd,zero_shot,"ANML, small",omniglot,400,10,15,5,,1,0,0,0,2,0.30000000000000004,'
-    values += "0.3333333333333333,1.0,0.0,,,"
+    values += "0.3333333333333333,1.0,0.0,,,,"
     assert (tmp_path / "a.csv").read_text() == f"{','.join(COLUMNS)}\n{values}\n"
 
 

@@ -24,13 +24,10 @@ from anml.config.model_args import model_references
 from anml.errors import DataError
 from anml.evaluate.sweep import LoadedModel, Say, Trajectory
 from anml.experiment import Experiment, experiments_folder
-from anml.plugins import is_reference
+from anml.plugins import CODE, code_that_measures, is_reference
 from anml.results import REUSED, ClassRow, ResultRow, TrajectoryResult, read_results
 
 FOLDER = ".results"
-PACKAGE = Path(__file__).resolve().parents[1]
-# Parts of the package that cannot change what an evaluation measures.
-OTHER_CODE = ("api.py", "__main__.py", "cli", "jobs", "report", "selftest.py", "tracking", "train")
 # Settings of which trajectories there are, of what else is measured, of where things lie, and of which images: their
 # content counts.
 _OTHER_SETTINGS = {
@@ -154,15 +151,9 @@ def content_of(loaded: LoadedModel) -> str:
         labels = torch.full_like(examples, label)
         images = data.stored.read(data.images, labels, examples) if data.stored else data.images[label]
         checksum.update(images.cpu().contiguous().numpy().data)
-    for file in code_that_measures():
-        checksum.update(f"{file.relative_to(PACKAGE)} ".encode() + file.read_bytes())
+    for file in code_that_measures(CODE):
+        checksum.update(f"{file.relative_to(CODE)} ".encode() + file.read_bytes())
     return checksum.hexdigest()
-
-
-def code_that_measures() -> list[Path]:
-    """Return the files of this package that may change what an evaluation measures."""
-    files = (file for suffix in ("py", "cpp", "h") for file in PACKAGE.rglob(f"*.{suffix}"))
-    return sorted(file for file in files if file.relative_to(PACKAGE).parts[0] not in OTHER_CODE)
 
 
 def _checksum(results_file: Path) -> str:

@@ -31,6 +31,7 @@ from anml.machine import determinism
 from anml.models.meta_model import MetaModel
 from anml.native.blocks import use_native_blocks
 from anml.optim import count_moments
+from anml.plugins import code_checksum
 from anml.results import ResultRow, TrajectoryResult
 
 # Seconds that native kernels save on a core, measured: for each step of a weight, each multiplication of a convolution.
@@ -310,6 +311,7 @@ def _row(score: Score, cost: Cost, trajectory: Trajectory, loaded: LoadedModel, 
         kept_bytes=cost.kept_bytes,
         seconds=cost.seconds,
         first_runs=loaded.config.runs if loaded.config.until else None,
+        code=code_checksum(),
     )
 
 

@@ -17,7 +17,7 @@ from anml.errors import ConfigError
 from anml.experiment import step_name
 from anml.jobs.launch import Launch, copy_checkpoints, copy_code, describe_environment, references
 from anml.jobs.plan import Job, Plan, make_plan
-from anml.plugins import copy_sources
+from anml.plugins import code_checksum, copy_sources
 
 # Keys that say how much is done. All others say how: trainings that exist would not have been done so.
 GROWING = (
@@ -127,6 +127,7 @@ def write_addition(before: Launch, after: Launch) -> None:
         "command_line": list(after.command_line),
         "jobs": [job.name for job in _work(added_jobs(before, after))],
         "code": new_code or "code",
+        "code_checksum": code_checksum(experiment.snapshot(new_code)),
     }
     if has_new_code:
         present = describe_environment(())

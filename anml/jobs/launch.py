@@ -25,7 +25,7 @@ from anml.errors import ConfigError, JobError
 from anml.experiment import ADDED_PTH, Experiment
 from anml.jobs.plan import Plan
 from anml.jobs.schedulers import Scheduler, scheduler_class
-from anml.plugins import USER_CODE, copy_sources, is_reference
+from anml.plugins import USER_CODE, code_checksum, copy_sources, is_reference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IS_CHECKOUT = (REPOSITORY / "pyproject.toml").is_file()  # Else this package is installed, or frozen code.
@@ -170,7 +170,8 @@ def create_experiment(launch: Launch, experiments: Path) -> None:
         new = Experiment(Path(name) / experiment.group)
         copy_code(new.code, references(launch.config, launch.profile))
         environment = describe_environment(launch.command_line)
-        write_json(new.environment_file, environment | {"experiments_dir": str(experiments)})
+        environment |= {"experiments_dir": str(experiments), "code_checksum": code_checksum(new.code)}
+        write_json(new.environment_file, environment)
         write_text(new.config_file, config_text)
         copy_checkpoints(launch.config, new)
         try:

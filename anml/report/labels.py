@@ -40,8 +40,9 @@ def checkpoint(step: int, unit: str) -> str:
 
 
 def count(number: int, plural: str) -> str:
-    """Return a number with its noun: `600 episodes`, `1 episode`."""
-    return f"{number:,} {plural.removesuffix('s') if number == 1 else plural}"
+    """Return a number with its noun: `600 episodes`, `1 episode`, `1 trajectory`."""
+    singular = f"{plural[:-3]}y" if plural.endswith("ies") else plural.removesuffix("s")
+    return f"{number:,} {singular if number == 1 else plural}"
 
 
 def sentence(config: TrainConfig) -> str:

@@ -1,6 +1,7 @@
 """The report of one experiment: what was run, the accuracies, the figures, and what went wrong."""
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -225,6 +226,7 @@ def _render(
         chosen=chosen,
         stopped=tables.read_stopped(experiment),
         reused=tables.read_reused(experiment),
+        codes=Counter(row.code for row in tables.finals(report.rows)),
         interval_note=interval_note(tables.main_results(report.summary)),
         has_models=len({result.model for result in report.summary}) > 1,
         has_held_out=any(is_validation(result.dataset) for result in report.summary),

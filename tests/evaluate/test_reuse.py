@@ -1,6 +1,7 @@
 """What another experiment has measured is taken from there, and nothing else is."""
 
 import ast
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,10 +20,11 @@ from anml.config.evaluation import EvalConfig
 from anml.data.class_images import ClassImages, StoredArray
 from anml.evaluate import reuse
 from anml.evaluate.job import finish
-from anml.evaluate.reuse import OTHER_CODE, PACKAGE, content_of, find_reuse
+from anml.evaluate.reuse import content_of, find_reuse
 from anml.evaluate.sweep import LoadedModel, sweep_trajectories
 from anml.experiment import Experiment
 from anml.models import build_model
+from anml.plugins import CODE, OTHER_CODE, USER_CODE, code_checksum
 from anml.report.tables import read_reused
 from anml.results import FinishedTrajectories, ResultRow, read_results
 
@@ -113,16 +115,30 @@ def test_names_numbers_of_runs_and_places_are_no_content():
 
 def test_edited_code_measures_anew(monkeypatch, tmp_path: Path):
     before = content_of(load())
-    (tmp_path / "evaluate").mkdir()
-    (tmp_path / "evaluate/learner.py").write_text("edited")
-    monkeypatch.setattr(reuse, "PACKAGE", tmp_path)
+    (tmp_path / "anml/evaluate").mkdir(parents=True)
+    (tmp_path / "anml/evaluate/learner.py").write_text("edited")
+    monkeypatch.setattr(reuse, "CODE", tmp_path)
     assert content_of(load()) != before
+
+
+def test_results_name_the_code_that_measures_and_no_other(tmp_path: Path):
+    checksums = []
+    edits = {"same": {}, "report": {"anml/report/page.py": "#"}}
+    edits |= {"engine": {"anml/evaluate/learner.py": "#"}, "own": {f"{USER_CODE}/net.py": "#"}}
+    for name, edited in edits.items():
+        shutil.copytree(CODE / "anml", tmp_path / name / "anml")
+        for file, text in edited.items():
+            (tmp_path / name / file).parent.mkdir(exist_ok=True)
+            (tmp_path / name / file).write_text(text)
+        checksums.append(code_checksum(tmp_path / name))
+    assert checksums[:2] == [code_checksum()] * 2
+    assert len(set(checksums)) == 3
 
 
 def test_code_that_does_not_count_is_not_imported_by_a_sweep():
     """Every module that a sweep imports either counts as content or is one that learns and scores nothing."""
     code = "import sys, anml.evaluate.sweep; print([m for m in sys.modules if m.startswith('anml.')])"
-    modules = ast.literal_eval(subprocess.check_output([sys.executable, "-c", code], text=True, cwd=PACKAGE.parent))
+    modules = ast.literal_eval(subprocess.check_output([sys.executable, "-c", code], text=True, cwd=CODE))
     parts = {module.split(".")[1] for module in modules}
     assert not parts & {part.removesuffix(".py") for part in OTHER_CODE}
 

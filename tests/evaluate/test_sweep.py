@@ -20,6 +20,7 @@ from anml.evaluate.learner import LaneLearner
 from anml.evaluate.prepared_run import RunPreparer, Shape
 from anml.evaluate.sweep import LoadedModel, Trajectory, blocks, run_sweep, seconds_saved, sweep_trajectories
 from anml.native import available
+from anml.plugins import code_checksum
 from anml.results import ClassRow, ResultRow, TrajectoryResult
 
 
@@ -75,7 +76,7 @@ def test_rows_say_what_was_measured(run, config):
     assert dataclasses.replace(row, **accuracies, kept_bytes=None) == ResultRow(
         flavor="olft", protocol="sequential", model="ANML small", dataset="noise", checkpoint_step=400, classes=6,
         train_examples=3, test_examples=2, lr=0.01, train_seed=7, run=1, epoch=1, step=6, classes_trained=2,
-        **accuracies,
+        **accuracies, code=code_checksum(),
     )  # fmt: skip
 
 

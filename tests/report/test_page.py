@@ -73,6 +73,14 @@ def test_page_needs_no_network_and_no_script(whole):
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_page_tells_results_of_different_code_apart(build, row):
+    rows = [row(run=0), row(run=1, code="0123456789ab"), row(run=2, code="0123456789ab")]
+    page = words(page_of(build().write("olft-step-000600", rows)))
+    assert "1 trajectory by an earlier version, 2 trajectories by 0123456789ab." in page
+    assert "Measured by different code" not in words(page_of(build().write("olft-step-000600", rows[1:])))
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_best_accuracies_are_those_of_the_last_checkpoint(whole):
     summary = write_report(whole.experiment)
     best = summary.best_accuracies()
