@@ -13,6 +13,8 @@ from PIL import Image
 
 # Tests run side by side, and small tensors gain nothing from threads. Set before torch is imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As users have it, Python keeps what it compiles: every job would compile the frozen code anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A shell lets what runs in the background ignore Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

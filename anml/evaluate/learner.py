@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from anml.evaluate.prepared_run import PreparedRun, RunPreparer, Stage, Weights, classify, predict
 from anml.evaluate.product_conv import use_products
 from anml.models.meta_model import MetaModel
-from anml.optim import make_stepper
+from anml.optim import Adam, make_stepper
 
 # Of all training and of all test examples of a run, each [n, outputs].
 Logits = tuple[torch.Tensor, torch.Tensor]
@@ -181,7 +181,7 @@ class LaneLearner(Lanes):
         self.gradients_of_one = _gradients(self.model, stage)
         # One group of parameters for each rate: views into the weights, so that one fused kernel updates all its runs.
         groups = [{"params": list(view.values()), "lr": lr} for view, lr in zip(self.views, lrs, strict=True)]
-        self.optimizer = torch.optim.Adam(groups, betas=prepared_runs[0].betas, fused=True)
+        self.optimizer = Adam(groups, betas=prepared_runs[0].betas, fused=True)
         self.replay = Replay(self.labels.device)
 
     def learn_each(self, first: int, last: int) -> None:

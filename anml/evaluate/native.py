@@ -12,6 +12,7 @@ from anml.evaluate.learner import OneTrajectory, ReferenceLearner, learns_linear
 from anml.evaluate.prepared_run import PreparedRun, classify
 from anml.native import available, kernels
 from anml.native.blocks import use_native_blocks
+from anml.optim import Adam
 
 # torch.optim.Adam's default.
 _EPSILON = 1e-8
@@ -44,7 +45,7 @@ class NativeLearner(OneTrajectory):
         layers = {name: layer for name, layer in trained if type(layer) is nn.Linear}
         others = [name for name in prepared.trained_names if name.removesuffix(".weight") not in layers]
         self.others = [self.model.get_parameter(name).requires_grad_(True) for name in others]
-        self.optimizer = torch.optim.Adam(self.others, lr, prepared.betas, fused=True) if others else None
+        self.optimizer = Adam(self.others, lr, prepared.betas, fused=True) if others else None
         self.linears = [_OuterProductLinear(layer) for layer in layers.values()]
 
     def learn_each(self, first: int, last: int) -> None:

@@ -238,8 +238,7 @@ def check_head(model: MetaModel, config: EvalConfig) -> None:
             problem += "before it no gradient; add head"
     if problem:
         raise ConfigError(problem)
-    # Torch says whether it has such an optimizer and schedule. To make one it imports its compiler: 2 s of a launch.
-    if learned and not config.learns_by_adam:
+    if learned:  # Torch says whether it has such an optimizer and schedule.
         make_stepper(config.stepper, config.lr[0], [nn.Parameter(torch.zeros(1))])
 
 

@@ -12,7 +12,7 @@ from anml.errors import ConfigError
 from anml.meta.engine import Engine, EpisodeOutcome, autocast
 from anml.models.heads import OutputLayer
 from anml.models.meta_model import MetaModel, draw_kaiming, select_names
-from anml.optim import BAD_ARGUMENTS, schedule_by_name
+from anml.optim import BAD_ARGUMENTS, Adam, schedule_by_name
 from anml.rng import torch_generator
 
 
@@ -22,7 +22,7 @@ class OuterStep:
     def __init__(self, config: TrainConfig, model: MetaModel, seed: int) -> None:
         self.config, self.model, self.seed = config, model, seed
         self.outer = {name: model.get_parameter(name) for name in select_names(model, config.outer_params)}
-        self.optimizer = torch.optim.Adam(list(self.outer.values()), lr=config.outer_lr, fused=True)
+        self.optimizer = Adam(list(self.outer.values()), lr=config.outer_lr, fused=True)
         self.lrs = outer_lrs(config)
         self.lr_on_device: torch.Tensor | None = None
 
@@ -108,7 +108,7 @@ def outer_lrs(config: TrainConfig) -> list[float]:
     name, arguments = config.outer_lr_scheduler, config.outer_lr_scheduler_args or {}
     if name is None:
         return []
-    dummy = torch.optim.Adam([torch.zeros(1)], lr=config.outer_lr)
+    dummy = Adam([torch.zeros(1)], lr=config.outer_lr)
     schedule = schedule_by_name("outer_lr_scheduler", name, arguments, dummy, "episode")
     dummy.step()  # Torch warns of a schedule that goes on before the optimizer has; once is enough.
     what = f"outer_lr_scheduler_args: {name} with {arguments}"

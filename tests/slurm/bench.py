@@ -109,10 +109,10 @@ def model_hash(root: Path, step: int) -> str:
     return hashlib.sha256(b"".join(files)).hexdigest()
 
 
-def undisturbed_hash(bench: Bench, steps: int) -> str:
-    """Return the checksum of the same training run in one go, with the same number of threads."""
-    config = bench.folder / "config.yml"
-    folder = bench.folder / "undisturbed"
+def train_undisturbed(bench: Bench, steps: list[int]) -> dict[int, str]:
+    """Run the long training in one go, with as many threads as a job; return its checksum after so many steps."""
+    config, folder = bench.folder / "config.yml", bench.folder / "undisturbed"
+    config.write_text(yaml.safe_dump(long_training(max(steps)) | {"eval_steps": steps}))
     done = bench.python("train_anml.py", "-c", str(config), "--run-dir", str(folder), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
-    return model_hash(folder, steps)
+    return {step: model_hash(folder, step) for step in steps}

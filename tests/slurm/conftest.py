@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.bench import Bench
+from tests.slurm.bench import Bench, train_undisturbed
 from tests.slurm.cluster import ACCOUNTING, DevCluster
 from tests.slurm.light import Cluster
 
@@ -64,6 +64,12 @@ def bench(dev_cluster: DevCluster, tmp_path: Path) -> Iterator[Bench]:
     if live:
         bench.slurm("scancel", *live)
         bench.wait_for_queue()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(dev_cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    """The checksums that a long training has after 200 and 400 steps where nothing happens to it."""
+    return train_undisturbed(Bench(dev_cluster.env, tmp_path_factory.mktemp("undisturbed")), [200, 400])
 
 
 @pytest.fixture

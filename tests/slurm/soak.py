@@ -55,7 +55,7 @@ class Soak:
         (self.folder / "python").mkdir(exist_ok=True)
         (self.folder / "python/sitecustomize.py").write_text(NO_COMPILER)
         self.bench.env["PYTHONPATH"] = str(self.folder / "python")
-        # As users have it, Python keeps what it compiles: every job would compile the frozen code anew.
+        # As in tests/conftest.py, which a soak by itself does not read.
         self.bench.env.pop("PYTHONDONTWRITEBYTECODE", None)
         self.faults = Faults(self.cluster, self.bench, self.rng)
         self.user_env = self.bench.env | {"PATH": f"{self.faults.wrappers()}:{os.environ['PATH']}"}

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.slurm.bench import REPOSITORY, TINY, Bench, long_training, model_hash, undisturbed_hash
+from tests.slurm.bench import REPOSITORY, TINY, Bench, long_training, model_hash
 
 pytestmark = pytest.mark.slurm
+SHORT = TINY | {"epochs": 2, "eval_steps": [2]}  # One training, one evaluation, the report.
 
 
 @pytest.mark.parametrize("partition", ["dggpu", "bdgpu"])
@@ -42,7 +43,7 @@ def test_a_choice_waits_for_every_task_of_the_sweep_that_it_chooses_from(bench: 
 
 def test_names_with_blanks_and_shell_characters_are_harmless(bench: Bench) -> None:
     project, group = "a b;touch x", "it's $HOME & `id` 100%j"
-    assert bench.launch(project=project, group=group).returncode == 0
+    assert bench.launch(config=SHORT, project=project, group=group).returncode == 0
     bench.wait_for_queue()
     root = bench.root(group, project)
     assert json.loads((root / "jobs/report/status.json").read_text())["state"] == "done"
@@ -97,40 +98,40 @@ def test_rocm_profile_without_rocm_fails_with_the_right_words(bench: Bench) -> N
     assert "environment-rocm.yml" in bench.status("train-step-000002")["message"]
 
 
-def test_cancelled_training_is_finished_by_retry(bench: Bench) -> None:
-    bench.launch(config=long_training(400))
-    bench.wait_for_training("train-step-000400", steps=30)
+def test_cancelled_training_is_finished_by_retry(bench: Bench, undisturbed: dict) -> None:
+    bench.launch(config=long_training(200))
+    bench.wait_for_training("train-step-000200", steps=30)
     cancelled = bench.python("-m", "anml", "cancel", "p/g")
-    assert "train-step-000400" in cancelled.stdout
+    assert "train-step-000200" in cancelled.stdout
     bench.wait_for_queue()
-    assert bench.status("train-step-000400")["state"] in ("interrupted", "running")
+    assert bench.status("train-step-000200")["state"] in ("interrupted", "running")
     assert bench.python("-m", "anml", "retry", "p/g").returncode == 0
     bench.wait_for_queue()
-    assert bench.status("train-step-000400")["state"] == "done"
-    assert model_hash(bench.root(), 400) == undisturbed_hash(bench, 400)
+    assert bench.status("train-step-000200")["state"] == "done"
+    assert model_hash(bench.root(), 200) == undisturbed[200]
 
 
-def test_killed_process_is_told_as_failed_and_finished_by_retry(bench: Bench) -> None:
-    bench.launch(config=long_training(400))
-    bench.wait_for_training("train-step-000400", steps=30)
-    os.kill(bench.status("train-step-000400")["pid"], signal.SIGKILL)
+def test_killed_process_is_told_as_failed_and_finished_by_retry(bench: Bench, undisturbed: dict) -> None:
+    bench.launch(config=long_training(200))
+    bench.wait_for_training("train-step-000200", steps=30)
+    os.kill(bench.status("train-step-000200")["pid"], signal.SIGKILL)
     bench.wait_for_queue()
     shown = bench.python("-m", "anml", "status", "p/g")
     assert "failed" in shown.stdout
     bench.python("-m", "anml", "retry", "p/g")
     bench.wait_for_queue()
-    assert model_hash(bench.root(), 400) == undisturbed_hash(bench, 400)
+    assert model_hash(bench.root(), 200) == undisturbed[200]
 
 
-def test_requeued_training_continues_bit_for_bit(bench: Bench) -> None:
-    bench.launch(config=long_training(400))
-    bench.wait_for_training("train-step-000400", steps=30)
-    id_before = bench.id_of("train-step-000400")
+def test_requeued_training_continues_bit_for_bit(bench: Bench, undisturbed: dict) -> None:
+    bench.launch(config=long_training(200))
+    bench.wait_for_training("train-step-000200", steps=30)
+    id_before = bench.id_of("train-step-000200")
     bench.slurm("scontrol", "requeue", id_before)
     bench.wait_for_queue()
-    status = bench.status("train-step-000400")
+    status = bench.status("train-step-000200")
     assert (status["state"], status["attempt"]) == ("done", 2)
-    assert model_hash(bench.root(), 400) == undisturbed_hash(bench, 400)
+    assert model_hash(bench.root(), 200) == undisturbed[200]
 
 
 def test_time_limit_makes_training_save_requeue_itself_and_finish(bench: Bench) -> None:
@@ -159,7 +160,7 @@ def steps_per_second(bench: Bench, config: dict) -> float:
 
 def test_submission_survives_a_controller_that_stops_amid_it(bench: Bench, dev_cluster) -> None:
     path = f"{stopping_sbatch(bench.folder, dev_cluster)}:{os.environ['PATH']}"
-    launched = bench.launch(config=TINY | {"epochs": 2, "eval_steps": [2]}, PATH=path)
+    launched = bench.launch(config=SHORT, PATH=path)
     assert launched.returncode == 0, launched.stderr
     bench.wait_for_queue()
     names = bench.slurm("squeue", "--states=all", "--noheader", "--format=%j").split()
@@ -210,12 +211,12 @@ def write_sbatch(folder: Path, lines: list[str]) -> Path:
 
 def test_refused_third_job_takes_the_others_back_and_can_be_completed(bench: Bench) -> None:
     path = f"{refusing_sbatch(bench.folder)}:{os.environ['PATH']}"
-    refused = bench.launch(PATH=path)
+    refused = bench.launch(config=SHORT, PATH=path)
     assert refused.returncode == 1
     assert "QOSMaxSubmitJobPerUserLimit" in refused.stderr
     assert "Traceback" not in refused.stderr
     bench.wait_for_queue()
-    assert bench.launch().returncode == 0
+    assert bench.launch(config=SHORT).returncode == 0
     bench.wait_for_queue()
     assert bench.status("report")["state"] == "done"
 

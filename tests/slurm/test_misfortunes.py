@@ -9,12 +9,12 @@ import sys
 import pytest
 import yaml
 
-from tests.slurm.bench import REPOSITORY, TINY, Bench, long_training, model_hash, undisturbed_hash
+from tests.slurm.bench import REPOSITORY, TINY, Bench, long_training, model_hash
 
 pytestmark = pytest.mark.slurm
 
 
-def test_preempted_training_continues_bit_for_bit(bench: Bench) -> None:
+def test_preempted_training_continues_bit_for_bit(bench: Bench, undisturbed: dict) -> None:
     options = {"all": {"partition": "preempt", "ntasks": 1}, "train": {"gres": "gpu:1", "time": "00:20:00"}}
     bench.launch("--cluster", bench.profile(sbatch=options), config=long_training(400))
     bench.wait_for_training("train-step-000400", steps=30)
@@ -22,18 +22,20 @@ def test_preempted_training_continues_bit_for_bit(bench: Bench) -> None:
     bench.wait_for_queue()
     status = bench.status("train-step-000400")
     assert (status["state"], status["attempt"]) == ("done", 2)
-    assert model_hash(bench.root(), 400) == undisturbed_hash(bench, 400)
+    assert model_hash(bench.root(), 400) == undisturbed[400]
 
 
-def test_training_on_a_node_that_dies_continues_from_its_last_checkpoint(bench: Bench, dev_cluster) -> None:
-    bench.launch(config=long_training(400))
-    bench.wait_for_training("train-step-000400", steps=30)
+def test_training_on_a_node_that_dies_continues_from_its_last_checkpoint(
+    bench: Bench, undisturbed: dict, dev_cluster
+) -> None:
+    bench.launch(config=long_training(200))
+    bench.wait_for_training("train-step-000200", steps=30)
     node = bench.slurm("squeue", "--noheader", "--states=running", "--format=%N").split()[0]
     dev_cluster.stop_node(node)
     dev_cluster.start_node(node)
     bench.wait_for_queue()
-    assert bench.status("train-step-000400")["state"] == "done"
-    assert model_hash(bench.root(), 400) == undisturbed_hash(bench, 400)
+    assert bench.status("train-step-000200")["state"] == "done"
+    assert model_hash(bench.root(), 200) == undisturbed[200]
 
 
 def test_retry_runs_only_the_failed_task_of_an_array(bench: Bench) -> None:
@@ -101,7 +103,7 @@ def test_job_that_dies_without_a_word_is_never_called_pending(bench: Bench) -> N
     assert "pending" not in shown.stdout
 
 
-def test_an_experiment_that_is_moved_while_it_runs_goes_on_at_its_new_place(bench: Bench) -> None:
+def test_an_experiment_that_is_moved_while_it_runs_goes_on_at_its_new_place(bench: Bench, undisturbed: dict) -> None:
     bench.launch(config=long_training(400))
     bench.wait_for_training("train-step-000400", steps=30)
     old, new = bench.root(), bench.root("moved")
@@ -113,7 +115,7 @@ def test_an_experiment_that_is_moved_while_it_runs_goes_on_at_its_new_place(benc
     assert "was moved from" in retried.stdout
     bench.wait_for_queue()
     assert bench.status("report", "moved")["state"] == "done"
-    assert model_hash(new, 400) == undisturbed_hash(bench, 400)
+    assert model_hash(new, 400) == undisturbed[400]
     assert not old.exists()
 
 
