@@ -157,7 +157,7 @@ def _gradients_are_exact(kind: str, engine: str, device: torch.device) -> Findin
     names = select_names(model, config.inner_params)
     tested, _ = make_engine(config, model, names)
     episode = draw_episode(_noise(device), config, 1, 0, torch.float64)
-    reference = ReferenceEngine(model, names, config.inner_optimizer)
+    reference = ReferenceEngine(model, names, config.inner)
     errors = gradient_errors(tested.run(episode), reference.run(episode))
     return _error(max(errors.values()), _EXACT, tested.note)
 

@@ -243,6 +243,9 @@ def _check_method(config: TrainConfig) -> Faults:
     is_episodic, method = config.method.is_episodic, f"train_method: {config.train_method}"
     if config.inner_lrs and (not is_episodic or config.method.head):
         yield "inner_lrs", f"are for an inner loop of gradient steps, which {method} has not"
+    if config.inner.learns_rates and (config.method.keeps_fast_weights or config.method.moves_to_fast_weights):
+        message = f"meta-sgd learns rates by the gradient of the meta loss, which {method} has not; use "
+        yield "inner_optimizer", message + "train_method: meta or meta-first-order"
     if config.on_divergence == "skip" and config.method.keeps_fast_weights:
         yield "on_divergence", f"skip cannot undo what the inner loop of {method} has done to the weights; remove it"
     if config.outer_lr_scheduler is None and config.outer_lr_scheduler_args is not None:
@@ -256,8 +259,12 @@ def _check_engine(config: TrainConfig) -> Faults:
     """Refuse engines that cannot run, or that would not gather statistics that evaluations use."""
     if config.engine in ("graph", "triton") and config.device == "cpu":
         yield "engine", f"{config.engine} needs a GPU, but device is cpu; use engine: auto"
-    if config.precision == "bf16-mixed" and config.engine in ("native", "triton", "sweep", "compiled"):
+    is_special = config.engine in ("native", "triton", "sweep", "compiled")
+    if config.precision == "bf16-mixed" and is_special:
         yield "precision", f"engine {config.engine} computes in float32 alone; use engine: auto with bf16-mixed"
+    if config.method.is_second_order and not config.inner.is_plain and is_special:
+        key = "inner_momentum" if config.inner.momentum else "inner_optimizer"
+        yield "engine", f"{config.engine} takes plain SGD steps alone, without {key}; use engine: auto"
     if config.precision == "tf32" and "cpu" in (config.device, "cpu" if config.engine == "native" else ""):
         yield "precision", "tf32 needs an NVIDIA GPU, and this config trains on a CPU (device, engine)"
     record = config.model_record

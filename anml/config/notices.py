@@ -34,9 +34,12 @@ class Unread(NamedTuple, Generic[R]):
     where: str = "on {0}: {1}"
 
 
-_BY_ADAM = "; the outer loop learns by Adam, the inner one by SGD"
+_BY_ADAM = "; the outer loop learns by Adam, the inner one by SGD (inner_optimizer, inner_momentum)"
 _OF_EPISODES = "; it is for training on episodes"
-_OF_INNER_LOOP = ("sample_method", "tasks", "train_cycles", "remember_size", "remember_only", "replacement")
+_OF_INNER_LOOP = (
+    "sample_method", "tasks", "train_cycles", "remember_size", "remember_only", "replacement", "inner_optimizer",
+    "inner_momentum",
+)  # fmt: skip
 _EPISODES_ALONE = (*_OF_INNER_LOOP, "engine", "lobo_classes")
 _ZAPPING = ("lobo_scale", "lobo_first", "lobo_biased_steps", "lobo_biased_fraction", "lobo_biased_params")
 _PERIOD = "; it says every how many epochs rows are re-drawn"

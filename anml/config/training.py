@@ -61,9 +61,19 @@ class FewShot(Record):
 
 
 class InnerOptimizer(NamedTuple):
-    """What takes the steps of the inner loop, plain SGD, as every engine gets it."""
+    """What takes the steps of the inner loop, SGD, as every engine gets it.
+
+    momentum: that of torch's SGD; the velocity is zero when an episode begins. learns_rates: each parameter has a rate,
+    which begins at `lr`, and which the outer loop learns.
+    """
 
     lr: float
+    momentum: float = 0.0
+    learns_rates: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        return not (self.momentum or self.learns_rates)
 
 
 class AddedCheckpoint(Record):
@@ -125,6 +135,9 @@ class TrainConfig(Record):
     lobo_classes: Literal["all", "first"] | None = None
     inner_lr: Rate = 0.1
     inner_lrs: OneOrMany[Rate] | None = None
+    # Unset is sgd. With meta-sgd each parameter has a rate of its own, which is learned; inner_lr is where all begin.
+    inner_optimizer: Literal["sgd", "meta-sgd"] | None = None
+    inner_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     outer_lr: Rate = 0.001
     # A schedule of outer_lr by episode.
     outer_lr_scheduler: str | None = None
@@ -205,8 +218,8 @@ class TrainConfig(Record):
         return find_method(self.train_method)
 
     @property
-    def inner_optimizer(self) -> InnerOptimizer:
-        return InnerOptimizer(self.inner_lr)
+    def inner(self) -> InnerOptimizer:
+        return InnerOptimizer(self.inner_lr, self.inner_momentum or 0.0, self.inner_optimizer == "meta-sgd")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -52,7 +52,7 @@ def make_engine(config: TrainConfig, model: MetaModel, inner_names: list[str]) -
         name = _first_possible(_IN_A_GRAPH, config, model, inner_names)[0]
     if uses_graph(config, model):
         why = f"of which one graph is made per update ({why})"
-    return ENGINES[name](model, inner_names, config.inner_optimizer), why
+    return ENGINES[name](model, inner_names, config.inner), why
 
 
 def uses_graph(config: TrainConfig, model: MetaModel) -> bool:
@@ -81,7 +81,7 @@ def _first_order(config: TrainConfig, model: MetaModel, inner_names: list[str]) 
     keep = config.method.keeps_fast_weights
     use_kernels = config.engine in ("auto", "native") and config.precision != "bf16-mixed"
     moves = config.method.moves_to_fast_weights
-    engine = FirstOrderEngine(model, inner_names, config.inner_optimizer, keep, use_kernels, moves)
+    engine = FirstOrderEngine(model, inner_names, config.inner, keep, use_kernels, moves)
     if config.engine == "native" and not engine.is_native:
         reason = engine.note or "it has no convolution blocks on a CPU that the kernels can run"
         message = f"engine: native cannot train this: {reason}. Use engine: auto."
@@ -94,6 +94,8 @@ def _obstacle(engine: str, config: TrainConfig, model: MetaModel, inner_names: l
     device = next(model.parameters()).device
     if config.precision == "bf16-mixed" and engine not in ("graph", "fast", "reference"):
         return "it computes in float32 alone (precision: bf16-mixed)"
+    if not config.inner.is_plain and engine not in ("graph", "fast", "reference"):
+        return "it takes plain SGD steps alone (inner_optimizer, inner_momentum)"
     if engine == "reference":
         return "it never updates the running statistics of a BatchNorm" if has_batch_norm(model) else ""
     if engine == "graph" and config.augment:

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from anml.config.training import InnerOptimizer, Precision
 from anml.data.episodes import Episode
+from anml.meta.inner_steps import InnerSteps, Weights
 from anml.models.meta_model import MetaModel
 from anml.native import available
 from anml.native.blocks import with_native_blocks
@@ -26,7 +27,7 @@ class EpisodeOutcome(NamedTuple):
     """What one episode yields.
 
     loss, accuracy: of the meta loss's examples, zero-dimensional tensors (not read back: that would stall a GPU).
-    gradients: of the loss with respect to the weights before the inner loop, by parameter name.
+    gradients: of the loss with respect to the weights before the inner loop, by parameter name, and to learned rates.
     """
 
     loss: torch.Tensor
@@ -132,21 +133,27 @@ class ReferenceEngine:
     note = ""
 
     def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
-        self.model = model
-        self.optimizer = torch.optim.SGD([model.get_parameter(name) for name in inner_names], lr=inner.lr)
+        self.model, self.inner = model, InnerSteps(model, inner_names, inner)
+        groups = [{"params": [model.get_parameter(name)]} for name in inner_names]
+        self.optimizer = torch.optim.SGD(groups, lr=inner.lr, momentum=inner.momentum)
 
     def run(self, episode: Episode) -> EpisodeOutcome:
         import higher  # Only this engine needs it.
 
-        with higher.innerloop_ctx(self.model, self.optimizer, copy_initial_weights=False) as (net, inner):
+        lrs = {"lr": [*self.inner.rates.values()]} if self.inner.rates else None
+        with higher.innerloop_ctx(self.model, self.optimizer, copy_initial_weights=False, override=lrs) as (net, inner):
             for index in episode.support_index:
                 inner.step(cross_entropy(net(episode.images[index]), episode.labels[index]))
             logits, labels = net(episode.images[episode.query_start :]), episode.labels[episode.query_start :]
-            return differentiate(logits, labels, dict(self.model.named_parameters()))
+            return differentiate(logits, labels, dict(self.model.named_parameters()) | self.inner.rates)
 
 
 class FirstOrderEngine:
-    """Plain SGD in the inner loop, plain gradient after it; `native`: with blocks in C++ where the model has such."""
+    """SGD in the inner loop, plain gradient after it; `native`: with blocks in C++ where the model has such.
+
+    For the gradient of a learned rate, too, the gradients of the inner loop are constants: it is minus the sum of what
+    a parameter moved along, times the parameter's gradient (MAML++ in its first-order form).
+    """
 
     name = "first-order"
 
@@ -162,7 +169,11 @@ class FirstOrderEngine:
         self.model = model
         self.classify, self.note = _with_native_blocks(model) if native else (model, "")
         self.names, self.fast = inner_names, [model.get_parameter(name) for name in inner_names]
-        self.lr, self.keep_fast_weights, self.moves_to_fast_weights = inner.lr, keep_fast_weights, moves_to_fast_weights
+        self.inner = InnerSteps(model, inner_names, inner)
+        self.keep_fast_weights, self.moves_to_fast_weights = keep_fast_weights, moves_to_fast_weights
+        # Of the episode that runs: velocities, and with learned rates the sum of what each parameter moved along.
+        self.velocity: Weights = {}
+        self.ways: Weights = {}
 
     @property
     def is_native(self) -> bool:
@@ -171,6 +182,7 @@ class FirstOrderEngine:
 
     def run(self, episode: Episode) -> EpisodeOutcome:
         """Return loss, accuracy and gradients; unless fast weights are kept, the weights are put back."""
+        self.velocity, self.ways = {}, {}
         before = [] if self.keep_fast_weights else [p.detach().clone() for p in self.fast]
         for index in episode.support_index:
             self._sgd_step(cross_entropy(self.classify(episode.images[index]), episode.labels[index]))
@@ -178,23 +190,31 @@ class FirstOrderEngine:
         outcome = differentiate(logits, labels, dict(self.model.named_parameters()))
         if self.moves_to_fast_weights:
             outcome = self._towards_fast_weights(outcome, before)
+        of_rates = {f"inner_lr.{name}": -(outcome.gradients[name] * way).sum() for name, way in self.ways.items()}
         with torch.no_grad():
             for parameter, value in zip(self.fast, before, strict=not self.keep_fast_weights):
                 parameter.copy_(value)
-        return outcome
+        return outcome._replace(gradients=outcome.gradients | of_rates)
 
     def _towards_fast_weights(self, outcome: EpisodeOutcome, before: list[torch.Tensor]) -> EpisodeOutcome:
         """Take the last step, and return the way back as the gradient; other parameters keep theirs."""
         with torch.no_grad():
-            after = [fast - self.lr * outcome.gradients[name] for name, fast in zip(self.names, self.fast, strict=True)]
-            way = {name: start - end for name, start, end in zip(self.names, before, after, strict=True)}
+            way = {}
+            for name, start, fast in zip(self.names, before, self.fast, strict=True):
+                direction = self.inner.direction(self.velocity, name, outcome.gradients[name])
+                way[name] = start - (fast - self.inner.lr * direction)
         return outcome._replace(gradients=outcome.gradients | way)
 
     def _sgd_step(self, loss: torch.Tensor) -> None:
         gradients = torch.autograd.grad(loss, self.fast)
         with torch.no_grad():
-            for parameter, gradient in zip(self.fast, gradients, strict=True):
-                parameter.add_(gradient, alpha=-self.lr)
+            for name, parameter, gradient in zip(self.names, self.fast, gradients, strict=True):
+                direction, rate = self.inner.direction(self.velocity, name, gradient), self.inner.rate(name)
+                if isinstance(rate, torch.Tensor):
+                    parameter.sub_(rate * direction)
+                    self.ways[name] = self.ways[name] + direction if name in self.ways else direction
+                else:
+                    parameter.add_(direction, alpha=-rate)
 
 
 def _with_native_blocks(model: MetaModel) -> tuple[nn.Module, str]:

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from anml.config.training import InnerOptimizer
 from anml.data.episodes import Episode
 from anml.meta.engine import EpisodeOutcome, differentiate
+from anml.meta.inner_steps import InnerSteps, Weights
 from anml.models.blocks import has_batch_norm
 from anml.models.meta_model import MetaModel, belongs_to
 
@@ -27,10 +28,17 @@ class DualLinear:
     After steps s < t with learning rate a, inputs x_s and output gradients d_s, the layer's output for an input x is
     W0 x + b0 - a * sum_s d_s (x_s . x + 1), because SGD on W adds -a d_s x_s^T and SGD on b adds -a d_s. So the fast
     weights of a 1000 x 2304 layer are 20 pairs of vectors instead of 20 matrices.
+
+    With momentum m, step s has moved the weights by -a d_s x_s^T once for each step since, each time m as far: its part
+    of the sum counts 1 + m + ... + m^(t-s-1) times (`counts`). With learned rates, weights and bias have an a each.
     """
 
-    def __init__(self, learning_rate: float, has_bias: bool) -> None:
-        self.learning_rate, self.has_bias = learning_rate, has_bias
+    def __init__(self, inner: InnerSteps, name: str, has_bias: bool) -> None:
+        self.inner, self.has_bias = inner, has_bias
+        self.lr, self.weight_lr, self.bias_lr = inner.lr, None, 1
+        if inner.rates:  # Then these are the rates, instead of a common one for the whole sum.
+            self.lr, self.weight_lr, self.bias_lr = 1, inner.rate(f"{name}.weight"), inner.rate(f"{name}.bias")
+        self.counts: torch.Tensor | None = None
         self.inputs: list[torch.Tensor] = []
         self.deltas: list[torch.Tensor] = []
         self.last_input: torch.Tensor | None = None
@@ -41,9 +49,13 @@ class DualLinear:
         x = args[0]
         if self.inputs:
             similarity = x @ torch.cat(self.inputs).T
+            if self.weight_lr is not None:
+                similarity = self.weight_lr * similarity
             if self.has_bias:
-                similarity = similarity + 1
-            output = output - self.learning_rate * (similarity @ torch.cat(self.deltas))
+                similarity = similarity + self.bias_lr
+            if self.counts is not None:
+                similarity = similarity * self.counts
+            output = output - self.lr * (similarity @ torch.cat(self.deltas))
         self.last_input, self.last_output = x, output
         return output
 
@@ -52,13 +64,16 @@ class DualLinear:
         assert self.last_input is not None
         self.inputs.append(self.last_input)
         self.deltas.append(delta)
+        if self.inner.momentum:
+            latest = delta.new_ones(len(delta))
+            self.counts = latest if self.counts is None else torch.cat([1 + self.inner.momentum * self.counts, latest])
 
 
 @contextmanager
-def dual_linears(layers: list[nn.Linear], learning_rate: float) -> Iterator[list[DualLinear]]:
+def dual_linears(layers: dict[str, nn.Linear], inner: InnerSteps) -> Iterator[list[DualLinear]]:
     """Let Linear layers learn in dual form for the length of an episode."""
-    duals = [DualLinear(learning_rate, layer.bias is not None) for layer in layers]
-    handles = [layer.register_forward_hook(dual.hook) for layer, dual in zip(layers, duals, strict=True)]
+    duals = [DualLinear(inner, name, layer.bias is not None) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(dual.hook) for layer, dual in zip(layers.values(), duals, strict=True)]
     try:
         yield duals
     finally:
@@ -81,15 +96,12 @@ def moves_linears_alone(model: MetaModel, inner_names: list[str]) -> bool:
     return set(inner_names) == {f"{n}.{part}" for n, layer in linears.items() for part, _ in layer.named_parameters()}
 
 
-Weights = dict[str, torch.Tensor]
-
-
 class FastEngine:
     name = "fast"
     note = ""
 
     def __init__(self, model: MetaModel, inner_names: list[str], inner: InnerOptimizer) -> None:
-        self.model, self.lr = model, inner.lr
+        self.model, self.inner = model, InnerSteps(model, inner_names, inner)
         self.linears = fast_linears(model, set(inner_names))
         in_dual_form = {f"{name}.{part}" for name in self.linears for part in ("weight", "bias")}
         self.fast_names = [name for name in inner_names if name not in in_dual_form]
@@ -101,14 +113,15 @@ class FastEngine:
     def run(self, episode: Episode) -> EpisodeOutcome:
         slow: Weights = dict(self.model.named_parameters())
         fast: Weights = {name: slow[name] for name in self.fast_names}
+        velocity: Weights = {}
         images, options = self._prepare(episode.images)
-        with dual_linears(list(self.linears.values()), self.lr) as duals:
+        with dual_linears(self.linears, self.inner) as duals:
             for index in episode.support_index:
                 logits = self._call(fast, images[index], _rows(options, index))
-                fast = self._step(fast, duals, cross_entropy(logits, episode.labels[index]))
+                fast = self._step(fast, velocity, duals, cross_entropy(logits, episode.labels[index]))
             query = slice(episode.query_start, None)
             logits, labels = self._call(fast, images[query], _rows(options, query)), episode.labels[query]
-        return differentiate(logits, labels, slow)
+        return differentiate(logits, labels, slow | self.inner.rates)
 
     def _prepare(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
         """Compute once what the inner loop does not change: the features [M, d], or else the gate [M, d]."""
@@ -119,13 +132,16 @@ class FastEngine:
     def _call(self, fast: Weights, inputs: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         return functional_call(self.model, fast, (inputs,), options)
 
-    def _step(self, fast: Weights, duals: list[DualLinear], loss: torch.Tensor) -> Weights:
-        """Take one differentiable SGD step."""
+    def _step(self, fast: Weights, velocity: Weights, duals: list[DualLinear], loss: torch.Tensor) -> Weights:
+        """Take one differentiable SGD step; return the weights after it, and change `velocity`."""
         outputs = [dual.last_output for dual in duals if dual.last_output is not None]
         gradients = torch.autograd.grad(loss, [*fast.values(), *outputs], create_graph=True)
         for dual, delta in zip(duals, gradients[len(fast) :], strict=True):
             dual.step(delta)
-        return {name: fast[name] - self.lr * gradient for name, gradient in zip(fast, gradients, strict=False)}
+        return {
+            name: fast[name] - self.inner.rate(name) * self.inner.direction(velocity, name, gradient)
+            for name, gradient in zip(fast, gradients, strict=False)
+        }
 
 
 def _rows(options: dict[str, Any], index: torch.Tensor | slice) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """One meta-update: re-draw the output rows of the new classes, run the episode, update with Adam."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from anml.config.training import LoboScale, TrainConfig
 from anml.data.episodes import Episode
 from anml.errors import ConfigError
 from anml.meta.engine import Engine, EpisodeOutcome, autocast
+from anml.meta.inner_steps import learned_rates
 from anml.models.heads import OutputLayer
 from anml.models.meta_model import MetaModel, draw_kaiming, select_names
 from anml.optim import BAD_ARGUMENTS, Adam, schedule_by_name
@@ -17,11 +20,16 @@ from anml.rng import torch_generator
 
 
 class OuterStep:
-    """What surrounds an episode: the lobotomy before it, the outer optimizer after. `model` is updated in place."""
+    """What surrounds an episode: the lobotomy before it, the outer optimizer after. `model` is updated in place.
 
-    def __init__(self, config: TrainConfig, model: MetaModel, seed: int) -> None:
+    rates: learned rates of the inner loop, which are updated too.
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: MetaModel, seed: int, rates: Mapping[str, nn.Parameter] = MappingProxyType({})
+    ) -> None:
         self.config, self.model, self.seed = config, model, seed
-        self.outer = {name: model.get_parameter(name) for name in select_names(model, config.outer_params)}
+        self.outer = {name: model.get_parameter(name) for name in select_names(model, config.outer_params)} | rates
         self.optimizer = Adam(list(self.outer.values()), lr=config.outer_lr, fused=True)
         self.lrs = outer_lrs(config)
         self.lr_on_device: torch.Tensor | None = None
@@ -39,7 +47,7 @@ class OuterStep:
             group["lr"] = lr if self.lr_on_device is None else self.lr_on_device.fill_(lr)
 
     def finish(self, gradients: dict[str, torch.Tensor]) -> None:
-        """Clip the gradients (in place) and update the model."""
+        """Clip the gradients (in place) and update the model and the rates."""
         for name, parameter in self.outer.items():
             # Fused Adam ignores strides without an error (torch 2.13).
             parameter.grad = gradients[name].contiguous()
@@ -56,7 +64,7 @@ class MetaStep(OuterStep):
     """A whole update by an engine."""
 
     def __init__(self, config: TrainConfig, model: MetaModel, engine: Engine, seed: int) -> None:
-        super().__init__(config, model, seed)
+        super().__init__(config, model, seed, learned_rates(engine))
         self.engine = engine
 
     def run(self, episode: Episode) -> EpisodeOutcome:

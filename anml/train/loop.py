@@ -13,6 +13,7 @@ from anml.errors import ConfigError, JobError
 from anml.machine import clock
 from anml.meta import make_engine, uses_graph
 from anml.meta.engine import EpisodeOutcome, FirstOrderEngine
+from anml.meta.inner_steps import learned_rates
 from anml.meta.outer_step import MetaStep, lobotomize
 from anml.meta.static_update import StaticUpdate, UpdateGraph
 from anml.models.meta_model import MetaModel, select_names
@@ -61,7 +62,7 @@ class EpisodeUpdater:
     def __init__(self, config: TrainConfig, model: MetaModel, data: ClassImages) -> None:
         self.config, self.data = config, data
         self.engine, self.why = make_engine(config, model, select_names(model, config.inner_params))
-        self.meta = MetaStep(config, model, self.engine, config.seed)
+        self.meta, self.rates = MetaStep(config, model, self.engine, config.seed), learned_rates(self.engine)
         self.optimizer = self.meta.optimizer
 
     @property
@@ -76,13 +77,15 @@ class EpisodeUpdater:
 
         `inner`, before and after: of the examples that it learns. `meta` and `adapted`: of the query set, and of the
         remember set in it, with slow and with fast weights. It costs an episode of first order, on a copy of the model.
+        `inner/lr`: the learned rates.
         """
         config, episode = self.config, draw_episode(self.data, self.config, self.config.seed, index)
         copied = copy.deepcopy(self.meta.model)
         if config.lobotomize:
             lobotomize(copied.head, episode.new_classes, torch_generator(config.seed, "lobotomy", index))
         names = select_names(copied, config.inner_params)
-        engine = FirstOrderEngine(copied, names, config.inner_optimizer, keep_fast_weights=True)
+        engine = FirstOrderEngine(copied, names, config.inner, keep_fast_weights=True)
+        engine.inner.rates = self.rates
         curves, learned = dict[str, float](), config.batch_size * config.inner_steps
         for inner, outer in (("before", "meta"), ("after", "adapted")):
             if inner == "after":
@@ -93,6 +96,9 @@ class EpisodeUpdater:
             curves[f"{outer}/acc"] = float(right[episode.query_start :].mean())
             if config.remember_size:
                 curves[f"{outer}/remember_acc"] = float(right[learned:].mean())
+        if self.rates:
+            rates = torch.stack([*self.rates.values()]).detach()
+            curves |= {f"inner/lr_{name}": float(getattr(rates, name)()) for name in ("min", "median", "max")}
         return curves
 
     def static_update(self) -> StaticUpdate:
@@ -115,7 +121,7 @@ class Training:
         self.runs = [TrainingRun(spec, device, validation, start) for spec in specs]
         self.updaters = [make_updater(run.config, run.model, data) for run in self.runs]
         for run, updater in zip(self.runs, self.updaters, strict=True):
-            run.restore(updater.optimizer)
+            run.restore(updater.optimizer, updater.rates if isinstance(updater, EpisodeUpdater) else {})
         self.graph: UpdateGraph | None = None
         self.ended_at: int | None = None
         if uses_graph(config, self.runs[0].model):

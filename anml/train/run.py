@@ -113,9 +113,12 @@ class TrainingRun:
     def kept_model(self) -> MetaModel:
         return self.best.model if self.best and self.best.step else self.latest_model
 
-    def restore(self, optimizer: torch.optim.Optimizer) -> None:
-        """Put back what a checkpoint holds beside the model and drop log lines that will be written again."""
-        self.optimizer = optimizer
+    def restore(self, optimizer: torch.optim.Optimizer, rates: Mapping[str, torch.Tensor]) -> None:
+        """Put back what a checkpoint holds beside the model and drop log lines that will be written again.
+
+        rates: those that the training learns for its inner loop, by name; they are set in place.
+        """
+        self.optimizer, self.rates = optimizer, rates
         # Trainings together go on from a common step: what one of them had kept beyond it would not belong to its log.
         for step in [step for step in steps_saved(self.checkpoints) if step > self.completed]:
             shutil.rmtree(step_folder(self.checkpoints, step))
@@ -131,6 +134,8 @@ class TrainingRun:
             self.model.load_state_dict(state["weights"])
         if state:
             optimizer.load_state_dict(state["optimizer"])
+            for name, rate in rates.items():
+                rate.detach().copy_(state["rates"][name])
             self.recent = [(loss.to(self.device), right.to(self.device)) for loss, right in state["recent"]]
         lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
         write_text(self.metrics, "".join(f"{line}\n" for line in lines if _is_of_step(line, self.completed)))
@@ -185,7 +190,7 @@ class TrainingRun:
                 self._check_losses(self.recent)
             # An average takes in every update, so it is not finite either; the best model is one from before.
             for model in dict.fromkeys((self.kept_model, self.latest_model)):
-                if name := find_not_finite(model.state_dict()):
+                if name := find_not_finite(model.state_dict() | self.rates):
                     self._fail(f"{name} after", self.completed)
             save_checkpoint(folder, self.kept_model, self._card(), self._training_state())
 
@@ -205,7 +210,8 @@ class TrainingRun:
 
     def _find_bad_gradient(self) -> str:
         """Return the name of a parameter whose gradient is not finite, or an empty string."""
-        gradients = {name: value.grad for name, value in self.model.named_parameters() if value.grad is not None}
+        learned = dict(self.model.named_parameters()) | self.rates
+        gradients = {name: value.grad for name, value in learned.items() if value.grad is not None}
         return find_not_finite(gradients)
 
     def _fail(self, what: str, step: int) -> NoReturn:
@@ -241,6 +247,8 @@ class TrainingRun:
     def _training_state(self) -> dict[str, Any]:
         recent = torch.stack([torch.stack(pair) for pair in self.recent]) if self.recent else []
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "recent": recent}
+        if self.rates:
+            state["rates"] = dict(self.rates)
         if self.average or self.best:
             state["weights"] = self.model.state_dict()
         if self.average:

@@ -75,6 +75,23 @@ def test_what_a_few_shot_training_cannot_do_is_refused(problems, overrides, keys
     assert [word for word in words if word not in found[0]] == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key", "words"),
+    [
+        (["inner_momentum=1.5"], "inner_momentum", "less than 1, found 1.5"),
+        (["inner_optimizer=adam"], "inner_optimizer", "meta-sgd"),
+        (["inner_momentum=0.9", "engine=sweep"], "engine", "sweep takes plain SGD steps alone, without inner_momentum"),
+        (["inner_optimizer=meta-sgd", "engine=native"], "engine", "plain SGD steps alone, without inner_optimizer"),
+        (["inner_optimizer=meta-sgd", "train_method=reptile"], "inner_optimizer", "meta or meta-first-order"),
+        (["inner_optimizer=meta-sgd", "train_method=sequential_episodic"], "inner_optimizer", "meta-first-order"),
+    ],
+)
+def test_an_inner_loop_that_cannot_be_is_refused(problems, overrides, key: str, words: str) -> None:
+    [problem] = problems(BASE, *overrides)
+    assert problem.startswith(f"--set: {key}: ")
+    assert words in problem
+
+
 def test_a_graph_on_a_cpu_is_refused(problems) -> None:
     assert problems(BASE, "engine=graph", "device=cpu") == [
         "--set: engine: graph needs a GPU, but device is cpu; use engine: auto"

@@ -45,6 +45,7 @@ def test_keys_of_iid_training_are_told_on_episodes(load, setting: str) -> None:
     [
         "inner_lr=0.1", "outer_lr=0.1", "inner_params=head", "outer_params=head", "lobotomize=true", "num_batches=5",
         "sample_method=single", "train_cycles=2", "remember_size=64", "remember_only=true", "engine=fast",
+        "inner_optimizer=sgd", "inner_momentum=0.9",
     ],
 )  # fmt: skip
 def test_keys_of_episodes_are_told_on_iid_training(load, setting: str) -> None:

@@ -63,7 +63,7 @@ def train_captured(engine: str, branches: int) -> dict[str, torch.Tensor]:
     config = cases.make_config(model="anml", inner_params=cases.PUBLISHED_INNER["anml"], log_freq=4)
     outers = [OuterStep(config, cases.make_model("anml", seed).to(DEVICE), seed) for seed in range(branches)]
     names = select_names(outers[0].model, config.inner_params)
-    runs = [ENGINES[engine](outer.model, names, config.inner_optimizer).run for outer in outers]
+    runs = [ENGINES[engine](outer.model, names, config.inner).run for outer in outers]
     data = cases.make_data().to(DEVICE)
     graph = UpdateGraph([StaticUpdate(config, outer, run, data) for outer, run in zip(outers, runs, strict=True)])
     for index in range(10):

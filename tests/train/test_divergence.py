@@ -107,6 +107,17 @@ def test_a_gradient_that_is_not_finite_is_told_though_the_loss_is(tmp_path: Path
     assert loss.isfinite()
 
 
+def test_no_checkpoint_holds_a_learned_rate_that_is_not_finite(tmp_path: Path) -> None:
+    training = make_training(tmp_path, inner_optimizer="meta-sgd")
+    assert run(training, 5)
+    spoiled = training.runs[0]
+    spoiled.completed = 6
+    spoiled.rates["inner_lr.fc.bias"].detach().fill_(torch.nan)
+    with pytest.raises(JobError, match=r"inner_lr\.fc\.bias after episode 6 "):
+        spoiled.save()
+    assert steps_saved(tmp_path / "checkpoints") == [5]
+
+
 def test_one_of_several_trainings_together_is_named(tmp_path: Path) -> None:
     assert run(make_together(tmp_path, inner_lrs=[0.1, 0.01]), 5)
     (tmp_path / "inner-lr-0.01").rename(tmp_path / "inner-lr-1e+30")

@@ -13,7 +13,7 @@ import torch
 
 import anml.rng
 import anml.train.run
-from anml.checkpoints import is_complete, load_model, read_card, steps_saved
+from anml.checkpoints import is_complete, load_model, load_training_state, read_card, steps_saved
 from anml.config.training import TrainConfig
 from anml.data.episodes import draw_episode
 from anml.errors import ConfigError, DataError
@@ -90,6 +90,7 @@ KINDS = {
     "first-order": META | {"train_method": "meta-first-order"},
     "sequential_episodic": META | {"train_method": "sequential_episodic"},
     "clipped": META | {"max_grad_norm": 0.1},
+    "momentum, learned rates": META | {"inner_optimizer": "meta-sgd", "inner_momentum": 0.5},
     "fastest engine": META | {"engine": "auto"},
     "iid": IID,
     "iid, batch norm": IID
@@ -278,6 +279,17 @@ def test_the_log_has_higheranmls_curves_of_the_next_episode_where_a_checkpoint_i
         "meta/remember_acc": before[3:], "adapted/remember_acc": after[3:],
     }  # fmt: skip
     assert {key: lines[4][key] for key in expected} == pytest.approx({k: float(v.mean()) for k, v in expected.items()})
+
+
+def test_the_log_has_the_range_of_learned_rates_which_the_checkpoint_holds(tmp_path):
+    train(tmp_path, make_config(inner_optimizer="meta-sgd", log_freq=1))
+    [line] = [line for line in log(tmp_path) if line["step"] == 10]
+    state = load_training_state(step_folder(tmp_path, 10))
+    names = ["inner_lr." + name for name in select_names(load_model(step_folder(tmp_path, 10))[0], ["rln", "fc"])]
+    assert list(state["rates"]) == names
+    rates = sorted(rate.item() for rate in state["rates"].values())
+    assert rates[0] < 0.1 < rates[-1]
+    assert [line["inner/lr_min"], line["inner/lr_max"]] == [rates[0], rates[-1]]
 
 
 def test_without_validation_nothing_is_said_of_it(tmp_path):

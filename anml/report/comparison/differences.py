@@ -23,7 +23,8 @@ _OF_ALL = (
 )  # fmt: skip
 _OF_EPISODES = (
     "inner_lr", "outer_lr", "outer_lr_scheduler", "remember_size", "remember_only", "lobotomize", "sample_method",
-    "batch_size", "num_batches", "train_cycles", "replacement", "lobo_classes", "tasks",
+    "batch_size", "num_batches", "train_cycles", "replacement", "lobo_classes", "tasks", "inner_optimizer",
+    "inner_momentum",
 )  # fmt: skip
 _OF_FEW_SHOT = ("few_shot", "outer_lr", "outer_lr_scheduler")
 _OF_IID = ("lr", "optimizer", "lr_scheduler", "batch_size", "lobo_rate", "lobo_size")
@@ -46,6 +47,8 @@ _RESOLVED: Mapping[str, Callable[[TrainConfig], Any]] = {
     "precision": lambda config: config.precision or "float32",
     "lobo_rate": lambda config: config.lobo_rate or None,
     "initialisation": lambda config: config.initialisation or "uniform",
+    "inner_optimizer": lambda config: config.inner_optimizer or "sgd",
+    "inner_momentum": lambda config: config.inner_momentum or None,
     "inner_params": lambda config: selectors(config, config.inner_params),
     "outer_params": lambda config: selectors(config, config.outer_params),
 }
