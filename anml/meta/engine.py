@@ -145,7 +145,7 @@ class ReferenceEngine:
             for index in episode.support_index:
                 inner.step(cross_entropy(net(episode.images[index]), episode.labels[index]))
             logits, labels = net(episode.images[episode.query_start :]), episode.labels[episode.query_start :]
-            return differentiate(logits, labels, dict(self.model.named_parameters()) | self.inner.rates)
+            return differentiate(logits, labels, {**dict(self.model.named_parameters()), **self.inner.rates})
 
 
 class FirstOrderEngine:

@@ -1,7 +1,6 @@
 """The steps of an inner loop for engines that move one parameter at a time: momentum, and rates that are learned."""
 
 import torch
-from torch import nn
 
 from anml.config.training import InnerOptimizer
 from anml.models.meta_model import MetaModel
@@ -20,7 +19,7 @@ class InnerSteps:
     def __init__(self, model: MetaModel, names: list[str], inner: InnerOptimizer) -> None:
         self.lr, self.momentum = inner.lr, inner.momentum
         rated, like = names if inner.learns_rates else [], model.head.weight
-        self.rates = {f"inner_lr.{name}": nn.Parameter(like.new_full((), inner.lr)) for name in rated}
+        self.rates: Weights = {f"inner_lr.{name}": like.new_full((), inner.lr).requires_grad_() for name in rated}
 
     def rate(self, name: str) -> float | torch.Tensor:
         return self.rates.get(f"inner_lr.{name}", self.lr)
@@ -36,7 +35,7 @@ class InnerSteps:
         return velocity[name]
 
 
-def learned_rates(engine: object) -> dict[str, nn.Parameter]:
+def learned_rates(engine: object) -> Weights:
     """Return the rates that an engine learns, by name; most learn none."""
     inner = getattr(engine, "inner", None)
     return inner.rates if isinstance(inner, InnerSteps) else {}

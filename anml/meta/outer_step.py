@@ -26,10 +26,11 @@ class OuterStep:
     """
 
     def __init__(
-        self, config: TrainConfig, model: MetaModel, seed: int, rates: Mapping[str, nn.Parameter] = MappingProxyType({})
+        self, config: TrainConfig, model: MetaModel, seed: int, rates: Mapping[str, torch.Tensor] = MappingProxyType({})
     ) -> None:
         self.config, self.model, self.seed = config, model, seed
-        self.outer = {name: model.get_parameter(name) for name in select_names(model, config.outer_params)} | rates
+        names = select_names(model, config.outer_params)
+        self.outer: dict[str, torch.Tensor] = {**{name: model.get_parameter(name) for name in names}, **rates}
         self.optimizer = Adam(list(self.outer.values()), lr=config.outer_lr, fused=True)
         self.lrs = outer_lrs(config)
         self.lr_on_device: torch.Tensor | None = None

@@ -190,7 +190,7 @@ class TrainingRun:
                 self._check_losses(self.recent)
             # An average takes in every update, so it is not finite either; the best model is one from before.
             for model in dict.fromkeys((self.kept_model, self.latest_model)):
-                if name := find_not_finite(model.state_dict() | self.rates):
+                if name := find_not_finite({**model.state_dict(), **self.rates}):
                     self._fail(f"{name} after", self.completed)
             save_checkpoint(folder, self.kept_model, self._card(), self._training_state())
 
@@ -210,7 +210,7 @@ class TrainingRun:
 
     def _find_bad_gradient(self) -> str:
         """Return the name of a parameter whose gradient is not finite, or an empty string."""
-        learned = dict(self.model.named_parameters()) | self.rates
+        learned = {**dict(self.model.named_parameters()), **self.rates}
         gradients = {name: value.grad for name, value in learned.items() if value.grad is not None}
         return find_not_finite(gradients)
 
