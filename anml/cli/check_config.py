@@ -6,13 +6,16 @@ The launcher runs it as a child process, so that commands on a login node stay q
 import argparse
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anml.cli.arguments import collecting
 from anml.config.image_folder import check_held_out
 from anml.config.load import load_train_config
+from anml.config.model_args import model_references
 from anml.config.training import TrainConfig
+from anml.config.vary import TrainingId
 from anml.errors import AnmlError
 
 if TYPE_CHECKING:
@@ -20,22 +23,64 @@ if TYPE_CHECKING:
 
 
 def check_config(_: argparse.Namespace) -> None:
-    """Check the config on standard input and print {"problems": [...]} as the last line."""
+    """Check the config on standard input and print what is found as the last line, for `jobs.launch`."""
+    import torch
+
     config = load_train_config(Path("/dev/stdin")).config
-    print(json.dumps({"problems": find_problems(config)}))
+    problems = find_problems(config)
+    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    needs = [] if problems else list(memory_needs(config))
+    print(json.dumps({"problems": problems, "needs": needs, "gpu": gpu}))
 
 
 def find_problems(config: TrainConfig) -> list[str]:
     """Return what is wrong between the config, the models of its trainings and the data on this machine."""
     problems: list[str] = []
-    for training in dict.fromkeys(training.together for training in config.trainings):
-        at = f" (of the training with {training.words})" if training.varied else ""
+    for training, at in _shapes(config):
         problems += [text + at for text in _model_problems(config.for_training(training))]
     _check_data(config, problems)
     for name, added in config.added_checkpoints.items():
         with collecting(problems, f"eval_checkpoints.{name}: "):
             problems += _checkpoint_problems(config, name, Path(added.path))
     return problems
+
+
+def memory_needs(config: TrainConfig) -> Iterator[dict[str, Any]]:
+    """Yield what a job of each kind holds at least, by part in bytes, and the weights alone, for each training."""
+    from anml.train.memory import of_evaluation, of_training
+
+    groups = config.training_groups
+    for training, at in _shapes(config):
+        alone, together = config.for_training(training), max(1, len(groups.get(training, ())))
+        model = _without_values(alone.model, json.dumps(alone.model_args), alone.image_shape)
+        weights = {"weights": sum(parameter.nbytes for parameter in model.parameters())}
+        parts = {"train": of_training(alone, model, together)}
+        evaluations = [of_evaluation(flavor, model) for flavor in alone.eval.values()]
+        parts |= {"evaluate": max(evaluations, key=lambda each: sum(each.values()))} if evaluations else {}
+        yield from ({"kind": kind, "weights": weights, "parts": each, "at": at} for kind, each in parts.items())
+
+
+def _shapes(config: TrainConfig) -> Iterator[tuple[TrainingId, str]]:
+    """Yield what trainings of the same layers and steps have in common, and how messages name it."""
+    for training in dict.fromkeys(training.together for training in config.trainings):
+        yield training, f" (of the training with {training.words})" if training.varied else ""
+
+
+@functools.cache
+def _without_values(name: str, args: str, image_shape: tuple[int, int, int]) -> "MetaModel":
+    """Return a model, its arguments as JSON, whose weights take no memory: there may be more than this machine has."""
+    import torch
+
+    from anml.models import build_model
+
+    given = name, json.loads(args), image_shape, 0
+    try:
+        with torch.device("meta"):
+            return build_model(*given, initialisation=None)
+    except Exception:
+        if not model_references(*given[:2]):
+            raise
+    return build_model(*given)  # A user's code may need values.
 
 
 def _checkpoint_problems(config: TrainConfig, name: str, path: Path) -> list[str]:
@@ -61,13 +106,14 @@ def _checkpoint_problems(config: TrainConfig, name: str, path: Path) -> list[str
 
 
 def _model_problems(config: TrainConfig) -> list[str]:
+    import torch
+
     from anml.evaluate.prepared_run import check_head
     from anml.meta.outer_step import make_schedule, outer_lrs
-    from anml.models import build_model
     from anml.train.iid import make_optimizer
 
     try:
-        model = build_model(config.model, config.model_args, config.image_shape, config.seed)
+        model = _without_values(config.model, json.dumps(config.model_args), config.image_shape)
     except AnmlError as error:
         return [str(error)]
     problems = name_problems(config, model)
@@ -78,7 +124,9 @@ def _model_problems(config: TrainConfig) -> list[str]:
         if config.method.is_episodic:
             outer_lrs(config)
         else:
-            make_schedule(config, make_optimizer(config, model))
+            # Weights with values, which a fused optimizer asks for; as many dimensions, for one that asks for two.
+            weights = torch.nn.ParameterList(torch.zeros([1] * p.dim()) for p in model.parameters())
+            make_schedule(config, make_optimizer(config, weights))
     return problems
 
 

@@ -23,6 +23,7 @@ from anml.config.training import TrainConfig
 from anml.config.yaml import KeyPath
 from anml.errors import ConfigError, JobError
 from anml.experiment import ADDED_PTH, Experiment
+from anml.jobs.memory import memory_problems
 from anml.jobs.plan import Plan
 from anml.jobs.schedulers import Scheduler, scheduler_class
 from anml.plugins import USER_CODE, code_checksum, copy_sources, is_reference
@@ -128,7 +129,7 @@ def new_group(project: Path) -> str:
     return f"{coolname.generate_slug(2)}-{number}"
 
 
-def check_with_model(config: TrainConfig, code: Path = REPOSITORY) -> None:
+def check_with_model(config: TrainConfig, profile: ClusterProfile, code: Path = REPOSITORY) -> None:
     """Check what needs the model and the data, in a child process: this one never imports torch. Raises ConfigError.
 
     code: the copy of this package that checks, since its jobs will run it.
@@ -141,7 +142,11 @@ def check_with_model(config: TrainConfig, code: Path = REPOSITORY) -> None:
         input=dump_config(config), capture_output=True, text=True, check=False,
     )  # fmt: skip
     try:
-        problems = json.loads(result.stdout.splitlines()[-1])["problems"]
+        answer = json.loads(result.stdout.splitlines()[-1])
+        # Code of an earlier version says nothing of memory.
+        problems = answer["problems"] + memory_problems(
+            answer.get("needs", ()), answer.get("gpu", 0), profile, config.device
+        )
     except (ValueError, IndexError):
         if result.returncode == ConfigError.exit_code:  # Code of an earlier version does not know a key.
             raise ConfigError(result.stderr.strip()) from None

@@ -18,11 +18,12 @@ def build_model(
     args: dict[str, Any],
     image_shape: tuple[int, int, int],
     seed: int,
-    initialisation: Initialisation = "uniform",
+    initialisation: Initialisation | None = "uniform",
 ) -> MetaModel:
     """Return a freshly initialised model.
 
-    name: of MODELS, or a reference to a user's own class. Raises ConfigError when its code cannot be loaded or is no
+    name: of MODELS, or a reference to a user's own class. initialisation: None leaves weights as they are, for a check
+    of shapes under `torch.device("meta")`. Raises ConfigError when its code cannot be loaded or is no
     model, or when the arguments do not fit the images.
     """
     part = named_part("model", name)
@@ -35,7 +36,8 @@ def build_model(
     if problem:
         message = f"model: {name}: {problem}"
         raise ConfigError(message)
-    initialise(model, seed, initialisation)
+    if initialisation:
+        initialise(model, seed, initialisation)
     return model
 
 

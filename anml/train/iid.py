@@ -84,7 +84,7 @@ class BatchUpdater:
         return tuple(rows.tolist()), generator
 
 
-def make_optimizer(config: TrainConfig, model: MetaModel) -> torch.optim.Optimizer:
+def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer that a config names. Raises ConfigError."""
     arguments, base = {"lr": config.lr, **config.optimizer_args}, torch.optim.Optimizer
     return make_by_name(torch.optim, base, "optimizer", config.optimizer, model.parameters(), arguments)

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from anml.cli.check_config import name_problems
+from anml.cli.check_config import memory_needs, name_problems
 from anml.cli.main import main
 from anml.config.load import LoadedTrain, load_eval_configs, load_train_config
+from anml.config.profile import PROFILES, load_profile, profile_names
 from anml.config.smoke_test import smoke_test
 from anml.config.yaml import read_yaml
+from anml.jobs.memory import memory_problems
 from anml.jobs.plan import make_plan
 from anml.models import build_model
 
@@ -96,6 +98,15 @@ def test_every_parameter_that_a_training_names_exists(trainings: dict[str, Loade
         config = smoke_test(loaded.config)  # Narrow layers have the same names.
         model = build_model(config.model, config.model_args, config.image_shape, seed=1)
         problems[name] = name_problems(config, model)
+    assert {name: found for name, found in problems.items() if found} == {}
+
+
+def test_every_training_fits_the_memory_of_every_shipped_profile(trainings: dict[str, LoadedTrain]) -> None:
+    profiles = [load_profile(name, PROFILES) for name in profile_names(PROFILES)]
+    problems = {}
+    for name, (config, *_) in trainings.items():
+        needs = list(memory_needs(config))
+        problems[name] = [text for each in profiles for text in memory_problems(needs, 0, each, "cpu")]
     assert {name: found for name, found in problems.items() if found} == {}
 
 

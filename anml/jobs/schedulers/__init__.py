@@ -208,6 +208,11 @@ class Scheduler(ABC):
         return 0
 
     @classmethod
+    def memory(cls, profile: ClusterProfile, kind: JobKind) -> tuple[float, str] | None:
+        """Return the most bytes that a job of a kind can have; who says so, and what to do. None: nobody says."""
+        return None
+
+    @classmethod
     def shell(cls, profile: ClusterProfile, arguments: list[str]) -> list[str]:
         """Return the command that runs another one, which is appended, where jobs run. Raises ConfigError."""
         return []

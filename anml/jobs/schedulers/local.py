@@ -16,7 +16,7 @@ from anml.errors import ConfigError, SubmissionError
 from anml.experiment import Experiment, JobFolder
 from anml.jobs.interrupts import ended_as_by_ctrl_c
 from anml.jobs.job_status import ENDED, JobStatus, State, duration, read_status, unmet_need, write_status
-from anml.jobs.plan import Job, Plan
+from anml.jobs.plan import Job, JobKind, Plan
 from anml.jobs.process import Process, this_process
 from anml.jobs.schedulers import Scheduler, SchedulerState
 from anml.jobs.schedulers.controller import environment_outside_slurm
@@ -100,6 +100,14 @@ class LocalScheduler(Scheduler):
         if problems := unlisted_options(parse_options(arguments), own_options):
             raise ConfigError(problems)
         return profile
+
+    @classmethod
+    def memory(cls, profile: ClusterProfile, kind: JobKind) -> tuple[float, str] | None:
+        """Return the memory of this machine with its swap space, where Linux tells."""
+        file = Path("/proc/meminfo")
+        sizes = re.findall(r"(?:MemTotal|SwapTotal): *(\d+) kB", file.read_text() if file.is_file() else "")
+        words = "this machine, swap space included; choose a smaller model, or a cluster (--cluster)"
+        return (sum(map(int, sizes)) * 1024, words) if sizes else None
 
     def command(self, job: Job, after: Sequence[str], tasks: Sequence[int | None]) -> list[str]:
         return ["bash", str(self.experiment.job(job.name).script)]

@@ -40,6 +40,7 @@ from anml.jobs.schedulers.controller import (
 )
 from anml.jobs.schedulers.slurm_options import (
     count_gpus,
+    memory_of_job,
     parse_options,
     profile_problems,
     render_options,
@@ -302,6 +303,10 @@ class SlurmScheduler(Scheduler):
     @classmethod
     def gpus(cls, profile: ClusterProfile, kind: JobKind) -> int:
         return count_gpus(profile.sbatch.for_kind(kind))
+
+    @classmethod
+    def memory(cls, profile: ClusterProfile, kind: JobKind) -> tuple[float, str] | None:
+        return memory_of_job(profile.sbatch.for_kind(kind), profile)
 
     @classmethod
     def shell(cls, profile: ClusterProfile, arguments: list[str]) -> list[str]:

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from anml.config.binding import nearest
-from anml.config.profile import ClusterProfile, exclusive_options
+from anml.config.profile import MEMORY, ClusterProfile, exclusive_options
 from anml.config.training import TrainConfig
 from anml.errors import ConfigError, SubmissionError
+from anml.jobs.escalation import amount
 
 if TYPE_CHECKING:
     from simple_slurm import Slurm
@@ -103,6 +104,24 @@ def count_gpus(options: Mapping[str, str | int | bool]) -> int:
     times |= {"tres-per-job": 1}
     counts = [_gpus_in(name, str(options[name])) * each for name, each in times.items() if name in options]
     return max(counts, default=0)
+
+
+def memory_of_job(options: Options, profile: ClusterProfile) -> tuple[float, str] | None:
+    """Return the most bytes that a job with these options gets, in a retry too, and what says so; None: nothing."""
+    name = next((name for name in MEMORY if options.get(name)), None)
+    if name is None or (name != "mem" and options.get("exclusive")):
+        return None
+    cpus = _number(options.get("cpus-per-task", 1)) * _number(options.get("ntasks", 1))
+    # Slurm hands out whole cores, of two threads, and memory for both.
+    times = {"mem": 1, "mem-per-cpu": 2 * cpus, "mem-per-gpu": count_gpus(options)}[name]
+    try:
+        sizes = [times * amount(name, str(options[name])), *(amount("mem", step) for step in profile.escalate.mem)]
+    except ConfigError:
+        return None  # sbatch may understand it.
+    step = ", with its largest step of escalate" if profile.escalate.mem else ""
+    words = f"{name} {options[name]} of profile {profile.name}{step}; give more (--{name}), or choose a smaller model"
+    # 0 is all memory of a node.
+    return (max(sizes) * 2**20, words) if all(sizes) else None
 
 
 def _gpus_in(name: str, text: str) -> int:
