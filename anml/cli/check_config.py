@@ -7,6 +7,7 @@ import argparse
 import functools
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,7 @@ def check_config(_: argparse.Namespace) -> None:
     config = load_train_config(Path("/dev/stdin")).config
     problems = find_problems(config)
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
-    needs = [] if problems else list(memory_needs(config))
-    print(json.dumps({"problems": problems, "needs": needs, "gpu": gpu}))
+    print(json.dumps({"problems": problems, "needs": list(memory_needs(config)), "gpu": gpu}))
 
 
 def find_problems(config: TrainConfig) -> list[str]:
@@ -51,13 +51,14 @@ def memory_needs(config: TrainConfig) -> Iterator[dict[str, Any]]:
 
     groups = config.training_groups
     for training, at in _shapes(config):
-        alone, together = config.for_training(training), max(1, len(groups.get(training, ())))
-        model = _without_values(alone.model, json.dumps(alone.model_args), alone.image_shape)
-        weights = {"weights": sum(parameter.nbytes for parameter in model.parameters())}
-        parts = {"train": of_training(alone, model, together)}
-        evaluations = [of_evaluation(flavor, model) for flavor in alone.eval.values()]
-        parts |= {"evaluate": max(evaluations, key=lambda each: sum(each.values()))} if evaluations else {}
-        yield from ({"kind": kind, "weights": weights, "parts": each, "at": at} for kind, each in parts.items())
+        with suppress(AnmlError):  # Which `find_problems` tells.
+            alone, together = config.for_training(training), max(1, len(groups.get(training, ())))
+            model = _without_values(alone.model, json.dumps(alone.model_args), alone.image_shape)
+            weights = {"weights": sum(parameter.nbytes for parameter in model.parameters())}
+            parts = {"train": of_training(alone, model, together)}
+            evaluations = [of_evaluation(flavor, model) for flavor in alone.eval.values()]
+            parts |= {"evaluate": max(evaluations, key=lambda each: sum(each.values()))} if evaluations else {}
+            yield from ({"kind": kind, "weights": weights, "parts": each, "at": at} for kind, each in parts.items())
 
 
 def _shapes(config: TrainConfig) -> Iterator[tuple[TrainingId, str]]:

@@ -3,16 +3,26 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from anml.cli.check_config import find_problems, memory_needs
 from anml.cli.main import main
+from anml.config.load import load_train_config
 from anml.config.profile import ClusterProfile
+from anml.config.training import TrainConfig
+from anml.config.yaml import source_of
 from anml.errors import ConfigError
 from anml.jobs.memory import memory_problems
 from anml.jobs.schedulers import scheduler_class
 
 GIB = 2**30
+
+
+def load(**changes: Any) -> TrainConfig:
+    keys = {"dataset": "glyphs", "model": "sanml", "epochs": 2, "num_batches": 4}
+    return load_train_config(source_of(keys | changes, "config")).config
 
 
 def profile(scheduler: str = "slurm", escalate: Sequence[str] = (), device: str = "cpu", **options: object):
@@ -61,6 +71,23 @@ def test_a_need_is_compared_with_the_memory_that_it_is_in(asked: ClusterProfile,
     for problem in problems:
         assert f"get {refused}.0 GiB" in problem
         assert problem.endswith("(of the training with width 9)")
+
+
+def test_a_model_of_the_users_own_that_needs_values_is_counted_too(tmp_path: Path) -> None:
+    net = "from anml.models.anml import Sanml, SanmlArgs\n\n\nclass Net(Sanml):\n"
+    net += "    def __init__(self, args: SanmlArgs, image_shape: tuple[int, int, int]) -> None:\n"
+    net += "        super().__init__(args, image_shape)\n        self.sum = float(self.fc.weight.sum())\n"
+    (tmp_path / "net.py").write_text(net)
+    own = {"model": f"{tmp_path}/net.py:Net", "model_args": {"rln_chs": 8}, "train_method": "prototypes"}
+    parts = [next(memory_needs(load(**changes)))["parts"] for changes in (own, own | {"model": "sanml"})]
+    assert parts[0] == parts[1]
+    assert parts[0]["weights"] > 0
+
+
+def test_a_model_that_cannot_fit_is_told_beside_other_mistakes() -> None:
+    config = load(model_args={"rln_chs": 100000}, data_path="/nowhere", dataset="mini-imagenet")
+    assert len(find_problems(config)) == 1
+    assert next(memory_needs(config))["weights"]["weights"] > 1000 * GIB
 
 
 def test_a_point_that_cannot_fit_is_refused_by_its_name_before_anything_is_created(
