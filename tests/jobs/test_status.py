@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from anml.atomic import write_text
-from anml.cli.status import _failures, _table
+from anml.cli.status import _failures, _page, _table
 from anml.config.profile import ClusterProfile, Device, JobOptions
 from anml.config.training import TrainConfig
 from anml.experiment import Experiment
@@ -22,7 +22,7 @@ from anml.jobs.launch import Launch, record
 from anml.jobs.plan import Job, Plan
 from anml.jobs.schedulers import SchedulerState
 from anml.jobs.schedulers.slurm import SlurmScheduler
-from anml.jobs.status import JobOutcome, gpu_hours, is_report_stale, read_jobs, verdict
+from anml.jobs.status import JobOutcome, gpu_hours, read_jobs, verdict
 
 
 def running(age: float = 0.0, host: str = "elsewhere", pid: int = 1) -> Callable[[], JobStatus]:
@@ -141,9 +141,15 @@ def test_a_report_older_than_the_results_is_told(tmp_path: Path) -> None:
     for age, file in enumerate((page, results)):
         write_text(file, "")
         os.utime(file, (1e9 + age, 1e9 + age))
-    assert is_report_stale(launch.experiment, read_jobs(launch.experiment))
+    assert "older than its jobs" in status_page(launch)
     os.utime(page)
-    assert not is_report_stale(launch.experiment, read_jobs(launch.experiment))
+    assert "older than its jobs" not in status_page(launch)
+
+
+def status_page(launch: Launch) -> str:
+    written = io.StringIO()
+    Console(width=1000, file=written).print(_page(launch, read_jobs(launch.experiment)))
+    return written.getvalue()
 
 
 class Forgetful(SlurmScheduler):

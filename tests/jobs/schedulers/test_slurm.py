@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from anml.config.profile import ClusterProfile, JobOptions
+from anml.errors import SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.plan import Job
-from anml.jobs.schedulers import SchedulerState
-from anml.jobs.schedulers.controller import jobs_by_id
+from anml.jobs.schedulers import SchedulerState, controller
+from anml.jobs.schedulers.controller import ControllerAwayError, jobs_by_id, patiently
 from anml.jobs.schedulers.slurm import SlurmScheduler
 from anml.jobs.schedulers.slurm_options import listed_options
 
@@ -38,6 +39,12 @@ def test_an_option_that_is_false_is_not_written(tmp_path: Path) -> None:
     profile = ClusterProfile(name="c", scheduler="slurm", sbatch=JobOptions(all={"exclusive": False}))
     script = SlurmScheduler(Experiment(tmp_path / "p/g"), profile, "offline").render(Job("j", "train", ("x.py",)))
     assert "exclusive" not in script
+
+
+def test_a_script_tells_the_job_how_long_files_may_be_late(tmp_path: Path) -> None:
+    profile = ClusterProfile(name="c", scheduler="slurm", latency_wait=7)
+    script = SlurmScheduler(Experiment(tmp_path / "p/g"), profile, "offline").render(Job("j", "train", ("x.py",)))
+    assert "export ANML_LATENCY_WAIT=7" in script.splitlines()
 
 
 def test_the_options_of_sbatch_are_known_by_their_long_names() -> None:
@@ -172,3 +179,16 @@ def test_accounting_tells_how_a_job_ended_that_the_controller_does_not_know_any_
     (tmp_path / "scontrol").write_text(f"#!/bin/bash\ncat > /dev/null; echo '{shown}'\n")
     phases = {(job.id, job.task): job.answer.phase for job in jobs_by_id(["2_1", "2_4"])}
     assert (phases["2", 4], phases["2", 1]) == ("running", "failed")
+
+
+def test_a_controller_that_stays_away_is_told_again_and_again_and_given_up_with_its_words(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(controller, "SAY_SECONDS", 0.1)
+    monkeypatch.setattr(controller, "PATIENCE_SECONDS", 0.5)
+    words = "job queue full"
+
+    def refuse() -> None:
+        raise ControllerAwayError(words, in_doubt=False)
+
+    with pytest.raises(SubmissionError, match=words):
+        patiently(refuse)
+    assert capsys.readouterr().err.count(f"waiting for Slurm's controller: {words}") >= 2

@@ -1,5 +1,8 @@
 """Options of sbatch: how a command line and a profile combine, and how many GPUs they ask for."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from anml.config.profile import ClusterProfile, JobOptions
@@ -86,3 +89,22 @@ def test_what_cannot_work_is_refused_before_the_launch(arguments: list[str], lay
     with pytest.raises(ConfigError) as error:
         with_options(arguments, **layers)
     assert all(word in str(error.value) for word in words)
+
+
+def test_settings_of_sbatch_in_the_environment_are_named(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "other")
+    with_options([])
+    assert "SBATCH_PARTITION: left out" in capsys.readouterr().err
+
+
+# An sbatch with pyxis, which adds the option; unquoted, what comes after # would be a comment.
+SBATCH = """#!/bin/bash
+grep --quiet "^#SBATCH --container-image='docker://a#b:1'" "${@: -1}"
+"""
+
+
+def test_an_option_of_pyxis_is_taken_where_sbatch_has_it(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "sbatch").write_text(SBATCH)
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert with_options(["--container-image=docker://a#b:1"]) == {"container-image": "docker://a#b:1"}
