@@ -35,7 +35,7 @@ def write_text(path: Path, text: str, mode: int = 0o666) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -74,19 +74,28 @@ def wait_until(is_there: Callable[[], bool], folder: Path, seconds: float | None
 
     seconds: how long at most; by default what the script of this job says, and 0 outside a job of a cluster.
     """
-    if is_there():
+    if _sees(is_there):
         return True
     seconds = float(os.environ.get(LATENCY_VARIABLE, "0")) if seconds is None else seconds
     end = time.monotonic() + seconds
     if seconds:
         sys.stderr.write(f"{folder}: waiting up to {seconds:g} s for what earlier jobs have written there\n")
-    while not is_there():
+    while not _sees(is_there):
         if time.monotonic() >= end:
             return False
         time.sleep(_PAUSE_SECONDS)
         with suppress(OSError):
             os.listdir(folder)  # An NFS client then asks the server again what there is.
     return True
+
+
+def _sees(is_there: Callable[[], bool]) -> bool:
+    try:
+        return is_there()
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return False  # Another machine has just replaced a file: it is there once it is opened again.
 
 
 @contextmanager
@@ -98,11 +107,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for written in (*temporary.rglob("*"), temporary):
-            _sync(written)
+            sync(written)
         if path.exists():
             shutil.rmtree(path)
         temporary.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -113,7 +122,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have a file's content, or a folder's names, put onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -9,7 +9,7 @@ from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anml.atomic import write_text
+from anml.atomic import sync, write_text
 from anml.errors import DataError
 
 
@@ -192,6 +192,7 @@ def _write_parquet(table: Any, path: Path) -> None:
 
     temporary = path.with_name(f".{path.name}")
     pq.write_table(table, temporary)
+    sync(temporary)
     temporary.replace(path)
 
 

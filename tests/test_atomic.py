@@ -27,6 +27,19 @@ def test_a_stale_file_is_opened_again(tmp_path: Path, monkeypatch: pytest.Monkey
     assert read_json(file) == {"state": "done"}
 
 
+def test_a_stale_folder_is_waited_for_like_a_late_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [OSError(errno.ESTALE, "stale file handle"), True]
+
+    def look() -> bool:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(atomic, "_PAUSE_SECONDS", 0.0)
+    assert wait_until(look, tmp_path, 20)
+
+
 def test_what_cannot_be_read_is_not_absent(tmp_path: Path) -> None:
     (tmp_path / "status.json").mkdir()
     with pytest.raises(OSError, match=r"status.json"):

@@ -131,6 +131,7 @@ def add(options: argparse.Namespace) -> int:
     after = with_code(before, after, options.new_code)
     print_notices(loaded.notices)
     new = added_jobs(before, after)
+    check_time_limits(replace(after, plan=new))
     if options.dry_run:
         print(describe(replace(after, plan=new)))
         return EXIT_DONE

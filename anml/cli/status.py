@@ -64,9 +64,9 @@ def retry(options: argparse.Namespace) -> int:
     """Submit (or run on this machine) every job that is not done, with the dependencies that are not done either."""
     launch = load_launch(find_experiment(options))
     given = scheduler_class(launch.profile.scheduler).retry_options(launch.profile, options.sbatch_options)
-    if not given:  # They may ask for more time.
-        check_time_limits(launch)
-    return run_and_report(replace(launch, retry_options=given))
+    launch = replace(launch, retry_options=given)
+    check_time_limits(launch)
+    return run_and_report(launch)
 
 
 def cancel(options: argparse.Namespace) -> None:

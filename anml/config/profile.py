@@ -127,12 +127,13 @@ class ClusterProfile(Record):
     scheduler: a key of SCHEDULERS, or the user's own FILE.py:CLASS (seen from the profile) or MODULE:CLASS.
     setup: shell lines run before the job (module load, conda activate, exports). max_array_size: the site's
     MaxArraySize (`scontrol show config`). array_throttle: tasks of an array that run at once. points_per_job: sweep
-    points of one job (absent: a whole flavor is one job). signal_seconds: how long before the time limit a training
-    is told to save and requeue. max_requeues: a job requeued more often than this gives up. job_limit: jobs that run
-    at once on the machine at hand (local scheduler). min_free_gb: disk space a job insists on. latency_wait: how many
-    seconds a job waits until its node sees the files that jobs before it have written on others. ssh: how ssh on this
-    machine calls the cluster's login node (`user@login`, or a Host of ~/.ssh/config); absent: this machine is one.
-    ssh_folder: the folder there, in the home directory if it is not absolute, that launches over ssh use.
+    points of one job (absent: a whole flavor is one job). signal_seconds: how long before the time limit a job is told
+    to save and requeue. max_requeues: a job gives up after more attempts in a row than this that got no further.
+    job_limit: jobs that run at once on the machine at hand (local scheduler). min_free_gb: disk space a job insists on.
+    latency_wait: how many seconds a job waits until its node sees the files that jobs before it have written on others.
+    ssh: how ssh on this machine calls the cluster's login node (`user@login`, or a Host of ~/.ssh/config); absent: this
+    machine is one. ssh_folder: the folder there, in the home directory if it is not absolute, that launches over ssh
+    use.
     """
 
     name: str

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from anml.config.profile import ClusterProfile
 
-# A job in a container, where Slurm's commands are missing, makes this file to be requeued by the script around it.
+# A job in a container, where Slurm's commands are missing, makes this file to be requeued by the script around it. In
+# it is what `scontrol update` is then to change.
 REQUEUE_VARIABLE = "ANML_REQUEUE_FILE"
 _GPU_FLAGS = {"cuda": ["--nv"], "rocm": ["--rocm"]}
 
@@ -33,8 +34,12 @@ export {variable}={folder}/.requeue-"${{SLURM_JOB_ID:-$$}}"
 rm -f "${variable}\""""
 _REQUEUE_IF_MARKED = """\
 if [ -e "${variable}" ]; then
+    trap '' TERM
+    anml_more="$(cat "${variable}")"
     rm -f "${variable}"
-    scontrol requeue "${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_}}${{SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}}"
+    anml_id="${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_}}${{SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}}"
+    scontrol requeue "$anml_id"
+    [ -z "$anml_more" ] || scontrol update "JobId=$anml_id" $anml_more
 fi
 exit $anml_code"""
 # The kernel kills what needs too much memory, and leaves the shell. A requeue sends TERM before it kills.

@@ -1,50 +1,59 @@
 """Time limits in which a job could never get on: refused before anything is submitted."""
 
 import json
-import re
 
 from anml.atomic import read_text
+from anml.config.profile import merged
 from anml.errors import ConfigError
+from anml.jobs.escalation import FACTOR, amount, multiplied
+from anml.jobs.job_status import read_status
 from anml.jobs.launch import Launch
-
-_UNITS = (86_400, 3_600, 60, 1)
-
-
-def limit_seconds(text: str) -> float | None:
-    """Return the seconds of a limit as Slurm writes it: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None: no limit."""
-    days, dash, clock = str(text).rpartition("-")
-    parts = clock.split(":")
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", str(text)):
-        return None  # UNLIMITED; sbatch itself says what it does not understand.
-    # After days come hours; without days a single number, or the first of two, is minutes.
-    units = _UNITS[1:] if dash or len(parts) == 3 else _UNITS[2:]
-    return int(days or 0) * _UNITS[0] + sum(int(part) * unit for part, unit in zip(parts, units, strict=False))
+from anml.jobs.plan import Job
 
 
 def check_time_limits(launch: Launch) -> None:
     """Raise ConfigError where a job would be told to save at once, or before it can come to a checkpoint."""
-    profile, problems = launch.profile, []
-    if not profile.requeue:
+    if not launch.profile.requeue:
         return
-    for kind in ("train", "evaluate"):
-        text = profile.sbatch.for_kind(kind).get("time")
-        limit = limit_seconds(text) if text is not None else None
-        if limit is None:
-            continue
-        left = limit - profile.signal_seconds
-        if left <= 0:
-            problems.append(
-                f"time: {text} of {kind} jobs: is {limit:.0f} s, and they are told to save {profile.signal_seconds} s "
-                "before the end (signal_seconds of the profile): none would get on. Give more --time."
-            )
-        elif kind == "train" and (rate := _measured_rate(launch)) and launch.config.save_freq / rate > left:
-            needed = launch.config.save_freq / rate
-            problems.append(
-                f"time: {text} of train jobs: leaves {left:.0f} s to train, but at the measured {rate:.3g} steps/s a "
-                f"checkpoint comes every {needed:.0f} s (save_freq {launch.config.save_freq}). Give more --time."
-            )
-    if problems:
+    jobs = [job for job in launch.plan.jobs if job.kind != "report" and not _is_done(launch, job)]
+    limits = {(job.kind, text) for job in jobs if (text := _limit_of(launch, job))}
+    if problems := [problem for kind, text in sorted(limits) if (problem := _problem(launch, kind, text))]:
         raise ConfigError(problems)
+
+
+def _is_done(launch: Launch, job: Job) -> bool:
+    return read_status(launch.experiment.job(job.name).status).state == "done"
+
+
+def _limit_of(launch: Launch, job: Job) -> str | None:
+    """Return the limit with which a job would be submitted."""
+    given = launch.retry_options
+    asked = merged(launch.profile.sbatch.for_kind(job.kind), launch.job_options.get(job.name, {}))
+    if (factor := FACTOR.fullmatch(str(given.get("time")))) and "time" in asked:
+        return multiplied("time", str(asked["time"]), float(factor[1]))
+    text = merged(asked, given).get("time")
+    return None if text is None else str(text)
+
+
+def _problem(launch: Launch, kind: str, text: str) -> str:
+    """Say why no job of this kind would get on within a limit; "" where it would."""
+    profile, config = launch.profile, launch.config
+    try:
+        limit = amount("time", text)
+    except ConfigError:
+        return ""  # UNLIMITED; sbatch itself says what it does not understand.
+    left = limit - profile.signal_seconds
+    if left <= 0:
+        return (
+            f"time: {text} of {kind} jobs: is {limit:.0f} s, and they are told to save {profile.signal_seconds} s "
+            "before the end (signal_seconds of the profile): none would get on. Give more --time."
+        )
+    if kind == "train" and (rate := _measured_rate(launch)) and config.save_freq / rate > left:
+        return (
+            f"time: {text} of train jobs: leaves {left:.0f} s to train, but at the measured {rate:.3g} steps/s a "
+            f"checkpoint comes every {config.save_freq / rate:.0f} s (save_freq {config.save_freq}). Give more --time."
+        )
+    return ""
 
 
 def _measured_rate(launch: Launch) -> float:

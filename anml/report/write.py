@@ -4,6 +4,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -214,12 +215,15 @@ def _render(
     """Return the page. figures: names, and the widths in pixels to show them at."""
     experiment, config, jobs = report.experiment, report.config, read_jobs(report.experiment)
     bad = [job for job in jobs if job.state in BAD]
+    # The report's own job ends after it has written this.
+    ended = [job.status.ended for job in jobs if job.job.kind != "report" and job.status.ended]
     grids = accuracy_grids(report.summary)
     curves = grouped(by_classes, lambda result: replace(result.sweep, classes=0))
     return render(
         "report.html",
         snapshots=read_plan_file(experiment).get("snapshots", {}),
         report=report,
+        ended=datetime.fromtimestamp(max(ended), UTC) if ended else None,
         notices=report.notices + (tables.missing_results(config, report.rows) if config else []),
         is_validation=is_validation,
         grids=grids,

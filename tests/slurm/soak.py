@@ -1,4 +1,6 @@
-"""The soak: experiments on the development cluster under random faults, then an audit out of Slurm's own books.
+"""The soak: experiments on the development cluster under random faults, then an audit.
+
+What ran double is counted in slurmctld's book of all that ended; what is lost or incomplete, by what experiments hold.
 
     make soak                                          # 200 experiments, 20 minutes of faults
     python -m tests.slurm.soak --folder F --experiments 10 --minutes 2

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from anml.config.profile import ClusterProfile
 from tests.slurm.bench import REPOSITORY, Bench, long_training
+from tests.slurm.light import TRAIN, Cluster
 
 pytestmark = pytest.mark.slurm
 # Notes its arguments beside the image. The command gets a PATH on which there is nothing.
@@ -27,15 +29,20 @@ exec env PATH=/nowhere "$(type -P "$1")" "${@:2}"
 
 
 @pytest.fixture
-def profile(bench: Bench) -> str:
-    """Return a profile whose setup puts the runtime on PATH."""
-    runtime = bench.folder / "bin" / "apptainer"
+def in_container(tmp_path: Path) -> dict[str, object]:
+    """Return the keys of a profile whose setup puts the runtime on PATH."""
+    runtime = tmp_path / "bin" / "apptainer"
     runtime.parent.mkdir()
     runtime.write_text(RUNTIME)
     runtime.chmod(0o755)
-    container = {"image": str(bench.folder / "anml.sif"), "binds": [str(REPOSITORY)]}
+    container = {"image": str(tmp_path / "anml.sif"), "binds": [str(REPOSITORY)]}
     setup = [f"export PATH={shlex.quote(str(runtime.parent))}:$PATH", "export FROM_SETUP=loaded"]
-    return bench.profile(container=container, python=sys.executable, setup=setup)
+    return {"container": container, "python": sys.executable, "setup": setup}
+
+
+@pytest.fixture
+def profile(bench: Bench, in_container: dict[str, object]) -> str:
+    return bench.profile(**in_container)
 
 
 def calls(bench: Bench) -> list[str]:
@@ -57,15 +64,27 @@ def test_a_training_in_a_container_saves_and_is_requeued_before_its_time_limit(b
     assert not list(bench.root().glob(".requeue*"))
 
 
+def test_a_job_that_gets_no_further_in_its_time_is_requeued_with_more(
+    cluster: Cluster, in_container: dict[str, object]
+) -> None:
+    keys = cluster.profile.model_dump() | in_container | {"escalate": {"time": ["00:40:00"]}}
+    cluster.profile = ClusterProfile(**keys)
+    id_ = cluster.launch(TRAIN)["train"]
+    cluster.wait_for("train", "running")
+    cluster.slurm("scancel", "--batch", "--signal=USR1", id_)
+    cluster.wait(lambda: cluster.status("train")["attempt"] == 2)
+    assert "TimeLimit=00:40:00" in cluster.slurm("scontrol", "show", "job", id_)
+
+
 def test_the_check_of_a_cluster_asks_the_python_in_the_container(bench: Bench, profile: str) -> None:
     done = bench.python("-m", "anml", "clusters", "check", profile)
     assert done.returncode == 0, done.stdout + done.stderr
     assert any("import" in call for call in calls(bench))
 
 
-@pytest.mark.parametrize("in_container", [False, True])
-def test_a_shell_is_where_jobs_run(bench: Bench, profile: str, in_container: bool) -> None:
-    path = profile if in_container else bench.profile(setup=["export FROM_SETUP=loaded"])
+@pytest.mark.parametrize("contained", [False, True])
+def test_a_shell_is_where_jobs_run(bench: Bench, profile: str, contained: bool) -> None:
+    path = profile if contained else bench.profile(setup=["export FROM_SETUP=loaded"])
     command = shlex.join([sys.executable, "-m", "anml", "shell", path, "--cpus-per-task=2", "--gres=gpu:1"])
     lines = 'echo "$SLURM_JOB_NAME $SLURM_CPUS_PER_TASK $SLURM_JOB_PARTITION $FROM_SETUP $CUDA_VISIBLE_DEVICES $PATH"'
     # The variable of a Slurm job that this may run in: srun would look for that job.
@@ -73,4 +92,4 @@ def test_a_shell_is_where_jobs_run(bench: Bench, profile: str, in_container: boo
     words = bench.slurm("bash", "-c", script).split()
     assert words[:4] == ["anml-shell", "2", "dggpu", "loaded"]
     assert words[4] in "0123"
-    assert (words[5] == "/nowhere") == in_container
+    assert (words[5] == "/nowhere") == contained

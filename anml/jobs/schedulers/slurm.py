@@ -25,6 +25,7 @@ from anml.errors import ConfigError, SubmissionError
 from anml.experiment import Experiment, task_name
 from anml.jobs.containers import REQUEUE_VARIABLE
 from anml.jobs.escalation import FACTOR, amount, check_factors, option_words
+from anml.jobs.interrupts import ended_as_by_ctrl_c
 from anml.jobs.plan import Job, JobKind
 from anml.jobs.schedulers import CheckResult, Scheduler, SchedulerState
 from anml.jobs.schedulers.controller import (
@@ -273,19 +274,20 @@ class SlurmScheduler(Scheduler):
     @classmethod
     def try_out(cls, profile: ClusterProfile, script: Path, log: Path) -> None:
         """Run a script as a job that asks for what a training does; says every few seconds what it waits for."""
-        command = ["sbatch", "--parsable", "--job-name=anml-check", f"--output={log}"]
+        name = f"anml-check{log.parent.name}"  # The folder's name is new.
+        command = ["sbatch", "--parsable", f"--job-name={name}", f"--output={log}"]
         options = cls.with_options(profile, [], []).sbatch.for_kind("train") | {"time": 30}
         command += option_words(options)
-        submitted = patiently(lambda: run([*command, str(script)]))
-        ids = [match[1] for line in submitted.stdout.splitlines() if (match := _JOB_ID.fullmatch(line.strip()))]
-        if submitted.returncode != 0 or not ids:
-            message = f"sbatch refused the check: {submitted.stderr.strip() or submitted.stdout.strip()}"
-            raise SubmissionError(message)
-        try:
-            _wait_for_end(ids[0])
-        except BaseException:
-            run_once(["scancel", ids[0]])
-            raise
+        with ended_as_by_ctrl_c():
+            try:
+                submitted = patiently(lambda: run([*command, str(script)]))
+                ids = [match[1] for line in submitted.stdout.splitlines() if (match := _JOB_ID.fullmatch(line.strip()))]
+                if submitted.returncode != 0 or not ids:
+                    message = f"sbatch refused the check: {submitted.stderr.strip() or submitted.stdout.strip()}"
+                    raise SubmissionError(message)
+                _wait_for_end(ids[0])
+            finally:  # By its name: sbatch may have submitted it without a word, or twice.
+                run_once(["scancel", f"--name={name}"])
 
     @classmethod
     def _check_job(cls, profile: ClusterProfile, kind: JobKind) -> CheckResult:
@@ -326,15 +328,16 @@ class SlurmScheduler(Scheduler):
 
     @classmethod
     def requeue(cls, more: SbatchOptions) -> str:
+        changes = [_OF_SCONTROL[name].format(amount(name, str(value))) for name, value in more.items()]
         if REQUEUE_VARIABLE in os.environ and shutil.which("scontrol") is None:
-            Path(os.environ[REQUEUE_VARIABLE]).touch()
+            Path(os.environ[REQUEUE_VARIABLE]).write_text(" ".join(changes))
             return ""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # The requeue sends it, to what is started here as well.
         try:
             result = run_once(["scontrol", "requeue", cls.this_job()])
-            if more:  # Only an administrator may change a job that runs. It starts when this process has ended.
-                changes = [_OF_SCONTROL[name].format(amount(name, str(value))) for name, value in more.items()]
-                run_once(["scontrol", "update", f"JobId={cls.this_job()}", *changes])
+            if changes:  # Only an administrator may change a job that runs. It starts when this process has ended.
+                changed = run_once(["scontrol", "update", f"JobId={cls.this_job()}", *changes])
+                sys.stderr.write(changed.stderr)
         except OSError as error:
             return f"scontrol cannot be run here: {error}"
         # scontrol may say no and still exit with 0.
