@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from anml.config.profile import ClusterProfile
+from anml.config.profile import ClusterProfile, Container
+from anml.jobs.plan import Job
 from tests.slurm.bench import REPOSITORY, Bench, long_training
 from tests.slurm.light import TRAIN, Cluster
 
@@ -25,6 +26,14 @@ done
 echo "$all" >> "$1.calls"
 shift
 exec env PATH=/nowhere "$(type -P "$1")" "${@:2}"
+"""
+# An srun with pyxis, whose options the srun here does not have.
+SRUN = """
+while [[ "$1" == --* ]]; do
+    [[ "$1" == --container-* ]] || options+=("$1")
+    shift
+done
+exec $REAL "${options[@]}" env PATH=/nowhere "$@"
 """
 
 
@@ -74,6 +83,19 @@ def test_a_job_that_gets_no_further_in_its_time_is_requeued_with_more(
     cluster.slurm("scancel", "--batch", "--signal=USR1", id_)
     cluster.wait(lambda: cluster.status("train")["attempt"] == 2)
     assert "TimeLimit=00:40:00" in cluster.slurm("scontrol", "show", "job", id_)
+
+
+def test_a_job_that_srun_starts_in_a_container_is_requeued_and_can_be_cancelled(cluster: Cluster) -> None:
+    cluster.wrap("srun", SRUN)
+    container = Container(image="image", runtime="pyxis")
+    cluster.profile = cluster.profile.model_copy(update={"container": container, "python": sys.executable})
+    ids = cluster.launch(TRAIN, Job("other", "train", TRAIN.argv))
+    for name in ids:
+        cluster.wait_for(name, "running")
+    cluster.slurm("scancel", "--batch", "--signal=USR1", ids["train"])
+    cluster.slurm("scancel", ids["other"])
+    cluster.wait_for("other", "interrupted")
+    cluster.wait(lambda: "Restarts=1" in cluster.slurm("scontrol", "show", "job", ids["train"]))
 
 
 def test_the_check_of_a_cluster_asks_the_python_in_the_container(bench: Bench, profile: str) -> None:

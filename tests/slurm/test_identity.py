@@ -208,6 +208,22 @@ def test_a_retry_waits_for_a_cancelled_job_that_has_not_ended_yet(cluster: Clust
     cluster.wait(lambda: cluster.status("train").get("attempt") == 2)
 
 
+def forget(cluster: Cluster) -> None:
+    """Let Slurm know none of its jobs, as some minutes after their end."""
+    cluster.wrap("squeue", "exit 0")
+    cluster.wrap("scontrol", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
+
+
+def test_a_job_that_writes_its_status_runs_whatever_slurm_has_forgotten(cluster: Cluster) -> None:
+    cluster.launch(TRAIN)
+    cluster.wait_for("train", "running")
+    forget(cluster)
+    assert cluster.states() == {"train": "running"}
+    with pytest.raises(SubmissionError, match="still writes its status"):
+        cluster.launch(TRAIN)
+    assert len(cluster.ids()) == 1
+
+
 def test_an_interrupted_job_stays_so_when_slurm_has_forgotten_it(cluster: Cluster, capfd) -> None:
     id_ = cluster.launch(TRAIN)["train"]
     cluster.wait_for("train", "running")
@@ -216,8 +232,7 @@ def test_an_interrupted_job_stays_so_when_slurm_has_forgotten_it(cluster: Cluste
     cluster.monkeypatch.setenv("ANML_EXPERIMENTS", str(cluster.folder / "experiments"))
     cluster.monkeypatch.setenv("COLUMNS", "200")  # Else the words may be cut into lines.
     assert main(["status", "p/g"]) == 1
-    cluster.wrap("squeue", "exit 0")
-    cluster.wrap("scontrol", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
+    forget(cluster)
     assert main(["status", "p/g"]) == 1
     assert capfd.readouterr().out.count("stopped by SIGTERM") == 2
 

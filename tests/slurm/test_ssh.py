@@ -1,10 +1,12 @@
 """A laptop: a real sshd leads to the dev cluster, and nothing of Slurm is at hand."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from anml.config.profile import ClusterProfile
+from anml.jobs.ssh import logged_in
 from tests.slurm.bench import REPOSITORY, TINY, Bench
-from tests.slurm.login_node import SSHD, LoginNode, login_node
+from tests.slurm.login_node import HOST, SSHD, LoginNode, login_node
 
 needs_ssh = pytest.mark.skipif(
     not (Path(SSHD).exists() and shutil.which("rsync")), reason="no sshd or rsync (packages openssh-server, rsync)"
@@ -151,6 +155,20 @@ def test_what_is_wrong_with_a_login_node_is_told(laptop: Laptop, tmp_path: Path)
         laptop.env["PATH"] = str(bare.bin)
         bare.put("git", "exit 1")
         told(laptop, "there is no rsync on this machine")
+
+
+def test_a_connection_that_the_user_keeps_open_is_used_and_stays_open(tmp_path: Path, monkeypatch) -> None:
+    """As where a login needs a second factor: ssh alone would ask for it again."""
+    with login_node(tmp_path / "node") as node, tempfile.TemporaryDirectory() as folder:  # A socket's path is short.
+        monkeypatch.setenv("PATH", f"{node.bin}:{os.environ['PATH']}")
+        with (node.folder / "ssh_config").open("a") as settings:
+            settings.write(f"    ControlMaster auto\n    ControlPath {folder}/%C\n    ControlPersist 60\n")
+        subprocess.run(["ssh", HOST, "true"], check=True, stderr=subprocess.DEVNULL)
+        (node.folder / "authorized_keys").unlink()
+        with logged_in(ClusterProfile(name="lab", scheduler="slurm", ssh=HOST, python=sys.executable)) as login:
+            login.prepare(f"{tmp_path}/there")
+        assert (tmp_path / "there").is_dir()
+        subprocess.run(["ssh", "-O", "exit", HOST], check=True, stderr=subprocess.DEVNULL)
 
 
 def told(laptop: Laptop, *words: str) -> None:
