@@ -317,6 +317,10 @@ def test_other_checkpoints_are_evaluated_beside_its_own_by_new_code(
     pd.testing.assert_frame_equal(of_model["shipped"], pd.DataFrame(by_hand[columns]))
     page = (own.folder.report / "index.html").read_text()
     assert ("shipped: 4 classes learned" in page, "which run code-2/" in page) == (True, True)
+    # The code as launched and the present code measure the same.
+    recorded = json.loads(own.folder.environment_file.read_text())
+    checksums = [each["code_checksum"] for each in (recorded, *recorded["additions"])]
+    assert set(results["code"]) == set(checksums)
     ran = {name: (own.folder.job(name).script).read_text() for name in ("olft-step-000002", "olft-step-000002-same")}
     assert ["/code-2 " in script for script in ran.values()] == [False, True]
 

@@ -7,6 +7,22 @@ from anml.config.binding import name_or_reference
 from anml.plugins import find_part
 
 
+class InnerOptimizer(NamedTuple):
+    """What takes the steps of the inner loop, SGD, as every engine gets it.
+
+    momentum: that of torch's SGD; the velocity is zero when an episode begins. learns_rates: each parameter has a rate,
+    which begins at `lr`, and which the outer loop learns.
+    """
+
+    lr: float
+    momentum: float = 0.0
+    learns_rates: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        return not (self.momentum or self.learns_rates)
+
+
 class Method(NamedTuple):
     """A training method.
 

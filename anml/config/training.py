@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -17,7 +17,7 @@ from anml.config.evaluation import (
     folder_facts,
 )
 from anml.config.facts import Dataset, find_dataset
-from anml.config.methods import Method, MethodName, find_method
+from anml.config.methods import InnerOptimizer, Method, MethodName, find_method
 from anml.config.model_args import ClassifierArgs, Initialisation, ModelArgs, ModelName, named_part
 from anml.config.vary import TrainingId, Value, all_points, changes_of
 from anml.errors import ConfigError
@@ -58,22 +58,6 @@ class FewShot(Record):
     def head_options(self) -> dict[str, Any]:
         """The keys of the head that are set."""
         return self.model_dump(exclude={"ways", "shots", "queries", "temperature"}, exclude_none=True)
-
-
-class InnerOptimizer(NamedTuple):
-    """What takes the steps of the inner loop, SGD, as every engine gets it.
-
-    momentum: that of torch's SGD; the velocity is zero when an episode begins. learns_rates: each parameter has a rate,
-    which begins at `lr`, and which the outer loop learns.
-    """
-
-    lr: float
-    momentum: float = 0.0
-    learns_rates: bool = False
-
-    @property
-    def is_plain(self) -> bool:
-        return not (self.momentum or self.learns_rates)
 
 
 class AddedCheckpoint(Record):

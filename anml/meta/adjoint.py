@@ -23,7 +23,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from anml.config.training import InnerOptimizer
+from anml.config.methods import InnerOptimizer
 from anml.data.episodes import Episode
 from anml.meta.conv_blocks import BlockStack, TorchBlocks
 from anml.meta.dual_head import DualHead

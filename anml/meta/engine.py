@@ -9,13 +9,14 @@ algorithm 1).
 
 import statistics
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from anml.config.training import InnerOptimizer, Precision
+from anml.config.methods import InnerOptimizer
+from anml.config.training import Precision
 from anml.data.episodes import Episode
 from anml.meta.inner_steps import InnerSteps, Weights
 from anml.models.meta_model import MetaModel
@@ -140,7 +141,7 @@ class ReferenceEngine:
     def run(self, episode: Episode) -> EpisodeOutcome:
         import higher  # Only this engine needs it.
 
-        lrs = {"lr": [*self.inner.rates.values()]} if self.inner.rates else None
+        lrs: Any = {"lr": [*self.inner.rates.values()]} if self.inner.rates else None
         with higher.innerloop_ctx(self.model, self.optimizer, copy_initial_weights=False, override=lrs) as (net, inner):
             for index in episode.support_index:
                 inner.step(cross_entropy(net(episode.images[index]), episode.labels[index]))

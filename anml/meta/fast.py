@@ -14,7 +14,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from anml.config.training import InnerOptimizer
+from anml.config.methods import InnerOptimizer
 from anml.data.episodes import Episode
 from anml.meta.engine import EpisodeOutcome, differentiate
 from anml.meta.inner_steps import InnerSteps, Weights

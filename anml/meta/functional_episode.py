@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, linear, pad
 
-from anml.config.training import InnerOptimizer
+from anml.config.methods import InnerOptimizer
 from anml.data.episodes import Episode
 from anml.meta.engine import CheckedEpisodes, EpisodeOutcome, accuracy
 from anml.meta.fast import FastEngine, fast_linears

@@ -2,7 +2,7 @@
 
 import torch
 
-from anml.config.training import InnerOptimizer
+from anml.config.methods import InnerOptimizer
 from anml.models.meta_model import MetaModel
 
 Weights = dict[str, torch.Tensor]

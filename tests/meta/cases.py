@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from anml.config.training import InnerOptimizer, TrainConfig
+from anml.config.methods import InnerOptimizer
+from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
 from anml.meta.engine import EpisodeOutcome

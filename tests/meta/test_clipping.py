@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from anml.config.training import InnerOptimizer
+from anml.config.methods import InnerOptimizer
 from anml.data.episodes import Episode
 from anml.meta.adjoint import AdjointEngine, NativeEngine
 from anml.meta.engine import Engine, EpisodeOutcome, ReferenceEngine

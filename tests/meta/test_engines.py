@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from anml.config.training import InnerOptimizer
+from anml.config.methods import InnerOptimizer
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
 from anml.errors import ConfigError

@@ -5,7 +5,7 @@ import torch
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from anml.config.training import InnerOptimizer
+from anml.config.methods import InnerOptimizer
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode
 from anml.errors import ConfigError

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from anml.config.training import InnerOptimizer
+from anml.config.methods import InnerOptimizer
 from anml.data.episodes import Episode, draw_examples
 from anml.meta.engine import ReferenceEngine
 from anml.meta.fast import FastEngine

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,7 @@ def write_sweep(experiment: Experiment, flavor: str = "olft", seed: int = 1) -> 
         for step, (scored, learned) in enumerate(zip(SCORED, LEARNED, strict=True)):
             accuracies = np.full(4, 0.7) if (lr, run) == (0.01, 1) else scored * (1 if lr == 0.01 else 0.1)
             mean = float(accuracies[:learned].mean())
-            sizes = {"classes": 4, "train_examples": 15, "test_examples": 5}
+            sizes: dict[str, Any] = {"classes": 4, "train_examples": 15, "test_examples": 5}
             rows.append(
                 ResultRow(
                     flavor, "sequential", "m", "glyphs", 7, **sizes, lr=lr, train_seed=seed, run=run, epoch=1,

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ exec $REAL "${options[@]}" env PATH=/nowhere "$@"
 
 
 @pytest.fixture
-def in_container(tmp_path: Path) -> dict[str, object]:
+def in_container(tmp_path: Path) -> dict[str, Any]:
     """Return the keys of a profile whose setup puts the runtime on PATH."""
     runtime = tmp_path / "bin" / "apptainer"
     runtime.parent.mkdir()
@@ -50,7 +51,7 @@ def in_container(tmp_path: Path) -> dict[str, object]:
 
 
 @pytest.fixture
-def profile(bench: Bench, in_container: dict[str, object]) -> str:
+def profile(bench: Bench, in_container: dict[str, Any]) -> str:
     return bench.profile(**in_container)
 
 
@@ -74,10 +75,10 @@ def test_a_training_in_a_container_saves_and_is_requeued_before_its_time_limit(b
 
 
 def test_a_job_that_gets_no_further_in_its_time_is_requeued_with_more(
-    cluster: Cluster, in_container: dict[str, object]
+    cluster: Cluster, in_container: dict[str, Any]
 ) -> None:
     keys = cluster.profile.model_dump() | in_container | {"escalate": {"time": ["00:40:00"]}}
-    cluster.profile = ClusterProfile(**keys)
+    cluster.profile = ClusterProfile.model_validate(keys)
     id_ = cluster.launch(TRAIN)["train"]
     cluster.wait_for("train", "running")
     cluster.slurm("scancel", "--batch", "--signal=USR1", id_)
