@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anml import selftest
+from anml import optim, selftest
 from anml.meta import ENGINES
 from anml.meta.fast import FastEngine
 
@@ -66,7 +66,7 @@ def test_an_engine_that_breaks_fails_and_the_others_go_on(command, monkeypatch: 
 def test_a_resumed_training_that_forgets_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = selftest._Trainer(CPU, tmp_path, quick=True)
     assert trainer.repeats("oml").ok
-    monkeypatch.setattr(torch.optim.Adam, "load_state_dict", lambda self, state: None)
+    monkeypatch.setattr(optim.Adam, "load_state_dict", lambda self, state: None)
     assert trainer.resumes("oml").ok is False
 
 

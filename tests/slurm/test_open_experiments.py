@@ -29,14 +29,14 @@ def files_of(root: Path) -> dict[Path, bytes]:
 
 
 def test_an_experiment_races_chooses_and_grows_while_it_runs_and_afterwards(bench: Bench) -> None:
-    launched = bench.launch(config=long_training(250) | {"eval": {"chosen": SIZES | CHOSEN | UNTIL}})
+    launched = bench.launch(config=long_training(400) | {"eval": {"chosen": SIZES | CHOSEN | UNTIL}})
     assert launched.returncode == 0, launched.stderr
-    bench.wait_for_training("train-step-000250")
+    bench.wait_for_training("train-step-000400")
     add(bench, MEANS)
-    assert bench.status("train-step-000250")["state"] == "running"
+    assert bench.status("train-step-000400")["state"] == "running"
     bench.wait_for_queue()
     jobs = ("train", "chosen-validation", "chosen", "means")
-    train, validation, chosen, means = (bench.status(f"{job}-step-000250") for job in jobs)
+    train, validation, chosen, means = (bench.status(f"{job}-step-000400") for job in jobs)
     report = bench.status("report")
     for status in (train, validation, chosen, means, report):
         assert (status["state"], status["attempt"]) == ("done", 1)
@@ -45,9 +45,9 @@ def test_an_experiment_races_chooses_and_grows_while_it_runs_and_afterwards(benc
     assert max(chosen["ended"], means["ended"]) <= report["started"]
 
     root = bench.root()
-    (stopped,) = json.loads((root / "results/chosen-validation-step-000250.stopped.json").read_text())["stopped"]
+    (stopped,) = json.loads((root / "results/chosen-validation-step-000400.stopped.json").read_text())["stopped"]
     assert (stopped["lr"], stopped["best"]) == (1e-9, 0.01)
-    with (root / "results/chosen-step-000250.csv").open() as file:
+    with (root / "results/chosen-step-000400.csv").open() as file:
         assert {(row["lr"], row["run"]) for row in csv.DictReader(file)} == {("0.01", run) for run in "012345"}
     assert (root / "report/accuracy.txt").read_text().startswith("Chosen on held-out classes")
 
@@ -55,7 +55,7 @@ def test_an_experiment_races_chooses_and_grows_while_it_runs_and_afterwards(benc
     add(bench, MEANS | {"runs": 6})
     bench.wait_for_queue()
     added = {path.name for path in files_of(root).keys() - before.keys()}
-    assert added == {f"means-step-000250-more-1.{kind}" for kind in ("csv", "parquet")}
+    assert added == {f"means-step-000400-more-1.{kind}" for kind in ("csv", "parquet")}
     assert {path: path.read_bytes() for path in before} == before
     assert bench.status("report")["started"] > report["ended"]
     assert "means" in (root / "report/accuracy.txt").read_text()
