@@ -242,7 +242,7 @@ def test_check_of_the_dev_profile_finds_nothing_wrong_and_is_not_misled_by_noise
     checked = bench.python("-m", "anml", "clusters", "check", bench.profile(python=sys.executable, setup=setup))
     assert checked.returncode == 0, checked.stdout
     assert "starts after the setup lines" in checked.stdout
-    assert "accepts a train job" in checked.stdout
+    assert "accepts train jobs" in checked.stdout
 
 
 def test_check_runs_the_setup_on_a_node_and_names_the_line_that_fails(bench: Bench) -> None:

@@ -299,8 +299,8 @@ class SlurmScheduler(Scheduler):
             result = run_once(["sbatch", "--test-only", str(script)])
         if result.returncode != 0:
             reason = result.stderr.strip().removeprefix("sbatch: error: ")
-            return CheckResult(False, f"sbatch would refuse a {kind} job: {reason} (profile: sbatch, {kind})")
-        return CheckResult(True, f"sbatch accepts a {kind} job")
+            return CheckResult(False, f"sbatch would refuse {kind} jobs: {reason} (profile: sbatch, {kind})")
+        return CheckResult(True, f"sbatch accepts {kind} jobs")
 
     @classmethod
     def gpus(cls, profile: ClusterProfile, kind: JobKind) -> int:
@@ -352,6 +352,6 @@ def _wait_for_end(id_: str) -> None:
         if not live:
             return
         if second % 15 == 14:
-            what = f"{live[0].state.lower()} ({live[0].reason})"
-            print(f"job {id_} is {what}; Ctrl-C ends it", file=sys.stderr, flush=True)
+            reason = "" if live[0].reason == "None" else f" ({live[0].reason})"
+            print(f"job {id_} is {live[0].state.lower()}{reason}; Ctrl-C ends it", file=sys.stderr, flush=True)
         time.sleep(1)
