@@ -161,7 +161,7 @@ def accuracy_axis(axes: Axes) -> None:
 
 def count_axis(panel: Axes, bins: int) -> None:
     """Mark whole numbers of classes or steps, at most `bins` + 1 of them."""
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=bins))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=bins, min_n_ticks=1))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
