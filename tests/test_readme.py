@@ -102,20 +102,25 @@ def load_example(place: int, folder: Path) -> TrainConfig:
     """Load one of the configs that docs/configs.md shows."""
     text = (REPOSITORY / "docs" / "configs.md").read_text(encoding="utf-8")
     examples = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     path = folder / "example.yml"
     path.write_text(examples[place].replace("!include ", f"!include {REPOSITORY / 'configs'}/"))
     return load_train_config(path).config
 
 
 def test_the_validation_of_the_documents_loads(tmp_path: Path) -> None:
-    config = load_example(1, tmp_path)
+    config = load_example(2, tmp_path)
     assert (list(config.eval), config.num_held_out_classes) == (["olft-validation"], 300)
     assert config.eval["olft-validation"].is_validation
 
 
+def test_the_learned_rates_of_the_documents_load(tmp_path: Path) -> None:
+    config = load_example(1, tmp_path)
+    assert (config.inner.learns_rates, config.inner.momentum, config.inner_lr) == (True, 0.5, 0.1)
+
+
 def test_the_choice_of_the_documents_loads(tmp_path: Path) -> None:
-    config = load_example(2, tmp_path)
+    config = load_example(3, tmp_path)
     assert set(config.eval) == {"olft", "olft-validation"}
     assert config.eval["olft"].choose
 
