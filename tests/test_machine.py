@@ -91,6 +91,7 @@ SMALL = {
 FLAVOR = {"classes": 2, "runs": 1, "lr": 0.01, "eval_freq": 0}
 
 
+@pytest.mark.slow
 def test_every_job_passes_on_what_its_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool | None] = []
 
@@ -126,6 +127,7 @@ def test_full_disk_is_refused(tmp_path: Path) -> None:
         check_folder(tmp_path, min_free_gb=1e9)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_this_process():
     words = peak_memory(torch.device("cpu")).split()
     assert words[:2] == ["peak", "memory"]

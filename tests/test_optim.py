@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from anml.optim import Adam
@@ -21,6 +22,7 @@ print("torch._dynamo" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_it_does_not_import_torchs_compiler() -> None:
     command = [sys.executable, "-c", LIFE]
     repository = Path(__file__).resolve().parent.parent

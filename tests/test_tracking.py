@@ -56,6 +56,7 @@ def test_offline_run_carries_group_job_type_and_project(experiment: Experiment) 
     assert len(list(experiment.wandb_dir.glob("wandb/offline-run-*/run-*.wandb"))) == 1
 
 
+@pytest.mark.slow
 def test_requeued_job_continues_its_own_run(experiment: Experiment) -> None:
     first, second = log_in_a_process(experiment.root, 10)[0], log_in_a_process(experiment.root, 20)[0]
     assert first == second
@@ -100,6 +101,7 @@ def test_with_a_login_the_mode_is_online(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert default_mode() == "online"
 
 
+@pytest.mark.slow
 def test_service_that_cannot_be_reached_costs_no_training(experiment: Experiment) -> None:
     script = "import anml.tracking; anml.tracking.INIT_TIMEOUT_SECONDS = 4.0\n" + LOG_TWICE.replace("offline", "online")
     script = script.split("print(")[0] + "print('went on', tracker.run)"

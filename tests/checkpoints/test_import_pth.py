@@ -149,6 +149,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any], tuple[int, int], list[tuple[str, An
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OTHERS)
 def test_classifiers_and_later_networks_have_other_names_in_higheranml(tmp_path: Path, kind: str) -> None:
     model, args, (channels, size), names = OTHERS[kind]

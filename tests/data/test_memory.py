@@ -51,12 +51,14 @@ def peak_mb(script: str, *arguments: object, **environment: str) -> int:
     return int(done.stdout.splitlines()[-1]) // 1024
 
 
+@pytest.mark.slow
 def test_drawing_from_the_whole_of_it_stays_below_the_limit(tmp_path: Path) -> None:
     # Zeros that take no room on the disk, but in memory once they are read or mapped.
     np.lib.format.open_memmap(tmp_path / "array.npy", mode="w+", dtype=np.uint8, shape=SHAPE)
     assert peak_mb(DRAW, tmp_path / "array.npy") < LIMIT_MB
 
 
+@pytest.mark.slow
 def test_conversion_does_not_hold_the_images(tmp_path: Path, make_images: Callable[..., Path]) -> None:
     make_images(tmp_path / "images", {"a": 150, "b": 150}, size=20)
     assert peak_mb(CONVERT, tmp_path / "images", ANML_CACHE=str(tmp_path / "cache")) < LIMIT_MB

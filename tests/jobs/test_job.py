@@ -177,6 +177,7 @@ def test_a_copy_of_a_running_job_leaves_and_touches_nothing(tmp_path: Path, star
     wait_for(tmp_path, state="done", pid=first.pid, attempt=1)
 
 
+@pytest.mark.slow
 def test_an_attempt_whose_node_seemed_lost_leaves_to_the_next_one(tmp_path: Path, start) -> None:
     first = start(SLURM_JOB_ID="12")
     wait_for(tmp_path, state="running", pid=first.pid)

@@ -90,6 +90,7 @@ def test_a_model_that_cannot_fit_is_told_beside_other_mistakes() -> None:
     assert next(memory_needs(config))["weights"]["weights"] > 1000 * GIB
 
 
+@pytest.mark.slow
 def test_a_point_that_cannot_fit_is_refused_by_its_name_before_anything_is_created(
     experiments: Path, tmp_path: Path
 ) -> None:

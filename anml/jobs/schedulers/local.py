@@ -129,7 +129,7 @@ class LocalScheduler(Scheduler):
                 while waiting or running:
                     # Another process may have cancelled a job that waits.
                     waiting = [i for i in waiting if self._status(*i).state == "pending" and not self._skip(*i, plan)]
-                    ready = [i for i in waiting if all(self._state(name, plan) in ENDED for name in i[0].after)]
+                    ready = [item for item in waiting if self._is_ready(item[0], plan)]
                     for item in ready[: self.profile.job_limit - len(running)]:
                         waiting.remove(item)
                         running.append(self._start(*item))
@@ -199,6 +199,10 @@ class LocalScheduler(Scheduler):
 
     def _status(self, job: Job, task: int | None) -> JobStatus:
         return read_status(self.experiment.job(job.name, task).status)
+
+    def _is_ready(self, job: Job, plan: Plan) -> bool:
+        # A job that fails just now is seen in the next round, by `_skip`.
+        return all(self._state(name, plan) in (ENDED if job.after_any else ("done",)) for name in job.after)
 
     def _skip(self, job: Job, task: int | None, plan: Plan) -> bool:
         """Skip a job that needs another's success when that one ended without it. Return whether it did."""

@@ -251,6 +251,21 @@ def test_what_another_machine_started_is_not_guessed_about(tmp_path: Path, state
     assert scripts.scheduler.states() == {}
 
 
+def test_what_fails_between_two_looks_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts = Scripts(tmp_path)
+    scripts.submit((job("b", "a"), ":"))
+    scripts.plan = Plan((job("a"), *scripts.plan.jobs))
+    looks = iter(["running"])
+    seen = type(scripts.scheduler)._state
+
+    def state(scheduler, name: str, plan: Plan) -> str:
+        return next(looks, "failed") if name == "a" else seen(scheduler, name, plan)
+
+    monkeypatch.setattr(type(scripts.scheduler), "_state", state)
+    scripts.scheduler.finish(scripts.plan)
+    assert scripts.states()["b"] == "skipped"
+
+
 def test_a_job_of_another_launcher_that_dies_is_not_waited_for_for_ever(tmp_path: Path, start) -> None:
     scripts = Scripts(tmp_path)
     pid = start(sleeping_job(scripts, "a"))
