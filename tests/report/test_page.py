@@ -53,6 +53,7 @@ def test_page_holds_the_table(whole):
     for point in write_report(whole.experiment).summary:
         assert f"{point.test_acc:.3f} ± {point.test_ci95:.3f}" in page
     assert "600 episodes, seed 1" in page
+    assert "results as of 1970-01-01 00:0" in page
     assert "chosen on the very drawings that are reported" in page
     assert "What is missing" not in page
 
