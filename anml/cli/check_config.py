@@ -6,6 +6,7 @@ The launcher runs it as a child process, so that commands on a login node stay q
 import argparse
 import functools
 import json
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,9 @@ from anml.errors import AnmlError
 
 if TYPE_CHECKING:
     from anml.models.meta_model import MetaModel
+
+# No argument of a model is larger: channels, units, classes. Such a model takes at most some 100 MB.
+LARGEST_THAT_FITS_ANYWHERE = 1024
 
 
 def check_config(_: argparse.Namespace) -> None:
@@ -67,14 +71,17 @@ def _shapes(config: TrainConfig) -> Iterator[tuple[TrainingId, str]]:
         yield training, f" (of the training with {training.words})" if training.varied else ""
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)  # Small models have values.
 def _without_values(name: str, args: str, image_shape: tuple[int, int, int]) -> "MetaModel":
-    """Return a model, its arguments as JSON, whose weights take no memory: there may be more than this machine has."""
+    """Return a model, its arguments as JSON; of a large one the weights take no memory, which this machine may lack."""
     import torch
 
     from anml.models import build_model
 
     given = name, json.loads(args), image_shape, 0
+    # On `meta` a forward pass, which finds the size of the last map, imports torch's compiler: 1.5 s of every job.
+    if max(map(int, re.findall(r"\d+", args)), default=0) <= LARGEST_THAT_FITS_ANYWHERE:
+        return build_model(*given)
     try:
         with torch.device("meta"):
             return build_model(*given, initialisation=None)

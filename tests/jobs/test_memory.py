@@ -76,9 +76,10 @@ def test_a_need_is_compared_with_the_memory_that_it_is_in(asked: ClusterProfile,
 def test_a_model_of_the_users_own_that_needs_values_is_counted_too(tmp_path: Path) -> None:
     net = "from anml.models.anml import Sanml, SanmlArgs\n\n\nclass Net(Sanml):\n"
     net += "    def __init__(self, args: SanmlArgs, image_shape: tuple[int, int, int]) -> None:\n"
-    net += "        super().__init__(args, image_shape)\n        self.sum = float(self.fc.weight.sum())\n"
+    net += "        super().__init__(args, image_shape)\n        self.sum = float(self.fc.weight.detach().sum())\n"
     (tmp_path / "net.py").write_text(net)
-    own = {"model": f"{tmp_path}/net.py:Net", "model_args": {"rln_chs": 8}, "train_method": "prototypes"}
+    args = {"rln_chs": 8, "num_classes": 2000}  # A small model would not be tried on `meta`.
+    own: dict[str, Any] = {"model": f"{tmp_path}/net.py:Net", "model_args": args, "train_method": "prototypes"}
     parts = [next(memory_needs(load(**changes)))["parts"] for changes in (own, own | {"model": "sanml"})]
     assert parts[0] == parts[1]
     assert parts[0]["weights"] > 0
