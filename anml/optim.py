@@ -16,7 +16,7 @@ BAD_ARGUMENTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, Typ
 
 
 class Adam(torch.optim.Adam):
-    """torch's Adam without the import of torch's compiler, which is a third of the CPU time of a short job.
+    """torch's Adam without the import of torch's compiler, which was half of the CPU time of a short job.
 
     torch imports it to mark these methods for it. Unwrapped they are the same methods, unmarked.
     """

@@ -43,12 +43,12 @@ def _problem(launch: Launch, kind: str, text: str) -> str:
     except ConfigError:
         return ""  # UNLIMITED; sbatch itself says what it does not understand.
     left = limit - profile.signal_seconds
-    if left <= 0:
+    if limit and left <= 0:  # To Slurm 0 is no limit.
         return (
             f"time: {text} of {kind} jobs: is {limit:.0f} s, and they are told to save {profile.signal_seconds} s "
             "before the end (signal_seconds of the profile): none would get on. Give more --time."
         )
-    if kind == "train" and (rate := _measured_rate(launch)) and config.save_freq / rate > left:
+    if limit and kind == "train" and (rate := _measured_rate(launch)) and config.save_freq / rate > left:
         return (
             f"time: {text} of train jobs: leaves {left:.0f} s to train, but at the measured {rate:.3g} steps/s a "
             f"checkpoint comes every {config.save_freq / rate:.0f} s (save_freq {config.save_freq}). Give more --time."

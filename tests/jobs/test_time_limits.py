@@ -25,6 +25,7 @@ from anml.jobs.time_limits import check_time_limits
         ("3", None, None),
         ("1-00:00", 1.0, None),
         ("UNLIMITED", 1.0, None),
+        ("0", 1.0, None),
     ],
 )
 def test_a_limit_too_short_to_get_on_is_refused(
