@@ -25,6 +25,7 @@ from anml.config.vary import (
     adopt_vary,
     cannot_vary,
     changes_of,
+    key_path,
     varied_keys,
     with_types,
 )
@@ -300,30 +301,37 @@ def _bind_points(
         return config
     typed: dict[tuple[str, Value], Value] = {}
     points: list[TrainConfig] = []
+    wrong: dict[str, list[str]] = {}
     for training in dict.fromkeys(training.model for training in config.trainings):
-        point = _bind_point(source, config, flavors, training, findings)
+        point, problems = _bind_point(source, config, flavors, training)
+        for text in problems:
+            wrong.setdefault(text, []).append(training.words)
         typed |= {(k, v): float(v) for k, v in training.varied if isinstance(getattr(point, k, None), float)}
         points += [point] if point else []
+    for text, (first, *more) in wrong.items():
+        which = f"{len(more) + 1} trainings, the first with" if more else "the training with"
+        findings.problems.append(f"{text} (of {which} {first})")
     if not findings.problems:
         findings.notices.extend(_worded(source, (), varied_in_vain(list(keys), points)))
     return config.model_copy(update={"vary": with_types(config.vary, typed)})
 
 
 def _bind_point(
-    source: Source, config: TrainConfig, flavors: Mapping[str, EvalConfig], training: TrainingId, findings: Findings
-) -> TrainConfig | None:
-    """Bind the config of one training, and report what is wrong with it."""
+    source: Source, config: TrainConfig, flavors: Mapping[str, EvalConfig], training: TrainingId
+) -> tuple[TrainConfig | None, list[str]]:
+    """Return the config of one training by itself, and what is wrong with it."""
     data = config.model_dump(exclude={"eval", "vary", "seeds", "inner_lrs", "train_together"}, exclude_none=True)
     data |= changes_of(training, data)
-    part = Source(data, {(): source.locate(("vary",))})
+    paths = [key_path(key) for key, _ in training.varied]
+    written = {path: source.locate(("vary", ".".join(path))) for path in paths}
+    part = Source(data, {(): source.locate(("vary",))} | written)
     point, problems = bind(TrainConfig, part)
     problems += check_model_args(part)
     if point and not problems:
         problems = _worded(part, (), check_train(point, has_epochs=True))
         for name, flavor in flavors.items():
             problems += _worded(part, ("eval", name), check_fits_model(flavor, point, flavor_facts(flavor, point)))
-    findings.problems.extend(f"{text} (of the training with {training.words})" for text in problems)
-    return point
+    return point, problems
 
 
 def _bind_flavors(source: Source, training: TrainConfig | None, findings: Findings) -> dict[str, EvalConfig]:

@@ -1,7 +1,7 @@
 """One experiment: a model, its trainings (by inner learning rate and seed), and the evaluations that follow."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -19,7 +19,8 @@ from anml.config.evaluation import (
 from anml.config.facts import Dataset, find_dataset
 from anml.config.methods import InnerOptimizer, Method, MethodName, find_method
 from anml.config.model_args import ClassifierArgs, Initialisation, ModelArgs, ModelName, named_part
-from anml.config.vary import TrainingId, Value, all_points, changes_of
+from anml.config.vary import TrainingId, Value, all_points, changes_of, key_path
+from anml.config.yaml import value_at
 from anml.errors import ConfigError
 
 
@@ -279,13 +280,19 @@ class TrainConfig(Record):
             raise ConfigError(message)
         return fitting[0]
 
+    def values_of(self, training: TrainingId, keys: Iterable[str]) -> dict[str, Value]:
+        """Return a training's values of these dotted keys, those that it has in common with others too."""
+        alone = self.for_training(training).model_dump(include={key_path(key)[0] for key in keys})
+        return {key: value_at(alone, key_path(key)) for key in keys}
+
     def for_training(self, training: TrainingId) -> "TrainConfig":
         """Return the config of one of the trainings by itself. A model is named after what varies but its seed."""
         changes: dict[str, Any] = {"inner_lrs": None, "seeds": None, "vary": None, "train_together": None}
         changes |= changes_of(training, dict(self))
         if training.model.varied:
             changes["model_name"] = f"{self.display_name}-{training.model.tag}"
-        config = self.model_copy(update=changes)
+        # A single name becomes a list, and what is inside `few_shot` its record, as in a config that is read.
+        config = TrainConfig.model_validate(dict(self) | changes)
         if "initialisation" in changes or (self.initialisation or "uniform") != self.usual_initialisation:
             return config
         usual = config.usual_initialisation  # That of the model that this training has, as loading fills it in.

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-from anml.config.yaml import Source
+from anml.config.binding import Many
+from anml.config.yaml import Source, in_one_line
 
 SHORT_FORMS = {"inner_lr": "inner_lrs", "seed": "seeds"}
 # Mappings whose keys can vary; anything else that varies is a key of the training itself.
-NESTED = ("model_args", "optimizer_args", "lr_scheduler_args", "outer_lr_scheduler_args")
+NESTED = ("model_args", "optimizer_args", "lr_scheduler_args", "outer_lr_scheduler_args", "few_shot")
 # All trainings of an experiment have the same classes, evaluations and machine.
 SAME_FOR_ALL = (
     "project", "entity", "group", "cluster", "dataset", "data_path", "im_size", "imgs_per_class", "class_split",
@@ -21,7 +22,8 @@ SAME_FOR_ALL = (
 RATES = ("inner_lr", "outer_lr", "max_grad_norm", "ema_decay", "seed")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 
-Value = bool | int | float | str
+Scalar = bool | int | float | str | None
+Value = Scalar | Many[Scalar]
 # A product of values by key, or points that are picked by hand.
 Vary = Mapping[str, Sequence[Value]] | Sequence[Mapping[str, Value]]
 
@@ -39,7 +41,7 @@ class TrainingId(NamedTuple):
     @property
     def words(self) -> str:
         """`inner_lr 0.05, seed 1`, `seed 1` or nothing."""
-        return ", ".join(f"{_last(key)} {value}" for key, value in self.varied)
+        return ", ".join(f"{_last(key)} {written(value)}" for key, value in self.varied)
 
     @property
     def model(self) -> "TrainingId":
@@ -65,9 +67,13 @@ def _last(key: str) -> str:
     return key.rpartition(".")[2]
 
 
+def written(value: Value) -> str:
+    """Return a value in one line, as in YAML but for numbers: `0.003`, `true`, `null`, `[rln, fc]`."""
+    return in_one_line(value) if value is None or isinstance(value, (bool, tuple)) else str(value)
+
+
 def _in_names(value: Value) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return re.sub(r"[^\w.+-]+", "-", text)
+    return re.sub(r"[^\w.+-]+", "-", written(value).strip("[]"))
 
 
 def all_points(vary: Vary | None, inner_lrs: Sequence[float] | None, seeds: Sequence[int] | None) -> list[TrainingId]:
@@ -92,6 +98,8 @@ def adopt_vary(source: Source) -> list[str]:
     if not isinstance(vary, dict):
         return []
     vary = source.data["vary"] = _dotted(vary)
+    for key in vary:
+        source.copy_locations(("vary", *key_path(key)), ("vary", key))
     twice = []
     for key in [key for key in SHORT_FORMS if key in vary]:
         short = SHORT_FORMS[key]
@@ -106,8 +114,8 @@ def adopt_vary(source: Source) -> list[str]:
 
 def varied_keys(data: Mapping[str, Any]) -> list[str]:
     """Return the keys that vary in what was read of a config."""
-    vary = data.get("vary") or ()
-    points = [vary] if isinstance(vary, dict) else [point for point in vary if isinstance(point, dict)]
+    vary = data.get("vary")
+    points = [point for point in (vary if isinstance(vary, list) else [vary]) if isinstance(point, dict)]
     return [
         *(key for point in points for key in point),
         *(key for key, short in SHORT_FORMS.items() if data.get(short)),
@@ -147,7 +155,7 @@ def changes_of(training: TrainingId, settings: Mapping[str, Any]) -> dict[str, A
     changes: dict[str, Any] = {}
     for key, value in training.varied:
         name, *inside = key_path(key)
-        changes[name] = _with(changes.get(name, settings[name]) if inside else None, inside, value)
+        changes[name] = _with(changes.get(name, settings.get(name)) if inside else None, inside, value)
     return changes
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from anml.config.facts import DATASETS, dataset_label, is_validation, without_validation
 from anml.config.training import TrainConfig
+from anml.config.vary import written
 
 HELD_OUT = "held-out background classes"
 
@@ -59,7 +60,7 @@ def _trainings(config: TrainConfig) -> str:
     """Return `seeds 1 and 2, outer_lr 0.001 and 0.003, each trained on its own`: what trainings have, seeds first."""
     values: dict[str, list[str]] = {"seed": []}
     for key, value in [pair for training in config.trainings for pair in training.varied]:
-        values.setdefault(key, []).append(str(value))
+        values.setdefault(key, []).append(written(value))
     values["seed"] = values["seed"] or [str(config.seed)]
     names = {"seed": "seeds", "inner_lr": "inner learning rates"}
     distinct = {key: list(dict.fromkeys(each)) for key, each in values.items()}

@@ -14,7 +14,7 @@ import pandas as pd
 from anml.atomic import read_json
 from anml.config.facts import is_validation
 from anml.config.training import TrainConfig
-from anml.config.vary import natural_order
+from anml.config.vary import natural_order, written
 from anml.errors import DataError
 from anml.experiment import Experiment
 from anml.report import labels
@@ -299,9 +299,10 @@ def as_frame(results: Iterable[RateResult], columns: Sequence[str] = SUMMARY_COL
 def with_varied(frame: pd.DataFrame, config: TrainConfig | None) -> pd.DataFrame:
     """Return a table with a typed column for every key that varies between the models of an experiment."""
     trainings = config.trainings if config else ()
-    models = {config.for_training(t).display_name: dict(t.model.varied) for t in trainings if config}
-    keys = dict.fromkeys(key for varied in models.values() for key in varied)
-    return frame.assign(**{key: [models.get(model, {}).get(key) for model in frame["model"]] for key in keys})
+    keys = dict.fromkeys(key for training in trainings for key, _ in training.model.varied)
+    models = {config.for_training(t).display_name: config.values_of(t, keys) for t in trainings if config}
+    values = {key: [models.get(model, {}).get(key) for model in frame["model"]] for key in keys}
+    return frame.assign(**{key: [written(v) if isinstance(v, tuple) else v for v in values[key]] for key in keys})
 
 
 def tidy(rows: Sequence[ResultRow], config: TrainConfig | None = None) -> pd.DataFrame:

@@ -37,6 +37,29 @@ def test_points_are_trained_as_they_are_listed(load: Load) -> None:
     assert tags(loaded) == ["outer-lr-0.003-lobotomize-false", "outer-lr-0.001"]
 
 
+@pytest.mark.parametrize(
+    ("vary", "key", "values", "names"),
+    [
+        ("{ema_decay: [null, 0.9]}", "ema_decay", [None, 0.9], ["ema-decay-null", "ema-decay-0.9"]),
+        ("{inner_params: [[rln, fc], fc]}", "inner_params", [("rln", "fc"), ("fc",)],
+         ["inner-params-rln-fc", "inner-params-fc"]),
+        ("[{max_grad_norm: null}, {max_grad_norm: 1}]", "max_grad_norm", [None, 1.0],
+         ["max-grad-norm-null", "max-grad-norm-1.0"]),
+        ("{few_shot.ways: [5, 10]}", "few_shot.ways", [5, 10], ["ways-5", "ways-10"]),
+        ("{outer_lr_scheduler: [StepLR], outer_lr_scheduler_args.gamma: [0.5, 0.9]}", "outer_lr_scheduler_args.gamma",
+         [0.5, 0.9], ["outer-lr-scheduler-StepLR-gamma-0.5", "outer-lr-scheduler-StepLR-gamma-0.9"]),
+        ("[{lobotomize: false}, {outer_lr: 0.1}]", "lobotomize", [False, True], ["lobotomize-false", "outer-lr-0.1"]),
+    ],
+)  # fmt: skip
+def test_any_key_varies_over_any_values(
+    load: Load, write: Callable, vary: str, key: str, values: list, names: list[str]
+) -> None:
+    config = load(f"{BASE}vary: {vary}\n").config
+    assert [config.values_of(training, [key])[key] for training in config.trainings] == values
+    assert [training.tag for training in config.trainings] == names
+    assert load_train_config(write("config.yml", dump_config(config))).config == config
+
+
 def test_a_written_config_has_the_same_trainings(load: Load, write: Callable) -> None:
     config = load(f"{BASE}vary: {{outer_lr: [1, 2], model_args: {{rln_chs: [8, 16]}}}}\n").config
     assert load_train_config(write("config.yml", dump_config(config))).config == config
@@ -61,6 +84,9 @@ def test_trainings_of_one_size_are_one_job_together(load: Load) -> None:
     [
         ("{outer_lr: [0.1, -1]}", ["outer_lr", "-1", "(of the training with outer_lr -1)"]),
         ("{model_args.rln_chs: [8, none]}", ["model_args.rln_chs", "none"]),
+        ("\n  seed: [1, 2]\n  inner_lr: [0.1, 0.2]\n  model_args:\n    rln_chs: [8, -1]",
+         ["train.yml:10: model_args.rln_chs", "(of 2 trainings, the first with inner_lr 0.1, rln_chs -1)"]),
+        ("5", ["vary: must be a mapping (key: value), found 5"]),
         ("{model_args.num_classes: [4000, 3]}", ["eval.olft.classes", "3 outputs", "num_classes 3"]),
         ("{outer_lr: [0.1, 0.1]}", ["outer-lr-0.1"]),
         ("{dataset: [omniglot]}", ["dataset is the same for all trainings"]),
@@ -69,7 +95,7 @@ def test_trainings_of_one_size_are_one_job_together(load: Load) -> None:
         ("[{seed: 1}, {outer_lr: 0.1}]\nseeds: [1, 2]", ["seed varies by seeds too"]),
         ("[]", ["vary", "at least one"]),
     ],
-)
+)  # fmt: skip
 def test_mistakes_name_the_file_the_key_and_the_training(problems: Problems, vary: str, told: list[str]) -> None:
     text = "\n".join(problems(f"{BASE}vary: {vary}\n"))
     assert "train.yml:" in text
