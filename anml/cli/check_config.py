@@ -32,17 +32,22 @@ def check_config(_: argparse.Namespace) -> None:
     import torch
 
     config = load_train_config(Path("/dev/stdin")).config
-    problems = find_problems(config)
+    notices: list[str] = []
+    problems = find_problems(config, notices)
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
-    print(json.dumps({"problems": problems, "needs": list(memory_needs(config)), "gpu": gpu}))
+    needs = list(memory_needs(config))
+    print(json.dumps({"problems": problems, "notices": notices, "needs": needs, "gpu": gpu}))
 
 
-def find_problems(config: TrainConfig) -> list[str]:
-    """Return what is wrong between the config, the models of its trainings and the data on this machine."""
+def find_problems(config: TrainConfig, notices: list[str] | None = None) -> list[str]:
+    """Return what is wrong between the config, the models of its trainings and the data on this machine.
+
+    notices: gets what the user should know of the data.
+    """
     problems: list[str] = []
     for training, at in _shapes(config):
         problems += [text + at for text in _model_problems(config.for_training(training))]
-    _check_data(config, problems)
+    _check_data(config, problems, [] if notices is None else notices)
     for name, added in config.added_checkpoints.items():
         with collecting(problems, f"eval_checkpoints.{name}: "):
             problems += _checkpoint_problems(config, name, Path(added.path))
@@ -154,21 +159,24 @@ def name_problems(config: TrainConfig, model: "MetaModel") -> list[str]:
     return problems
 
 
-def _check_data(config: TrainConfig, problems: list[str]) -> None:
+def _check_data(config: TrainConfig, problems: list[str], notices: list[str]) -> None:
     """Convert the data now where needed, so that missing data, or too few, are found before jobs wait."""
     import torch
 
-    from anml.data import load_images
+    from anml.data import load_images, notices_of
     from anml.data.episodes import check_run
     from anml.train.loop import training_data
 
     load = functools.cache(load_images)  # Several flavors have the same images, each of which loading looks at.
     with collecting(problems, "data_path: "):
         training_data(config, torch.device("cpu"))
+        notices += notices_of(config.train_request, load(config.train_request))
     with collecting(problems):
         check_held_out(config)
     for name, flavor in config.eval.items():
         flavor_key = "" if flavor.data_path == config.data_path else f"eval.{name}."
         with collecting(problems, f"{flavor_key}data_path: "):
-            data = load(config.eval_request(flavor)).first_examples(0, flavor.imgs_per_class)
+            request = config.eval_request(flavor)
+            data = load(request).first_examples(0, flavor.imgs_per_class)
+            notices += (text for text in notices_of(request, data) if text not in notices)
             check_run(data, max(flavor.classes), max(flavor.train_examples), max(flavor.test_examples))

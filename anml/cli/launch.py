@@ -105,7 +105,7 @@ def start(loaded: LoadedTrain, decided: Launch, experiments: Path) -> int:
 
 def _check_with_model(loaded: LoadedTrain, decided: Launch) -> None:
     try:
-        check_with_model(decided.config, decided.profile)
+        print_notices(check_with_model(decided.config, decided.profile))
     except ConfigError as error:
         raise ConfigError(located(loaded.source, error.problems)) from None
 
@@ -153,7 +153,7 @@ def _check_codes(before: Launch, after: Launch, config: TrainConfig) -> None:
     for name in {newest, *(before.snapshots.get(job, "") for job in undone)}:
         code = before.experiment.snapshot(name)
         try:
-            check_with_model(config, after.profile, code if code.exists() else REPOSITORY)
+            print_notices(check_with_model(config, after.profile, code if code.exists() else REPOSITORY))
         except ConfigError as error:
             if not code.exists():
                 raise

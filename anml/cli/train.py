@@ -50,8 +50,10 @@ def _prepare(options: argparse.Namespace) -> tuple[TrainConfig, Experiment, Trai
         run_dir = experiments_dir(None) / (config.project or "by-hand") / (config.group or config.display_name)
     experiment = Experiment(run_dir)
     if options.config is not None:
-        if problems := located(source, find_problems(config)):
+        of_data: list[str] = []
+        if problems := located(source, find_problems(config, of_data)):
             raise ConfigError(problems)
+        print_notices(of_data)
         _claim(experiment, config)
     return config, experiment, training
 

@@ -1,23 +1,26 @@
 """Loads a split of a named data set as ClassImages, converting it once into one array file that all jobs share."""
 
+import contextlib
 import functools
 import hashlib
+import io
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
+from anml.atomic import write_json
 from anml.config import cache_dir
 from anml.config.evaluation import DataRequest
 from anml.config.facts import DATASETS, Dataset, dataset_label, find_dataset
 from anml.data.class_images import ClassImages, StoredArray, in_channels, write_array
 from anml.data.pickles import SUFFIXES, read_pickle
-from anml.data.sources import ImageFiles, fingerprint, identify, read_record
+from anml.data.sources import ImageFiles, Images, fingerprint, identify, read_images, read_record
 from anml.errors import AnmlError, DataError
 from anml.plugins import frozen_or_given
 
@@ -25,6 +28,8 @@ from anml.plugins import frozen_or_given
 _CONVERSION = 2
 # An array is copied out of its file up to this size, that is all of Omniglot at 84 pixels. Mini-ImageNet has 813 MB.
 _COPIED_BYTES = 150_000_000
+# Grey images below this mean, of 255, are light on dark: Omniglot's, dark on light, have 236.
+_DARK = 64
 
 
 def load_images(request: DataRequest) -> ClassImages:
@@ -46,6 +51,21 @@ def load_images(request: DataRequest) -> ClassImages:
         raise DataError(message)
     normalised = find_dataset(request.normalised_as).mean_std if request.normalised_as else facts.mean_std
     return ClassImages(images, name, in_channels(normalised, channels), stored, facts.are_characters, channels)
+
+
+def notices_of(request: DataRequest, data: ClassImages) -> Iterator[str]:
+    """Yield what a user should know of images before anything learns from them."""
+    edge = read_record(_record(request)).get("edge")
+    if edge and edge < request.size:
+        yield f"{data.name}: images of {edge} pixels are enlarged to {request.size} (im_size)"
+    first = data.images[:, 0].float()
+    if len(first) and bool((first == first[:, :1]).all()) and (mean := float(first.mean())) < _DARK:
+        message = (
+            f"{data.name}: grey images, light on dark (their mean is {mean / 255:.2f}, that of white 1); those of "
+        )
+        yield (
+            message + "omniglot and glyphs are dark on light, and a model of the ones sees the others as something else"
+        )
 
 
 def array_file(request: DataRequest) -> Path:
@@ -109,9 +129,7 @@ def _file_of_module(name: str) -> Path:
 
 
 def _array_of_files(request: DataRequest, files: ImageFiles) -> Path:
-    where = (request.folder, request.classes, request.examples)
-    key = hashlib.sha256(repr(where).encode()).hexdigest()[:12]
-    record = cache_dir() / f"{dataset_label(request.dataset)}-{request.split}-of-{key}-v{_CONVERSION}.json"
+    record = _record(request)
     last = _file(request, contents) if (contents := read_record(record).get("contents")) else None
     if request.data_path is None and last and last.is_file():
         return last  # What is downloaded has a known checksum: it need not be kept.
@@ -124,15 +142,40 @@ def _array_of_files(request: DataRequest, files: ImageFiles) -> Path:
     if source.suffix in SUFFIXES:
         file = _file(request, str(fingerprint(source))[:16])
         if not file.exists():
-            array = read_pickle(source, request.size)
+            array, edge = read_pickle(source, request.size)
             _write(file, lambda stream: np.save(stream, array))
+            _note_edge(record, edge)
         return file
     select = functools.cache(lambda: files.select(request, source))
     contents = identify(source, select, record, files.beside(source))
     file = _file(request, contents)
     if not file.exists():
         _write(file, lambda stream: write_array(stream, source, select(), request.size, files.decode, contents))
+    if "edge" not in read_record(record):
+        _note_edge(record, _smallest_edge(source, select()))
     return file
+
+
+def _record(request: DataRequest) -> Path:
+    """Return the file that says what was found at a data path."""
+    where = (request.folder, request.classes, request.examples)
+    key = hashlib.sha256(repr(where).encode()).hexdigest()[:12]
+    return cache_dir() / f"{dataset_label(request.dataset)}-{request.split}-of-{key}-v{_CONVERSION}.json"
+
+
+def _note_edge(record: Path, edge: int | None) -> None:
+    with contextlib.suppress(OSError):  # The cache may be read-only.
+        write_json(record, read_record(record) | {"edge": edge})
+
+
+def _smallest_edge(source: Path, images: Images) -> int | None:
+    """Return the smallest edge in pixels of the first image of each class; None of files that Pillow does not read."""
+    from PIL import Image
+
+    firsts = {files[0]: place for place, files in enumerate(images)}
+    with contextlib.suppress(OSError, SyntaxError, ValueError):
+        return min(min(Image.open(io.BytesIO(content)).size) for *_, content in read_images(source, firsts))
+    return None
 
 
 def _file(request: DataRequest, origin: str) -> Path:

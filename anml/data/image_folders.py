@@ -15,6 +15,7 @@ import numpy as np
 from anml.config.evaluation import DataRequest
 from anml.config.facts import find_dataset
 from anml.config.image_folder import list_classes, own_split, split_by_fraction
+from anml.data.layouts import not_found
 from anml.data.pickles import SUFFIXES
 from anml.data.sources import ImageFiles, find_source, list_images
 from anml.errors import DataError
@@ -22,8 +23,10 @@ from anml.errors import DataError
 # Mini-ImageNet (Vinyals et al. 2016, split of Ravi & Larochelle 2017): 64, 16 and 20 classes of 600 images. Training
 # uses `train`, evaluation `test`; `val` is left alone. Images are 84x84 RGB JPEGs, a folder per WordNet class.
 FOLDERS = {"train": "train", "eval": "test"}
-_NAMES = ("mini-imagenet", "mini_imagenet", "miniimagenet", "MiniImageNet")
+_NAMES = ("mini-imagenet", "mini_imagenet", "miniimagenet", "MiniImageNet", "miniImageNet", "mini_imagenet_full_size")
 _INNER = "processed_images"
+# Folders of these names may also be Omniglot's: they count inside a folder of Mini-ImageNet's name alone.
+_OTHER_FOLDERS = {"train": "images_background", "eval": "images_evaluation"}
 # As other repositories keep a split: one pickle, or a list of files and classes beside a folder of all images.
 _PICKLES = {
     "mini-imagenet": {
@@ -45,11 +48,13 @@ def _find_mini_imagenet(request: DataRequest) -> Path:
     source = find_source([top / inner for top in tops for inner in (_INNER, ".")], [folder])
     # Otherwise one archive holds both splits; folders of such names were searched above.
     source = source or _find_other(request, tops) or find_source(tops, [_INNER, *_NAMES], archives_only=True)
+    source = source or find_source([top for top in tops if top.name in _NAMES], [_OTHER_FOLDERS[request.split]])
     if source is None:
         expected = "the folders processed_images/train and processed_images/test (or train and test, or train.tar and "
         expected += "test.tar, or mini-imagenet.tar), with a folder of JPEGs for each class in them; or images/ with "
-        expected += "train.csv and test.csv; or mini-imagenet-cache-train.pkl and -test.pkl"
-        raise _not_found(data_path, "Mini-ImageNet", expected)
+        expected += "train.csv and test.csv; or mini-imagenet-cache-train.pkl and -test.pkl; or images_background and "
+        expected += "images_evaluation in a folder mini-imagenet"
+        raise not_found(data_path, request.dataset, "Mini-ImageNet", expected)
     return source
 
 
@@ -89,18 +94,34 @@ def _find_cifar_fs(request: DataRequest) -> Path:
     tops = [data_path, *(data_path / name for name in ("cifar-fs", "CIFAR-FS", "cifar_fs", "CIFAR_FS"))]
     source = _find_other(request, tops) or find_source(tops, [f"meta-{FOLDERS[request.split]}", FOLDERS[request.split]])
     if source is None:
-        expected = "CIFAR_FS_train.pickle and CIFAR_FS_test.pickle, or the folders meta-train and meta-test"
-        raise _not_found(data_path, "CIFAR-FS", expected)
+        wholes = [top / inner / "data" for top in tops for inner in (".", "cifar100")]
+        source = next((whole for whole in wholes if _split_file(request, whole).is_file()), None)
+    if source is None:
+        expected = "CIFAR_FS_train.pickle and CIFAR_FS_test.pickle, or the folders meta-train and meta-test, or the "
+        expected += "authors' folder cifar100 with data and splits/bertinetto"
+        raise not_found(data_path, request.dataset, "CIFAR-FS", expected)
     return source
 
 
+def _split_file(request: DataRequest, whole: Path) -> Path:
+    """Return the authors' list of the classes of a split, for the folder of all classes."""
+    return whole.parent / "splits" / "bertinetto" / f"{FOLDERS[request.split]}.txt"
+
+
+def _lists_of_cifar_fs(source: Path) -> list[Path]:
+    return sorted((source.parent / "splits" / "bertinetto").glob("*.txt"))
+
+
 def _select_cifar_fs(request: DataRequest, source: Path) -> list[list[str]]:
-    return _select_whole(request, source, list_images(source))
-
-
-def _not_found(data_path: Path, name: str, expected: str) -> DataError:
-    advice = "Correct --data-path (or ANML_DATA); docs/data.md says where to get it."
-    return DataError(f"{data_path}: no {name} here: expected {expected}. {advice}")
+    """Choose the classes of a split: all of a folder, or those that the authors' list names. Raises DataError."""
+    classes, listed = list_images(source), _split_file(request, source)
+    if listed.is_file():
+        names = listed.read_text(encoding="utf-8").split()
+        if missing := [name for name in names if name not in classes]:
+            message = f"{listed}: {source} has no class {missing[0]} (and {len(missing) - 1} more). Fetch it again."
+            raise DataError(message)
+        classes = {name: classes[name] for name in sorted(names)}
+    return _select_whole(request, source, classes)
 
 
 def _select_mini_imagenet(request: DataRequest, source: Path) -> list[list[str]]:
@@ -131,7 +152,7 @@ def _find_omniimage(request: DataRequest) -> Path:
     if data_path.name.lower() in {name.lower() for name in names} and data_path.is_dir():
         return data_path
     expected = f"the folder OmnImage84_{count} with a folder of images for each class, or OmnImage84_{count}.zip "
-    raise _not_found(data_path, request.dataset, f"{expected}(or .tar)")
+    raise not_found(data_path, request.dataset, request.dataset, f"{expected}(or .tar)")
 
 
 def _class_lists(source: Path) -> list[Path]:
@@ -269,6 +290,6 @@ def decode(content: bytes, size: int, where: str) -> bytes:
 
 
 MINI_IMAGENET = ImageFiles(_find_mini_imagenet, _select_mini_imagenet, decode, _lists_beside, _check_shape)
-CIFAR_FS = ImageFiles(_find_cifar_fs, _select_cifar_fs, decode, check=_check_shape)
+CIFAR_FS = ImageFiles(_find_cifar_fs, _select_cifar_fs, decode, _lists_of_cifar_fs, _check_shape)
 OMNIIMAGE = ImageFiles(_find_omniimage, _select_omniimage, decode, _class_lists, _check_shape)
 OWN_FOLDER = ImageFiles(_find_own_folder, _select_own_folder, decode)

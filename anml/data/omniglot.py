@@ -11,7 +11,8 @@ import numpy as np
 
 from anml.config import cache_dir
 from anml.config.evaluation import DataRequest
-from anml.data.sources import ImageFiles, fetch, list_images
+from anml.data.layouts import not_found
+from anml.data.sources import ImageFiles, fetch, find_source, list_images
 from anml.errors import DataError
 
 OFFICIAL_ADDRESS = "https://github.com/brendenlake/omniglot/raw/master/python"
@@ -30,6 +31,16 @@ ARCHIVES = {
     "eval": Archive("images_evaluation.zip", "6b91aef0f799c5bb55b94e3f2daec811", 659),
 }
 DRAWINGS = 20
+# The alphabets of images_background. Characters in one folder for all begin with the name of theirs.
+BACKGROUND = (
+    "Alphabet_of_the_Magi", "Anglo-Saxon_Futhorc", "Arcadian", "Armenian", "Asomtavruli_(Georgian)", "Balinese",
+    "Bengali", "Blackfoot_(Canadian_Aboriginal_Syllabics)", "Braille", "Burmese_(Myanmar)", "Cyrillic", "Early_Aramaic",
+    "Futurama", "Grantha", "Greek", "Gujarati", "Hebrew", "Inuktitut_(Canadian_Aboriginal_Syllabics)",
+    "Japanese_(hiragana)", "Japanese_(katakana)", "Korean", "Latin", "Malay_(Jawi_-_Arabic)", "Mkhedruli_(Georgian)",
+    "N_Ko", "Ojibwe_(Canadian_Aboriginal_Syllabics)", "Sanskrit", "Syriac_(Estrangelo)", "Tagalog", "Tifinagh",
+)  # fmt: skip
+# What few-shot repositories call the folder or archive of all 50 alphabets.
+_MERGED = ("data", "images", "omniglot", "omniglot_resized", "omniglot_dataset")
 
 
 def find(request: DataRequest) -> Path:
@@ -43,9 +54,19 @@ def find(request: DataRequest) -> Path:
     for candidate in (data_path / folder / name for folder in folders for name in names):
         if candidate.exists():
             return candidate
-    message = f"{data_path}: no Omniglot here: expected {names[0]} or the folder {names[1]}. "
-    message += "Correct --data-path (or ANML_DATA), or leave it out to download the data."
-    raise DataError(message)
+    if merged := _find_merged(data_path):
+        return merged
+    expected = f"{names[0]} or the folder {names[1]}, or all 50 alphabets in one folder or data.zip"
+    raise not_found(data_path, "omniglot", "Omniglot", expected, ", or leave it out to download the data")
+
+
+def _find_merged(data_path: Path) -> Path | None:
+    """Return the folder or archive that holds the alphabets of both splits, as few-shot repositories keep them."""
+    tops = [data_path, *(data_path / name for name in ("omniglot", "Omniglot"))]
+    for folder in (top / name for top in tops for name in (".", *_MERGED)):
+        if folder.is_dir() and any(path.name.startswith(BACKGROUND[0]) for path in folder.iterdir()):
+            return folder
+    return find_source(tops, [name for name in _MERGED if name != "images"], archives_only=True)
 
 
 def select(request: DataRequest, source: Path) -> list[list[str]]:
@@ -54,6 +75,9 @@ def select(request: DataRequest, source: Path) -> list[list[str]]:
     Raises DataError unless all characters are there with all their drawings.
     """
     classes, characters = ARCHIVES[request.split].classes, list_images(source)
+    if source.name.removesuffix(source.suffix) != ARCHIVES[request.split].file.removesuffix(".zip"):
+        is_train = request.split == "train"
+        characters = {name: characters[name] for name in characters if name.startswith(BACKGROUND) == is_train}
     if len(characters) != classes or any(len(drawings) != DRAWINGS for drawings in characters.values()):
         message = f"{source}: expected {classes} characters with {DRAWINGS} drawings each, found {len(characters)} "
         message += (

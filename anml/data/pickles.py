@@ -74,11 +74,12 @@ def _value(content: Any) -> Any:
     return content.array if isinstance(content, _Array) else content
 
 
-def read_pickle(path: Path, size: int) -> np.ndarray:
-    """Return the images of a pickle, uint8 [classes, examples, 3, size, size]; all classes as the smallest one.
+def read_pickle(path: Path, size: int) -> tuple[np.ndarray, int]:
+    """Return the images of a pickle, uint8 [classes, examples, 3, size, size], and the edge that they had in pixels.
 
-    Either {image_data: [n, H, W, 3], class_dict: {class: indexes}} (mini-imagenet-cache-*.pkl), or {data: [n, H, W, 3],
-    labels: [n]} (miniImageNet_category_split_*.pickle, CIFAR_FS_*.pickle). Raises DataError.
+    All classes have as many as the smallest one. Either {image_data: [n, H, W, 3], class_dict: {class: indexes}}
+    (mini-imagenet-cache-*.pkl), or {data: [n, H, W, 3], labels: [n]} (miniImageNet_category_split_*.pickle,
+    CIFAR_FS_*.pickle). Raises DataError.
     """
     try:
         with path.open("rb") as file:
@@ -99,7 +100,7 @@ def read_pickle(path: Path, size: int) -> np.ndarray:
         _refuse(path, f"has neither class_dict nor labels for its {len(images)} images")
     examples = min(map(len, classes))
     chosen = np.stack([images[indexes[:examples]] for indexes in classes])
-    return np.ascontiguousarray(_resized(chosen, size).transpose(0, 1, 4, 2, 3))
+    return np.ascontiguousarray(_resized(chosen, size).transpose(0, 1, 4, 2, 3)), min(images.shape[1:3])
 
 
 def _classes(content: dict[Any, Any], count: int) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from anml.config.evaluation import ClassSplit, DataRequest, EvalConfig, data_pat
 from anml.config.facts import find_dataset
 from anml.config.image_folder import check_unseen, fill_in_flavor
 from anml.config.profile import Device
+from anml.data import notices_of
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
 from anml.evaluate.job import StoppedError, accuracy_lines, load_checkpoint, load_data, run_until_stopped
@@ -97,6 +98,8 @@ def prepare_models(
         request = _request(config, dataset, card)
         if request not in images:
             images[request] = load_data(config, request, device)
+            for notice in notices_of(request, images[request]):
+                print(f"note: {notice}", file=sys.stderr)
         models.append(LoadedModel(model, card, images[request], config))
     if problems:
         raise ConfigError(problems)

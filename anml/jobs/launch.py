@@ -129,10 +129,10 @@ def new_group(project: Path) -> str:
     return f"{coolname.generate_slug(2)}-{number}"
 
 
-def check_with_model(config: TrainConfig, profile: ClusterProfile, code: Path = REPOSITORY) -> None:
+def check_with_model(config: TrainConfig, profile: ClusterProfile, code: Path = REPOSITORY) -> list[str]:
     """Check what needs the model and the data, in a child process: this one never imports torch. Raises ConfigError.
 
-    code: the copy of this package that checks, since its jobs will run it.
+    Returns notices of the data. code: the copy of this package that checks, since its jobs will run it.
     """
     # The child runs in the current folder, where modules that the config refers to may be; -P and the path make sure
     # that it imports this package, not an `anml` that happens to be in that folder.
@@ -154,6 +154,7 @@ def check_with_model(config: TrainConfig, profile: ClusterProfile, code: Path = 
         raise JobError(message) from None
     if problems:
         raise ConfigError(problems)
+    return answer.get("notices", [])
 
 
 def create_experiment(launch: Launch, experiments: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from anml.config.evaluation import DataRequest
-from anml.data import array_file, omniglot
+from anml.data import array_file, load_images, omniglot
 from anml.errors import DataError
 
 CHARACTERS = ("Latin/character01", "Latin/character02", "Greek/character01")
@@ -116,6 +116,27 @@ def test_a_truncated_zip_is_told(archive):
     archive.write_bytes(archive.read_bytes()[:-1000])
     with pytest.raises(DataError, match="damaged or unreadable"):
         convert(archive, 28)
+
+
+@pytest.mark.parametrize("place", ["data", "omniglot/data", "images", "omniglot_resized.zip", "data.zip"])
+def test_alphabets_of_both_splits_in_one_folder_are_told_apart(archive, files, tmp_path, monkeypatch, place):
+    monkeypatch.setitem(omniglot.ARCHIVES, "eval", omniglot.ARCHIVES["eval"]._replace(classes=1))
+    expected = convert(archive, 28)
+    merged = {name.partition("/")[2].replace("Greek", omniglot.BACKGROUND[0]): files[name] for name in files}
+    merged |= {f"Tengwar/character01/{number:02d}.png": drawing(number) for number in range(20)}
+    folder = tmp_path / "merged"
+    write_zip(tmp_path / "all.zip", {f"data/{name}": content for name, content in merged.items()})
+    if place.endswith(".zip"):
+        folder.mkdir()
+        (tmp_path / "all.zip").rename(folder / place)
+    else:
+        with zipfile.ZipFile(tmp_path / "all.zip") as content:
+            content.extractall(tmp_path)
+        (folder / place).parent.mkdir(parents=True)
+        (tmp_path / "data").rename(folder / place)
+    train, test = (load_images(DataRequest("omniglot", split, 28, str(folder))).images for split in ("train", "eval"))
+    assert np.array_equal(train.numpy(), expected)
+    assert tuple(test.shape) == (1, 20, 1, 28, 28)
 
 
 @pytest.mark.parametrize("place", [".", "omniglot", "python", "omniglot/python", "omniglot-py"])

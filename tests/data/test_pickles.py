@@ -122,6 +122,25 @@ def test_cifar_fs_may_be_folders(tmp_path, make_images: Callable) -> None:
     assert load("cifar-fs", tmp_path, size=32, split="eval").shape == (1, 2, 3, 32, 32)
 
 
+def test_cifar_fs_may_be_its_authors_folder_and_lists(tmp_path, make_images: Callable) -> None:
+    make_images(tmp_path / "cifar100/data", {"a": 2, "b": 2, "c": 2}, size=32, suffix=".png")
+    lists = tmp_path / "cifar100/splits/bertinetto"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("c\na\n")
+    (lists / "test.txt").write_text("b\n")
+    assert load("cifar-fs", tmp_path, size=32).shape == (2, 2, 3, 32, 32)
+    assert load("cifar-fs", tmp_path, size=32, split="eval").shape == (1, 2, 3, 32, 32)
+    (lists / "test.txt").write_text("b\nd\n")
+    with pytest.raises(DataError, match=r"test\.txt: .* no class d"):
+        load("cifar-fs", tmp_path, size=32, split="eval")
+
+
+@pytest.mark.parametrize("folder", ["mini_imagenet_full_size/train", "miniImageNet/images_background"])
+def test_mini_imagenet_has_the_folders_of_other_repositories(tmp_path, make_images: Callable, folder: str) -> None:
+    make_images(tmp_path / folder, {"n1": 2, "n2": 2})
+    assert load("mini-imagenet", tmp_path).shape == (2, 2, 3, 84, 84)
+
+
 def test_the_pickle_of_one_split_is_not_taken_for_both(tmp_path) -> None:
     path = tmp_path / "mini-imagenet-cache-train.pkl"
     path.write_bytes(pickle.dumps({"image_data": IMAGES, "class_dict": BY_CLASS}))

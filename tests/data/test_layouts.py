@@ -1,0 +1,68 @@
+"""What a user is told of data: what lies where nothing was found, and images that are smaller or darker than usual."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anml.cli.check_config import find_problems
+from anml.config.evaluation import DataRequest
+from anml.config.load import load_train_config
+from anml.data import load_images, notices_of
+from anml.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "file", "words"),
+    [
+        ("mini-imagenet", "a/b/mini-imagenet-cache-train.pkl", "give the folder that it is in, {}/a/b"),
+        ("mini-imagenet", "mini-imagenet-cache-val.pkl", "mini-imagenet-cache-val.pkl looks like a part"),
+        ("omniglot", "a/CIFAR_FS_train.pickle", "looks like cifar-fs: write that dataset"),
+        ("omniimage20", "OmnImage84_100.zip", "OmnImage84_100.zip looks like a part"),
+        ("cifar-fs", "heron/1.jpg", "dataset: images-folder"),
+        ("omniglot", "notes.txt", "It holds notes.txt."),
+    ],
+)
+def test_what_lies_there_instead_is_named(tmp_path: Path, dataset: str, file: str, words: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(DataError) as error:
+        load_images(DataRequest(dataset, "train", 28, str(tmp_path)))
+    assert words.format(tmp_path) in str(error.value)
+
+
+def notices(data_path: Path, size: int) -> list[str]:
+    request = DataRequest("images-folder", "train", size, str(data_path), ("a", "b"), 2)
+    return list(notices_of(request, load_images(request)))
+
+
+def test_images_that_are_enlarged_are_told_whenever_they_are_loaded(tmp_path: Path, make_images: Callable) -> None:
+    make_images(tmp_path, {"a": 2, "b": 2}, size=32)
+    told = [[("32 pixels are enlarged to 84" in text) for text in notices(tmp_path, size)] for size in (84, 32, 84)]
+    assert told == [[True], [], [True]]
+
+
+def test_a_launch_tells_it(tmp_path: Path, make_images: Callable) -> None:
+    make_images(tmp_path, {"train/a": 3, "train/b": 3, "test/c": 3}, size=32)
+    text = (
+        f"dataset: images-folder\ndata_path: {tmp_path}\nmodel: sanml\nmodel_args: {{rln_chs: 2}}\neval: {{classes: 1}}"
+    )
+    (tmp_path / "train.yml").write_text(f"{text}\n")
+    overrides = ["eval.eval.train_examples=2", "eval.eval.test_examples=1"]
+    found: list[str] = []
+    assert find_problems(load_train_config(tmp_path / "train.yml", overrides).config, found) == []
+    assert ["enlarged to 84" in text for text in found] == [True]
+
+
+@pytest.mark.parametrize(("strokes", "told"), [("light", True), ("dark", False), ("coloured", False)])
+def test_light_strokes_on_dark_are_told(tmp_path: Path, strokes: str, told: bool) -> None:
+    pixels = np.full((28, 28, 3), 0 if strokes != "dark" else 255, np.uint8)
+    pixels[3:6, 5:20] = (255, 0, 0) if strokes == "coloured" else 255 - pixels[0, 0]
+    for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / name)
+    assert [("light on dark" in notice) for notice in notices(tmp_path, 28)] == [True] * told
