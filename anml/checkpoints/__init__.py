@@ -33,6 +33,7 @@ class ModelCard:
     ema_decay: the model is an exponential moving average of the trained weights.
     best_step: the model is the one after this step, the best so far on held-out classes.
     train_classes: how many of the background classes (the first ones) were trained on; None: all, or not known.
+    rotations: each class was trained on as so many, turned by these degrees; None: as it is, or not known.
     """
 
     model: str
@@ -49,6 +50,7 @@ class ModelCard:
     ema_decay: float | None = None
     train_classes: int | None = None
     best_step: int | None = None
+    rotations: Sequence[int] | None = None
 
 
 def save_checkpoint(folder: Path, model: MetaModel, card: ModelCard, training: dict[str, Any]) -> None:

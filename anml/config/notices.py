@@ -34,7 +34,9 @@ class Unread(NamedTuple, Generic[R]):
     where: str = "on {0}: {1}"
 
 
-_BY_ADAM = "; the outer loop learns by Adam, the inner one by SGD (inner_optimizer, inner_momentum)"
+_BY_ADAM = "; the outer loop learns by Adam"
+# Of i.i.d. training: what training on episodes does anyway.
+_ANYWAY = {"optimizer": "Adam", "optimizer_args": {}, "lr_scheduler_args": {}, "lobo_rate": 0, "lobo_size": 0}
 _OF_EPISODES = "; it is for training on episodes"
 _OF_INNER_LOOP = (
     "sample_method", "tasks", "train_cycles", "remember_size", "remember_only", "replacement", "inner_optimizer",
@@ -54,18 +56,33 @@ def _has_inner_loop(config: TrainConfig) -> bool:
 TRAINING: tuple[Unread[TrainConfig], ...] = (
     Unread(
         "train_method",
-        lambda config: config.method.is_episodic,
+        _has_inner_loop,
         {
             "lr": "; did you mean outer_lr or inner_lr?",
-            "optimizer": _BY_ADAM,
-            "optimizer_args": _BY_ADAM,
+            **dict.fromkeys(("optimizer", "optimizer_args"), f"{_BY_ADAM}, the inner one by SGD (inner_optimizer)"),
+            **dict.fromkeys(("lobo_rate", "lobo_size"), "; did you mean lobotomize?"),
+        },
+        _ANYWAY,
+    ),
+    Unread(
+        "train_method",
+        lambda config: bool(config.method.head),
+        {
+            "lr": "; did you mean outer_lr?",
+            **dict.fromkeys(("optimizer", "optimizer_args"), _BY_ADAM),
+            **dict.fromkeys(("lobo_rate", "lobo_size"), ", which trains no output layer"),
+        },
+        _ANYWAY,
+    ),
+    Unread(
+        "train_method",
+        lambda config: config.method.is_episodic,
+        {
             "lr_scheduler": ", whose schedule is outer_lr_scheduler (by episode)",
             "lr_scheduler_args": ", whose schedule has outer_lr_scheduler_args (in episodes)",
-            "lobo_rate": "; did you mean lobotomize?",
-            "lobo_size": "; did you mean lobotomize?",
             **dict.fromkeys(_ZAPPING, "; it is for the zapping of iid training"),
         },
-        {"optimizer": "Adam", "optimizer_args": {}, "lr_scheduler_args": {}, "lobo_rate": 0, "lobo_size": 0},
+        _ANYWAY,
     ),
     Unread(
         "train_method",

@@ -72,8 +72,9 @@ class BayesianGaussian(Sums):
 
     Means have a flat prior, precisions Gamma(`prior_alpha`, `prior_beta`); formulas: Murphy 2007, "Conjugate Bayesian
     analysis of the Gaussian distribution", section 3. The authors' code divides by alpha - 1 for the variance, here it
-    is the posterior's mode; and leaves out the (n + 1) / n of the predictive's scale. They meta-learn the prior; here
-    beta is by default alpha times the variance within classes, so that the scale of features plays no part.
+    is the posterior's mode; and leaves out the (n + 1) / n of the predictive's scale. They meta-train with a fixed
+    prior (100, 1000), then fit it to the variances of the training classes by maximum likelihood; here beta is by
+    default alpha times the variance within classes, so that the scale of features plays no part.
     """
 
     def __init__(self, classes: int, features: int, config: EvalConfig, device: torch.device) -> None:

@@ -162,15 +162,20 @@ class Training:
                 self._save()
                 return False
             step = self.completed
-            outcomes = self.graph.step(step) if self.graph else [updater.step(step) for updater in self.updaters]
-            for run, outcome in zip(self.runs, outcomes, strict=True):
-                run.take(outcome)
+            # A graph updates all; nobody looks at those that wait for the others.
+            outcomes = self.graph.step(step) if self.graph else None
+            learning = [index for index, run in enumerate(self.runs) if not run.is_over]
+            for index, run in enumerate(self.runs):
+                if index in learning:
+                    run.take(outcomes[index] if outcomes else self.updaters[index].step(step))
+                else:
+                    run.completed += 1
             if self.completed % first.config.save_freq == 0 or self.completed == first.config.total_steps:
                 self._validate()
             if self.completed % first.config.log_freq == 0 or self.completed == until:
                 speed = (self.completed - since) / (clock(first.device) - started)
                 is_rare = self.completed % first.config.save_freq == 0
-                for run, updater in zip(self.runs, self.updaters, strict=True):
+                for run, updater in [(self.runs[index], self.updaters[index]) for index in learning]:
                     curves = updater.curves(self.completed) if is_rare and isinstance(updater, EpisodeUpdater) else {}
                     run.log(speed, curves)
                 started, since = clock(first.device), self.completed
@@ -182,12 +187,12 @@ class Training:
     def _validate(self) -> None:
         for run in self.runs:
             # One whose patience has ended waits for the others, and stays what it would be alone.
-            if run.best and not run.best.is_final:
+            if run.best and not run.is_over:
                 run.best.validate(run.latest_model, self.completed)
 
     @property
     def _is_final(self) -> bool:
-        return all(run.best and run.best.is_final for run in self.runs)
+        return all(run.is_over for run in self.runs)
 
     def _skip_to(self, until: int) -> None:
         """End before the last step: no training has become better for as long as `patience` says."""

@@ -110,6 +110,11 @@ class TrainingRun:
         return self.average.model if self.average else self.model
 
     @property
+    def is_over(self) -> bool:
+        """Whether `patience` has ended the training; it may wait for others."""
+        return self.best is not None and self.best.is_final
+
+    @property
     def kept_model(self) -> MetaModel:
         return self.best.model if self.best and self.best.step else self.latest_model
 
@@ -188,8 +193,10 @@ class TrainingRun:
         if not is_complete(folder):
             if not self.may_skip:
                 self._check_losses(self.recent)
-            # An average takes in every update, so it is not finite either; the best model is one from before.
-            for model in dict.fromkeys((self.kept_model, self.latest_model)):
+            # An average takes in every update, so it is not finite either; the best model is one from before, which
+            # is all that counts of a training that is over.
+            latest = self.kept_model if self.is_over else self.latest_model
+            for model in dict.fromkeys((self.kept_model, latest)):
                 if name := find_not_finite({**model.state_dict(), **self.rates}):
                     self._fail(f"{name} after", self.completed)
             save_checkpoint(folder, self.kept_model, self._card(), self._training_state())
@@ -241,6 +248,7 @@ class TrainingRun:
             seed=config.seed,
             ema_decay=config.ema_decay,
             best_step=self.best.step or None if self.best else None,
+            rotations=config.rotations,
             **_classes_of(config),
         )
 

@@ -1,11 +1,13 @@
 """What the user sets and nothing reads is told: keys of another method, or of a setting that is given otherwise."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from anml.config.load import dump_config, load_eval_configs, load_train_config
+from anml.config.methods import METHODS
 from anml.config.notices import EVALUATION, TRAINING
 
 BASE = "dataset: glyphs\nmodel: sanml\n"
@@ -26,6 +28,15 @@ def test_a_rate_that_no_training_on_episodes_has_is_told_what_may_be_meant(load,
     assert load(f"{BASE}train_method: {method}\nlr: 0.01\n").notices == [
         f"train.yml:4: lr: has no effect on train_method: {method}; did you mean outer_lr or inner_lr?"
     ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_notice_means_a_key_that_nothing_reads_either(load, method: str) -> None:
+    config = load(f"{BASE}train_method: {method}\nepochs: 1\n").config
+    rows = [row for row in TRAINING if row.setting == "train_method" and row.holds(config)]
+    unread = {key for row in rows for key in row.keys}
+    hints = [hint.partition("did you mean")[2] for row in rows for hint in row.keys.values()]
+    assert not {word for hint in hints for word in re.findall(r"\w+", hint)} & unread
 
 
 @pytest.mark.parametrize(

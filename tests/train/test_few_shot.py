@@ -195,16 +195,21 @@ def test_trainings_together_end_by_patience_as_each_would_alone(folder: Path) ->
     for spec in specs:
         alone = RunSpec(spec.config, folder / "alone" / spec.checkpoints.name, folder / f"alone-{spec.metrics.name}")
         Training([alone], CPU).run(30, lambda: False, lambda done: None)
-        models = [step_folder(each.checkpoints, 30) / "model.safetensors" for each in (spec, alone)]
-        assert models[0].read_bytes() == models[1].read_bytes(), spec.checkpoints.name
+        steps = [step_folder(each.checkpoints, 30) for each in (spec, alone)]
+        for name in ("model.safetensors", "training.safetensors"):
+            assert (steps[0] / name).read_bytes() == (steps[1] / name).read_bytes(), (spec.checkpoints.name, name)
+        lines = [[json.loads(line)["step"] for line in each.metrics.read_text().splitlines()] for each in (spec, alone)]
+        assert lines[0] == lines[1], "one that waits for the others updates and logs nothing"
 
 
 def test_a_model_that_was_not_validated_yet_is_not_called_the_best(folder: Path) -> None:
     config = make_config(keep_best="validation", epochs=5, save_freq=5, eval_steps=[2, 5], eval_untrained=True)
+    config = config.model_copy(update={"rotations": (0, 90)})
     training = Training([RunSpec(config, folder / "checkpoints", folder / "metrics" / "train.jsonl")], CPU)
     training.run(2, lambda: False, lambda done: None)
     training.run(5, lambda: False, lambda done: None)
     assert [read_card(step_folder(folder / "checkpoints", step)).best_step for step in (0, 2, 5)] == [None, None, 5]
+    assert read_card(step_folder(folder / "checkpoints", 5)).rotations == [0, 90]
 
 
 def test_a_training_that_diverged_is_not_saved_with_an_earlier_best_model(folder: Path) -> None:
