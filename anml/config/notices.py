@@ -36,7 +36,7 @@ class Unread(NamedTuple, Generic[R]):
 
 _BY_ADAM = "; the outer loop learns by Adam"
 # Of i.i.d. training: what training on episodes does anyway.
-_ANYWAY = {"optimizer": "Adam", "optimizer_args": {}, "lr_scheduler_args": {}, "lobo_rate": 0, "lobo_size": 0}
+_ANYWAY = {"optimizer": "Adam", "optimizer_args": {}, "lobo_rate": 0, "lobo_size": 0}
 _OF_EPISODES = "; it is for training on episodes"
 _OF_INNER_LOOP = (
     "sample_method", "tasks", "train_cycles", "remember_size", "remember_only", "replacement", "inner_optimizer",
@@ -82,7 +82,7 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
             "lr_scheduler_args": ", whose schedule has outer_lr_scheduler_args (in episodes)",
             **dict.fromkeys(_ZAPPING, "; it is for the zapping of iid training"),
         },
-        _ANYWAY,
+        {"lr_scheduler_args": {}},
     ),
     Unread(
         "train_method",
