@@ -80,16 +80,19 @@ def _assumptions(path: Path | None, config: EvalConfig, checkpoints: Sequence[Pa
     return notices
 
 
-def checkpoint_paths(names: Sequence[str]) -> list[Path]:
-    """Return the paths of checkpoints. Raises ConfigError with all that are none or are named twice."""
+def checkpoint_paths(names: Sequence[str], option: str = "--model") -> list[Path]:
+    """Return the paths of checkpoints. Raises ConfigError with all that are none or are named twice.
+
+    option: the one that messages speak of.
+    """
     problems: list[str] = []
     checkpoints: dict[Path, Path] = {}
     for name in names:
-        with collecting(problems):
+        with collecting(problems, f"{option} "):
             path = _checkpoint(Path(name).expanduser())
             same = checkpoints.setdefault(path.resolve(), path)
             if same is not path:
-                problems.append(f"--model {path}: is the same as {same}; name it once")
+                problems.append(f"{option} {path}: is the same as {same}; name it once")
     if problems:
         raise ConfigError(problems)
     return list(checkpoints.values())
@@ -102,14 +105,12 @@ def _checkpoint(path: Path) -> Path:
     if path.suffix == ".net":
         copied = f'torch.load("{path}", map_location="cpu", weights_only=True)["state"], "{path.with_suffix(PTH)}"'
         message = (
-            f"--model {path}: a .net file holds source code that is executed when it is loaded, so it is never read "
+            f"{path}: a .net file holds source code that is executed when it is loaded, so it is never read "
             f"here. Copy its tensors alone into a {PTH} file and evaluate that: "
             f"python -c {shlex.quote(f'import torch; torch.save({copied})')}"
         )
     elif path.is_file():
-        message = (
-            f"--model {path}: is neither a folder with model.safetensors and model.json, nor a {PTH} of higherANML"
-        )
+        message = f"{path}: is neither a folder with model.safetensors and model.json, nor a {PTH} of higherANML"
     else:
         # The path may be that of an experiment, or of a checkpoint that does not exist beside others that do.
         cards = [*path.parent.glob("step-*/model.json"), *path.glob("*/model.json")]
@@ -117,7 +118,7 @@ def _checkpoint(path: Path) -> Path:
         existing = sorted({str(card.parent) for card in cards})
         hint = f"; there are: {', '.join(existing[-10:])}" if existing else ""
         what = "no checkpoint here: expected a folder with model.safetensors and model.json"
-        message = f"--model {path}: {'no such file' if path.suffix == PTH else what}{hint}"
+        message = f"{path}: {'no such file' if path.suffix == PTH else what}{hint}"
     raise ConfigError(message)
 
 

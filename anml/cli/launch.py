@@ -123,7 +123,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add(options: argparse.Namespace) -> int:
     before = load_launch(find_experiment(options))
-    checkpoint_paths([word if Path(word).exists() else word.rpartition("=")[2] for word in options.checkpoint])
+    words = [word if Path(word).exists() else word.rpartition("=")[2] for word in options.checkpoint]
+    checkpoint_paths(words, "--checkpoint")
     more = named_checkpoints(before.config, options.checkpoint) if options.checkpoint else None
     flags = {"data_path": options.data_path, "eval_checkpoints": more}
     loaded = load_experiment_config(before.experiment.config_file, options.overrides, flags, options.config)

@@ -144,6 +144,8 @@ class TrainConfig(Record):
     seeds: OneOrMany[int] | None = None
     # What else differs between trainings: all combinations of values by key, or a list of points.
     vary: VaryKey | None = None
+    # Written by `anml add`: keys that vary only since then. They do not name trainings with the config's own value.
+    vary_later: OneOrMany[str] | None = None
     # One job does all trainings that differ in rates and seeds alone, on a GPU at once. Unset is false.
     train_together: bool | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -254,7 +256,9 @@ class TrainConfig(Record):
 
     @property
     def trainings(self) -> tuple[TrainingId, ...]:
-        return tuple(all_points(self.vary, self.inner_lrs, self.seeds))
+        points = all_points(self.vary, self.inner_lrs, self.seeds)
+        usual = self.values_of(TrainingId(), self.vary_later) if self.vary_later else {}
+        return tuple(TrainingId(tuple((k, v) for k, v in p.varied if k not in usual or v != usual[k])) for p in points)
 
     @property
     def training_groups(self) -> dict[TrainingId, list[TrainingId]]:
@@ -269,12 +273,16 @@ class TrainConfig(Record):
 
         Raises ConfigError unless there is one such training.
         """
-        given = {"inner_lr": inner_lr, "seed": seed}
+        given = {key: value for key, value in (("inner_lr", inner_lr), ("seed", seed)) if value is not None}
+        varied = [dict(training.varied) for training in self.trainings]
+        vary = [key for key in given if any(key in each for each in varied)]
         fitting = [
             training
-            for training in self.trainings
-            if tag in (None, training.tag) and all(given.get(k) in (None, v) for k, v in training.varied)
+            for training, each in zip(self.trainings, varied, strict=True)
+            if tag in (None, training.tag) and all(given[k] == each.get(k, getattr(self, k)) for k in vary)
         ]
+        if len(fitting) != 1:
+            fitting = [training for training in fitting if tag is None and dict(training.varied) == given]
         if len(fitting) != 1:
             message = f"this config has several trainings; say which one: {_choices(self.trainings)}"
             raise ConfigError(message)
@@ -393,4 +401,5 @@ def _choices(trainings: Sequence[TrainingId]) -> str:
     for flags in [training.flags() for training in trainings]:
         for flag, value in zip(flags[::2], flags[1::2], strict=True):
             values.setdefault(flag, []).append(value)
-    return ", ".join(f"{flag} {' | '.join(dict.fromkeys(each))}" for flag, each in values.items())
+    named = [f"{flag} {' | '.join(dict.fromkeys(each))}" for flag, each in values.items()]
+    return ", ".join(named + ["none of these for the first"] * (not all(training.varied for training in trainings)))

@@ -22,12 +22,14 @@ from anml.plugins import code_checksum, copy_sources
 # Keys that say how much is done. All others say how: trainings that exist would not have been done so.
 GROWING = (
     "eval", "eval_steps", "eval_checkpoints", "eval_untrained", "epochs", "max_steps", "seeds", "inner_lrs", "vary",
+    "vary_later",
 )  # fmt: skip
 
 
 def with_more(launch: Launch, config: TrainConfig, command_line: Sequence[str]) -> Launch:
     """Return a launch of everything that a grown config asks for. Raises ConfigError if it changes what is there."""
     before, profile = launch.config, launch.profile
+    config = _with_what_is_there(before, config)
     changed = [key for key, value in before if getattr(config, key) != value and key not in GROWING]
     problems = [f"{key}: how an experiment trains stays as it is; launch another one" for key in changed]
     flavors, tried = dict(config.eval), {each.choose.flavor for each in before.eval.values() if each.choose}
@@ -42,6 +44,9 @@ def with_more(launch: Launch, config: TrainConfig, command_line: Sequence[str]) 
     planned = {job.name: job for job in plan.jobs}
     others = before.added_checkpoints.items()
     problems += [f"eval_checkpoints.{n}: stays as it is" for n, o in others if config.added_checkpoints.get(n) != o]
+    groups, together = before.training_groups, config.training_groups
+    if before.train_together and any(together.get(name, each) != each for name, each in groups.items()):
+        problems.append("train_together: a job that is there does these trainings; launch another experiment for more")
     if lost := [job.name for job in _work(launch.plan) if planned.get(job.name) != job]:
         what = "an addition has more seeds, more values and later checkpoints; it leaves none out"
         problems.append(f"{lost[0]} would be another job than it was: {what}")
@@ -50,6 +55,16 @@ def with_more(launch: Launch, config: TrainConfig, command_line: Sequence[str]) 
     if problems:
         raise ConfigError(problems)
     return replace(launch, config=config, plan=plan, command_line=command_line)
+
+
+def _with_what_is_there(before: TrainConfig, config: TrainConfig) -> TrainConfig:
+    """Return a config in which trainings and the end of training that are there have the names that they have."""
+    keys, there = (dict.fromkeys(key for t in c.trainings for key, _ in t.varied) for c in (config, before))
+    if later := [key for key in keys if key not in there]:
+        config = config.model_copy(update={"vary_later": (*(before.vary_later or ()), *later)})
+    if config.eval_steps == before.eval_steps and config.total_steps > before.total_steps:
+        config = config.model_copy(update={"eval_steps": (*before.checkpoint_steps, config.total_steps)})
+    return config
 
 
 def named_checkpoints(config: TrainConfig, words: Sequence[str]) -> dict[str, dict[str, Any]]:

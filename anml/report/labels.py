@@ -58,12 +58,10 @@ def sentence(config: TrainConfig) -> str:
 
 def _trainings(config: TrainConfig) -> str:
     """Return `seeds 1 and 2, outer_lr 0.001 and 0.003, each trained on its own`: what trainings have, seeds first."""
-    values: dict[str, list[str]] = {"seed": []}
-    for key, value in [pair for training in config.trainings for pair in training.varied]:
-        values.setdefault(key, []).append(written(value))
-    values["seed"] = values["seed"] or [str(config.seed)]
+    keys = dict.fromkeys(("seed", *(key for training in config.trainings for key, _ in training.varied)))
+    values = [config.values_of(training, keys) for training in config.trainings]
+    distinct = {key: list(dict.fromkeys(written(each[key]) for each in values)) for key in keys}
     names = {"seed": "seeds", "inner_lr": "inner learning rates"}
-    distinct = {key: list(dict.fromkeys(each)) for key, each in values.items()}
     parts = [
         f"{names.get(key, key) if len(each) > 1 else key} {listed(each)}"
         for key, each in distinct.items()

@@ -10,12 +10,14 @@ from anml.atomic import write_json, write_text
 from anml.config.load import dump_config, load_train_config
 from anml.config.profile import PROFILES, load_profile
 from anml.config.training import AddedCheckpoint, TrainConfig
+from anml.config.yaml import source_of
 from anml.errors import ConfigError
 from anml.evaluate.sweep import stage_trajectories, sweep_trajectories
 from anml.experiment import Experiment
 from anml.jobs.addition import added_jobs, named_checkpoints, with_more
 from anml.jobs.launch import Launch
 from anml.jobs.plan import make_plan
+from anml.report.labels import sentence
 
 BASE = """
 dataset: glyphs
@@ -46,6 +48,49 @@ def test_only_what_is_new_is_added(before: Launch) -> None:
         *(f"{name}-step-{step:06d}-seed-3" for step in (50, 100) for name in ("train", "olft")),
         "report",
     ]
+
+
+def alone(folder: Path, **changes: Any) -> Launch:
+    """An experiment whose only training is named by nothing."""
+    keys = {"dataset": "glyphs", "model": "sanml", "epochs": 100, "eval": {"olft": {"classes": 5}}} | changes
+    config = load_train_config(source_of(keys, "config")).config
+    write_text(folder / "config.yml", dump_config(config))
+    return Launch(config, Experiment(folder), load_profile("local", PROFILES), "disabled", make_plan(config))
+
+
+def test_seeds_and_values_come_beside_a_training_that_was_alone_and_keeps_its_name(tmp_path: Path) -> None:
+    before = alone(tmp_path)
+    once = with_more(before, grown(before, "seeds=[1, 2]"), ())
+    names = ["train-step-000100-seed-2", "olft-step-000100-seed-2", "report"]
+    assert [job.name for job in added_jobs(before, once).jobs] == names
+    write_text(tmp_path / "config.yml", dump_config(once.config))
+    twice = with_more(once, grown(once, "seeds=[1, 2, 3]", "vary.outer_lr=[0.001, 0.003]"), ())
+    assert [training.tag for training in twice.config.trainings] == [
+        "", "seed-2", "seed-3", "outer-lr-0.003", "outer-lr-0.003-seed-2", "outer-lr-0.003-seed-3",
+    ]  # fmt: skip
+    assert {job.name for job in once.plan.jobs} < {job.name for job in twice.plan.jobs}
+    # Each job finds its training by its own flags.
+    write_text(tmp_path / "config.yml", dump_config(twice.config))
+    config = grown(twice)
+    for training in config.trainings:
+        kind, value = training.flags() or ("", "")
+        seed, tag = int(value) if kind == "--seed" else None, value if kind == "--training" else None
+        assert config.training_id(seed=seed, tag=tag) == training
+    assert "seeds 1, 2 and 3, outer_lr 0.001 and 0.003" in sentence(config)
+
+
+def test_a_later_end_is_a_segment_more_and_the_former_end_stays(tmp_path: Path) -> None:
+    before = alone(tmp_path)
+    after = with_more(before, grown(before, "epochs=300"), ())
+    assert [(job.name, job.after) for job in added_jobs(before, after).jobs[:-1]] == [
+        ("train-step-000300", ("train-step-000100",)), ("olft-step-000300", ("train-step-000300",)),
+    ]  # fmt: skip
+
+
+def test_nothing_comes_beside_trainings_that_one_job_does(tmp_path: Path) -> None:
+    before = alone(tmp_path, seeds=[1, 2], train_together=True)
+    with pytest.raises(ConfigError, match="train_together"):
+        with_more(before, grown(before, "seeds=[1, 2, 3]"), ())
 
 
 def test_a_larger_sweep_is_a_job_of_what_is_missing_for_each_checkpoint(before: Launch) -> None:

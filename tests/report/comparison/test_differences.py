@@ -103,7 +103,7 @@ def test_every_training_key_is_told_or_left_out_for_a_reason():
     record = {"on_divergence", "val_size", "val_examples", "save_freq", "log_freq", "model_name", "output_layer"}
     said_elsewhere = {
         "seed", "seeds", "epochs", "max_steps", "eval_steps", "eval_untrained", "eval", "im_size", "class_split",
-        "allow_incomplete", "eval_checkpoints", "inner_lrs", "vary", "train_together", "reuse",
+        "allow_incomplete", "eval_checkpoints", "inner_lrs", "vary", "vary_later", "train_together", "reuse",
     }  # fmt: skip
     assert told | machine | record | said_elsewhere == set(TrainConfig.model_fields)
     assert not told & (machine | record | said_elsewhere)
