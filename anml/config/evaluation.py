@@ -148,6 +148,7 @@ class EvalConfig(Record):
     # Adam's; None, torch's (0.9, 0.999), which the published numbers are from.
     adam_betas: Annotated[Many[Decay], Field(min_length=2, max_length=2)] | None = None
     # Of protocols that read them (`options` in config/protocols.py); here too, None is the usual value.
+    feature_map: Literal["hellinger"] | None = None
     metric: Literal["euclidean", "cosine"] | None = None
     shrinkage: Annotated[float, Field(gt=0, le=1)] | None = None
     posterior: Literal["map", "predictive"] | None = None

@@ -218,6 +218,7 @@ EVALUATION: tuple[Unread[EvalConfig], ...] = (
         lambda config: bool(config.protocol.baseline),
         dict.fromkeys(("reinit_method", "reinit_bias"), ", whose head starts without any example"),
     ),
+    Unread("eval_method", lambda config: not config.protocol.baseline, {"feature_map": "; it is for baselines"}),
     Unread(
         "reinit_method",
         lambda config: not config.needs_least_squares,

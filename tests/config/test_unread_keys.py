@@ -119,6 +119,7 @@ def test_what_learning_needs_is_told_where_nothing_learns(eval_notices, setting:
     [
         ("ncm", "lr: 0.1"), ("ncm", "optimizer: SGD"), ("ncm", "shrinkage: 0.5"), ("slda", "metric: cosine"),
         ("slda", "batch_size: 4"), ("knn", "reinit_method: zero"), ("sequential", "replay_size: 5"),
+        ("sequential", "feature_map: hellinger"),
     ],
 )  # fmt: skip
 def test_keys_of_other_protocols_are_told(eval_notices, method: str, setting: str) -> None:

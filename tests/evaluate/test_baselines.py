@@ -17,6 +17,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from anml.checkpoints import ModelCard
 from anml.config.evaluation import EvalConfig
 from anml.config.protocols import PROTOCOLS
+from anml.evaluate.baselines import BaselineLearner, hellinger
 from anml.evaluate.prepared_run import Shape
 from anml.evaluate.sweep import LoadedModel, run_sweep, sweep_trajectories
 from anml.results import ClassRow
@@ -120,6 +121,26 @@ def test_logits_are_those_of_the_reference_in_any_order(method, options, referen
     head = learned(method, torch.tensor(order), parts, **options)
     expected = torch.as_tensor(reference(EvalConfig(eval_method=method, **options)))
     assert (head.logits(QUERIES) - expected).abs().max() <= TOLERANCE.get(method, 1e-9)
+
+
+def test_distances_of_mapped_features_are_hellinger_distances() -> None:
+    shares = INPUTS / INPUTS.sum(dim=1, keepdim=True)
+    overlaps = shares.sqrt() @ shares.sqrt().T  # Bhattacharyya's coefficients.
+    mapped = hellinger(INPUTS)
+    assert (torch.cdist(mapped, mapped).square() - 2 * (1 - overlaps)).abs().max() < 1e-12
+    assert torch.equal(hellinger(-INPUTS), -mapped)
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_every_baseline_may_learn_mapped_features(method: str, model, data, make_config) -> None:
+    config = make_config(eval_method=method, feature_map="hellinger", classes=4)
+    prepared = prepare_run(model, config, data, Shape(4, 15, 5), 0)
+    learner = BaselineLearner([prepared], config, config.protocol.load_baseline())
+    learner.learn_each(0, 60)
+    head = config.protocol.load_baseline()(4, prepared.train_inputs.shape[1], config, torch.device("cpu"))
+    head.learn(hellinger(prepared.train_inputs.double()), prepared.train_labels)
+    [(_, logits)] = learner.logits()
+    assert torch.equal(logits, head.logits(hellinger(prepared.test_inputs.double())))
 
 
 @pytest.mark.parametrize("method", BASELINES)
