@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
@@ -14,7 +14,7 @@ import pandas as pd
 from anml.atomic import read_json
 from anml.config.facts import is_validation
 from anml.config.training import TrainConfig
-from anml.config.vary import natural_order, written
+from anml.config.vary import Value, natural_order, written
 from anml.errors import DataError
 from anml.experiment import Experiment
 from anml.report import labels
@@ -301,8 +301,17 @@ def with_varied(frame: pd.DataFrame, config: TrainConfig | None) -> pd.DataFrame
     trainings = config.trainings if config else ()
     keys = dict.fromkeys(key for training in trainings for key, _ in training.model.varied)
     models = {config.for_training(t).display_name: config.values_of(t, keys) for t in trainings if config}
-    values = {key: [models.get(model, {}).get(key) for model in frame["model"]] for key in keys}
-    return frame.assign(**{key: [written(v) if isinstance(v, tuple) else v for v in values[key]] for key in keys})
+    return with_keys(frame, keys, [models.get(model, {}) for model in frame["model"]])
+
+
+def with_keys(frame: pd.DataFrame, keys: Iterable[str], values: Sequence[Mapping[str, Value]]) -> pd.DataFrame:
+    """Return a table with a column for each key of a training; of `lr`, which evaluations have too, `train_lr`.
+
+    values: of each line, by key.
+    """
+    texts = [{key: written(v) if isinstance(v, tuple) else v for key, v in line.items()} for line in values]
+    names = {key: f"train_{key}" if key in frame else key for key in keys}
+    return frame.assign(**{name: [line.get(key) for line in texts] for key, name in names.items()})
 
 
 def tidy(rows: Sequence[ResultRow], config: TrainConfig | None = None) -> pd.DataFrame:

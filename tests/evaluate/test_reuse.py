@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +69,15 @@ def test_the_same_evaluation_takes_everything_and_has_the_same_rows(evaluate, ca
     assert read_reused(second) == {"p/first": 4}
     assert [replace(row, model="sanml", flavor="olft") for row in rows] == measured
     assert "4 trajectories are taken from p/first/results/olft-step-000007.csv" in capsys.readouterr().out
+
+
+def test_many_evaluations_at_once_have_the_same_rows_whoever_is_first(evaluate):
+    larger = {"lr": (0.001, 0.005, 0.01), "runs": 3}
+    alone, _ = evaluate("alone", load(**larger), takes=False)
+    with ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(lambda number: evaluate(f"g{number}", load(**larger)), range(18)))
+    assert all(rows == alone for rows, _ in results)
+    assert any(read_reused(experiment) for _, experiment in results)
 
 
 def test_class_rows_are_taken_too(evaluate, tmp_path: Path):

@@ -1,5 +1,7 @@
 import pytest
 
+from anml.config.load import load_train_config
+from anml.config.yaml import source_of
 from anml.report.statistics import half_width
 from anml.report.tables import (
     BY_CLASSES_COLUMNS,
@@ -13,6 +15,7 @@ from anml.report.tables import (
     rate_results,
     read_scores,
     read_summary,
+    tidy,
     write_csv,
 )
 from anml.report.write import write_report
@@ -186,3 +189,16 @@ def test_a_summary_of_another_version_is_read_by_the_names_of_its_columns(tmp_pa
     table = as_frame(summary, ["seconds", *reversed(vars(summary[0]))])
     write_csv(tmp_path / "summary.csv", table.assign(seconds=1.5))
     assert read_summary(tmp_path / "summary.csv") == summary
+
+
+def test_a_key_that_varies_has_a_typed_column_beside_those_of_evaluations(row):
+    points = [{"lr": 0.1}, {"optimizer": "SGD", "ema_decay": 0.9}, {"optimizer_args.betas": [0.5, 0.9]}]
+    keys = {"dataset": "glyphs", "model": "sanml", "train_method": "iid", "epochs": 1, "vary": points}
+    config = load_train_config(source_of(keys, "config")).config
+    names = [config.for_training(training).display_name for training in config.trainings]
+    table = tidy([row(model=name, lr=0.01) for name in names], config)
+    columns = {"lr": "float64", "train_lr": "Float64", "optimizer": "string", "ema_decay": "Float64"}
+    assert {name: str(table.dtypes[name]) for name in columns} == columns
+    assert table[[*columns, "optimizer_args.betas"]].to_csv(index=False, header=False).splitlines() == [
+        "0.01,0.1,Adam,,", "0.01,0.001,SGD,0.9,", '0.01,0.001,Adam,,"[0.5, 0.9]"',
+    ]  # fmt: skip

@@ -76,16 +76,19 @@ def test_every_seed_has_its_own_checkpoints_and_log(finished: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"inner_lrs": [0.1, 0.01], "max_grad_norm": 1.0}, OPTIONS, {"train_method": "sequential_episodic"}],
-    ids=["seeds", "inner rates", "averages and schedules", "another method"],
-)
+    [
+        {}, {"inner_lrs": [0.1, 0.01], "max_grad_norm": 1.0}, OPTIONS, {"train_method": "sequential_episodic"},
+        {"vary": {"ema_decay": [None, 0.3], "max_grad_norm": [None, 0.5]}, "seeds": [1]},
+    ],
+    ids=["seeds", "inner rates", "averages and schedules", "another method", "with and without"],
+)  # fmt: skip
 def test_each_is_bit_for_bit_what_a_training_of_its_own_gives(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = make_config(**changes)
     assert train(tmp_path / "together", config)
     for each in config.trainings:
         alone = train_alone(tmp_path / "alone", config, each)
         model, card = load_model(tmp_path / "together" / each.tag / "step-000008")
-        assert (card.seed, card.ema_decay) == (dict(each.varied)["seed"], config.ema_decay)
+        assert (card.seed, card.ema_decay) == (dict(each.varied)["seed"], config.for_training(each).ema_decay)
         kept = alone.runs[0].kept_model.state_dict()
         assert [name for name, value in model.state_dict().items() if not torch.equal(value, kept[name])] == []
         assert log(tmp_path / "together" / f"{each.tag}.jsonl") == log(tmp_path / "alone" / f"{each.tag}.jsonl")

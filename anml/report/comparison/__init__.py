@@ -17,7 +17,7 @@ from anml.report.index import COMPARISON
 from anml.report.measures import in_words
 from anml.report.page import render, replacing
 from anml.report.style import figure_style, save_png
-from anml.report.tables import write_csv
+from anml.report.tables import with_keys, write_csv
 from anml.report.text import interval_note, number_of_runs
 
 # Lines under a name, beside its accuracies: with more, rows would be too tall to compare.
@@ -46,10 +46,17 @@ def write_comparison(
     text = texts.comparison_text(models, tables)
     with replacing(output, COMPARISON) as folder:
         figures = _draw(folder, models, tables, curves)
-        write_csv(folder / "comparison.csv", texts.as_frame(models, tables))
-        write_csv(folder / "comparison-by-classes.csv", texts.by_classes_frame(models))
-        write_csv(folder / "comparison-oracle-gaps.csv", texts.gaps_frame(models, tables))
-        write_csv(folder / "comparison-measures.csv", texts.measures_frame(models, tables))
+        frames = {
+            "comparison": texts.as_frame(models, tables),
+            "comparison-by-classes": texts.by_classes_frame(models),
+            "comparison-oracle-gaps": texts.gaps_frame(models, tables),
+            "comparison-measures": texts.measures_frame(models, tables),
+        }
+        choices = {model.label: model.choices for model in models}
+        keys = dict.fromkeys(key for each in choices.values() for key in each)
+        for name, frame in frames.items():
+            values = [choices[label] for label in frame["experiment"]]
+            write_csv(folder / f"{name}.csv", with_keys(frame, keys, values))
         (folder / "comparison.txt").write_text(text + "\n", encoding="utf-8")
         page = _render(models, tables, curves, figures, output, empty=empty, command=command)
         (folder / COMPARISON).write_text(page, encoding="utf-8")

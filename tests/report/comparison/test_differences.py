@@ -146,7 +146,8 @@ def test_the_text_has_a_table_of_the_choices(make):
 @pytest.mark.usefixtures("no_figures")
 def test_the_csv_says_what_an_experiment_differs_in(make):
     comparison = compare(make("a").results(), make("b", changes={"outer_lr": 0.003}).results())
-    assert {line["differs_in"] for line in cells(comparison, group="b")} == {"outer_lr 0.003"}
+    found = {(line["differs_in"], line["outer_lr"]) for line in cells(comparison, group="b")}
+    assert found == {("outer_lr 0.003", "0.003")}
 
 
 @pytest.mark.usefixtures("no_figures")
