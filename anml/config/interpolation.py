@@ -62,7 +62,7 @@ class _Interpolation:
         if value is _ABSENT:
             beside = value_at(self.source.data, target[:-1])
             hint = nearest(str(target[-1]), beside if isinstance(beside, dict) else ())
-            return self._problem(at, f"{text}: no such key is written here{hint or '; a default must be written too'}")
+            return self._problem(at, f"{text}: no such key is written here, where a default must be too{hint}")
         return self.value(value, target, referring)
 
     def _problem(self, at: KeyPath, message: str) -> None:
