@@ -311,6 +311,9 @@ def _bind_points(
     for text, (first, *more) in wrong.items():
         which = f"{len(more) + 1} trainings, the first with" if more else "the training with"
         findings.problems.append(f"{text} (of {which} {first})")
+    if len({point.method.is_episodic for point in (config, *points)}) > 1:
+        reason = "train_method: episodes and batches are counted apart; launch an experiment of each"
+        findings.problems.append(problem(source, ("vary",), reason))
     if not findings.problems:
         findings.notices.extend(_worded(source, (), varied_in_vain(list(keys), points)))
     return config.model_copy(update={"vary": with_types(config.vary, typed)})

@@ -16,7 +16,7 @@ SAME_FOR_ALL = (
     "project", "entity", "group", "cluster", "dataset", "data_path", "im_size", "imgs_per_class", "class_split",
     "train_classes", "rotations", "keep_best", "patience", "allow_incomplete", "epochs", "max_steps", "save_freq",
     "log_freq", "eval_steps", "eval_untrained", "eval", "eval_checkpoints", "train_together", "device", "deterministic",
-    "train_method", "reuse", "channels", *SHORT_FORMS.values(), "vary", "vary_later", "model_name",
+    "reuse", "channels", *SHORT_FORMS.values(), "vary", "vary_later", "model_name",
 )  # fmt: skip
 # Trainings that differ in nothing else have the same layers and steps: a GPU can do them at once.
 RATES = ("inner_lr", "outer_lr", "max_grad_norm", "ema_decay", "seed")

@@ -49,6 +49,7 @@ def with_more(launch: Launch, config: TrainConfig, command_line: Sequence[str]) 
         problems.append("train_together: a job that is there does these trainings; launch another experiment for more")
     if lost := [job.name for job in _work(launch.plan) if planned.get(job.name) != job]:
         what = "an addition has more seeds, more values and later checkpoints; it leaves none out"
+        what += ", and a flavor that chooses does not choose again" * any(each.choose for each in before.eval.values())
         problems.append(f"{lost[0]} would be another job than it was: {what}")
     if not problems and len(_work(plan)) == len(_work(launch.plan)):
         problems.append("this adds nothing: every job of it is there")

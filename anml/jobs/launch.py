@@ -264,7 +264,8 @@ def _check_same(launch: Launch, config_text: str) -> None:
         shown = "\n".join(different[:5])
         message = (
             f"--group {experiment.group}: this group exists with another config, so it is left alone:\n{shown}\n"
-            "Choose another --group (or none, for a new one), or launch with the same config to complete it."
+            "Choose another --group (or none, for a new one), or launch with the same config to complete it; "
+            "`python -m anml add` adds to it."
         )
         raise ConfigError(message)
     jobs = read_plan_file(experiment).get("jobs")

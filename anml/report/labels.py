@@ -53,7 +53,9 @@ def sentence(config: TrainConfig) -> str:
     data = f"{name} ({config.num_train_classes:,} classes{rotated} of "
     data += f"{config.examples_per_class:,} {config.facts.noun}, {size}x{size} pixels)"
     amount = f"{count(config.total_steps, unit(config))}{_options(config)}, {_trainings(config)}"
-    return f"{config.display_name} {config.method.words} on {data} for {amount}; {_evaluations(config)}."
+    varies = any(key == "train_method" for training in config.trainings for key, _ in training.varied)
+    trained = "trained" if varies else config.method.words
+    return f"{config.display_name} {trained} on {data} for {amount}; {_evaluations(config)}."
 
 
 def _trainings(config: TrainConfig) -> str:
