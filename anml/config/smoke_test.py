@@ -52,7 +52,7 @@ def _small_evaluation(config: EvalConfig) -> EvalConfig:
             "allow_incomplete": True,
             "classes": (min(2, *config.classes),),
             "train_examples": (min(2, *config.train_examples),),
-            "test_examples": (1,),
+            "test_examples": (4 if config.measure else 1,),  # A representation is measured on four images or more.
             "lr": config.lr[:2],
             "runs": 1,
             "until": None,

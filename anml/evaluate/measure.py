@@ -10,12 +10,14 @@ from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from anml.data.episodes import draw_run
 from anml.evaluate.prepared_run import Shape, advance
 from anml.evaluate.sweep import LoadedModel
 from anml.results import CONFUSIONS, PICTURES, REPRESENTATION, ConfusionRow, TrajectoryResult, write_table
+from anml.rng import derived_seed
 
 # A unit is active where it exceeds this share of the largest activation: a gate makes units small, never zero.
 ACTIVE = 0.01
@@ -87,6 +89,7 @@ def write_measures(
 def _representation(loaded: LoadedModel) -> Iterator[dict[str, Any]]:
     """Yield the numbers of each run; of the first also what compares checkpoints, and what the map shows."""
     from sklearn.decomposition import PCA  # It takes a second to import.
+    from sklearn.manifold import TSNE
 
     config, model = loaded.config, loaded.model.eval()
     shape = Shape(max(config.classes), max(config.train_examples), max(config.test_examples))
@@ -100,11 +103,15 @@ def _representation(loaded: LoadedModel) -> Iterator[dict[str, Any]]:
             warnings.warn("features of this model are not finite: no representation is measured", stacklevel=1)
             return
         row = shape._asdict() | {"run": run, "units": features.shape[1], **activity(features)._asdict()}
-        pairs, places = torch.zeros(0), torch.zeros(0)
+        pairs, maps = torch.zeros(0), {"map": np.zeros(0), "tsne": np.zeros(0)}
         if run == 0:
             pairs = similarities(features[:COMPARED_IMAGES]).float()
-            places = torch.from_numpy(PCA(2).fit_transform(features[: MAPPED_CLASSES * shape.test_examples].numpy()))
-        yield row | {"similarities": pairs.numpy(), "map": places.flatten().float().numpy()}
+            mapped = features[: MAPPED_CLASSES * shape.test_examples].numpy()
+            seed, perplexity = derived_seed(config.seed, "t-SNE") % 2**32, min(30.0, (len(mapped) - 1) / 3)
+            tsne = TSNE(2, perplexity=perplexity, init="random", random_state=seed)
+            maps = {"map": PCA(2).fit_transform(mapped), "tsne": tsne.fit_transform(mapped)}
+        flat = {name: places.flatten().astype(np.float32) for name, places in maps.items()}
+        yield row | {"similarities": pairs.numpy()} | flat
 
 
 def _with_labels(loaded: LoadedModel, rows: Iterable[ConfusionRow]) -> Iterator[dict[str, Any]]:

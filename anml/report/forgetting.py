@@ -26,7 +26,9 @@ _OF_A_FILE = ("flavor", "model", "dataset", "checkpoint_step", "train_seed")
 class Metrics(NamedTuple):
     """The metrics of one trajectory; fractions. average, area: of the accuracy on the classes learned so far.
 
-    by_order: accuracy of each class at the end, float64 [classes], in order of learning.
+    by_order: accuracy of each class at the end, float64 [classes], in order of learning. lost: how far each fell from
+    its best scoring before; NaN of those that were scored once. grid: accuracies at each scoring, float64 [scorings,
+    classes], NaN before a class is learned.
     """
 
     average: float
@@ -34,6 +36,8 @@ class Metrics(NamedTuple):
     forgetting: float
     backward_transfer: float
     by_order: np.ndarray
+    lost: np.ndarray
+    grid: np.ndarray
 
 
 def metrics(accuracies: np.ndarray, classes_trained: np.ndarray) -> Metrics:
@@ -47,21 +51,34 @@ def metrics(accuracies: np.ndarray, classes_trained: np.ndarray) -> Metrics:
     # The classes that were scored before the end: of the others nothing can have been forgotten.
     before, end = learned[:-1, : classes_trained[-2]], learned[-1, : classes_trained[-2]]
     first = before[np.isfinite(before).argmax(axis=0), np.arange(before.shape[1])]
+    lost = np.full(classes_trained[-1], np.nan)
+    lost[: len(end)] = np.nanmax(before, axis=0) - end
     return Metrics(
         average=float(so_far.mean()),
         area=float(np.trapezoid(so_far, classes_trained) / (classes_trained[-1] - classes_trained[0])),
-        forgetting=float((np.nanmax(before, axis=0) - end).mean()),
+        forgetting=float(np.nanmean(lost)),
         backward_transfer=float((end - first).mean()),
         by_order=learned[-1, : classes_trained[-1]],
+        lost=lost,
+        grid=learned[:, : classes_trained[-1]],
     )
 
 
 @dataclass(frozen=True)
 class Forgetting(Measured):
-    """The metrics of a flavor at its best rate. by_order: float64 [classes], mean over runs."""
+    """The metrics of a flavor at its best rate. by_order, lost, grid: as in `Metrics`, means over runs.
 
-    scorings: int
+    scored: after how many classes, int [scorings].
+    """
+
+    scored: np.ndarray
     by_order: np.ndarray
+    lost: np.ndarray
+    grid: np.ndarray
+
+    @property
+    def scorings(self) -> int:
+        return len(self.scored)
 
 
 NUMBERS = ("average", "area", "forgetting", "backward_transfer")
@@ -73,7 +90,7 @@ def read_forgetting(experiment: Experiment, summary: Sequence[RateResult]) -> li
     A results file without readable values of its classes is left out.
     """
     results = {_key(result): result for result in main_results(summary)}
-    runs: dict[tuple, dict[tuple[int, int], tuple[int, Metrics]]] = {}
+    runs: dict[tuple, dict[tuple[int, int], tuple[np.ndarray, Metrics]]] = {}
     for path in sorted(experiment.results.glob("*.parquet")):
         for key, seed, run, numbers in _trajectories(path, results):
             runs.setdefault(key, {})[seed, run] = numbers
@@ -98,8 +115,8 @@ def _key(result: RateResult) -> tuple:
 
 def _trajectories(
     path: Path, wanted: Mapping[tuple, RateResult]
-) -> Iterator[tuple[tuple, int, int, tuple[int, Metrics]]]:
-    """Yield key, training seed, run, and (scorings, metrics) of the trajectories of a file whose key is wanted."""
+) -> Iterator[tuple[tuple, int, int, tuple[np.ndarray, Metrics]]]:
+    """Yield key, training seed, run, (classes at each scoring, metrics) of trajectories of a file that are wanted."""
     try:
         texts: Any = dict.fromkeys(_OF_A_FILE[:3], str)  # A flavor may be called 600.
         about = pd.read_csv(path.with_suffix(".csv"), nrows=1, dtype=texts, keep_default_na=False).iloc[0]
@@ -115,11 +132,24 @@ def _trajectories(
         key = tuple(values_of[name] for name in KEYS)
         grid = trajectory.pivot_table(index="classes_trained", columns="position", values="test_acc")
         if key in wanted and len(grid) > 1 and grid.index[-1] == values_of["classes"]:
-            numbers = metrics(grid.to_numpy(), grid.index.to_numpy())
-            yield key, int(values_of["train_seed"]), values_of["run"], (len(grid), numbers)
+            scored = grid.index.to_numpy()
+            yield key, int(values_of["train_seed"]), values_of["run"], (scored, metrics(grid.to_numpy(), scored))
 
 
-def _summarise(result: RateResult, runs: dict[tuple[int, int], tuple[int, Metrics]]) -> Forgetting:
+def _summarise(result: RateResult, runs: dict[tuple[int, int], tuple[np.ndarray, Metrics]]) -> Forgetting:
     numbers = {name: {key: getattr(each, name) for key, (_, each) in runs.items()} for name in NUMBERS}
-    by_order = np.mean([each.by_order for _, each in runs.values()], axis=0)
-    return Forgetting(result, numbers, min(count for count, _ in runs.values()), by_order)
+    scored = min((scored for scored, _ in runs.values()), key=len)
+    alike = [each for of_run, each in runs.values() if np.array_equal(of_run, scored)]
+    means = [np.mean([getattr(each, name) for each in alike], axis=0) for name in ("by_order", "lost", "grid")]
+    return Forgetting(result, numbers, scored, *means)
+
+
+def by_class_frame(items: Sequence[Forgetting]) -> pd.DataFrame:
+    """Return a line per class in order of learning: its accuracy at the end, and what was lost of it."""
+    frames = [
+        pd.DataFrame({"position": range(len(item.lost)), "test_acc": item.by_order, "forgetting": item.lost}).assign(
+            **{key: getattr(item.result, key) for key in KEYS}
+        )
+        for item in items
+    ]
+    return pd.concat(frames)[[*KEYS, "position", "test_acc", "forgetting"]]

@@ -137,6 +137,16 @@ def cka_frame(items: Sequence[MeasuredRows]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["flavor", *names, "cka"])
 
 
+def cka_matrices(table: pd.DataFrame) -> list[tuple[list[tuple], dict[tuple, float]]]:
+    """Return for each flavor its checkpoints (model, step, seed) and the CKA of each two of them, by both."""
+    matrices = []
+    for _, of_flavor in table.groupby("flavor", sort=False):
+        lines = [(tuple(line[1:4]), tuple(line[4:7]), line[7]) for line in of_flavor.itertuples(index=False, name=None)]
+        values = {pair: cka for one, other, cka in lines for pair in ((one, other), (other, one))}
+        matrices.append((list(dict.fromkeys(one for one, _ in values)), values))
+    return matrices
+
+
 def measured_frame(items: Sequence[Measured], *more: str) -> pd.DataFrame:
     """Return numbers as a table: a mean and half the width of its 95% interval each. more: fields of the results."""
     lines = []

@@ -32,12 +32,13 @@ from anml.report.figures import (
     draw_training,
     read_training,
 )
-from anml.report.forgetting import Forgetting, read_forgetting, scored_throughout
-from anml.report.measure_figures import draw_confusions, draw_maps, shown_confusions
+from anml.report.forgetting import Forgetting, by_class_frame, read_forgetting, scored_throughout
+from anml.report.measure_figures import draw_confusions, draw_forgetting, draw_maps, shown_confusions
 from anml.report.measures import (
     MeasuredRows,
     Runs,
     cka_frame,
+    cka_matrices,
     in_words,
     measured_frame,
     read_measured,
@@ -51,7 +52,8 @@ from anml.report.text import accuracy_grids, accuracy_table, interval_note, last
 from anml.results import CONFUSIONS, REPRESENTATION, ResultRow
 
 FIGURES = (
-    "accuracy-vs-lr", "accuracy-vs-classes", "accuracy-by-order", "confusions", "representation", "training",
+    "accuracy-vs-lr", "accuracy-vs-classes", "accuracy-by-order", "forgetting", "confusions", "representation",
+    "representation-tsne", "training",
 )  # fmt: skip
 # A sweep that fails as a whole fails a hundred times for one reason.
 MOST_TAILS = 5
@@ -162,6 +164,7 @@ def write_report(experiment: Experiment) -> Report:
         if report.forgetting:
             scorings = [item.scorings for item in report.forgetting]
             frames["forgetting"] = measured_frame(report.forgetting, "lr").assign(scorings=scorings)
+            by_class_frame(report.forgetting).to_parquet(folder / "forgetting.parquet", index=False)
         if report.representations:
             frames["representation"] = measured_frame(report.representations)
             frames["cka"] = cka_frame(report.representations)
@@ -191,10 +194,12 @@ def draw_figure(report: Report, name: str, logs: Sequence[TrainingLog]) -> Figur
             return draw_classes(report.rows, report.summary, looks, unit, noun)
         if name == "accuracy-by-order":
             return draw_order({item.result: item.by_order for item in report.forgetting}, looks, unit, noun)
+        if name == "forgetting":
+            return draw_forgetting(report.forgetting)
         if name == "confusions":
             return draw_confusions(report.confusions)
-        if name == "representation":
-            return draw_maps(report.representations, unit)
+        if name.startswith("representation"):
+            return draw_maps(report.representations, unit, name.partition("-")[2] or "map")
         return draw_training(logs, report.config.checkpoint_steps if report.config else (), unit)
 
 
@@ -236,7 +241,7 @@ def _render(
         has_held_out=any(is_validation(result.dataset) for result in report.summary),
         has_seeds=any(result.train_seed == tables.POOLED for result in report.summary),
         confusions=[(item, worst_confusions(experiment, item.rows)) for item in shown_confusions(report.confusions)],
-        cka=cka_frame(report.representations).to_dict("records"),
+        cka=cka_matrices(cka_frame(report.representations)),
         in_words=in_words,
         columns=tables.PAGE_COLUMNS,
         best=set(report.summary),

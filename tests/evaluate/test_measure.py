@@ -99,8 +99,10 @@ def test_a_representation_is_what_a_run_encodes(loaded: LoadedModel, tmp_path: P
         expected = activity(prepared.test_inputs.double())
         assert (row["active"], row["effective_rank"]) == pytest.approx((expected.active, expected.effective_rank))
     assert len(table["similarities"][0]) == 30 * 29 // 2
-    assert len(table["map"][0]) == 30 * 2
-    assert len(table["map"][1]) == 0
+    assert [len(table[name][0]) for name in ("map", "tsne")] == [30 * 2, 30 * 2]
+    assert [len(table[name][1]) for name in ("map", "tsne")] == [0, 0]
+    write_measures(loaded, "olft", tmp_path / "b.csv", [], has_first=True)
+    assert np.array_equal(pd.read_parquet(tmp_path / f"b{REPRESENTATION}")["tsne"][0], table["tsne"][0])
 
 
 def test_a_diverged_representation_is_left_out(loaded: LoadedModel, tmp_path: Path):

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from anml.experiment import Experiment
-from anml.report.forgetting import metrics, read_forgetting, scored_throughout
+from anml.report.forgetting import by_class_frame, metrics, read_forgetting, scored_throughout
+from anml.report.measure_figures import draw_forgetting
 from anml.report.measures import measured_frame
 from anml.report.tables import best_rates, rate_results
 from anml.results import ResultRow, read_results, write_results
@@ -29,6 +30,8 @@ def test_metrics_are_those_worked_out_by_hand() -> None:
     # Each from its first: 1.0 to 0.6, 0.8 to 0.7, 0.6 to 0.2.
     assert found.backward_transfer == pytest.approx((-0.4 - 0.1 - 0.4) / 3)
     assert found.by_order.tolist() == [0.6, 0.7, 0.2, 1.0]
+    assert found.lost.tolist() == pytest.approx([0.4, 0.2, 0.4, math.nan], nan_ok=True)
+    assert found.grid[0].tolist() == pytest.approx([1.0, 0.8, math.nan, math.nan], nan_ok=True)
 
 
 def write_sweep(experiment: Experiment, flavor: str = "olft", seed: int = 1) -> None:
@@ -61,9 +64,25 @@ def test_a_report_has_them_at_the_best_rate_over_runs(tmp_path: Path) -> None:
     assert (item.result.flavor, item.result.lr, item.scorings, item.mean("forgetting").runs) == ("olft", 0.01, 3, 2)
     assert item.mean("forgetting").mean == pytest.approx((1 / 3 + 0) / 2)
     assert item.by_order.tolist() == pytest.approx([0.65, 0.7, 0.45, 0.85])
+    classes = by_class_frame([item])
+    assert classes["forgetting"].tolist() == pytest.approx([0.2, 0.1, 0.2, math.nan], nan_ok=True)
+    assert (classes["position"].tolist(), set(classes["flavor"])) == ([0, 1, 2, 3], {"olft"})
     table = measured_frame([item])
     assert table.loc[0, "forgetting"] == item.mean("forgetting").mean
     assert not math.isnan(table.loc[0, "forgetting_ci95"])
+
+
+def test_a_map_has_a_cell_for_each_class_at_each_scoring(tmp_path: Path) -> None:
+    experiment = Experiment(tmp_path)
+    write_sweep(experiment)
+    rows = read_results(sorted(experiment.results.glob("*.csv")))
+    figure = draw_forgetting(read_forgetting(experiment, best_rates(rate_results(rows))))
+    assert figure is not None
+    [mesh] = figure.axes[0].collections
+    # Means of two runs, the second of which stays at 0.7.
+    expected = [[0.85, 0.75, math.nan, math.nan], [0.6, 0.8, 0.65, math.nan], [0.65, 0.7, 0.45, 0.85]]
+    shown: Any = mesh.get_array()
+    assert np.ma.filled(shown, np.nan).tolist() == [pytest.approx(row, nan_ok=True) for row in expected]
 
 
 def test_trainings_are_pooled(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """What is measured besides accuracy, in reports and comparisons: numbers that can be worked out by hand."""
 
 from base64 import b64encode
+from itertools import permutations
 
 import pandas as pd
 import pytest
 
 from anml.report.comparison.tables import comparison_tables, measures_of
-from anml.report.measures import cka_frame, confusion_matrix, read_measured, worst_confusions
+from anml.report.measures import cka_frame, cka_matrices, confusion_matrix, read_measured, worst_confusions
 from anml.report.write import read_report
 from anml.results import CONFUSIONS, PICTURES, REPRESENTATION, write_table
 from tests.report.conftest import contenders_of
@@ -33,7 +34,10 @@ def write_measures(builder, step: int = 600, active: float = 0.2, similarities: 
     first = {"run": 0, "active": active, "effective_rank": 40.0, "similarities": similarities}
     second = {"run": 1, "active": active + 0.01, "effective_rank": 41.0, "similarities": ()}
     maps = ([float(number**2 % 7) for number in range(100)], ())
-    runs = [row | {"dead": 0.5, "map": points} for row, points in zip((first, second), maps, strict=True)]
+    runs = [
+        row | {"dead": 0.5, "map": points} | ({"tsne": points} if step == 600 else {})
+        for row, points in zip((first, second), maps, strict=True)
+    ]
     write_table(path.with_suffix(REPRESENTATION), [of | row for row in runs])
 
 
@@ -73,6 +77,9 @@ def test_checkpoints_are_compared_by_the_product_of_their_similarities(measured)
     table = cka_frame(read_report(measured.experiment).representations)
     assert table["cka"].tolist() == pytest.approx([0.6])
     assert set(table[["checkpoint_step", "checkpoint_step_2"]].iloc[0]) == {200, 600}
+    [(checkpoints, values)] = cka_matrices(table)
+    assert [step for _, step, _ in checkpoints] == [200, 600]
+    assert [values[one, other] for one, other in permutations(checkpoints)] == pytest.approx([0.6, 0.6])
 
 
 def test_a_page_and_its_tables_have_what_was_measured(measured):
@@ -82,7 +89,9 @@ def test_a_page_and_its_tables_have_what_was_measured(measured):
     assert "in 7 of 10 answers" in page
     assert b64encode(b"png5").decode() in source
     folder = measured.experiment.report
-    assert {"confusions.png", "representation.png"} <= {path.name for path in folder.glob("*.png")}
+    assert {"confusions.png", "representation.png", "representation-tsne.png"} <= {
+        path.name for path in folder.glob("*.png")
+    }
     table = pd.read_csv(folder / "representation.csv")
     assert table["effective_rank"].tolist() == [40.5, 40.5]
 

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 
 from anml.atomic import write_text
+from anml.config.evaluation import EvalConfig
 from anml.config.load import dump_config
 from anml.report.comparison.differences import Evaluation
 from anml.report.comparison.figures import draw_accuracies, draw_curve, model_looks
@@ -14,7 +15,7 @@ from anml.report.comparison.model import Cell
 from anml.report.comparison.tables import Amount, Column, Table, comparison_curves, comparison_tables
 from anml.report.style import Look, figure_style
 from anml.report.tables import main_results, rate_results
-from tests.report.conftest import compare, contenders_of, make_row
+from tests.report.conftest import Builder, compare, contenders_of, make_row
 
 
 def test_the_figure_shows_oracles_hollow_to_the_right_of_their_sequential_flavor(make):
@@ -39,6 +40,20 @@ def test_the_figure_shows_oracles_hollow_to_the_right_of_their_sequential_flavor
         assert (is_hollow, is_oracle_hollow) == (False, True)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert {"ANML", "OML", "chance"} < set(labels)
+
+
+def test_heads_without_a_gradient_stand_beside_gradient_steps_in_one_figure(make):
+    baseline = EvalConfig(eval_method="ncm", classes=(20,), runs=4, eval_freq=5)
+
+    def with_baseline(name: str) -> Builder:
+        usual = make(name)
+        return make(name, changes={"eval": {**usual.config.eval, "ncm": baseline}}).results()
+
+    entries = contenders_of(with_baseline("ANML"), with_baseline("SANML"))
+    with figure_style():
+        [panel] = draw_accuracies(model_looks(entries), comparison_tables(entries)).axes
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["no-sgd", "olft\nolft-oracle", "ncm"]
+    assert {curve.name for curve in comparison_curves(entries)} == {"olft", "ncm"}
 
 
 def test_the_curves_are_those_of_the_table_by_classes(make):
