@@ -20,7 +20,8 @@ class Attention {
 
   // One thread's share of the classes, for one row: into its own sum [width]; returns its maximum and total.
   std::pair<T, T> share(int64_t b, int64_t begin, int64_t end, T* sum) const {
-    T top = -INFINITY, total = 0;
+    T top = -INFINITY;
+    double total = 0;  // In float32, the small ones of a thousand would be lost beside a class that is nearly certain.
     std::fill_n(sum, width, T(0));
     for (int64_t c = begin; c < end; c += kBlock) {
       const int count = std::min<int64_t>(kBlock, end - c);
@@ -39,7 +40,7 @@ class Attention {
       }
       add(weight + c * width, count, factor, rescale, sum);
     }
-    return {top, total};
+    return {top, T(total)};
   }
 
  private:

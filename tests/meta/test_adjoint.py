@@ -154,6 +154,20 @@ def test_float32_is_near_float64(name: str, kind: str) -> None:
             assert error <= 1e-4, f"{parameter}: {error:.1e}"
 
 
+@pytest.mark.native
+def test_in_float32_the_native_softmax_counts_every_class() -> None:
+    found = native.available("train")
+    if not found:
+        pytest.skip(found.reason)
+    # A class that is nearly certain, as after a step of the inner loop, and 999 others of 1e-8 each.
+    extra = torch.full((1, 1000), -18.0)
+    extra[0, 0] = 0
+    none, rows = torch.zeros(1000, 1), torch.ones(1, 1)
+    _, probability, _ = native.kernels("train").attend(none, rows, extra, None)
+    expected = 1 - extra.double().softmax(dim=1)[0, 0]
+    assert abs(1 - probability[0, 0].double() - expected) <= 0.01 * expected
+
+
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_dead_image_and_ties_take_the_same_subgradients(name: str) -> None:
     model, inner = make_model("anml")
