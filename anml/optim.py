@@ -14,6 +14,9 @@ from anml.errors import ConfigError
 # What they raise when they are made, or first stepped, with arguments that make no sense.
 BAD_ARGUMENTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
+# What no step here gives them.
+_UNUSABLE = {"LBFGS": "the loss again and again within a step", "SparseAdam": "sparse gradients"}
+
 
 class Adam(torch.optim.Adam):
     """torch's Adam without the import of torch's compiler, which was half of the CPU time of a short job.
@@ -44,6 +47,9 @@ def make_by_name(module: Any, base: type, key: str, name: str, first: Any, argum
         kinds["Adam"] = Adam
     if name not in kinds:
         message = f"{key}: torch has no {name!r}{nearest(name, kinds) or '; it has: ' + ', '.join(sorted(kinds))}"
+        raise ConfigError(message)
+    if name in _UNUSABLE:
+        message = f"{key}: {name} needs {_UNUSABLE[name]}; take another"
         raise ConfigError(message)
     try:
         return kinds[name](first, **arguments)

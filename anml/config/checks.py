@@ -203,7 +203,7 @@ def _check_amounts(config: TrainConfig) -> Faults:
     if config.num_train_classes > facts.train_classes:
         message = f"{config.dataset} has {facts.train_classes} background classes, found {config.train_classes}"
         yield "train_classes", message
-    if config.val_size and config.examples_per_class >= has:
+    if config.val_size and not config.method.head and config.examples_per_class >= has:
         yield "val_size", f"validation needs examples that training leaves over; set train_size below {has}"
     if config.augment and not facts.can_augment:
         yield "augment", f"augmentation is not available for {config.dataset}; remove it"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from anml.config.binding import nearest, problem, show
 from anml.config.evaluation import EvalConfig
-from anml.config.facts import DATASETS, canonical_dataset
+from anml.config.facts import DATASETS, IMAGES_FOLDER, canonical_dataset
 from anml.config.model_args import MODELS
 from anml.config.yaml import KeyPath, Source, value_at
 
@@ -105,6 +105,10 @@ def _adopt(
         else:
             mapping[new] = value
             source.locations[(*at, new)] = source.locate((*at, old))
+    if mapping.get("dataset") == "imagenet84":
+        message = "imagenet84 is not available; images-folder has it, with class_split, data_path and imgs_per_class"
+        findings.problems.append(problem(source, (*at, "dataset"), message))
+        mapping["dataset"] = IMAGES_FOLDER
     if isinstance(mapping.get("dataset"), str):
         mapping["dataset"] = canonical_dataset(mapping["dataset"], mapping.get("imgs_per_class"))
     if isinstance(mapping.get("eval_method"), str):

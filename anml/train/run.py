@@ -304,7 +304,7 @@ def training_data(config: TrainConfig, device: torch.device) -> tuple[ClassImage
             f"examples, found {images.num_classes} of {images.examples_per_class}"
         )
         raise DataError(message)
-    if config.val_size and validation.images.numel() == 0:
+    if config.val_size and not config.method.head and validation.images.numel() == 0:
         message = f"{config.dataset}: validation needs examples that train_size {config.examples_per_class} leaves over"
         raise DataError(message)
     if config.rotations:

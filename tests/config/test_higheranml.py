@@ -168,6 +168,7 @@ def test_what_is_not_here_is_answered_with_what_is(problems) -> None:
         "omniimage20, omniimage100, images-folder; did you mean 'cifar-fs'?",
         "train.yml:3: model_args.conv_blocks: unknown key; did you mean 'num_blocks'?",
     ]
+    assert problems("dataset: imagenet84\nmodel: anml\n")[0].startswith("train.yml:1: dataset: imagenet84 is not avail")
 
 
 @pytest.mark.parametrize(

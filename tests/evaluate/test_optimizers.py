@@ -6,13 +6,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from anml.config.evaluation import EvalConfig
+from anml.config.evaluation import EvalConfig, Stepper
 from anml.config.load import load_eval_configs
 from anml.errors import ConfigError
 from anml.evaluate.learner import ReferenceLearner
 from anml.evaluate.prepared_run import Shape, check_head
 from anml.evaluate.protocols import learn_in_sequence, learn_with_replay
-from anml.optim import count_moments
+from anml.optim import count_moments, make_stepper
 from tests.evaluate.runs import prepare_run
 from tests.evaluate.test_protocols import learn, make_images, plain_step
 
@@ -56,6 +56,20 @@ def test_moments_of_an_optimizer_are_counted(make_config, changes, moments: int)
 def test_what_torch_does_not_have_is_told_before_anything_learns(model, make_config, changes, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_head(model, make_config(**changes))
+
+
+@pytest.mark.parametrize("name", [name for name, kind in vars(torch.optim).items() if isinstance(kind, type)])
+def test_every_optimizer_of_torch_steps_or_is_refused(name: str) -> None:
+    weights = [torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(3))]
+    try:
+        step = make_stepper(Stepper(name), 0.1, weights)
+    except ConfigError:
+        assert name in ("LBFGS", "SparseAdam", "Muon", "Optimizer")
+        return
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    step()
+    assert (weights[0] != 1).all()
 
 
 @pytest.mark.parametrize("engine", ["native", "lanes"])

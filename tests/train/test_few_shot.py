@@ -10,6 +10,7 @@ from torch.distributions import Normal, StudentT
 from torch.nn.functional import cross_entropy
 
 from anml.checkpoints import load_model, read_card
+from anml.config.checks import check_train
 from anml.config.training import TrainConfig
 from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_episode, draw_few_shot
@@ -90,6 +91,12 @@ def test_an_episode_has_different_classes_and_examples() -> None:
     images = (draw_few_shot(data, config, 0)[:, :, 0, 0, 0] * 255).round().long()
     assert len({int(row[0]) // 20 for row in images}) == 5
     assert all(len({int(code) // 20 for code in row}) == 1 and len(set(row.tolist())) == 7 for row in images)
+
+
+def test_keys_without_effect_refuse_nothing() -> None:
+    config = make_config(val_size=5, train_size=20)
+    assert not [key for key, _ in check_train(config, has_epochs=True) if key == "val_size"]
+    assert training_data(config, CPU)[0].examples_per_class == 20
 
 
 def test_each_rotation_of_a_class_is_a_class() -> None:
