@@ -190,3 +190,14 @@ def test_a_folder_that_cannot_be_made_is_an_error_in_words(launch, tmp_path: Pat
     shown = launch("--cluster", "local", "--experiments-dir", tmp_path / "file")
     assert shown.code == 2
     assert "is not a folder that you may write to; choose another with --experiments-dir" in shown.err
+
+
+def test_vary_on_the_command_line_is_that_of_a_config(launch) -> None:
+    dry = ("-n", "--cluster", "local", "--vary")
+    shown = launch(*dry, "inner_params=[rln,fc],fc", "--vary", "model_args.rln_chs=4,8").out
+    varied = [
+        line.split("train-step-000002-")[1] for line in shown.splitlines() if line.startswith("  train-step-000002-")
+    ]
+    assert varied == [f"inner-params-{names}-rln-chs-{width}" for names in ("rln-fc", "fc") for width in (4, 8)]
+    wrong = launch(*dry, "outer_lr")
+    assert (wrong.code, "key=value,value" in wrong.err) == (2, True)

@@ -7,6 +7,7 @@ import pytest
 
 from anml.atomic import write_json
 from anml.config.load import dump_config
+from anml.evaluate.race import Stopped
 from anml.jobs.job_status import JobStatus
 from anml.jobs.plan import Job, Plan
 from anml.jobs.process import this_process
@@ -325,3 +326,12 @@ def test_a_summary_in_short_of_held_out_classes_alone_says_so(build):
 @pytest.mark.usefixtures("no_figures")
 def test_without_held_out_classes_a_report_does_not_speak_of_any(whole):
     assert "background" not in words(page_of(whole))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_page_names_the_rates_that_a_race_did_not_continue_and_why(whole):
+    stopped = {"shape_classes": 20, **Stopped(1e-9, 0, 3, 8, 0.1, 0.3125, 0.002)._asdict()}
+    write_json(whole.experiment.results / "olft-step-000600.stopped.json", {"stopped": [stopped]})
+    page = words(page_of(whole))
+    assert "Rates that were not continued (1)" in page
+    assert "olft-step-000600 20 1e-09 nothing 3 0.312 less than 0.1 with 8 classes, p 0.002" in page
