@@ -131,22 +131,25 @@ class UpdateGraph:
             graph.replay()
 
     def _one_by_one(self) -> None:
-        """Run every update on its stream, each after the one before: together they may not fit."""
-        for position in range(len(self.updates)):
+        """Run every update on a stream, each after the one before: together they may not fit."""
+        for position, stream in enumerate(self.streams):
             before = torch.cuda.memory_reserved()
-            self._fork([position])
+            self._fork([position], [stream])
             if self.played == position == 0:
                 self.bytes_of_one = max(1, torch.cuda.memory_reserved() - before)
 
-    def _fork(self, positions: Sequence[int]) -> None:
-        """Run these updates side by side, and wait for all."""
-        current, streams = torch.cuda.current_stream(), [self.streams[position] for position in positions]
-        for stream, position in zip(streams, positions, strict=True):
-            stream.wait_stream(current)
-            with torch.cuda.stream(stream):
-                self.updates[position].update()
+    def _fork(self, positions: Sequence[int], streams: Sequence[torch.cuda.Stream]) -> None:
+        """Run these updates side by side, each on a stream, and wait for all."""
+        current = torch.cuda.current_stream()
         for stream in streams:
-            current.wait_stream(stream)
+            stream.wait_stream(current)
+        try:
+            for position, stream in zip(positions, streams, strict=True):
+                with torch.cuda.stream(stream):
+                    self.updates[position].update()
+        finally:  # A capture without one of its streams cannot end, and torch could make no other one.
+            for stream in streams:
+                current.wait_stream(stream)
 
     def _try_next(self) -> None:
         """Note how long the number of branches on trial took, and capture the next, or the best for good."""
@@ -162,23 +165,35 @@ class UpdateGraph:
             self._capture(branches)
 
     def _capture(self, branches: int) -> None:
+        problem = self._make_graphs(branches)
+        if not problem:
+            return
+        self.graphs, self.is_decided = [], True
+        if self.seconds and branches not in self.seconds:  # Fewer could be captured: memory is too short.
+            self._capture(next_branches(self.seconds, most=0))
+        else:
+            self.failure = f"the update cannot be captured as one graph, and runs without: {problem}"
+
+    def _make_graphs(self, branches: int) -> str:
+        """Capture all updates; return the error, in words: the exception would keep memory alive by its traceback."""
         self.graphs, self.branches = [], branches
         for update in self.updates:
             update.outer.optimizer.zero_grad()  # Else gradients would keep the memory of the graphs before alive.
         positions = range(len(self.updates))
         try:
             for first in positions[::branches]:
-                # One after another, in this order: so they may share memory.
+                # One after another, in this order: so they may share memory, which belongs to a stream.
                 graph, pool = torch.cuda.CUDAGraph(), self.graphs[0].pool() if self.graphs else None
+                together = positions[first : first + branches]
                 with torch.cuda.graph(graph, pool=pool):
-                    self._fork(positions[first : first + branches])
+                    self._fork(together, self.streams[: len(together)])
                 self.graphs.append(graph)
         except RuntimeError as error:
-            self.graphs, self.is_decided = [], True
-            if self.seconds and branches not in self.seconds:  # Fewer could be captured: memory is too short.
-                self._capture(next_branches(self.seconds, most=0))
-            else:
-                self.failure = f"the update cannot be captured as one graph, and runs without: {error}".splitlines()[0]
+            first: BaseException = error
+            while isinstance(first.__context__, RuntimeError):  # After one error, all of a capture fails.
+                first = first.__context__
+            return str(first).partition("\n")[0] or type(first).__name__
+        return ""
 
 
 def next_branches(seconds: Mapping[int, float], most: int) -> int:

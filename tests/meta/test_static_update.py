@@ -224,3 +224,27 @@ def test_replayed_graphs_train_as_the_ordinary_path_does(
             torch.testing.assert_close(outcome.loss, wanted.loss, rtol=1e-6, atol=0)
     assert graph.is_decided
     assert not graph.failure
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: graphs are not captured here")
+def test_branches_that_do_not_fit_give_way_to_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, device = config_of("oml"), torch.device("cuda")
+    data = DATA.to(device)
+    alone = [ordinary(config, make_model("oml", seed).to(device), seed) for seed in (1, 2)]
+    graph = UpdateGraph([static(config, OuterStep(config, make_model("oml", s).to(device), s), data) for s in (1, 2)])
+    last = graph.updates[1]
+    update = last.update
+
+    def update_in_one_branch() -> None:
+        if graph.branches == 2:
+            reason = "CUDA out of memory."
+            raise torch.OutOfMemoryError(reason)
+        update()
+
+    monkeypatch.setattr(last, "update", update_in_one_branch)
+    for index in range(20):
+        outcomes = graph.step(index)
+        for step, outcome in zip(alone, outcomes, strict=True):
+            wanted = step.update(draw_episode(data, config, step.seed, index, torch.float64), index)
+            torch.testing.assert_close(outcome.loss, wanted.loss, rtol=1e-6, atol=0)
+    assert (graph.branches, len(graph.graphs), graph.failure) == (1, 2, "")
