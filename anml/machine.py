@@ -1,9 +1,11 @@
 """Checks the machine a job finds itself on, so that a wrong one costs seconds and not a night."""
 
+import importlib
 import os
 import platform
 import resource
 import time
+from contextlib import suppress
 
 import torch
 
@@ -113,6 +115,38 @@ def peak_memory(device: torch.device) -> str:
     if device.type == "cuda":
         text += f", on the GPU {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB"
     return text
+
+
+class GpuMeter:
+    """What a GPU's driver tells beside torch, by NVIDIA's NVML. missing: why it tells nothing; empty on a CPU.
+
+    NVML is read by the package nvidia-ml-py, which no build of torch brings. ROCm has none.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.missing = device, ""
+        if device.type == "cuda":
+            try:
+                self.nvml = importlib.import_module("pynvml")
+                self.nvml.nvmlInit()
+                # Not by a number: Slurm may show a job one card of several.
+                uuid = torch.cuda.get_device_properties(device).uuid
+                self.handle = self.nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+                self.start = self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)
+            except Exception as error:  # No package, no driver, or a card that cannot tell.
+                self.missing = f"utilisation and energy of the GPU are not logged (pip install nvidia-ml-py): {error}"
+
+    def read(self) -> dict[str, float]:
+        """Return what a log's line adds: peak memory in GB; percent of the last second that it computed; kJ so far."""
+        if self.device.type != "cuda":
+            return {}
+        line = {"gpu_gb": round(torch.cuda.max_memory_reserved(self.device) / 1e9, 3)}
+        if not self.missing:
+            with suppress(self.nvml.NVMLError):  # A training goes on without these numbers.
+                energy = self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) - self.start
+                busy = self.nvml.nvmlDeviceGetUtilizationRates(self.handle).gpu
+                line |= {"gpu_percent": busy, "gpu_kilojoules": round(energy / 1e6, 3)}
+        return line
 
 
 def _build_problems(wanted: Device) -> list[str]:

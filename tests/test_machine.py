@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import anml.train.job
 from anml.cli.main import main
 from anml.errors import JobError
 from anml.jobs.job import check_folder
-from anml.machine import determinism, keep_float32, mask_problems, peak_memory, prepare_device, set_precision
+from anml.machine import GpuMeter, determinism, keep_float32, mask_problems, peak_memory, prepare_device, set_precision
 
 
 def test_cpu_is_always_there() -> None:
@@ -82,6 +83,24 @@ def test_tf32_is_allowed_on_a_gpu_that_has_it_and_only_if_asked_for(cudnn, monke
 
 def test_a_log_has_nothing_to_say_of_a_cpu() -> None:
     assert determinism(torch.device("cpu")) == ""
+
+
+def test_a_gpu_without_nvml_is_told_and_logs_its_memory_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (GpuMeter(torch.device("cpu")).read(), GpuMeter(torch.device("cpu")).missing) == ({}, "")
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    meter = GpuMeter(torch.device("cuda"))
+    assert "pip install nvidia-ml-py" in meter.missing
+    assert set(meter.read()) == {"gpu_gb"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or torch.version.hip is not None, reason="no GPU of NVIDIA's")
+def test_a_gpu_tells_how_busy_it_is_and_its_energy() -> None:
+    pytest.importorskip("pynvml")
+    meter = GpuMeter(torch.device("cuda"))
+    read = meter.read()
+    assert meter.missing == ""
+    assert 0 <= read["gpu_percent"] <= 100
+    assert read["gpu_kilojoules"] >= 0
 
 
 SMALL = {

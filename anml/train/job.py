@@ -48,6 +48,8 @@ def train_segment(
     write_json(experiment.environment_file, environment | {"training_machine": describe_machine(compute_on)})
     notes = _Notes(f"training on {compute_on}{determinism(compute_on)}{precision}, ", training)
     _say(f"{notes.latest}; steps {training.completed} to {until}")
+    if missing := training.runs[0].meter.missing:
+        _say(missing)
     if training.completed >= until:
         return True
     trackers = [

@@ -21,6 +21,7 @@ from anml.data.class_images import ClassImages
 from anml.data.episodes import draw_validation
 from anml.errors import DataError, JobError
 from anml.experiment import step_name
+from anml.machine import GpuMeter
 from anml.meta.engine import EpisodeOutcome, accuracy
 from anml.meta.outer_step import outer_lrs
 from anml.models import build_model
@@ -87,7 +88,7 @@ class TrainingRun:
 
     def __init__(self, spec: RunSpec, device: torch.device, validation: ClassImages, start: int) -> None:
         self.config, self.checkpoints, self.metrics = spec
-        self.device, self.validation = device, validation
+        self.device, self.validation, self.meter = device, validation, GpuMeter(device)
         self.on_log: Callable[[dict[str, Any]], None] = lambda line: None
         # Loss and accuracy of the steps since the last line of the log.
         self.recent: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -182,6 +183,7 @@ class TrainingRun:
             line["outer_lr"] = self.outer_lrs[self.completed - 1]
         line |= curves
         line["steps_per_second"] = round(steps_per_second, 3)
+        line |= self.meter.read()
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.on_log(line)

@@ -164,6 +164,16 @@ def test_unreadable_config_is_said_and_the_rest_is_reported(whole):
     assert "± " in page
 
 
+def test_the_last_line_of_a_training_tells_its_speed_and_what_its_gpu_did(build):
+    builder = build().metrics(40).jobs()
+    line = json.loads(builder.experiment.metrics().read_text().splitlines()[-1])
+    line |= {"step": line["step"] + 1, "gpu_gb": 1.25, "gpu_percent": 93, "gpu_kilojoules": 412.3}
+    with builder.experiment.metrics().open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    told = "6.5 steps per second, GPU memory at most 1.25 GB, GPU 93% busy, 412 kJ in the last job."
+    assert told in words(page_of(builder))
+
+
 def test_folder_without_anything(tmp_path, build):
     builder = build()
     builder.experiment.environment_file.unlink()
