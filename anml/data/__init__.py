@@ -59,13 +59,11 @@ def notices_of(request: DataRequest, data: ClassImages) -> Iterator[str]:
     if edge and edge < request.size:
         yield f"{data.name}: images of {edge} pixels are enlarged to {request.size} (im_size)"
     first = data.images[:, 0].float()
-    if len(first) and bool((first == first[:, :1]).all()) and (mean := float(first.mean())) < _DARK:
+    if (first == first[:, :1]).all() and first.mean() < _DARK:
         message = (
-            f"{data.name}: grey images, light on dark (their mean is {mean / 255:.2f}, that of white 1); those of "
+            f"{data.name}: grey images, light on dark; those of omniglot and glyphs are dark on light, and a model "
         )
-        yield (
-            message + "omniglot and glyphs are dark on light, and a model of the ones sees the others as something else"
-        )
+        yield f"{message}that was trained on the ones sees the others as something else"
 
 
 def array_file(request: DataRequest) -> Path:

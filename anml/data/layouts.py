@@ -33,7 +33,7 @@ def _what_is_there(data_path: Path, dataset: str) -> str:
         for path in paths:
             for other, signs in _SIGNS.items():
                 if any(fnmatch(path.name.lower(), sign) for sign in signs):
-                    return _looks_like(path, other, data_path, dataset)
+                    return f"{path} looks like {other}: {_advice(path, other, data_path, dataset)}."
             has_images = has_images or (is_image(path.name) and path.parent != data_path)
         level = [path for path in paths if path.is_dir() and not path.is_symlink()][:_MOST_FOLDERS]
     if has_images:
@@ -43,9 +43,8 @@ def _what_is_there(data_path: Path, dataset: str) -> str:
     return f"It holds {', '.join(names[:_SHOWN])}{more}." if names else "It is empty."
 
 
-def _looks_like(path: Path, other: str, data_path: Path, dataset: str) -> str:
+def _advice(path: Path, other: str, data_path: Path, dataset: str) -> str:
     if not dataset.startswith(other):
-        return f"{path} looks like {other}: write that dataset, or put {dataset} there too."
-    if path.parent != data_path:
-        return f"{path} looks like {other}: give the folder that it is in, {path.parent}."
-    return f"{path} looks like a part of {other}: put the rest beside it."
+        return f"write that dataset, or put {dataset} there too"
+    is_deeper = path.parent != data_path
+    return f"give the folder that it is in, {path.parent}" if is_deeper else "a part is there; put the rest beside it"

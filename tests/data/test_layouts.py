@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("own_cache")
     ("dataset", "file", "words"),
     [
         ("mini-imagenet", "a/b/mini-imagenet-cache-train.pkl", "give the folder that it is in, {}/a/b"),
-        ("mini-imagenet", "mini-imagenet-cache-val.pkl", "mini-imagenet-cache-val.pkl looks like a part"),
+        ("mini-imagenet", "mini-imagenet-cache-val.pkl", "cache-val.pkl looks like mini-imagenet: a part is there"),
         ("omniglot", "a/CIFAR_FS_train.pickle", "looks like cifar-fs: write that dataset"),
-        ("omniimage20", "OmnImage84_100.zip", "OmnImage84_100.zip looks like a part"),
+        ("omniimage20", "OmnImage84_100.zip", "looks like omniimage: a part is there"),
         ("cifar-fs", "heron/1.jpg", "dataset: images-folder"),
         ("omniglot", "notes.txt", "It holds notes.txt."),
     ],
