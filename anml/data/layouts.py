@@ -27,20 +27,25 @@ def _what_is_there(data_path: Path, dataset: str) -> str:
     """Say what the names in a folder look like, and what to do with it."""
     if not data_path.is_dir():
         return f"There is {'only this file' if data_path.exists() else 'no such folder'}."
-    level, has_images = [data_path], False
+    level, known, images = [data_path], list[tuple[Path, str]](), list[Path]()
     for _ in range(_LEVELS):
-        paths = sorted(chain.from_iterable(folder.iterdir() for folder in level))
-        for path in paths:
-            for other, signs in _SIGNS.items():
-                if any(fnmatch(path.name.lower(), sign) for sign in signs):
-                    return f"{path} looks like {other}: {_advice(path, other, data_path, dataset)}."
-            has_images = has_images or (is_image(path.name) and path.parent != data_path)
+        paths = sorted(chain.from_iterable(folder.glob("*") for folder in level))
+        known += [(path, other) for path in paths for other in _SIGNS if _is_of(path, other)]
+        images += [path for path in paths if is_image(path.name) and path.parent != data_path]
         level = [path for path in paths if path.is_dir() and not path.is_symlink()][:_MOST_FOLDERS]
-    if has_images:
+    known.sort(key=lambda pair: not dataset.startswith(pair[1]))  # A stable sort: what is looked for comes first.
+    if known:
+        path, other = known[0]
+        return f"{path} looks like {other}: {_advice(path, other, data_path, dataset)}."
+    if images:
         return "These look like folders of images: for classes of your own write dataset: images-folder."
-    names = [path.name for path in sorted(data_path.iterdir())]
+    names = sorted(path.name for path in data_path.glob("*"))
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"It holds {', '.join(names[:_SHOWN])}{more}." if names else "It is empty."
+
+
+def _is_of(path: Path, dataset: str) -> bool:
+    return any(fnmatch(path.name.lower(), sign) for sign in _SIGNS[dataset])
 
 
 def _advice(path: Path, other: str, data_path: Path, dataset: str) -> str:

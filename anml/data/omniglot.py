@@ -64,7 +64,7 @@ def _find_merged(data_path: Path) -> Path | None:
     """Return the folder or archive that holds the alphabets of both splits, as few-shot repositories keep them."""
     tops = [data_path, *(data_path / name for name in ("omniglot", "Omniglot"))]
     for folder in (top / name for top in tops for name in (".", *_MERGED)):
-        if folder.is_dir() and any(path.name.startswith(BACKGROUND[0]) for path in folder.iterdir()):
+        if any(folder.glob(f"{BACKGROUND[0]}*")):
             return folder
     return find_source(tops, [name for name in _MERGED if name != "images"], archives_only=True)
 
