@@ -47,7 +47,8 @@ class Sums(Baseline):
 
     def learn(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
         self.counts += one_hot(labels, len(self.counts)).sum(dim=0)
-        self.sums.index_add_(0, labels, inputs)
+        # Not index_add_: a GPU adds up the rows of a class in any order then.
+        self.sums.index_put_((labels,), inputs, accumulate=True)
 
     @property
     def means(self) -> torch.Tensor:
@@ -83,7 +84,7 @@ class BayesianGaussian(Sums):
 
     def learn(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
         super().learn(inputs, labels)
-        self.squares.index_add_(0, labels, inputs.square())
+        self.squares.index_put_((labels,), inputs.square(), accumulate=True)
 
     def posterior(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the Gamma's alpha [classes, 1] and beta [classes, d] of the precisions."""

@@ -1,4 +1,4 @@
-"""What a GPU adds up in the order of its threads must not matter: no sum over repeated indices in any engine."""
+"""What a GPU adds up in the order of its threads must not matter: no sum over repeated indices in any training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,8 @@ from anml.meta.engine import FirstOrderEngine
 from anml.meta.fast import FastEngine
 from anml.meta.functional_episode import FunctionalEpisode
 from anml.models.meta_model import MetaModel, select_names
-from tests.meta.cases import INNER, PUBLISHED_INNER, make_data, make_episode, make_model
+from anml.train.few_shot import FewShotUpdater
+from tests.meta.cases import INNER, PUBLISHED_INNER, make_config, make_data, make_episode, make_model
 
 DATA = make_data()
 
@@ -60,3 +61,12 @@ def test_no_engine_sums_over_repeated_indices(kind: str, engine: str) -> None:
         run(make_episode(DATA, batch_size=2, train_cycles=3))
     assert not sums.repeated
     assert sums.seen or (engine, kind) != ("sweep", "anml")  # Or this test looks for the wrong operations.
+
+
+@pytest.mark.parametrize("method", ["prototypes", "gemcl"])
+def test_no_head_without_a_gradient_sums_over_repeated_indices(method: str) -> None:
+    config = make_config(train_method=method, few_shot={"ways": 3, "shots": 8, "queries": 2})
+    updater = FewShotUpdater(config, make_model("sanml").float(), DATA)
+    with Sums() as sums:
+        updater.step(0)
+    assert not sums.repeated
