@@ -129,7 +129,7 @@ TRIALS = 40
 def measure_graphs(name: str, arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
     """Time whole updates, captured as branches of graphs; the alternatives take turns."""
     wanted = [(engine, branches) for engine in arguments.graphs for branches in arguments.branches]
-    graphs = {}
+    graphs, peaks = {}, {}
     for engine, branches in wanted:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -137,9 +137,9 @@ def measure_graphs(name: str, arguments: argparse.Namespace) -> Iterable[dict[st
         graphs[engine, branches] = graph
         for index in range(TRIALS):
             graph.step(index)
-        peak = (torch.cuda.max_memory_allocated() - before) / 2**30
+        peaks[engine, branches] = (torch.cuda.max_memory_allocated() - before) / 2**30
         note = graph.note or "captured"
-        print(f"{name}, graph of {engine}, {branches} branches: {note}, {peak:.2f} GiB")
+        print(f"{name}, graph of {engine}, {branches} branches: {note}, {peaks[engine, branches]:.2f} GiB")
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in wanted}
     for turn in range(arguments.rounds):
         for key in wanted:
@@ -150,7 +150,8 @@ def measure_graphs(name: str, arguments: argparse.Namespace) -> Iterable[dict[st
     for (engine, branches), times in seconds.items():
         median = statistics.median(times)
         row = {"model": name, "engine": f"graph of {engine}, {branches}", "median_s": median, "seconds": times}
-        yield row | {"ratio": None, "updates_per_s": branches / median}
+        peak = peaks[engine, branches]
+        yield row | {"ratio": None, "updates_per_s": branches / median, "peak_gib": peak}
 
 
 def make_update(name: str, engine: str, seed: int, arguments: argparse.Namespace) -> StaticUpdate:
