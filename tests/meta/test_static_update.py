@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from anml.checkpoints import ModelCard, load_training_state, save_checkpoint
 from anml.config.training import TrainConfig
@@ -14,6 +16,7 @@ from anml.data.episodes import draw_episode
 from anml.errors import ConfigError
 from anml.meta import choose, make_engine, uses_graph
 from anml.meta.engine import EpisodeOutcome
+from anml.meta.inner_steps import learned_rates
 from anml.meta.outer_step import MetaStep, OuterStep
 from anml.meta.static_update import StaticUpdate, UpdateGraph, count_on_device, next_branches
 from anml.models.meta_model import MetaModel, select_names
@@ -176,6 +179,39 @@ def test_an_engine_for_gpus_is_refused_on_a_cpu(engine: str, reason: str) -> Non
 def test_auto_makes_no_graph_on_a_cpu() -> None:
     config = config_of("anml").model_copy(update={"engine": "auto"})
     assert not uses_graph(config, make_model("anml"))
+
+
+class OneDevice(TorchDispatchMode):
+    """Fails where tensors of a CPU and of a device meet: a graph would not replay such a copy, or not be captured."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        assert len({tensor.device.type for tensor in tensors}) <= 1, func
+        return result
+
+
+@pytest.mark.parametrize(
+    ("kind", "engine", "changes"),
+    [
+        ("anml", "sweep", {"max_grad_norm": 0.05}),
+        ("sanml", "fast", {"inner_optimizer": "meta-sgd", "inner_momentum": 0.9}),
+        ("oml", "fast", {"on_divergence": "skip", "train_cycles": 2}),
+    ],
+)
+def test_nothing_in_an_update_comes_from_the_host(kind: str, engine: str, changes: dict[str, Any]) -> None:
+    config = config_of(kind, **changes).model_copy(update={"engine": engine})
+    host = static(config, OuterStep(config, make_model(kind), 1))
+    model = make_model(kind).to("meta")
+    made, _ = make_engine(config, model, select_names(model, config.inner_params))
+    outer = OuterStep(config, model, 1, learned_rates(made))
+    outer.optimizer.step = lambda closure=None: None  # torch's kernel, which takes no tensors without numbers.
+    update = copy.copy(host)
+    update.outer, update.run, update.data = outer, made.run, DATA.to(torch.device("meta"))
+    for name in ("support", "numbers", "rows", "ring"):
+        setattr(update, name, getattr(host, name).to("meta"))
+    with OneDevice():
+        update.update()
 
 
 # Seconds of an update of all trainings by the number of branches, as an H200 took them for ANMLs, and made up.
