@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import median
 
 PACKAGE = Path(__file__).resolve().parent.parent / "anml"
-MOST_FILES = 144
+MOST_FILES = 145
 MOST_LOOSE_MODULES = 10
 MOST_FILES_UNDER_40_LINES = 8
 MOST_LINES_OF_A_FILE = 400
-MOST_LINES = 23_998
+MOST_LINES = 24_430
 MEDIAN_LINES_OF_A_FUNCTION = 8
 
 

@@ -1,7 +1,5 @@
 """From a YAML file and command-line overrides to a checked config: the only way that configs are made."""
 
-import itertools
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +17,12 @@ from anml.config.model_args import check_model_args
 from anml.config.notices import EVALUATION, TRAINING, unread, varied_in_vain
 from anml.config.training import TrainConfig
 from anml.config.vary import (
-    SHORT_FORMS,
     TrainingId,
     Value,
     adopt_vary,
     cannot_vary,
     changes_of,
+    clashes,
     key_path,
     varied_keys,
     with_types,
@@ -286,16 +284,9 @@ def _bind_points(
     """
     if config.vary is None:
         return config
-    varied = [[key for key, _ in training.varied] for training in config.trainings]
-    keys = dict.fromkeys(itertools.chain(*varied))
+    keys = dict.fromkeys(key for training in config.trainings for key, _ in training.varied)
     reasons = [reason for key in keys if (reason := cannot_vary(key, TrainConfig.model_fields))]
-    reasons += [
-        f"{key} varies by {SHORT_FORMS[key]} too; keep one"
-        for key in SHORT_FORMS
-        if any(each.count(key) > 1 for each in varied)
-    ]
-    tags = Counter(training.tag for training in config.trainings)
-    reasons += [f"two trainings would be called {tag}" for tag, count in tags.items() if count > 1]
+    reasons += clashes(config.trainings)
     if reasons:
         findings.problems.extend(problem(source, ("vary",), reason) for reason in reasons)
         return config
@@ -306,7 +297,7 @@ def _bind_points(
         point, problems = _bind_point(source, config, flavors, training)
         for text in problems:
             wrong.setdefault(text, []).append(training.words)
-        typed |= {(k, v): float(v) for k, v in training.varied if isinstance(getattr(point, k, None), float)}
+        typed |= {(k, v): x for k, v in training.varied if isinstance(x := getattr(point, k, None), float)}
         points += [point] if point else []
     for text, (first, *more) in wrong.items():
         which = f"{len(more) + 1} trainings, the first with" if more else "the training with"
@@ -325,9 +316,10 @@ def _bind_point(
     """Return the config of one training by itself, and what is wrong with it."""
     data = config.model_dump(exclude={"eval", "vary", "seeds", "inner_lrs", "train_together"}, exclude_none=True)
     data |= changes_of(training, data)
-    paths = [key_path(key) for key, _ in training.varied]
-    written = {path: source.locate(("vary", ".".join(path))) for path in paths}
-    part = Source(data, {(): source.locate(("vary",))} | written)
+    written: dict[KeyPath, Location] = {(): source.locate(("vary",))}
+    for path in [key_path(key) for key, _ in training.varied]:
+        written[path] = source.locate(("vary", ".".join(path)))
+    part = Source(data, written)
     point, problems = bind(TrainConfig, part)
     problems += check_model_args(part)
     if point and not problems:

@@ -1,7 +1,7 @@
 """One experiment: a model, its trainings (by inner learning rate and seed), and the evaluations that follow."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -19,7 +19,7 @@ from anml.config.evaluation import (
 from anml.config.facts import Dataset, find_dataset
 from anml.config.methods import InnerOptimizer, Method, MethodName, find_method
 from anml.config.model_args import ClassifierArgs, Initialisation, ModelArgs, ModelName, named_part
-from anml.config.vary import TrainingId, Value, all_points, changes_of, key_path
+from anml.config.vary import TrainingId, Value, all_points, changes_of, choices, key_path
 from anml.config.yaml import value_at
 from anml.errors import ConfigError
 
@@ -284,7 +284,7 @@ class TrainConfig(Record):
         if len(fitting) != 1:
             fitting = [training for training in fitting if tag is None and dict(training.varied) == given]
         if len(fitting) != 1:
-            message = f"this config has several trainings; say which one: {_choices(self.trainings)}"
+            message = f"this config has several trainings; say which one: {choices(self.trainings)}"
             raise ConfigError(message)
         return fitting[0]
 
@@ -393,13 +393,3 @@ class TrainConfig(Record):
         if flavor.choose.takes_checkpoint:
             return {self.checkpoint_steps[-1]: self.checkpoint_steps}
         return {step: (step,) for step in self.evaluated_steps}
-
-
-def _choices(trainings: Sequence[TrainingId]) -> str:
-    """Return `--inner-lr 0.1 | 0.05, --seed 1 | 2`, or the tags where other keys vary."""
-    values: dict[str, list[str]] = {}
-    for flags in [training.flags() for training in trainings]:
-        for flag, value in zip(flags[::2], flags[1::2], strict=True):
-            values.setdefault(flag, []).append(value)
-    named = [f"{flag} {' | '.join(dict.fromkeys(each))}" for flag, each in values.items()]
-    return ", ".join(named + ["none of these for the first"] * (not all(training.varied for training in trainings)))

@@ -1,6 +1,7 @@
 """What varies between the trainings of an experiment: `vary`, and its short forms `inner_lrs` and `seeds`."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
@@ -150,6 +151,18 @@ def with_types(vary: Vary, typed: Mapping[tuple[str, Value], Value]) -> Vary:
     return tuple({key: typed.get((key, value), value) for key, value in point.items()} for point in vary)
 
 
+def clashes(trainings: Sequence[TrainingId]) -> list[str]:
+    """Return why these cannot all be trained: a key that varies in two ways, or trainings of one name."""
+    varied = [[key for key, _ in training.varied] for training in trainings]
+    reasons = [
+        f"{key} varies by {short} too; keep one"
+        for key, short in SHORT_FORMS.items()
+        if any(each.count(key) > 1 for each in varied)
+    ]
+    tags = Counter(training.tag for training in trainings)
+    return reasons + [f"two trainings would be called {tag}" for tag, count in tags.items() if count > 1]
+
+
 def changes_of(training: TrainingId, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys that a training changes, with their new values; settings: the values of all keys before."""
     changes: dict[str, Any] = {}
@@ -175,3 +188,13 @@ def natural_order(name: str) -> tuple[tuple[str, float], ...]:
     """Return what names are sorted by: `anml-inner-lr-1e-05` comes before `anml-inner-lr-0.05`."""
     parts = _NUMBER.split(name)
     return tuple(zip(parts[::2], [*map(float, parts[1::2]), -1.0], strict=True))
+
+
+def choices(trainings: Sequence[TrainingId]) -> str:
+    """Return `--inner-lr 0.1 | 0.05, --seed 1 | 2`, or the tags where other keys vary."""
+    values: dict[str, list[str]] = {}
+    for flags in [training.flags() for training in trainings]:
+        for flag, value in zip(flags[::2], flags[1::2], strict=True):
+            values.setdefault(flag, []).append(value)
+    named = [f"{flag} {' | '.join(dict.fromkeys(each))}" for flag, each in values.items()]
+    return ", ".join(named + ["none of these for the first"] * (not all(training.varied for training in trainings)))

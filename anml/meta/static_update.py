@@ -189,10 +189,10 @@ class UpdateGraph:
                     self._fork(together, self.streams[: len(together)])
                 self.graphs.append(graph)
         except RuntimeError as error:
-            first: BaseException = error
-            while isinstance(first.__context__, RuntimeError):  # After one error, all of a capture fails.
-                first = first.__context__
-            return str(first).partition("\n")[0] or type(first).__name__
+            cause: BaseException = error
+            while isinstance(cause.__context__, RuntimeError):  # After one error, all of a capture fails.
+                cause = cause.__context__
+            return str(cause).partition("\n")[0] or type(cause).__name__
         return ""
 
 

@@ -152,4 +152,4 @@ def by_class_frame(items: Sequence[Forgetting]) -> pd.DataFrame:
         )
         for item in items
     ]
-    return pd.concat(frames)[[*KEYS, "position", "test_acc", "forgetting"]]
+    return pd.concat(frames).reindex(columns=[*KEYS, "position", "test_acc", "forgetting"])

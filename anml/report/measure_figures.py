@@ -74,7 +74,7 @@ def draw_confusions(items: Sequence[MeasuredRows]) -> Figure | None:
 def draw_maps(items: Sequence[MeasuredRows], unit: str, name: str = "map") -> Figure | None:
     """Draw a map of each checkpoint, by PCA or `tsne`: a row per model, a colour per class. None without any."""
     # Earlier versions made no t-SNE.
-    items = [item for item in items if name in item.rows and item.rows[name].notna().all()]
+    items = [item for item in items if name in item.rows and bool(np.all(item.rows[name].notna()))]
     if not items:
         return None
     flavor, amount = items[0].result.flavor, items[0].result.amount
