@@ -18,6 +18,8 @@ from anml.results import ClassRow, TrajectoryResult
 
 # For each number of classes, the probability that its best rate is stopped is at most this.
 FAMILY_WISE_ERROR = 0.05
+# By how much more than classes explain, one rate's lead over another may differ from run to run (standard deviation).
+_RUN_SPREAD = 0.015
 # After how many runs rates are compared.
 _LOOKS = (1, 2, 3, 5, 8, 13, 21, 34, 55)
 
@@ -54,17 +56,18 @@ def looks(runs: int) -> tuple[int, ...]:
 def gap(best: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     """Return how much more accurate one rate is than another, and the one-sided p of a paired t-test.
 
-    best, other: accuracies, float64 [runs, classes]. The standard error of the difference is that over classes or that
-    over runs, whichever is larger. Two more classes, of which each rate wins one, keep it from 0 where all agree.
+    best, other: accuracies, float64 [runs, classes]. The variance of the difference is that over classes and the
+    spread of runs, which one run cannot tell, or that over runs, whichever is larger. Two more classes, of which each
+    rate wins one, keep it from 0 where all agree.
     """
     from scipy.special import stdtr  # Half a second that evaluations without a race need not wait.
 
     differences = best - other
     pairs = np.append(differences.ravel(), (1.0, -1.0))
-    errors = [pairs.std(ddof=1) / math.sqrt(pairs.size)]
+    variances = [pairs.var(ddof=1) / pairs.size + _RUN_SPREAD**2 / len(differences)]
     if len(differences) > 1:
-        errors.append(differences.mean(axis=1).std(ddof=1) / math.sqrt(len(differences)))
-    return float(differences.mean()), float(stdtr(pairs.size - 1, -pairs.mean() / max(errors)))
+        variances.append(differences.mean(axis=1).var(ddof=1) / len(differences))
+    return float(differences.mean()), float(stdtr(pairs.size - 1, -pairs.mean() / math.sqrt(max(variances))))
 
 
 def narrowed(ends: Mapping[float, int], accuracies: Accuracies, level: float) -> tuple[dict[float, int], list[Stopped]]:

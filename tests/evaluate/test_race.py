@@ -11,12 +11,30 @@ from scipy.stats import ttest_1samp
 from anml.evaluate.race import FAMILY_WISE_ERROR, gap, looks, narrowed
 
 
-def test_the_gap_is_tested_pair_by_pair() -> None:
+def test_the_gap_is_tested_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anml.evaluate.race._RUN_SPREAD", 0)
     best, other = np.random.default_rng(1).random((2, 1, 40))
     difference, p = gap(best, other)
     assert difference == pytest.approx((best - other).mean())
     test: Any = ttest_1samp([*(best - other)[0], 1, -1], 0, alternative="greater")
     assert p == pytest.approx(test.pvalue)
+
+
+def test_of_equal_rates_any_one_is_seldom_stopped() -> None:
+    spread = 0.01  # Of each rate's mean over runs, beyond what classes explain.
+    generator, draws, runs, rates, classes = np.random.default_rng(1), 100, 10, 12, 300
+    level = FAMILY_WISE_ERROR / (len(looks(runs)) * (rates - 1))
+    stopped = 0
+    for _ in range(draws):
+        means = generator.normal(0.7, 0.2, (1, runs, classes)) + generator.normal(0, spread, (rates, runs, 1))
+        each = means + generator.normal(0, 0.2, (rates, runs, classes))
+        scores = generator.binomial(5, each.clip(0, 1)) / 5
+        ends = dict.fromkeys(range(rates), classes)
+        for look in looks(runs):
+            so_far = {(rate, classes): scores[rate, :look] for rate, end in ends.items() if end}
+            ends, _ = narrowed(ends, so_far, level)
+        stopped += not ends[0]
+    assert stopped <= FAMILY_WISE_ERROR * draws
 
 
 def test_runs_that_disagree_prove_little() -> None:
