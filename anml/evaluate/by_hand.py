@@ -1,8 +1,10 @@
 """Evaluation of any checkpoints by hand: each is loaded and checked against the config, then evaluated and printed."""
 
 import functools
+import hashlib
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +12,24 @@ from pathlib import Path
 import torch
 
 from anml.checkpoints import ModelCard
+from anml.config import cache_dir
 from anml.config.evaluation import ClassSplit, DataRequest, EvalConfig, data_path_or_default, eval_request
 from anml.config.facts import find_dataset
 from anml.config.image_folder import check_unseen, fill_in_flavor
+from anml.config.model_args import model_references
 from anml.config.profile import Device
 from anml.data import notices_of
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
-from anml.evaluate.job import StoppedError, accuracy_lines, load_checkpoint, load_data, run_until_stopped
+from anml.evaluate.job import accuracy_lines, finish, load_checkpoint, load_data
 from anml.evaluate.prepared_run import check_head
-from anml.evaluate.sweep import LoadedModel, sweep_trajectories
+from anml.evaluate.reuse import content_of
+from anml.evaluate.sweep import LoadedModel, Trajectory, sweep_trajectories
 from anml.jobs.job import JobContext
 from anml.machine import prepare_device
 from anml.models.meta_model import MetaModel, select_names
-from anml.results import TrajectoryResult, write_results
+from anml.plugins import is_reference
+from anml.results import FinishedTrajectories, TrajectoryResult, write_results
 
 
 def evaluate_by_hand(
@@ -31,7 +37,8 @@ def evaluate_by_hand(
 ) -> bool:
     """Evaluate any checkpoints and print their accuracy; write the results only where they are asked for.
 
-    configs: the same evaluation, once for each data set. Returns False when stopped before the end.
+    configs: the same evaluation, once for each data set. Returns False when stopped before the end; the same evaluation
+    then continues after the trajectories that were finished.
     """
     compute_on = prepare_device("auto", device, configs[0].deterministic)
     models = [loaded for config in configs for loaded in load_models(config, checkpoints, compute_on)]
@@ -42,21 +49,38 @@ def evaluate_by_hand(
         )
         print(f"{note}: do not compare their accuracy", file=sys.stderr)
     results: list[tuple[LoadedModel, TrajectoryResult]] = []
-    for number, loaded in enumerate(models):
+    unfinished: list[Path] = []
+    for loaded in models:
         card, trajectories = loaded.card, sweep_trajectories(loaded.config)
         heading = f"{card.display_name}, step {card.step}: " if len(checkpoints) > 1 else ""
         say = functools.partial(print, heading, sep="", file=sys.stderr)
-        before, total = number * len(trajectories), len(models) * len(trajectories)
-        try:
-            of_model = list(run_until_stopped(context, loaded, "eval", trajectories, before, total, say))
-        except StoppedError:
+        finished = FinishedTrajectories(_unfinished(output, loaded, trajectories))
+        if not finish(context, loaded, "eval", trajectories, finished, say=say):
             return False
+        of_model = [finished.results[index] for index in range(len(trajectories))]
         for line in accuracy_lines([row for result in of_model for row in result.rows]):
             print(f"{heading}{line}")
         results += [(loaded, result) for result in of_model]
+        unfinished.append(finished.path)
     if output is not None:
         _write(output, results)
+    for path in unfinished:
+        path.unlink(missing_ok=True)
     return True
+
+
+def _unfinished(output: Path | None, loaded: LoadedModel, trajectories: Sequence[Trajectory]) -> Path:
+    """Return where trajectories are kept until all are finished; what decides their numbers is in the name."""
+    references = (*model_references(loaded.card.model, loaded.card.model_args), loaded.config.eval_method)
+    # The code of users' own models and protocols may be anywhere, and change.
+    own_code = os.getpid() if any(map(is_reference, references)) else ""
+    key = hashlib.sha256(f"{content_of(loaded)} {trajectories} {own_code}".encode()).hexdigest()[:16]
+    folder = output.parent if output else cache_dir() / "unfinished"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # The cache may be read-only.
+        folder = Path(tempfile.mkdtemp())
+    return folder / f".{output.stem if output else 'eval'}-{key}.partial.jsonl"
 
 
 def _write(output: Path, results: Sequence[tuple[LoadedModel, TrajectoryResult]]) -> None:

@@ -150,7 +150,7 @@ def load_data(config: EvalConfig, request: DataRequest, device: torch.device) ->
 
 def finish(
     context: JobContext, loaded: LoadedModel, flavor: str, trajectories: list[Trajectory],
-    finished: FinishedTrajectories, reuse: Reuse | None = None,
+    finished: FinishedTrajectories, reuse: Reuse | None = None, say: Say | None = None,
 ) -> bool:  # fmt: skip
     """Run the trajectories that nobody has measured. Returns False when stopped before the last."""
     left = {index: trajectory for index, trajectory in enumerate(trajectories) if index not in finished.results}
@@ -160,7 +160,8 @@ def finish(
                 finished.add(index, result)
                 del left[index]
             reuse.record(source, len(taken))
-    before, total, say = len(trajectories) - len(left), len(trajectories), functools.partial(print, flush=True)
+    before, total = len(trajectories) - len(left), len(trajectories)
+    say = say or functools.partial(print, flush=True)
     results = run_until_stopped(context, loaded, flavor, list(left.values()), before, total, say)
     try:
         for index, result in zip(left, results, strict=True):

@@ -4,20 +4,23 @@ import csv
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tqdm import tqdm
 
 from anml.checkpoints import ModelCard, save_checkpoint
 from anml.cli.check_config import find_problems
 from anml.config.evaluation import DataRequest, EvalConfig
-from anml.config.load import load_train_config
+from anml.config.load import load_eval_configs, load_train_config
 from anml.config.yaml import source_of
 from anml.data import load_images
-from anml.evaluate.by_hand import load_models
+from anml.evaluate.by_hand import evaluate_by_hand, load_models
+from anml.jobs.job import JobContext, StopRequest
 from anml.models import build_model
 
 ARGS = {"rln_chs": 4, "nm_chs": 3, "num_classes": 20}
@@ -93,6 +96,26 @@ def test_several_models_are_each_swept(command, config: Path, tmp_path: Path) ->
     table = pq.read_table(output.with_suffix(".parquet"))
     assert table["checkpoint_step"].to_pylist() == [20] * 6 + [40] * 6
     assert set(table["model"].to_pylist()) == {"anml"}
+
+
+def test_an_evaluation_that_is_stopped_continues_after_what_it_has_finished(config: Path, tmp_path: Path) -> None:
+    checkpoint, output = save(tmp_path / "a"), tmp_path / "out" / "a.csv"
+    evaluation = load_eval_configs(config, ["classes=3", "train_examples=2", "test_examples=2", "runs=3"], {})[0].config
+
+    def evaluate(path: Path, must_stop: Callable[[], bool]) -> list[float]:
+        steps: list[float] = []
+        context = JobContext(StopRequest(), None, tqdm(disable=True))
+        context.stop = cast("StopRequest", must_stop)
+        context.progress = lambda done, total, unit: steps.append(done)
+        assert evaluate_by_hand(context, [evaluation], [checkpoint], "cpu", path) is not must_stop()
+        return steps
+
+    evaluate(output, lambda: bool(list(output.parent.glob(".a-*.partial.jsonl"))))
+    assert not output.exists()
+    assert evaluate(output, lambda: False)[0] == 1  # The first trajectory is there.
+    evaluate(tmp_path / "whole.csv", lambda: False)
+    assert rows(output) == rows(tmp_path / "whole.csv")
+    assert sorted(path.name for path in output.parent.iterdir()) == ["a.csv", "a.parquet"]
 
 
 def test_models_may_be_a_list_of_the_config(command, config: Path, tmp_path: Path) -> None:
