@@ -328,7 +328,8 @@ class RunOnGpu:
     """What the loop sees of a run on a GPU, which needs 10 ms for a step and is not waited for."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config, self.device, self.completed, self.best = config, torch.device("cuda"), 0, None
+        self.config, self.device, self.completed, self.is_over = config, torch.device("cuda"), 0, False
+        self.best = None
         self.speeds: list[float] = []
         self.done_at = 0.0
 
