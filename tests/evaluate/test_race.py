@@ -29,9 +29,9 @@ def test_of_equal_rates_any_one_is_seldom_stopped() -> None:
         means = generator.normal(0.7, 0.2, (1, runs, classes)) + generator.normal(0, spread, (rates, runs, 1))
         each = means + generator.normal(0, 0.2, (rates, runs, classes))
         scores = generator.binomial(5, each.clip(0, 1)) / 5
-        ends = dict.fromkeys(range(rates), classes)
+        ends = dict.fromkeys(map(float, range(rates)), classes)
         for look in looks(runs):
-            so_far = {(rate, classes): scores[rate, :look] for rate, end in ends.items() if end}
+            so_far = {(rate, classes): scores[int(rate), :look] for rate, end in ends.items() if end}
             ends, _ = narrowed(ends, so_far, level)
         stopped += not ends[0]
     assert stopped <= FAMILY_WISE_ERROR * draws
