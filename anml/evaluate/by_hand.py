@@ -16,19 +16,17 @@ from anml.config import cache_dir
 from anml.config.evaluation import ClassSplit, DataRequest, EvalConfig, data_path_or_default, eval_request
 from anml.config.facts import find_dataset
 from anml.config.image_folder import check_unseen, fill_in_flavor
-from anml.config.model_args import model_references
 from anml.config.profile import Device
 from anml.data import notices_of
 from anml.data.class_images import ClassImages
 from anml.errors import ConfigError
 from anml.evaluate.job import accuracy_lines, finish, load_checkpoint, load_data
 from anml.evaluate.prepared_run import check_head
-from anml.evaluate.reuse import content_of
+from anml.evaluate.reuse import content_of, has_own_code
 from anml.evaluate.sweep import LoadedModel, Trajectory, sweep_trajectories
 from anml.jobs.job import JobContext
 from anml.machine import prepare_device
 from anml.models.meta_model import MetaModel, select_names
-from anml.plugins import is_reference
 from anml.results import FinishedTrajectories, TrajectoryResult, write_results
 
 
@@ -71,10 +69,8 @@ def evaluate_by_hand(
 
 def _unfinished(output: Path | None, loaded: LoadedModel, trajectories: Sequence[Trajectory]) -> Path:
     """Return where trajectories are kept until all are finished; what decides their numbers is in the name."""
-    references = (*model_references(loaded.card.model, loaded.card.model_args), loaded.config.eval_method)
-    # The code of users' own models and protocols may be anywhere, and change.
-    own_code = os.getpid() if any(map(is_reference, references)) else ""
-    key = hashlib.sha256(f"{content_of(loaded)} {trajectories} {own_code}".encode()).hexdigest()[:16]
+    process = os.getpid() if has_own_code(loaded) else ""  # Such code may change: nothing is continued.
+    key = hashlib.sha256(f"{content_of(loaded)} {trajectories} {process}".encode()).hexdigest()[:16]
     folder = output.parent if output else cache_dir() / "unfinished"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -125,12 +125,17 @@ def find_reuse(
 ) -> Reuse | None:
     """Return what there is for an evaluation. None for users' own models and protocols, whose code may be anywhere."""
     experiments = experiments_folder(experiment)
-    card, method = loaded.card, loaded.config.eval_method
-    if experiments is None or model_references(card.model, card.model_args) or is_reference(method):
+    if experiments is None or has_own_code(loaded):
         return None
     root = experiments / experiment.project / experiment.group
     file = root / results_file.relative_to(experiment.root)
     return Reuse(experiments, experiments / FOLDER / content_of(loaded), file, loaded, flavor, takes, say)
+
+
+def has_own_code(loaded: LoadedModel) -> bool:
+    """Whether the model or the protocol is a user's own: its code is no part of the content."""
+    card = loaded.card
+    return bool(model_references(card.model, card.model_args)) or is_reference(loaded.config.eval_method)
 
 
 def content_of(loaded: LoadedModel) -> str:
