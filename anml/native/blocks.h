@@ -33,7 +33,7 @@ class Stack {
   typedef typename Simd<T>::V V;
   typedef typename Simd<T>::Int Int;
   typedef typename Simd<T>::Mask Mask;
-  static constexpr int L = Simd<T>::L, W = 2 * L, kRows = W < 8 ? W : 8;
+  static constexpr int L = Simd<T>::L, W = 2 * L, kRows = kRegisterRows < 8 || W < 8 ? 4 : 8;
   static constexpr int64_t kTap = (W + 1) * W;
 
   struct Layer {
@@ -428,7 +428,8 @@ class Stack {
 
   // c [rows][W] (+)= a [rows][W: `depth` of it] b [depth][W].
   static void multiply_rows(const T* a, int64_t depth, const T* b, T* c, int64_t rows, bool add) {
-    for (; rows >= 8; rows -= 8, a += 8 * W, c += 8 * W) multiply_few<8, 1>(a, depth, b, c, add);
+    constexpr int R = kRegisterRows;
+    for (; rows >= R; rows -= R, a += R * W, c += R * W) multiply_few<R, 1>(a, depth, b, c, add);
     switch (rows) {
       case 7: return multiply_few<7, 1>(a, depth, b, c, add);
       case 6: return multiply_few<6, 1>(a, depth, b, c, add);

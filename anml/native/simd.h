@@ -22,6 +22,13 @@ constexpr int kBytes = 32;
 constexpr int kBytes = 16;
 #endif
 
+// Rows of a product that the registers hold, two vectors each: 8 of 32 registers, 6 of 16 (AVX2: one more would spill).
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRegisterRows = 8;
+#else
+constexpr int kRegisterRows = 6;
+#endif
+
 // A SIMD vector V of L elements, and what comparisons of V give.
 template <typename T>
 struct Simd {
