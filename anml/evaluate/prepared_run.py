@@ -6,8 +6,9 @@ images    -> encode ->  features  -> all of the head but its output layer ->  he
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -44,6 +45,14 @@ def advance(model: MetaModel, images: torch.Tensor, stage: Stage) -> torch.Tenso
         return head_inputs(model, images, "images")
     with torch.no_grad():
         return torch.cat([model(part, part="encode") for part in images.split(_batch_size(images))])
+
+
+def shifted(images: torch.Tensor, pixels: int) -> Iterator[torch.Tensor]:
+    """Yield images [n, C, H, W], moved by up to so many pixels down and to the right, and back; edges are repeated."""
+    height, width = images.shape[-2:]
+    padded = pad(images, (pixels,) * 4, mode="replicate")
+    for top, left in product(range(2 * pixels + 1), repeat=2):
+        yield padded[..., top : top + height, left : left + width].contiguous()
 
 
 def head_inputs(model: MetaModel, inputs: torch.Tensor, stage: Stage) -> torch.Tensor:
@@ -193,14 +202,20 @@ class RunPreparer:
         """Return the inputs [n * k, ...] of classes [n], examples [n, k]."""
         if self.encoder is None:
             images, _ = self.data.batch(classes.repeat_interleave(examples.shape[1]), examples.flatten(), self.dtype)
-            return advance(model, images, self.stage)
+            return self._advance(model, images)
         rows = examples.to(self.data.images.device)
         for index in set(classes.tolist()) - self.features.keys():
             # A class is always one batch, so that no value depends on which others were asked for.
             whole = torch.arange(self.data.examples_per_class)
             images, _ = self.data.batch(torch.full_like(whole, index), whole, self.dtype)
-            self.features[index] = advance(self.encoder, images, self.stage)
+            self.features[index] = self._advance(self.encoder, images)
         return torch.cat([self.features[index][row] for index, row in zip(classes.tolist(), rows, strict=True)])
+
+    def _advance(self, model: MetaModel, images: torch.Tensor) -> torch.Tensor:
+        """Return what the stage receives of images: with `shifts`, its mean over the images moved by a few pixels."""
+        if not self.config.shifts:
+            return advance(model, images, self.stage)
+        return torch.stack([advance(model, moved, self.stage) for moved in shifted(images, self.config.shifts)]).mean(0)
 
 
 @torch.no_grad()
@@ -236,6 +251,9 @@ def check_head(model: MetaModel, config: EvalConfig) -> None:
         elif learned and f"{model.head_layer}.weight" not in learned:
             problem = "opt_params: an output layer of zeros (reinit_method: zero) that does not learn gives the layers "
             problem += "before it no gradient; add head"
+    if config.shifts and latest_stage(model, learned) == "images":
+        problem = "shifts: with these opt_params the encoder learns, so that its features cannot be averaged before; "
+        problem += "use opt_params: head, or remove shifts"
     if problem:
         raise ConfigError(problem)
     if learned:  # Torch says whether it has such an optimizer and schedule.

@@ -280,7 +280,7 @@ def seconds_saved(preparer: RunPreparer, runs: int, trajectories: int) -> float:
         passes, scorings = (config.epochs,) * 2 if is_shuffled else (1, len(config.score_points(classes)))
         images = trajectories * (3 * classes * train * passes + scorings * examples)
     else:
-        images = runs * examples
+        images = runs * examples * (2 * (config.shifts or 0) + 1) ** 2
     steps = trajectories * classes * train if config.protocol.in_sequence and not config.protocol.takes_batches else 0
     outputs = preparer.layer_outputs("images")
     convolutions = [(layer.weight, output[0, 0]) for layer, output in outputs if isinstance(layer, nn.Conv2d)]

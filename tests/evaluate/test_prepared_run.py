@@ -72,6 +72,25 @@ def test_features_are_those_of_the_re_initialised_encoder(model, data, make_conf
     torch.testing.assert_close(prepared.train_inputs, prepared.model.encode(images))
 
 
+@pytest.mark.parametrize("changes", [{}, {"reinit_params": "all"}], ids=str)
+def test_shifted_features_are_the_mean_over_all_places_of_the_image(model, data, make_config, changes):
+    prepared = prepare_run(model, make_config(shifts=1, **changes), data, SHAPE, run=0)
+    images = prepare_run(model, make_config(opt_params="all", **changes), data, SHAPE, run=0).train_inputs
+    edged = torch.cat([images[:, :, :1], images, images[:, :, -1:]], dim=2)
+    edged = torch.cat([edged[..., :1], edged, edged[..., -1:]], dim=3)
+    size = images.shape[-1]
+    places = [edged[:, :, y : y + size, x : x + size] for y in range(3) for x in range(3)]
+    mean = torch.stack([prepared.model.encode(moved) for moved in places]).mean(dim=0)
+    torch.testing.assert_close(prepared.train_inputs, mean)
+    assert not torch.allclose(mean, prepared.model.encode(images), atol=1e-3)
+
+
+def test_shifts_are_refused_where_the_layers_before_the_features_learn(model, make_config):
+    check_head(model, make_config(shifts=1))
+    with pytest.raises(ConfigError, match=r"shifts: with these opt_params the encoder learns"):
+        check_head(model, make_config(shifts=1, opt_params=["rln", "fc"]))
+
+
 def test_runs_draw_their_own_head_classes_and_examples(model, data, make_config):
     first, second = (prepare_run(model, make_config(), data, SHAPE, run=run) for run in (0, 1))
     assert not torch.equal(first.model.head.weight, second.model.head.weight)
