@@ -252,7 +252,7 @@ def check_head(model: MetaModel, config: EvalConfig) -> None:
             problem = "opt_params: an output layer of zeros (reinit_method: zero) that does not learn gives the layers "
             problem += "before it no gradient; add head"
     if config.shifts and latest_stage(model, learned) == "images":
-        problem = "shifts: with these opt_params the encoder learns, so that its features cannot be averaged before; "
+        problem = "shifts: with these opt_params the encoder learns, and its features cannot be averaged beforehand; "
         problem += "use opt_params: head, or remove shifts"
     if problem:
         raise ConfigError(problem)
