@@ -1,11 +1,13 @@
 """What one run of an evaluation works with: its examples, and the model as it is before it learns.
 
-Layers that no learning changes see each image once; a stage says how far into the model the inputs already are:
+Layers that no learning changes see each image once (with `shifts`, once at each place); a stage says how far into the
+model the inputs already are:
 
 images    -> encode ->  features  -> all of the head but its output layer ->  head  -> output layer -> logits
 """
 
 import copy
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -48,7 +50,7 @@ def advance(model: MetaModel, images: torch.Tensor, stage: Stage) -> torch.Tenso
 
 
 def shifted(images: torch.Tensor, pixels: int) -> Iterator[torch.Tensor]:
-    """Yield images [n, C, H, W], moved by up to so many pixels down and to the right, and back; edges are repeated."""
+    """Yield images [n, C, H, W], moved by up to so many pixels in every direction; edges are repeated."""
     height, width = images.shape[-2:]
     padded = pad(images, (pixels,) * 4, mode="replicate")
     for top, left in product(range(2 * pixels + 1), repeat=2):
@@ -215,7 +217,8 @@ class RunPreparer:
         """Return what the stage receives of images: with `shifts`, its mean over the images moved by a few pixels."""
         if not self.config.shifts:
             return advance(model, images, self.stage)
-        return torch.stack([advance(model, moved, self.stage) for moved in shifted(images, self.config.shifts)]).mean(0)
+        places = (advance(model, moved, self.stage) for moved in shifted(images, self.config.shifts))
+        return functools.reduce(torch.add, places) / (2 * self.config.shifts + 1) ** 2
 
 
 @torch.no_grad()

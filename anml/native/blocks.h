@@ -34,6 +34,7 @@ class Stack {
   typedef typename Simd<T>::Int Int;
   typedef typename Simd<T>::Mask Mask;
   static constexpr int L = Simd<T>::L, W = 2 * L, kRows = kRegisterRows < 8 || W < 8 ? 4 : 8;
+  static_assert(W % kRows == 0);
   static constexpr int64_t kTap = (W + 1) * W;
 
   struct Layer {

@@ -22,7 +22,8 @@ constexpr int kBytes = 32;
 constexpr int kBytes = 16;
 #endif
 
-// Rows of a product that the registers hold, two vectors each: 8 of 32 registers, 6 of 16 (AVX2: one more would spill).
+// Rows of a product that the registers hold, two vectors each: 8 rows where there are 32 registers, 6 where 16
+// (AVX2: with 7 they would spill).
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kRegisterRows = 8;
 #else

@@ -123,7 +123,7 @@ class Evaluation(NamedTuple):
     All keys of a flavor's config that change what its accuracy means; None or empty where one plays no part. Not here,
     since a comparison allows for them: sizes and rates of the sweep, the number of runs, when to score.
     held_out_from: of background classes, how many come before those that were held out (each number leaves others).
-    options: the keys that are set and that only some protocols read, with their values.
+    options: further keys that are set, most of them read by some protocols only, with their values.
     unknown: PROJECT/GROUP/FLAVOR where no config tells more; it equals no other.
     """
 
