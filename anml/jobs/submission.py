@@ -122,6 +122,8 @@ class _Submission:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Submit the tasks, of jobs of which none depends on another, that are neither done nor waiting or running."""
         ready = {job.name: ready for job in jobs if (ready := self._prepare(job))}
+        if ready:
+            self._reopen_report()
         arrays = self._arrays([each.job for each in ready.values()])
         for (after, _), numbered in arrays.items():
             if len(numbered) >= self.scheduler.array_from:
@@ -171,6 +173,13 @@ class _Submission:
             if status != last[task]:  # A task that is new has none: a thousand files take seconds.
                 write_status(files[task], status)
         return ready
+
+    def _reopen_report(self) -> None:
+        """Let a report that is done wait: it does not tell of the jobs that run now, and this launch may be killed."""
+        for job in [job for job in self.launch.plan.jobs if job.kind == "report"]:
+            file = self.launch.experiment.job(job.name).status
+            if (status := read_status(file)).state == "done":
+                write_status(file, self._before(job, None, status))
 
     def _submit_alone(self, ready: _Ready) -> None:
         job, tasks = ready.job, list(ready.before)

@@ -13,6 +13,7 @@ import hashlib
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -178,8 +179,10 @@ class Soak:
             # Somebody may have begun to write the report again since.
             if self.is_as_undisturbed(number):
                 self.sound.add(number)
-            elif self.is_done(number):
+            elif self.is_done(number) and number not in self.false_ends:
                 self.false_ends.add(number)
+                # What `retry` may mend since, and nobody could explain then.
+                shutil.copytree(self.root(number), self.folder / f"false-ends/e{number:03d}", dirs_exist_ok=True)
 
     def audit(self) -> dict[str, list]:
         """Return the experiments, or the jobs, to which each harm was done that must not be."""

@@ -116,6 +116,22 @@ def test_a_launch_that_is_ended_amid_sbatch_is_taken_back_whole(cluster: Cluster
     assert read_plan_file(cluster.experiment)["submitted"] == {}
 
 
+def test_a_report_is_not_done_while_a_retry_that_was_killed_has_not_submitted_it(cluster: Cluster) -> None:
+    """Of jobs that have run since, the report that is there says nothing."""
+    report = Job("report", "report", ("-c", WORK), ("train",), after_any=True)
+    cluster.launch(TRAIN, report)
+    cluster.let_go()
+    cluster.wait_for("report", "done")
+    cluster.wait(lambda: not cluster.scheduler.live_ids())
+    cluster.experiment.job("train").status.write_text(json.dumps(cluster.status("train") | {"state": "failed"}))
+    cluster.monkeypatch.setenv("ANML_EXPERIMENTS", str(cluster.folder / "experiments"))
+    cluster.wrap("sbatch", '[[ "$*" != *report* ]] || kill -KILL $PPID', 'exec $REAL "$@"')
+    retry = [sys.executable, "-m", "anml", "retry", "p/g"]
+    assert subprocess.run(retry, cwd=REPOSITORY, check=False).returncode == -signal.SIGKILL
+    cluster.wait_for("train", "done")
+    assert cluster.states()["report"] != "done"
+
+
 def test_a_cancel_amid_a_launch_waits_for_it_and_leaves_no_job(cluster: Cluster) -> None:
     begun = cluster.folder / "begun"
     cluster.wrap("sbatch", f'touch "{begun}"; sleep 1', 'exec $REAL "$@"')
