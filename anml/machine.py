@@ -148,6 +148,11 @@ class GpuMeter:
                 line |= {"gpu_percent": busy, "gpu_kilojoules": round(energy / 1e6, 3)}
         return line
 
+    def energy(self) -> str:
+        """Return what a log's last line adds: the energy since this was made, where the driver tells it."""
+        used = self.read().get("gpu_kilojoules")
+        return "" if used is None else f", {used:g} kJ"
+
 
 def _build_problems(wanted: Device) -> list[str]:
     """Say what is wrong with the installed torch: PyTorch for ROCm also answers through torch.cuda."""

@@ -86,11 +86,12 @@ def test_a_log_has_nothing_to_say_of_a_cpu() -> None:
 
 
 def test_a_gpu_without_nvml_is_told_and_logs_its_memory_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (GpuMeter(torch.device("cpu")).read(), GpuMeter(torch.device("cpu")).missing) == ({}, "")
+    meter = GpuMeter(torch.device("cpu"))
+    assert (meter.read(), meter.missing, meter.energy()) == ({}, "", "")
     monkeypatch.setitem(sys.modules, "pynvml", None)
     meter = GpuMeter(torch.device("cuda"))
     assert "pip install nvidia-ml-py" in meter.missing
-    assert set(meter.read()) == {"gpu_gb"}
+    assert (set(meter.read()), meter.energy()) == ({"gpu_gb"}, "")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available() or torch.version.hip is not None, reason="no GPU of NVIDIA's")
@@ -101,6 +102,7 @@ def test_a_gpu_tells_how_busy_it_is_and_its_energy() -> None:
     assert meter.missing == ""
     assert 0 <= read["gpu_percent"] <= 100
     assert read["gpu_kilojoules"] >= 0
+    assert meter.energy().endswith(" kJ")
 
 
 SMALL = {

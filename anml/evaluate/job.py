@@ -26,7 +26,7 @@ from anml.evaluate.reuse import Reuse, find_reuse
 from anml.evaluate.sweep import LoadedModel, Say, Trajectory, run_sweep, stage_trajectories
 from anml.experiment import ADDED_PTH, Experiment
 from anml.jobs.job import JobContext, check_folder
-from anml.machine import peak_memory, prepare_device
+from anml.machine import GpuMeter, peak_memory, prepare_device
 from anml.models.meta_model import MetaModel
 from anml.report import labels
 from anml.results import REUSED, STOPPED, FinishedTrajectories, ResultRow, TrajectoryResult
@@ -53,6 +53,7 @@ def evaluate_checkpoint(
     check_folder(experiment.root, min_free_gb)
     evaluation = config.eval[flavor].stages[stage]
     compute_on = prepare_device(device, config.device, evaluation.deterministic)
+    meter = GpuMeter(compute_on)
     tag = training if isinstance(training, str) else training.tag
     chosen = None
     if evaluation.choose and not isinstance(training, str):
@@ -91,8 +92,9 @@ def evaluate_checkpoint(
         _log_curves(tracker, rows)
     if rows and reuse:
         reuse.offer()
+    tracker.summary(meter.read())
     tracker.finish(exit_code=0 if complete else 1)
-    for line in [*accuracy_lines(rows), peak_memory(compute_on)]:
+    for line in [*accuracy_lines(rows), peak_memory(compute_on) + meter.energy()]:
         print(line)
     return complete
 
