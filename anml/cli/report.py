@@ -2,8 +2,6 @@
 
 import argparse
 import shlex
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from anml.config.training import TrainConfig
 from anml.config.vary import TrainingId
 from anml.errors import ConfigError, JobError
 from anml.experiment import Experiment, experiments_folder
-from anml.jobs.job import JobContext, StopRequest, array_task, check_folder, requeue_killed, run_job
+from anml.jobs.job import JobContext, array_task, check_folder, requeue_killed, run_job
 from anml.jobs.job_status import ENDED
 from anml.jobs.launch import experiments_dir, read_plan_file
 from anml.jobs.plan import Plan
@@ -73,8 +71,6 @@ def report_job(options: argparse.Namespace) -> int:
 
         check_folder(experiment.root, options.min_free_gb)
         context.progress(0, 1, "reports")
-        if not _others_ended(experiment, context.stop):
-            return False
         wait_until(lambda: not _unseen(experiment), experiment.root)
         summary = write_report(experiment)
         print_notices(write_indexes(experiment))
@@ -89,22 +85,6 @@ def report_job(options: argparse.Namespace) -> int:
         return True
 
     return run_job(experiment, options.job, None, work)
-
-
-def _others_ended(experiment: Experiment, stop: StopRequest) -> bool:
-    """Wait for jobs that write that they run, whatever a scheduler has started this one after. False: to stop first.
-
-    Where Slurm has a job twice, the copy that leaves ends the wait of this one.
-    """
-    said = ""
-    while names := ", ".join(job.label for job in read_jobs(experiment) if job.status.is_writing):
-        if stop():
-            return False
-        if names != said:
-            print(f"waiting for the end of {names} ...", file=sys.stderr, flush=True)
-        said = names
-        time.sleep(1)
-    return True
 
 
 def _unseen(experiment: Experiment) -> list[JobOutcome]:

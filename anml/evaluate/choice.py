@@ -6,6 +6,7 @@ from itertools import product
 from statistics import fmean
 from typing import NamedTuple
 
+from anml.atomic import wait_until
 from anml.config.evaluation import EvalConfig
 from anml.config.training import TrainConfig
 from anml.config.vary import TrainingId
@@ -15,7 +16,7 @@ from anml.evaluate.sweep import Trajectory
 from anml.experiment import Experiment
 from anml.report import labels
 from anml.report.statistics import grouped, runs_needed
-from anml.report.tables import RateResult, best_by_classes, read_scores
+from anml.report.tables import RateResult, best_by_classes, missing_results, read_scores
 from anml.results import ResultRow
 
 # Examples of each class to learn from, and to be tested on.
@@ -49,12 +50,20 @@ def choose(experiment: Experiment, config: TrainConfig, flavor: str, step: int, 
     """
     evaluation, model = config.eval[flavor], config.for_training(training).display_name
     steps, tried_by = config.choices(evaluation)[step], evaluation.choose and evaluation.choose.flavor
-    rows, problems = read_scores(experiment)
-    rows = [row for row in rows if (row.flavor, row.model) == (tried_by, model) and row.checkpoint_step in steps]
-    if problems or {row.checkpoint_step for row in rows} != set(steps):
+    rows, problems = list[ResultRow](), list[str]()
+
+    def is_complete() -> bool:
+        nonlocal rows, problems
+        rows, problems = read_scores(experiment)
+        problems += missing_results(config, rows, [model], [(str(tried_by), each) for each in steps])
+        return not problems
+
+    # Of a part of them, another rate may be the best.
+    if not wait_until(is_complete, experiment.results):
         message = f"{tried_by}, which {flavor} chooses from, lacks results. Run its jobs again, then this one."
         raise JobError("\n".join([message, *problems]))
-    best = best_by_classes(rows)
+    of_sweeps = [row for row in rows if (row.flavor, row.model) == (tried_by, model) and row.checkpoint_step in steps]
+    best = best_by_classes(of_sweeps)
     step = _best_step(best)
     rates: dict[Examples, dict[int, float | None]] = {}
     for result in [result for result in best if result.checkpoint_step == step]:

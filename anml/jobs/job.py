@@ -18,8 +18,8 @@ from anml.config.profile import ClusterProfile, SbatchOptions, merged
 from anml.errors import AnmlError, JobError, missing_package
 from anml.experiment import Experiment
 from anml.jobs.escalation import next_steps, option_words
-from anml.jobs.job_status import EXIT_INTERRUPTED, CopyError, State, StatusFile, read_status, write_status
-from anml.jobs.plan import Plan
+from anml.jobs.job_status import EXIT_INTERRUPTED, CopyError, State, StatusFile, read_status, reopen, write_status
+from anml.jobs.plan import REPORT, Plan
 from anml.jobs.schedulers import scheduler_of_this_job
 
 # What a shell returns for a process that was killed.
@@ -95,6 +95,9 @@ def run_job(
     max_requeues: int = 0,
 ) -> int:  # fmt: skip
     """Run `work`, which returns False when it stopped before its end. Returns the process's exit code."""
+    if experiment and name and _is_done_already(experiment, name, task):
+        print("this job is done: this copy leaves", file=sys.stderr, flush=True)
+        return 0
     try:
         status = _open_status(experiment, name, task) if experiment and name else None
     except CopyError as error:  # The files are the other's.
@@ -114,8 +117,18 @@ def run_job(
         traceback.print_exc()
         return context.end("failed", f"{type(error).__name__}: {error}", 1)
     if finished:
+        if experiment and status and name != REPORT:
+            reopen(experiment.job(REPORT).status, f"{name} has ended after it: use retry")
         return context.end("done", "", 0)
     return _stopped_early(context, max_requeues, lambda: next_options(experiment, name, task, "TIMEOUT"))
+
+
+def _is_done_already(experiment: Experiment, name: str, task: int | None) -> bool:
+    """Say whether a scheduler starts a job that is done: a second copy, or once more after its node was lost."""
+    scheduler = scheduler_of_this_job()
+    if scheduler is None or not scheduler.this_job() or name == REPORT:
+        return False
+    return read_status(experiment.job(name, task).status).state == "done"
 
 
 def _open_status(experiment: Experiment, name: str, task: int | None) -> StatusFile:

@@ -85,6 +85,14 @@ class JobStatus(Process):
         return self.state == "running" and self.silence < RECENT_SECONDS and self.presence != "gone"
 
     @property
+    def waiting(self) -> "JobStatus":
+        """The status of a job that is to run again, with what its attempts have used so far."""
+        return JobStatus(
+            attempt=self.attempt, busy_seconds=self.elapsed, memory_gb=self.memory_gb,
+            gpu_memory_gb=self.gpu_memory_gb, failed_on=self.failed_on,
+        )  # fmt: skip
+
+    @property
     def has_vanished(self) -> bool:
         """Whether the process of a job is gone, so that the job will never write how it ended."""
         return self.state in ("running", "pending") and self.presence == "gone"
@@ -111,6 +119,15 @@ def read_status(path: Path) -> JobStatus:
 
 def write_status(path: Path, status: JobStatus) -> None:
     write_json(path, asdict(status))
+
+
+def reopen(path: Path, why: str) -> None:
+    """Let a report that is done wait, where it does not tell of all jobs. One that is at work leaves."""
+    status = read_status(path)
+    if status.state in ("done", "running"):
+        # A process leaves when another attempt has begun after its own.
+        attempt = status.attempt + (status.state == "running")
+        write_status(path, replace(status.waiting, attempt=attempt, message=why))
 
 
 class CopyError(JobError):

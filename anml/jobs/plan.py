@@ -12,6 +12,8 @@ from anml.config.vary import TrainingId
 from anml.experiment import result_name, task_name
 
 JobKind = Literal["train", "evaluate", "report"]
+# The name of the job that writes the report.
+REPORT = "report"
 # Options of a job that say which training it is of; each has a value.
 _OF_TRAINING = ("--seed", "--inner-lr", "--train-seed", "--train-inner-lr", "--training")
 
@@ -107,7 +109,7 @@ def make_plan(config: TrainConfig, points_per_job: int | None = None, max_array_
             previous = (segment.name,)
     jobs += _choices(config, swept)
     jobs += [part for name in config.added_checkpoints for part in cut(_of_checkpoint(config, name))]
-    report = Job("report", "report", ("-m", "anml", "report-job"), tuple(job.name for job in jobs), after_any=True)
+    report = Job(REPORT, "report", ("-m", "anml", "report-job"), tuple(job.name for job in jobs), after_any=True)
     return Plan((*jobs, report))
 
 

@@ -17,7 +17,7 @@ from anml.errors import SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.escalation import NO_NODE_LEFT, bad_nodes, failed_on, option_words, options_again
 from anml.jobs.interrupts import ended_as_by_ctrl_c, held_back
-from anml.jobs.job_status import JobStatus, read_status, write_status
+from anml.jobs.job_status import JobStatus, read_status, reopen, write_status
 from anml.jobs.launch import Launch, moved_from, record
 from anml.jobs.plan import Job
 from anml.jobs.process import this_process
@@ -116,7 +116,8 @@ class _Submission:
 
     def __init__(self, launch: Launch, scheduler: Scheduler) -> None:
         self.launch, self.scheduler = launch, scheduler
-        self.states, self.ids = scheduler.states(), scheduler.live_ids()
+        queue = list(scheduler.queue())
+        self.states, self.ids = scheduler.states(queue), scheduler.live_ids(queue)
         self.submitted: dict[str, str] = {}
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -152,8 +153,8 @@ class _Submission:
         live = {task: state for task, state in self.states.get(job.name, {}).items() if state.is_live}
         phases = {state.phase for state in live.values()}
         is_stale = "waiting in vain" in phases or any(name in self.submitted for name in job.after)
-        if live and is_stale and "running" not in phases:
-            # It waits for jobs that have failed, and that are submitted again now.
+        if live and is_stale and (job.kind == "report" or "running" not in phases):
+            # It waits for jobs that have failed, and that are submitted again now; or it is a report without them.
             self.scheduler.cancel(self.ids.pop(job.name, []))
             live = {}
         files = {task: self.launch.experiment.job(job.name, task).status for task in job.task_numbers}
@@ -175,11 +176,9 @@ class _Submission:
         return ready
 
     def _reopen_report(self) -> None:
-        """Let a report that is done wait: it does not tell of the jobs that run now, and this launch may be killed."""
+        """Let the report wait: it does not tell of what runs now, and this launch may be killed before its turn."""
         for job in [job for job in self.launch.plan.jobs if job.kind == "report"]:
-            file = self.launch.experiment.job(job.name).status
-            if (status := read_status(file)).state == "done":
-                write_status(file, self._before(job, None, status))
+            reopen(self.launch.experiment.job(job.name).status, "other jobs were submitted after it: use retry")
 
     def _submit_alone(self, ready: _Ready) -> None:
         job, tasks = ready.job, list(ready.before)
@@ -215,10 +214,7 @@ class _Submission:
     def _before(self, job: Job, task: int | None, last: JobStatus) -> JobStatus:
         """Return what the new status of a task takes over from the one before."""
         state = self.states.get(job.name, {}).get(task)
-        return JobStatus(
-            attempt=last.attempt, busy_seconds=last.elapsed, memory_gb=last.memory_gb,
-            gpu_memory_gb=last.gpu_memory_gb, failed_on=failed_on(last, state.words if state else ""),
-        )  # fmt: skip
+        return replace(last.waiting, failed_on=failed_on(last, state.words if state else ""))
 
     def _write_script(self, ready: _Ready) -> None:
         self._choose_options(ready)

@@ -347,16 +347,20 @@ def read_summary(path: Path) -> list[RateResult]:
     return [RateResult(**{**record, "lr": None if math.isnan(record["lr"]) else record["lr"]}) for record in records]
 
 
-def missing_results(config: TrainConfig, rows: Sequence[ResultRow], models: Collection[str] | None = None) -> list[str]:
+def missing_results(
+    config: TrainConfig, rows: Sequence[ResultRow], models: Collection[str] | None = None,
+    sweeps: Collection[tuple[str, int]] | None = None,
+) -> list[str]:  # fmt: skip
     """Return a sentence for every flavor and checkpoint that has fewer trajectories than its sweep asks for.
 
-    models: only of these, by the names that results have (default: all).
+    models: only of these, by the names that results have (default: all). sweeps: only these flavors at these steps.
     """
     counts = Counter((row.flavor, row.checkpoint_step, row.model, row.train_seed) for row in finals(rows))
     sentences = []
     for (flavor, evaluation), step, training in product(config.eval.items(), config.evaluated_steps, config.trainings):
         alone, wanted = config.for_training(training), evaluation.fewest_results()
-        if evaluation.choose and step not in config.choices(evaluation):
+        is_chosen_elsewhere = evaluation.choose and step not in config.choices(evaluation)
+        if is_chosen_elsewhere or (sweeps is not None and (flavor, step) not in sweeps):
             continue
         # One that chooses its checkpoint has results of that alone.
         steps = config.choices(evaluation).get(step, (step,))
@@ -366,7 +370,7 @@ def missing_results(config: TrainConfig, rows: Sequence[ResultRow], models: Coll
             amount = f"{count:,} of {wanted:,} trajectories" if count else "no results"
             sentences.append(f"{', '.join(filter(None, (flavor, at, training.words)))}: {amount}")
     of_checkpoints = Counter((row.flavor, row.model) for row in finals(rows))
-    for (flavor, evaluation), name in product(config.eval.items(), config.added_checkpoints):
+    for (flavor, evaluation), name in product(config.eval.items() if sweeps is None else (), config.added_checkpoints):
         count, wanted = of_checkpoints[flavor, name], 0 if evaluation.choose else evaluation.count_trajectories()
         if count < wanted and (models is None or name in models):
             sentences.append(f"{flavor}, {name}: {count:,} of {wanted:,} trajectories")

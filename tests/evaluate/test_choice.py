@@ -74,6 +74,16 @@ def test_a_choice_among_results_that_are_missing_is_refused(tmp_path: Path) -> N
         chosen_of(tmp_path, "[lr, checkpoint]", 100, written=(50,))
 
 
+def test_a_choice_among_a_part_of_the_rates_is_refused(tmp_path: Path) -> None:
+    """As where a task of the sweep failed: the rates that it had might be better."""
+    chosen_of(tmp_path, "[lr]", 50)
+    rows = [row for row in held_out_rows(50) if (row.lr, row.train_seed) != (0.01, 2)]
+    write_results(tmp_path / "results/olft-validation-step-000050.csv", rows, [])
+    config = load_train_config(tmp_path / "config.yml").config
+    with pytest.raises(JobError, match="olft-validation, after 50 episodes, seed 2: 3 of 4 trajectories"):
+        choose(Experiment(tmp_path), config, "olft", 50, config.trainings[0])
+
+
 @pytest.mark.parametrize("engine", ["reference", "lanes"])
 def test_a_choice_is_scored_as_in_the_whole_sweep_and_no_further_than_needed(
     model: Any, data: Any, make_config: Any, engine: str

@@ -90,6 +90,22 @@ def test_a_warning_that_comes_as_python_ends_leaves_finished_work_done(run_work)
     assert (outcome.code, outcome.status["state"]) == (0, "done")
 
 
+@pytest.mark.parametrize("state", ["done", "running"])
+def test_a_report_that_does_not_tell_of_a_job_waits_to_be_written_again(run_work, tmp_path: Path, state) -> None:
+    report = tmp_path / "jobs/report/status.json"
+    write_status(report, JobStatus(state=state, attempt=3))
+    run_work("nothing")
+    assert (read_status(report).state, read_status(report).message) == ("pending", "a has ended after it: use retry")
+    assert read_status(report).attempt == (4 if state == "running" else 3)
+
+
+@pytest.mark.parametrize(("job_id", "code"), [("12", 0), ("", 1)])
+def test_a_job_that_is_done_is_not_done_again_by_a_scheduler(run_work, tmp_path: Path, job_id, code) -> None:
+    """A second copy, or once more after a node was lost; a person may run a script again."""
+    write_status(tmp_path / "jobs/a/status.json", JobStatus(state="done", attempt=1))
+    assert run_work("crash", SLURM_JOB_ID=job_id).code == code
+
+
 def test_known_error_is_told_without_a_traceback(run_work) -> None:
     outcome = run_work("user-error")
     assert (outcome.code, outcome.status["state"], outcome.status["message"]) == (1, "failed", "no data here")

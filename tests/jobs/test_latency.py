@@ -5,13 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from anml.jobs.process import this_process
 from tests.test_pipeline import OLFT, launch, write_config
 
 pytestmark = pytest.mark.slow
@@ -75,15 +72,3 @@ def test_a_report_without_the_results_of_a_job_that_is_done_is_not_done(root: Pa
     log = run_without(root / "results/olft-step-000004.csv", root, "report", seconds="0")
     assert state(root, "report") == "failed"
     assert "olft-step-000004: done, but no results" in log
-
-
-def test_the_report_waits_for_a_job_that_runs_although_the_scheduler_has_started_it(root: Path) -> None:
-    file, me = root / "jobs/olft-step-000004/status.json", asdict(this_process())
-    done = file.read_text()
-    file.write_text(json.dumps(json.loads(done) | me | {"state": "running", "updated": time.time()}))
-    command = ["bash", str(root / "jobs/report/job.sh")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
-        assert any("waiting for the end of olft-step-000004" in line for line in run.stdout or ())
-        assert state(root, "report") == "running"
-        file.write_text(done)
-    assert state(root, "report") == "done"

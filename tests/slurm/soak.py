@@ -182,7 +182,8 @@ class Soak:
             elif self.is_done(number) and number not in self.false_ends:
                 self.false_ends.add(number)
                 # What `retry` may mend since, and nobody could explain then.
-                shutil.copytree(self.root(number), self.folder / f"false-ends/e{number:03d}", dirs_exist_ok=True)
+                with suppress(shutil.Error):  # What a job that runs has just renamed.
+                    shutil.copytree(self.root(number), self.folder / f"false-ends/e{number:03d}", dirs_exist_ok=True)
 
     def audit(self) -> dict[str, list]:
         """Return the experiments, or the jobs, to which each harm was done that must not be."""

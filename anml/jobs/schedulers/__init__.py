@@ -48,7 +48,9 @@ class SchedulerState:
         return self.phase in ("waiting", "waiting in vain", "running", "ending")
 
 
-# By job name, then by task (None: not an array).
+# What a queue has: name of the job, task (None: not an array), state.
+Entry: TypeAlias = tuple[str, int | None, SchedulerState]
+# By job name, then by task.
 States: TypeAlias = dict[str, dict[int | None, SchedulerState]]
 
 
@@ -103,7 +105,7 @@ class Scheduler(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def queue(self) -> Iterable[tuple[str, int | None, SchedulerState]]:
+    def queue(self) -> Iterable[Entry]:
         """Yield name, task and state of the experiment's jobs, the newest last. Raises SubmissionError."""
 
     @abstractmethod
@@ -114,17 +116,18 @@ class Scheduler(ABC):
         """Return the job's script. Pure."""
         return f"#!/bin/bash\n{self.script_body(job)}"
 
-    def states(self) -> States:
+    def states(self, queue: Iterable[Entry] | None = None) -> States:
         """Return the state of every task in the queue; of a task that was submitted twice, the newer that lives."""
         states: States = {}
-        for name, task, state in sorted(self.queue(), key=lambda entry: entry[2].is_live):
+        for name, task, state in sorted(self.queue() if queue is None else queue, key=lambda entry: entry[2].is_live):
             states.setdefault(name, {})[task] = state
         return states
 
-    def live_ids(self) -> dict[str, list[str]]:
+    def live_ids(self, queue: Iterable[Entry] | None = None) -> dict[str, list[str]]:
         """Return the ids of all that waits or runs, by job name; double submissions have several."""
         ids: dict[str, list[str]] = {}
-        for name, id_ in dict.fromkeys((name, state.id) for name, _, state in self.queue() if state.is_live):
+        queue = self.queue() if queue is None else queue
+        for name, id_ in dict.fromkeys((name, state.id) for name, _, state in queue if state.is_live):
             ids.setdefault(name, []).append(id_)
         return ids
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from anml.jobs.interrupts import ended_as_by_ctrl_c
 from anml.jobs.job_status import ENDED, JobStatus, State, duration, read_status, unmet_need, write_status
 from anml.jobs.plan import Job, JobKind, Plan
 from anml.jobs.process import Process, this_process
-from anml.jobs.schedulers import Scheduler, SchedulerState
+from anml.jobs.schedulers import Entry, Scheduler, SchedulerState
 from anml.jobs.schedulers.controller import environment_outside_slurm
 from anml.jobs.schedulers.slurm import SlurmScheduler
 from anml.jobs.schedulers.slurm_options import parse_options, unlisted_options
@@ -146,7 +146,7 @@ class LocalScheduler(Scheduler):
             if status.presence == "alive" and (status.state == "pending" or self._runs(name, status)):
                 yield name, task, SchedulerState(name, "waiting" if status.state == "pending" else "running")
 
-    def live_ids(self) -> dict[str, list[str]]:
+    def live_ids(self, queue: Iterable[Entry] | None = None) -> dict[str, list[str]]:
         """Raise SubmissionError where this machine cannot tell: a job would run twice, or a stranger's process end."""
         files = {file: status for file, status in self._unended() if status.presence == "unknown"}
         if files:
@@ -158,7 +158,7 @@ class LocalScheduler(Scheduler):
                 "status.json of these jobs, and use it here."
             )
             raise SubmissionError(message)
-        return super().live_ids()
+        return super().live_ids(queue)
 
     def cancel(self, ids: Sequence[str]) -> None:
         """End the named jobs that wait or run on this machine, also those of another launcher."""
