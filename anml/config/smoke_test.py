@@ -14,8 +14,8 @@ _SMALL_EPISODE = {"ways": 2, "shots": 2, "queries": 2}
 def smoke_test(config: TrainConfig, on_gpu: bool = False) -> TrainConfig:
     """Return the config at sizes of seconds: few episodes, two classes, one run, two learning rates, one checkpoint.
 
-    Every job runs; none of the numbers means anything. on_gpu: rehearse the engine of the real trainings, whose graph
-    is captured after three updates.
+    Every job runs; none of the numbers means anything. on_gpu: rehearse the engines of the real jobs, whose graphs
+    are captured after three updates, or three classes.
     """
     steps = 6 if on_gpu else 2
     holds_out = config.keep_best or any(flavor.is_validation for flavor in config.eval.values())
@@ -41,16 +41,18 @@ def smoke_test(config: TrainConfig, on_gpu: bool = False) -> TrainConfig:
             "tasks": config.tasks and 1,
             "val_size": min(config.val_size, 4),
             "model_args": _narrow("", config.model_args),
-            "eval": {name: _small_evaluation(flavor) for name, flavor in config.eval.items()},
+            "eval": {name: _small_evaluation(flavor, on_gpu) for name, flavor in config.eval.items()},
         }
     )
 
 
-def _small_evaluation(config: EvalConfig) -> EvalConfig:
+def _small_evaluation(config: EvalConfig, on_gpu: bool) -> EvalConfig:
+    # Training leaves two classes for validation.
+    classes = 4 if on_gpu and not config.is_validation else 2
     return config.model_copy(
         update={
             "allow_incomplete": True,
-            "classes": (min(2, *config.classes),),
+            "classes": (min(classes, *config.classes),),
             "train_examples": (min(2, *config.train_examples),),
             "test_examples": (4 if config.measure else 1,),  # A representation is measured on four images or more.
             "lr": config.lr[:2],

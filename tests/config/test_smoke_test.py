@@ -7,6 +7,7 @@ import pytest
 from anml.config.load import dump_config, load_train_config
 from anml.config.smoke_test import smoke_test
 from anml.config.training import TrainConfig
+from anml.evaluate import learner
 from anml.meta.static_update import _WARM_UPS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -30,6 +31,12 @@ def test_on_a_gpu_the_engine_is_the_real_one_and_its_graph_is_captured_and_repla
     assert small.engine == "auto"
     assert small.total_steps > _WARM_UPS + 1
     assert small.checkpoint_steps == (small.total_steps,)
+
+
+def test_on_a_gpu_an_output_layer_learns_often_enough_to_be_captured() -> None:
+    """It learns from one scoring to the next in one call."""
+    flavor = smoke_test(load_train_config(CONFIGS / "train-omni-anml.yml").config, on_gpu=True).eval["olft"]
+    assert len(flavor.scored(*flavor.classes)) > learner._WARM_UPS
 
 
 def test_two_rates_and_one_run_of_two_classes_are_left(small: TrainConfig) -> None:
