@@ -24,7 +24,7 @@ from anml.config.vary import TrainingId
 from anml.errors import ConfigError, JobError
 from anml.experiment import Experiment, experiments_folder
 from anml.jobs.job import JobContext, array_task, check_folder, requeue_killed, run_job
-from anml.jobs.job_status import ENDED
+from anml.jobs.job_status import BEAT_SECONDS, ENDED, RECENT_SECONDS
 from anml.jobs.launch import experiments_dir, read_plan_file
 from anml.jobs.plan import Plan
 from anml.jobs.status import JobOutcome, read_jobs
@@ -72,19 +72,36 @@ def report_job(options: argparse.Namespace) -> int:
         check_folder(experiment.root, options.min_free_gb)
         context.progress(0, 1, "reports")
         wait_until(lambda: not _unseen(experiment), experiment.root)
-        summary = write_report(experiment)
+        while True:
+            ends = _ends(experiment)
+            summary = write_report(experiment)
+            # Where Slurm has a job twice, the copy that leaves ends the wait of this one. The dead fall silent.
+            wait_until(lambda: not _running(experiment), experiment.root, RECENT_SECONDS + BEAT_SECONDS)
+            if ends == _ends(experiment):
+                break
         print_notices(write_indexes(experiment))
         config = load_experiment_config(experiment.config_file).config
         tracker = Tracker(experiment, config, "report", "report", options.wandb)
         tracker.summary(summary.best_accuracies())
         tracker.finish()
         context.progress(1, 1, "reports")
+        if running := _running(experiment):
+            message = f"{', '.join(running)}: runs, so the report is incomplete: use retry when it has ended"
+            raise JobError(message)
         if lost := [job.label for job in _unseen(experiment) if job.state == "done"]:
             message = f"{', '.join(lost)}: done, but no results are in {experiment.results}: the report is incomplete"
             raise JobError(message)
         return True
 
     return run_job(experiment, options.job, None, work)
+
+
+def _ends(experiment: Experiment) -> list[tuple[int, float | None]]:
+    return [(job.status.attempt, job.status.ended) for job in read_jobs(experiment)]
+
+
+def _running(experiment: Experiment) -> list[str]:
+    return [job.label for job in read_jobs(experiment) if job.status.is_writing]
 
 
 def _unseen(experiment: Experiment) -> list[JobOutcome]:
@@ -97,8 +114,7 @@ def _has_ended(outcome: JobOutcome) -> bool:
 
 
 def _has_results(experiment: Experiment, outcome: JobOutcome) -> bool:
-    file = experiment.results / outcome.job.results_file(outcome.task)
-    return outcome.state != "done" or outcome.job.kind != "evaluate" or file.is_file()
+    return outcome.state != "done" or outcome.job.has_results(experiment.results, outcome.task)
 
 
 def compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -211,15 +227,17 @@ def archive_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def archive(options: argparse.Namespace) -> None:
-    from anml.jobs.status import overall_state, read_jobs
+    from anml.jobs.status import is_report_stale, overall_state
     from anml.report.archive import CHECKSUMS, archive_mode, write_archive
 
     experiment = find_experiment(options)
     target = options.file or Path(f"{experiment.group}.tar.gz")
     archive_mode(target)
     check_output("FILE", target)
-    if (state := overall_state(read_jobs(experiment))) != "done":
+    if (state := overall_state(jobs := read_jobs(experiment))) != "done":
         print_notices([f"the experiment is not complete: {state}"])
+    elif is_report_stale(experiment, jobs):
+        print_notices(["the report is older than its jobs: `report` writes it again"])
     count = write_archive(experiment, target, options.all_models)
     print(f"Written: {target} ({count} files, {target.stat().st_size / 1e6:.1f} MB)")
     print(f"To check it: tar xf {shlex.quote(str(target))} && cd {shlex.quote(experiment.group)} && "

@@ -96,7 +96,7 @@ def run_job(
 ) -> int:  # fmt: skip
     """Run `work`, which returns False when it stopped before its end. Returns the process's exit code."""
     if experiment and name and _is_done_already(experiment, name, task):
-        print("this job is done: this copy leaves", file=sys.stderr, flush=True)
+        print("this job is done already: nothing to do", file=sys.stderr, flush=True)
         return 0
     try:
         status = _open_status(experiment, name, task) if experiment and name else None
@@ -117,8 +117,9 @@ def run_job(
         traceback.print_exc()
         return context.end("failed", f"{type(error).__name__}: {error}", 1)
     if finished:
-        if experiment and status and name != REPORT:
-            reopen(experiment.job(REPORT).status, f"{name} has ended after it: use retry")
+        report = experiment.job(REPORT).status if experiment and status and name != REPORT else None
+        if report and read_status(report).state == "done":  # One that is at work will see that a job has ended.
+            reopen(report, f"{name} has ended after it: use retry")
         return context.end("done", "", 0)
     return _stopped_early(context, max_requeues, lambda: next_options(experiment, name, task, "TIMEOUT"))
 
@@ -128,7 +129,9 @@ def _is_done_already(experiment: Experiment, name: str, task: int | None) -> boo
     scheduler = scheduler_of_this_job()
     if scheduler is None or not scheduler.this_job() or name == REPORT:
         return False
-    return read_status(experiment.job(name, task).status).state == "done"
+    jobs = Plan.from_json(read_json(experiment.plan_file).get("jobs", [])).jobs
+    is_lost = any(job.name == name and not job.has_results(experiment.results, task) for job in jobs)
+    return read_status(experiment.job(name, task).status).state == "done" and not is_lost
 
 
 def _open_status(experiment: Experiment, name: str, task: int | None) -> StatusFile:

@@ -122,12 +122,12 @@ def write_status(path: Path, status: JobStatus) -> None:
 
 
 def reopen(path: Path, why: str) -> None:
-    """Let a report that is done wait, where it does not tell of all jobs. One that is at work leaves."""
+    """Take back a report that is done, where it does not tell of all jobs. One that is at work leaves."""
     status = read_status(path)
     if status.state in ("done", "running"):
         # A process leaves when another attempt has begun after its own.
         attempt = status.attempt + (status.state == "running")
-        write_status(path, replace(status.waiting, attempt=attempt, message=why))
+        write_status(path, replace(status.waiting, state="cancelled", attempt=attempt, message=why))
 
 
 class CopyError(JobError):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any, Literal
 
 from anml.config.evaluation import EvalConfig
@@ -45,6 +46,10 @@ class Job:
         # An array that is cut counts on: its parts write into one series of files.
         first = dict(pairwise(self.argv)).get("--first-task", "0")
         return f"{re.sub(r'-part-[0-9]+$', '', self.name)}-{task_name(int(first) + task)}.csv"
+
+    def has_results(self, folder: Path, task: int | None) -> bool:
+        """Say whether the results of an evaluation are in their folder; other jobs have none."""
+        return self.kind != "evaluate" or (folder / self.results_file(task)).is_file()
 
     @property
     def family(self) -> tuple[str, ...]:

@@ -100,8 +100,6 @@ def verdict(
     """
     if answer is not None and answer.is_live:
         return _live(status, answer)
-    if status.state == "pending" and status.message:
-        return "pending", status.message
     if status.state in ("done", "failed", "skipped", "cancelled"):
         return status.state, status.message
     if answer is not None:

@@ -17,7 +17,7 @@ from anml.errors import SubmissionError
 from anml.experiment import Experiment
 from anml.jobs.escalation import NO_NODE_LEFT, bad_nodes, failed_on, option_words, options_again
 from anml.jobs.interrupts import ended_as_by_ctrl_c, held_back
-from anml.jobs.job_status import JobStatus, read_status, reopen, write_status
+from anml.jobs.job_status import LATENCY_SECONDS, JobStatus, read_status, reopen, write_status
 from anml.jobs.launch import Launch, moved_from, record
 from anml.jobs.plan import Job
 from anml.jobs.process import this_process
@@ -160,7 +160,7 @@ class _Submission:
         files = {task: self.launch.experiment.job(job.name, task).status for task in job.task_numbers}
         last = {task: read_status(file) for task, file in files.items() if task not in live}
         if job.kind != "report":  # A report is never done: it is cheap and may be stale.
-            last = {task: status for task, status in last.items() if status.state != "done"}
+            last = {task: status for task, status in last.items() if not self._is_done(job, task, status)}
         # A scheduler may tell the waiting tasks of an array in one line, without their numbers.
         if not last or None in live:
             return None
@@ -176,9 +176,9 @@ class _Submission:
         return ready
 
     def _reopen_report(self) -> None:
-        """Let the report wait: it does not tell of what runs now, and this launch may be killed before its turn."""
+        """Take back a report that does not tell of what runs now: this launch may be killed before it submits it."""
         for job in [job for job in self.launch.plan.jobs if job.kind == "report"]:
-            reopen(self.launch.experiment.job(job.name).status, "other jobs were submitted after it: use retry")
+            reopen(self.launch.experiment.job(job.name).status, "other jobs are to run after it: use retry")
 
     def _submit_alone(self, ready: _Ready) -> None:
         job, tasks = ready.job, list(ready.before)
@@ -210,6 +210,11 @@ class _Submission:
                 "scheduler knows no such job: end the process, or wait for its end, then retry"
             )
             raise SubmissionError(message)
+
+    def _is_done(self, job: Job, task: int | None, status: JobStatus) -> bool:
+        """Say whether a task is done, and what it has written is there, which another machine may see late."""
+        is_new = time.time() - (status.ended or 0.0) < LATENCY_SECONDS
+        return status.state == "done" and (is_new or job.has_results(self.launch.experiment.results, task))
 
     def _before(self, job: Job, task: int | None, last: JobStatus) -> JobStatus:
         """Return what the new status of a task takes over from the one before."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from anml.jobs import job_status
-from anml.jobs.job_status import CopyError, JobStatus, StatusFile, read_status, write_status
+from anml.jobs.job_status import CopyError, JobStatus, StatusFile, read_status, reopen, write_status
 
 RUN = """
 import os, signal, sys, time
@@ -90,13 +90,23 @@ def test_a_warning_that_comes_as_python_ends_leaves_finished_work_done(run_work)
     assert (outcome.code, outcome.status["state"]) == (0, "done")
 
 
-@pytest.mark.parametrize("state", ["done", "running"])
-def test_a_report_that_does_not_tell_of_a_job_waits_to_be_written_again(run_work, tmp_path: Path, state) -> None:
+def test_a_report_that_does_not_tell_of_a_job_is_taken_back(run_work, tmp_path: Path) -> None:
     report = tmp_path / "jobs/report/status.json"
-    write_status(report, JobStatus(state=state, attempt=3))
+    write_status(report, JobStatus(state="done", attempt=3))
     run_work("nothing")
-    assert (read_status(report).state, read_status(report).message) == ("pending", "a has ended after it: use retry")
-    assert read_status(report).attempt == (4 if state == "running" else 3)
+    assert (read_status(report).state, read_status(report).message) == ("cancelled", "a has ended after it: use retry")
+
+
+def test_a_report_that_is_at_work_leaves_when_it_is_taken_back(tmp_path: Path) -> None:
+    file = tmp_path / "status.json"
+    report = "import sys, time; from anml.jobs.job_status import StatusFile; from pathlib import Path\n"
+    report += "status = StatusFile(Path(sys.argv[1])); print(flush=True); sys.stdin.read(1); status.end('done')"
+    with subprocess.Popen([sys.executable, "-c", report, file], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+        reopen(file, "why")
+        process.communicate("x")
+    assert (process.returncode, read_status(file).state, read_status(file).message) == (75, "cancelled", "why")
 
 
 @pytest.mark.parametrize(("job_id", "code"), [("12", 0), ("", 1)])

@@ -5,10 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from anml.jobs.job_status import LATENCY_SECONDS
+from anml.jobs.process import this_process
 from tests.test_pipeline import OLFT, launch, write_config
 
 pytestmark = pytest.mark.slow
@@ -72,3 +76,27 @@ def test_a_report_without_the_results_of_a_job_that_is_done_is_not_done(root: Pa
     log = run_without(root / "results/olft-step-000004.csv", root, "report", seconds="0")
     assert state(root, "report") == "failed"
     assert "olft-step-000004: done, but no results" in log
+
+
+def test_a_report_is_written_again_when_a_job_ends_meanwhile(root: Path) -> None:
+    """As where Slurm has started a job twice: the copy that has left is the one that the report waited for."""
+    file, page = root / "jobs/olft-step-000004/status.json", root / "report/index.html"
+    done = json.loads(file.read_text())
+    file.write_text(json.dumps(done | asdict(this_process()) | {"state": "running", "updated": time.time()}))
+    command = ["bash", str(root / "jobs/report/job.sh")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        assert any("waiting up to 35 s" in line for line in run.stdout or ())
+        first = page.stat().st_mtime_ns
+        file.write_text(json.dumps(done | {"ended": time.time()}))
+    assert state(root, "report") == "done"
+    assert page.stat().st_mtime_ns > first
+
+
+def test_a_retry_measures_again_what_is_gone(root: Path) -> None:
+    file, results = root / "jobs/olft-step-000002/status.json", root / "results/olft-step-000002.csv"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"ended": time.time() - 2 * LATENCY_SECONDS}))
+    results.unlink()
+    command = [sys.executable, "-m", "anml", "retry", str(root)]
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True)
+    assert results.is_file()
+    assert state(root, "report") == "done"

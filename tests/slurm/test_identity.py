@@ -130,7 +130,7 @@ def test_a_report_is_not_done_while_a_retry_that_was_killed_has_not_submitted_it
     retry = [sys.executable, "-m", "anml", "retry", "p/g"]
     assert subprocess.run(retry, cwd=REPOSITORY, check=False).returncode == -signal.SIGKILL
     cluster.wait_for("train", "done")
-    assert cluster.states() == {"train": "done", "report": "pending"}
+    assert cluster.states() == {"train": "done", "report": "cancelled"}
 
 
 def test_a_report_that_starts_amid_a_retry_is_written_again_after_it(cluster: Cluster) -> None:
