@@ -8,8 +8,9 @@ import pandas as pd
 from anml.config.evaluation import EvalConfig
 from anml.config.training import TrainConfig
 from anml.report.labels import checkpoint
+from anml.report.statistics import grouped
 from anml.report.tables import RateResult
-from anml.report.text import accuracy_at_rate, table_lines
+from anml.report.text import accuracy_at_rate, aligned
 
 HEADING = "Chosen on held-out classes, then scored: mean ± 95% interval of the mean @ the chosen learning rate"
 NOTE = "best here: the best of all candidates on these very classes; flatters: by how much that is higher"
@@ -61,20 +62,19 @@ def chosen_table(chosen: Sequence[ChosenResult], unit: str) -> list[str]:
     """Return the lines of a table for a terminal, none where nothing was chosen."""
     if not chosen:
         return []
-    cells = [_cells(item, unit) for item in chosen]
-    columns = [list(column) for column in zip(*cells, strict=True)]
-    headings = ("flavor", "checkpoint", "classes", "chosen", "best here", "flatters")
-    names, *others = ([heading, *column] for heading, column in zip(headings, columns, strict=True))
-    return [HEADING, NOTE, "", *table_lines(names, others), ""]
+    lines = [HEADING, *[NOTE] * any(item.biased for item in chosen), ""]
+    for (flavor, model, step), items in grouped(chosen, _sweep).items():
+        columns = [["classes", *(f"{item.result.classes:,}" for item in items)]]
+        columns.append(["chosen", *(accuracy_at_rate(item.result) for item in items)])
+        if any(item.biased for item in items):
+            columns.append(["best here", *(accuracy_at_rate(item.biased) if item.biased else "-" for item in items)])
+            columns.append(["flatters", *("-" if i.flatters is None else f"{i.flatters:+.3f}" for i in items)])
+        lines += [f"{flavor}, {model}, {checkpoint(step, unit)}", *aligned(columns), ""]
+    return lines
 
 
-def _cells(item: ChosenResult, unit: str) -> tuple[str, ...]:
-    result, biased = item
-    name = f"{result.flavor} ({result.model})"
-    return (
-        name, checkpoint(result.checkpoint_step, unit), f"{result.classes:,}", accuracy_at_rate(result),
-        accuracy_at_rate(biased) if biased else "-", "-" if item.flatters is None else f"{item.flatters:+.3f}",
-    )  # fmt: skip
+def _sweep(item: ChosenResult) -> tuple[str, str, int]:
+    return item.result.flavor, item.result.model, item.result.checkpoint_step
 
 
 def chosen_frame(chosen: Sequence[ChosenResult]) -> pd.DataFrame:

@@ -233,6 +233,7 @@ def _render(
         is_validation=is_validation,
         grids=grids,
         chosen=chosen,
+        has_biased=any(item.biased for item in chosen),
         stopped=tables.read_stopped(experiment),
         reused=tables.read_reused(experiment),
         codes=Counter(row.code for row in tables.finals(report.rows)),
