@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,6 @@ from tests.slurm.cluster import ACCOUNTING
 from tests.slurm.light import REPORT, SWEEP, TRAIN, WORK, Cluster
 
 pytestmark = pytest.mark.slurm
-REPORT_OF_TRAIN = replace(REPORT, after=("train",))
 
 
 def test_jobs_are_known_by_their_ids_in_a_moved_folder_and_not_by_a_strangers_id(cluster: Cluster) -> None:
@@ -116,36 +114,6 @@ def test_a_launch_that_is_ended_amid_sbatch_is_taken_back_whole(cluster: Cluster
     assert len(cluster.ids()) == 2
     cluster.wait(lambda: not cluster.scheduler.live_ids())
     assert read_plan_file(cluster.experiment)["submitted"] == {}
-
-
-def test_a_report_is_not_done_while_a_retry_that_was_killed_has_not_submitted_it(cluster: Cluster) -> None:
-    """Of jobs that have run since, the report that is there says nothing."""
-    cluster.launch(TRAIN, REPORT_OF_TRAIN)
-    cluster.let_go()
-    cluster.wait_for("report", "done")
-    cluster.wait(lambda: not cluster.scheduler.live_ids())
-    cluster.experiment.job("train").status.write_text(json.dumps(cluster.status("train") | {"state": "failed"}))
-    cluster.monkeypatch.setenv("ANML_EXPERIMENTS", str(cluster.folder / "experiments"))
-    cluster.wrap("sbatch", '[[ "$*" != *report* ]] || kill -KILL $PPID', 'exec $REAL "$@"')
-    retry = [sys.executable, "-m", "anml", "retry", "p/g"]
-    assert subprocess.run(retry, cwd=REPOSITORY, check=False).returncode == -signal.SIGKILL
-    cluster.wait_for("train", "done")
-    assert cluster.states() == {"train": "done", "report": "cancelled"}
-
-
-def test_a_report_that_starts_amid_a_retry_is_written_again_after_it(cluster: Cluster) -> None:
-    """squeue still calls the report waiting when the launch first looks."""
-    cluster.launch(TRAIN, REPORT_OF_TRAIN)
-    cluster.wait_for("train", "running")
-    cluster.slurm("scancel", "--batch", "--signal=KILL", cluster.scheduler.states()["train"][None].id)
-    cluster.wait_for("report", "running")
-    looked = cluster.folder / "looked"
-    late = "sed 's/RUNNING|None|report/PENDING|None|report/'"
-    cluster.wrap("squeue", f'[ -e "{looked}" ] && exec $REAL "$@"; touch "{looked}"; $REAL "$@" | {late}')
-    assert set(cluster.launch(TRAIN, REPORT_OF_TRAIN)) == {"train", "report"}
-    cluster.let_go()
-    cluster.wait(lambda: set(cluster.states().values()) == {"done"})
-    assert cluster.status("report")["started"] >= cluster.status("train")["ended"]
 
 
 def test_a_cancel_amid_a_launch_waits_for_it_and_leaves_no_job(cluster: Cluster) -> None:
