@@ -1,6 +1,7 @@
 """`status`, `retry` and `cancel`: the jobs of an experiment after its launch."""
 
 import argparse
+import shutil
 import textwrap
 import time
 from collections.abc import Sequence
@@ -94,7 +95,10 @@ def _page(launch: Launch, reports: Sequence[JobOutcome]) -> Group:
 
 
 def _table(reports: Sequence[JobOutcome]) -> Table:
-    table = Table(Column("job", no_wrap=True), "state", "progress", "time", "why", box=None, pad_edge=False)
+    # A name that would take more than half of the terminal is folded: it would leave no place for the rest.
+    longest = max((len(report.label) for report in reports), default=0)
+    job = Column("job", width=min(longest, shutil.get_terminal_size().columns // 2), overflow="fold")
+    table = Table(job, "state", "progress", "time", Column("why", overflow="fold"), box=None, pad_edge=False)
     for (_, state), group in groupby(reports, key=lambda report: (report.job.name, report.state)):
         same = list(group)
         # An array may have a thousand tasks: of those in a row that all wait or are done, the first is shown.

@@ -122,6 +122,14 @@ def test_names_of_jobs_are_whole_in_a_narrow_table(tmp_path: Path) -> None:
     assert all(name in text for name in names)
 
 
+def test_a_very_long_name_leaves_place_for_the_state(tmp_path: Path) -> None:
+    job, folder = Job("olft-step-002000-train-method-" + "x" * 100, "evaluate", ()), Experiment(tmp_path).job("a")
+    written = io.StringIO()
+    console = Console(width=80, file=written)
+    console.print(_table([JobOutcome(job, None, "cancelled", "use retry", JobStatus(), folder)]))
+    assert all(word in written.getvalue() for word in ("cancelled", "use retry"))
+
+
 def test_the_log_of_a_failed_job_is_shown_as_a_terminal_would(tmp_path: Path) -> None:
     """A progress bar writes its line a thousand times over, which would hide the error."""
     job = Job("a", "train", ())
