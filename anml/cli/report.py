@@ -85,8 +85,8 @@ def report_job(options: argparse.Namespace) -> int:
         tracker.summary(summary.best_accuracies())
         tracker.finish()
         context.progress(1, 1, "reports")
-        if running := _running(experiment):
-            message = f"{', '.join(running)}: runs, so the report is incomplete: use retry when it has ended"
+        if late := _running(experiment) + [name for name, end in _ends(experiment).items() if end != ends.get(name)]:
+            message = f"{', '.join(late)}: runs, or has ended since the report was written: use retry when it has ended"
             raise JobError(message)
         if lost := [job.label for job in _unseen(experiment) if job.state == "done"]:
             message = f"{', '.join(lost)}: done, but no results are in {experiment.results}: the report is incomplete"
@@ -96,8 +96,8 @@ def report_job(options: argparse.Namespace) -> int:
     return run_job(experiment, options.job, None, work)
 
 
-def _ends(experiment: Experiment) -> list[tuple[int, float | None]]:
-    return [(job.status.attempt, job.status.ended) for job in read_jobs(experiment)]
+def _ends(experiment: Experiment) -> dict[str, tuple[int, float | None]]:
+    return {job.label: (job.status.attempt, job.status.ended) for job in read_jobs(experiment)}
 
 
 def _running(experiment: Experiment) -> list[str]:

@@ -129,9 +129,10 @@ def _is_done_already(experiment: Experiment, name: str, task: int | None) -> boo
     scheduler = scheduler_of_this_job()
     if scheduler is None or not scheduler.this_job() or name == REPORT:
         return False
+    if read_status(experiment.job(name, task).status).state != "done":
+        return False
     jobs = Plan.from_json(read_json(experiment.plan_file).get("jobs", [])).jobs
-    is_lost = any(job.name == name and not job.has_results(experiment.results, task) for job in jobs)
-    return read_status(experiment.job(name, task).status).state == "done" and not is_lost
+    return all(job.has_results(experiment.results, task) for job in jobs if job.name == name)
 
 
 def _open_status(experiment: Experiment, name: str, task: int | None) -> StatusFile:

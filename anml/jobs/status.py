@@ -13,7 +13,7 @@ from typing import Any
 from anml.experiment import Experiment, JobFolder
 from anml.jobs.job_status import ENDED, SILENCE_SECONDS, JobStatus, State, duration, read_status, unmet_need
 from anml.jobs.launch import Launch, read_plan_file
-from anml.jobs.plan import Job, Plan
+from anml.jobs.plan import REPORT, Job, Plan
 from anml.jobs.schedulers import Scheduler, SchedulerState, scheduler_class
 
 GOING: tuple[State, ...] = ("running", "requeued", "pending")
@@ -56,7 +56,7 @@ def read_jobs(experiment: Experiment, scheduler: Scheduler | None = None) -> lis
     """
     plan = read_plan_file(experiment)
     states = scheduler.states() if scheduler else {}
-    report = read_status(experiment.job("report").status)
+    report = read_status(experiment.job(REPORT).status)
     # The report job runs when all others have ended.
     is_this_process = report.presence == "alive" and report.pid == os.getpid()
     everything_ended = scheduler is None and report.state == "running" and is_this_process
