@@ -93,6 +93,8 @@ def check_eval(config: EvalConfig, facts: Dataset | None) -> Faults:
         yield "engine", message + "optimizer_args and lr_scheduler"
     if config.lr_scheduler_args and config.lr_scheduler is None:
         yield "lr_scheduler_args", "are without an lr_scheduler that they are for"
+    if config.shift_step and config.shifts is None:
+        yield "shift_step", "is without shifts, the number of steps; add shifts: 2"
     if config.race and (not config.protocol.learns or len(config.lr) == 1):
         yield "race", "is between several rates (lr) of a protocol that learns; remove it"
     if "representation" in (config.measure or ()) and max(config.classes) * max(config.test_examples) < 4:

@@ -147,8 +147,10 @@ class EvalConfig(Record):
     opt_params: OneOrMany[str] = ("head",)
     # Adam's; None, torch's (0.9, 0.999), which the published numbers are from.
     adam_betas: Annotated[Many[Decay], Field(min_length=2, max_length=2)] | None = None
-    # Test-time augmentation: features are means over the image and copies moved by up to so many pixels.
+    # Test-time augmentation: features are means over the image and copies moved by up to so many steps, of so many
+    # pixels (1).
     shifts: Annotated[Count, Field(le=8)] | None = None
+    shift_step: Count | None = None
     # Of protocols that read them (`options` in config/protocols.py); here too, None is the usual value.
     feature_map: Literal["hellinger"] | None = None
     metric: Literal["euclidean", "cosine"] | None = None

@@ -49,11 +49,11 @@ def advance(model: MetaModel, images: torch.Tensor, stage: Stage) -> torch.Tenso
         return torch.cat([model(part, part="encode") for part in images.split(_batch_size(images))])
 
 
-def shifted(images: torch.Tensor, pixels: int) -> Iterator[torch.Tensor]:
-    """Yield images [n, C, H, W], moved by up to so many pixels in every direction; edges are repeated."""
+def shifted(images: torch.Tensor, shifts: int, step: int) -> Iterator[torch.Tensor]:
+    """Yield images [n, C, H, W], moved by up to `shifts` steps of so many pixels each way; edges are repeated."""
     height, width = images.shape[-2:]
-    padded = pad(images, (pixels,) * 4, mode="replicate")
-    for top, left in product(range(2 * pixels + 1), repeat=2):
+    padded = pad(images, (shifts * step,) * 4, mode="replicate")
+    for top, left in product(range(0, 2 * shifts * step + 1, step), repeat=2):
         yield padded[..., top : top + height, left : left + width].contiguous()
 
 
@@ -217,7 +217,8 @@ class RunPreparer:
         """Return what the stage receives of images: with `shifts`, its mean over the images moved by a few pixels."""
         if not self.config.shifts:
             return advance(model, images, self.stage)
-        places = (advance(model, moved, self.stage) for moved in shifted(images, self.config.shifts))
+        moved = shifted(images, self.config.shifts, self.config.shift_step or 1)
+        places = (advance(model, copies, self.stage) for copies in moved)
         return functools.reduce(torch.add, places) / (2 * self.config.shifts + 1) ** 2
 
 

@@ -138,6 +138,12 @@ def test_the_inner_loop_may_not_mix_more_examples_than_there_are(problems) -> No
     ]
 
 
+def test_a_step_of_shifts_needs_shifts(problems, load) -> None:
+    message = "--set: eval.a.shift_step: is without shifts, the number of steps; add shifts: 2"
+    assert problems(FLAVOR, "eval.a.shift_step=3") == [message]
+    assert load(FLAVOR, "eval.a.shift_step=3", "eval.a.shifts=2").config.eval["a"].shift_step == 3
+
+
 @pytest.mark.parametrize("dataset", ["mini-imagenet", "omniimage20", "omniimage100"])
 def test_photographs_may_be_augmented(load, dataset: str) -> None:
     assert load(f"dataset: {dataset}\nmodel: sanml\n", "augment=true", "num_batches=5").config.augment

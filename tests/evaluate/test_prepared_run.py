@@ -72,14 +72,14 @@ def test_features_are_those_of_the_re_initialised_encoder(model, data, make_conf
     torch.testing.assert_close(prepared.train_inputs, prepared.model.encode(images))
 
 
-@pytest.mark.parametrize("changes", [{}, {"reinit_params": "all"}], ids=str)
-def test_shifted_features_are_the_mean_over_all_places_of_the_image(model, data, make_config, changes):
-    prepared = prepare_run(model, make_config(shifts=1, **changes), data, SHAPE, run=0)
+@pytest.mark.parametrize(("step", "changes"), [(1, {}), (3, {}), (1, {"reinit_params": "all"})])
+def test_shifted_features_are_the_mean_over_all_places_of_the_image(model, data, make_config, step, changes):
+    prepared = prepare_run(model, make_config(shifts=1, shift_step=step, **changes), data, SHAPE, run=0)
     images = prepare_run(model, make_config(opt_params="all", **changes), data, SHAPE, run=0).train_inputs
-    edged = torch.cat([images[:, :, :1], images, images[:, :, -1:]], dim=2)
-    edged = torch.cat([edged[..., :1], edged, edged[..., -1:]], dim=3)
-    size = images.shape[-1]
-    places = [edged[:, :, y : y + size, x : x + size] for y in range(3) for x in range(3)]
+    edged = torch.cat([images[:, :, :1]] * step + [images] + [images[:, :, -1:]] * step, dim=2)
+    edged = torch.cat([edged[..., :1]] * step + [edged] + [edged[..., -1:]] * step, dim=3)
+    size, corners = images.shape[-1], (0, step, 2 * step)
+    places = [edged[:, :, y : y + size, x : x + size] for y in corners for x in corners]
     mean = torch.stack([prepared.model.encode(moved) for moved in places]).mean(dim=0)
     torch.testing.assert_close(prepared.train_inputs, mean)
     assert not torch.allclose(mean, prepared.model.encode(images), atol=1e-3)

@@ -191,7 +191,7 @@ def evaluation_of(config: TrainConfig, flavor: str) -> Evaluation:
         lr_scheduler=_called(keys.lr_scheduler, keys.lr_scheduler_args or {}) if learns else None,
         options=tuple(
             f"{key} {value}"
-            for key in (*keys.protocol.options, "feature_map", "shifts", "channels")
+            for key in (*keys.protocol.options, "feature_map", "shifts", "shift_step", "channels")
             if (value := getattr(keys, key)) is not None
         ),
         chosen_on="held-out classes" if keys.choose else "",
