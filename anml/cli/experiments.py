@@ -48,7 +48,8 @@ def ls(options: argparse.Namespace) -> None:
     table = Table("experiment", "launched", "model", "data", "state", box=None, pad_edge=False)
     for experiment in _experiments(options):
         about = describe(experiment)
-        table.add_row(_name(experiment), *(about[key] for key in ("launched", "model", "dataset", "state")))
+        state = about["state"] + ("; its report is older" if about["is_stale"] else "")
+        table.add_row(_name(experiment), *(about[key] for key in ("launched", "model", "dataset")), state)
     Console(highlight=False).print(table if table.row_count else f"No experiments in {_root(options)}.")
 
 

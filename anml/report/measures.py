@@ -59,8 +59,11 @@ def read_measured(experiment: Experiment, suffix: str, summary: Sequence[RateRes
             tables.append(table.assign(pictures=path.name.removesuffix(suffix) + PICTURES))
     if not tables:
         return []
-    groups: Any = pd.concat(tables).groupby(list(KEYS))
-    by_key, found = dict(iter(groups)), []
+    # A sweep that a retry cut into other tasks has a trajectory in two files.
+    rows: Any = pd.concat(tables, ignore_index=True)
+    of = [name for name in (*KEYS, "train_seed", "run", "lr") if name in rows]
+    rows = rows[rows["pictures"] == rows.groupby(of, dropna=False)["pictures"].transform("first")]
+    by_key, found = dict(iter(rows.groupby(list(KEYS)))), []
     for result in main_results(summary):
         rows = by_key.get(tuple(getattr(result, key) for key in KEYS))
         if rows is not None:

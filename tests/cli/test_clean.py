@@ -161,3 +161,11 @@ def test_experiments_are_listed_with_what_became_of_them(command, experiments: P
     assert states == [("p/one", "done"), ("q/two", "succeed")]
     assert "q/two" not in command("ls", "p").out
     assert command("ls", "nothing").code == 2
+
+
+def test_a_report_that_its_jobs_have_outrun_is_told_in_the_list(command, experiments: Path) -> None:
+    page = experiment(experiments / "p" / "one").experiment.report / "index.html"
+    write_text(page, "")
+    assert command("ls").out.split()[-1] == "done"
+    os.utime(page, (MONTH_AGO, MONTH_AGO - 60))
+    assert command("ls").out.split()[-5:] == ["done;", "its", "report", "is", "older"]

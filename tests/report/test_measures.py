@@ -57,6 +57,14 @@ def test_later_is_the_share_of_wrong_answers_that_name_a_later_class(measured):
     assert item.runs["later"] == {(1, 0): pytest.approx(2 / 3), (1, 1): pytest.approx(6 / 8)}
 
 
+def test_a_sweep_that_was_cut_differently_later_counts_once(measured):
+    path = measured.experiment.result("olft", 600).with_suffix(CONFUSIONS)
+    rows = pd.read_parquet(path)
+    write_table(path.with_name(f"part-{path.name}"), rows[rows["run"] == 0].to_dict("records"))
+    found = read_measured(measured.experiment, CONFUSIONS, read_report(measured.experiment).summary)
+    assert [item.rows.groupby("run")["answers"].sum().to_dict() for item in found] == [{0: 10, 1: 10}] * 2
+
+
 def test_a_matrix_takes_neighbours_in_order_together():
     rows = pd.DataFrame(
         [(0, 0, 3), (1, 0, 1), (1, 3, 4), (2, 2, 5), (3, -1, 9)], columns=["position", "predicted", "answers"]
