@@ -231,7 +231,7 @@ def _check_episode(config: TrainConfig) -> Faults:
     tasks = {"single": 1, "sequential": config.tasks or 1}.get(config.sample_method)
     what = f"batch_size x num_batches = {needed // (tasks or 1)}"
     if tasks and needed > tasks * has > 0 and not config.replacement:
-        yield "num_batches", f"{what} examples of one class, but train_size is {has}; or set replacement: true"
+        yield "num_batches", f"{what} examples of one class, but training has {has}; or set replacement: true"
     if tasks is None and needed > has * config.num_labels:
         yield "num_batches", f"{what} different examples, but the training classes have {has * config.num_labels}"
     if (tasks or 0) > config.num_labels:

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 from anml.config.binding import nearest, problem, show
 from anml.config.evaluation import EvalConfig
 from anml.config.facts import DATASETS, IMAGES_FOLDER, canonical_dataset
-from anml.config.model_args import MODELS
+from anml.config.model_args import ENCODERS, MODELS
+from anml.config.training import amount_of
 from anml.config.yaml import KeyPath, Source, value_at
 
 # Older name of a key to ours.
-TRAIN_KEYS = {"val_sample_size": "val_size", "method": "train_method"}
-EVAL_KEYS = {"method": "eval_method"}
+TRAIN_KEYS = {"val_sample_size": "val_size", "method": "train_method", "greyscale": "channels"}
+EVAL_KEYS = {"method": "eval_method", "greyscale": "channels"}
 # Names that keys of this project had before.
 EARLIER_KEYS = {"seeds_together": "train_together"}
 _OLD_METHODS = {"seq": "sequential"}
@@ -25,10 +26,15 @@ IGNORED_KEYS = {
     "save_initial_model": "eval_untrained: true evaluates the model before any training",
     "id": "W&B runs are named after their jobs",
 }
+# The same, of a config for an evaluation by hand.
+IGNORED_EVAL_KEYS = {
+    **IGNORED_KEYS,
+    **dict.fromkeys(("project", "entity", "group"), "an evaluation by hand is not sent to W&B"),
+    "device": "--device chooses it",
+}
 # Keys whose values other than false are refused, and what to do instead.
 REFUSED_KEYS = {
     "use_random_split": "put the list of evaluation classes that you want beside the data, as docs/data.md says",
-    "greyscale": "write channels: 1",
 }
 # Names of model arguments there, and here.
 MODEL_ARGS = {
@@ -63,9 +69,11 @@ def adopt_train(source: Source) -> Findings:
         data["model"] = model.lower()  # `ANML`, `SANML`, `OML`, `Classifier` are higherANML's classes.
     for at in ((), ("encoder_args",), ("classifier_args",)):
         _rename_args(source, ("model_args", *at))
+    _drop_downloads(source, findings)
     if data.get("max_grad_norm") == 0:
         data["max_grad_norm"] = None
     if is_original:
+        _limit_train_size(source, findings)
         findings.notices.extend(_pooling_notice(source))
         for key, value, because, why in _settings_of_original(data):
             if data.get(key) is None:
@@ -85,18 +93,21 @@ def adopt_train(source: Source) -> Findings:
 
 def adopt_eval(source: Source) -> Findings:
     """Rewrite an evaluation config of higherANML into ours, in place."""
-    return _adopt(source, source.data, (), EVAL_KEYS, Findings([], []))
+    return _adopt(source, source.data, (), EVAL_KEYS, Findings([], []), IGNORED_EVAL_KEYS)
 
 
 def _adopt(
-    source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mapping[str, str], findings: Findings
-) -> Findings:
-    for key in [key for key in IGNORED_KEYS if key in mapping]:
+    source: Source, mapping: dict[str, Any], at: KeyPath, old_keys: Mapping[str, str], findings: Findings,
+    ignored: Mapping[str, str] = IGNORED_KEYS,
+) -> Findings:  # fmt: skip
+    for key in [key for key in ignored if key in mapping]:
         del mapping[key]
-        findings.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {IGNORED_KEYS[key]}"))
+        findings.notices.append(problem(source, (*at, key), f"has no meaning here and is ignored: {ignored[key]}"))
     for key in [key for key in REFUSED_KEYS if key in mapping]:
         if mapping.pop(key):
             findings.problems.append(problem(source, (*at, key), f"is not available; {REFUSED_KEYS[key]}"))
+    if isinstance(mapping.get("greyscale"), bool):
+        mapping["greyscale"] = 1 if mapping["greyscale"] else 3
     for old in [old for old in old_keys if old in mapping]:
         new, value = old_keys[old], mapping.pop(old)
         if new in mapping:
@@ -120,13 +131,28 @@ def _adopt_validation(source: Source, findings: Findings) -> None:
     """Read `val_size` as higherANML's later code does, where it is the number or fraction of examples of each class."""
     data = source.data
     size, drawn = data.get("val_size"), data.get("val_sample_size")
-    if size is None or (drawn is None and data.get("train_method") != "iid"):
+    if size is None or (drawn is None and data.get("train_method") != "iid" and not isinstance(size, float)):
         return
     data.pop("val_sample_size", None)
     data["val_examples"], data["val_size"] = size or None, (_VAL_SAMPLE if drawn is None else drawn) if size else 0
     source.locations["val_examples",] = source.locate(("val_size",))
     message = f"counts examples of each class in this config of higherANML: here val_examples: {show(size)}, val_size: "
     findings.notices.append(problem(source, ("val_size",), f"{message}{show(data['val_size'])}"))
+
+
+def _limit_train_size(source: Source, findings: Findings) -> None:
+    """Train on all examples where `train_size` is more than a class has and no other key asks for some of them."""
+    data, has = source.data, _images_per_class(source.data)
+    size = data.get("train_size")
+    if isinstance(size, int) and isinstance(has, int) and size > has > 0 and not data.get("val_examples"):
+        data["train_size"] = has
+        message = f"is more than a class has: all its {has} examples are for training, as in higherANML"
+        findings.notices.append(problem(source, ("train_size",), message))
+
+
+def _images_per_class(data: Mapping[str, Any]) -> Any:
+    facts = DATASETS.get(data["dataset"])
+    return data.get("imgs_per_class") or (facts.examples_per_class if facts else 0)
 
 
 def _settings_of_original(data: Mapping[str, Any]) -> Iterator[tuple[str, Any, str, str]]:
@@ -138,10 +164,13 @@ def _settings_of_original(data: Mapping[str, Any]) -> Iterator[tuple[str, Any, s
         return
     if data.get("sample_method") == "uniform" and data.get("lobotomize", True):
         yield "lobo_classes", "first", "sample_method", "only the row of one class is re-drawn"
-    facts = DATASETS.get(data["dataset"])
-    counts = [data.get(key, 1) for key in ("batch_size", "num_batches")]
-    has = data.get("train_size") or data.get("imgs_per_class") or (facts.examples_per_class if facts else None)
-    if isinstance(has, int) and all(isinstance(count, int) for count in counts) and math.prod(counts) > has:
+    counts, whole = [data.get(key, 1) for key in ("batch_size", "num_batches")], _images_per_class(data)
+    size, held_out = (data.get(key) or 0 for key in ("train_size", "val_examples"))
+    are_numbers = all(isinstance(number, int | float) for number in (*counts, whole, size, held_out))
+    if not are_numbers or data.get("sample_method", "single") != "single":
+        return
+    has = amount_of(size, whole, math.floor) if size else whole - amount_of(held_out, whole, math.ceil)
+    if math.prod(counts) > has > 0:
         yield "replacement", True, "num_batches", f"examples of a class are drawn with replacement, {has} being too few"
 
 
@@ -151,6 +180,21 @@ def _rename_args(source: Source, at: KeyPath) -> None:
     for old in [old for old in MODEL_ARGS if isinstance(args, dict) and old in args and MODEL_ARGS[old] not in args]:
         args[MODEL_ARGS[old]] = args.pop(old)
         source.copy_locations((*at, old), (*at, MODEL_ARGS[old]))
+
+
+def _drop_downloads(source: Source, findings: Findings) -> None:
+    """Drop the arguments of an encoder that are about downloaded weights; a user's own encoder keeps them."""
+    args = value_at(source.data, ("model_args", "encoder_args"))
+    if not isinstance(args, dict) or value_at(source.data, ("model_args", "encoder")) not in tuple(ENCODERS):
+        return
+    for key in [key for key in ("pretrained", "progress") if key in args]:
+        at = ("model_args", "encoder_args", key)
+        if args.pop(key) and key == "pretrained":
+            message = "is not available: no weights are downloaded; set it to false, or remove it"
+            findings.problems.append(problem(source, at, message))
+        else:
+            message = "has no meaning here and is ignored: no weights are downloaded"
+            findings.notices.append(problem(source, at, message))
 
 
 def _name_flavors(source: Source, findings: Findings) -> None:

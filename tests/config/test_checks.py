@@ -24,7 +24,7 @@ FLAVOR = "dataset: glyphs\nmodel: sanml\neval:\n  a: {runs: 1}\n"
         ("augment=true", "--set: augment: augmentation is not available for glyphs; remove it"),
         (
             "batch_size=21",
-            "train.yml:1: num_batches: batch_size x num_batches = 21 examples of one class, but train_size is 20; "
+            "train.yml:1: num_batches: batch_size x num_batches = 21 examples of one class, but training has 20; "
             "or set replacement: true",
         ),
         ("seeds=[1, 2, 1]", "--set: seeds: 1 is listed twice; remove one"),

@@ -286,6 +286,7 @@ num_batches: 20
 val_sample_size: 200
 model: sanml
 """
+OMNI = "dataset: omni\nmodel: sanml\n"
 ZAPPED = "dataset: omni\ntrain_method: iid\nepochs: 3\nmodel: sanml\nlobo_size: 9\n"
 
 
@@ -305,6 +306,17 @@ ZAPPED = "dataset: omni\ntrain_method: iid\nepochs: 3\nmodel: sanml\nlobo_size: 
         ("dataset: omni\nmodel: sanml\nsample_method: uniform\nlobotomize: false\n", {"lobo_classes": None}),
         ("dataset: omniglot\nmodel: sanml\nsample_method: uniform\n", {"lobo_classes": None}),
         ("dataset: omni\nmodel: sanml\nmax_grad_norm: 0\n", {"max_grad_norm": None}),
+        (OMNI + "train_size: 25\n", {"train_size": 20, "replacement": None}),
+        (OMNI + "train_size: 25\nnum_batches: 25\n", {"train_size": 20, "replacement": True}),
+        (OMNI + "train_size: 0.75\nnum_batches: 20\n", {"examples_per_class": 15, "replacement": True}),
+        (OMNI + "train_size: 0.75\nnum_batches: 15\n", {"replacement": None}),
+        (OMNI + "val_size: 5\nval_sample_size: 9\nnum_batches: 20\n", {"val_size": 9, "replacement": True}),
+        (OMNI + "val_size: 0.25\n", {"val_size": 200, "validation_examples": 5, "examples_per_class": 15}),
+        (OMNI + "train_size: 15\nnum_batches: 20\nsample_method: uniform\n", {"replacement": None}),
+        (OMNI + "greyscale: false\n", {"image_shape": (3, 28, 28)}),
+        (OMNI + "greyscale: true\n", {"image_shape": (1, 28, 28)}),
+        ("dataset: omniimage\nmodel: sanml\ngreyscale: false\n", {"image_shape": (3, 84, 84)}),
+        ("dataset: omniimage\nmodel: sanml\ngreyscale: true\n", {"image_shape": (1, 84, 84)}),
     ],
 )
 def test_a_config_of_higheranml_trains_as_there(load, text: str, set_keys: dict[str, object]) -> None:
@@ -324,12 +336,42 @@ def test_our_own_config_is_told_of_the_key_and_not_changed(problems) -> None:
     assert problem.endswith("replacement: true")
 
 
+def test_a_train_size_above_what_a_class_has_is_noticed_at_its_line(load) -> None:
+    [notice] = load(OMNI + "train_size: 25\n").notices
+    assert notice.startswith("train.yml:3: train_size: is more than a class has: all its 20 examples")
+
+
+def test_a_train_size_above_what_a_class_has_leaves_no_examples_for_validation(problems) -> None:
+    found = problems(OMNI + "train_size: 25\nval_size: 5\nval_sample_size: 9\n")
+    assert found[0] == "train.yml:3: train_size: a class of omniglot has 20 examples, found 25"
+
+
 def test_a_key_that_is_not_available_is_refused_where_it_asks_for_something(load, problems) -> None:
-    assert load(OMNIIMAGE + "use_random_split: false\ngreyscale: false\n").config.replacement
-    found = problems(OMNIIMAGE + "use_random_split: true\ngreyscale: true\n")
-    assert [problem.split(": ")[:2] for problem in found] == [
-        ["train.yml:8", "use_random_split"], ["train.yml:9", "greyscale"]
-    ]  # fmt: skip
+    assert load(OMNIIMAGE + "use_random_split: false\n").config.replacement
+    [found] = problems(OMNIIMAGE + "use_random_split: true\n")
+    assert found.startswith("train.yml:8: use_random_split: ")
+
+
+def test_greyscale_of_an_evaluation_is_its_channels(write) -> None:
+    assert load_eval_configs(write("eval.yml", SEQUENTIAL + "greyscale: false\n"))[0].config.channels == 3
+
+
+PRETRAINED = """
+dataset: omniimage
+model: classifier
+model_args:
+  encoder: {}
+  encoder_args: {{pretrained: {}, progress: true}}
+"""
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "wide_resnet50_2", "vgg16_bn_encoder"])
+def test_weights_are_not_downloaded(load, problems, encoder: str) -> None:
+    at = "train.yml:6: model_args.encoder_args"
+    notices = load(PRETRAINED.format(encoder, "false")).notices
+    assert [notice.split(": has no")[0] for notice in notices] == [f"{at}.pretrained", f"{at}.progress"]
+    [found] = problems(PRETRAINED.format(encoder, "true"))
+    assert found.startswith(f"{at}.pretrained: is not available: no weights are downloaded; ")
 
 
 def test_arguments_of_models_have_their_names_there(load) -> None:
