@@ -138,12 +138,7 @@ def _array_of_files(request: DataRequest, files: ImageFiles) -> Path:
             return last  # The images are gone from there.
         raise
     if source.suffix in SUFFIXES:
-        file = _file(request, str(fingerprint(source))[:16])
-        if not file.exists():
-            array, edge = read_pickle(source, request.size)
-            _write(file, lambda stream: np.save(stream, array))
-            _note_edge(record, edge)
-        return file
+        return _array_of_pickle(request, source, record)
     select = functools.cache(lambda: files.select(request, source))
     contents = identify(source, select, record, files.beside(source))
     file = _file(request, contents)
@@ -151,6 +146,17 @@ def _array_of_files(request: DataRequest, files: ImageFiles) -> Path:
         _write(file, lambda stream: write_array(stream, source, select(), request.size, files.decode, contents))
     if "edge" not in read_record(record):
         _note_edge(record, _smallest_edge(source, select()))
+    return file
+
+
+def _array_of_pickle(request: DataRequest, source: Path, record: Path) -> Path:
+    # A pickle is one file: its bytes stand for its images.
+    file = _file(request, identify(source.parent, lambda: [[source.name]], record))
+    if not file.exists() or "edge" not in read_record(record):
+        array, edge = read_pickle(source, request.size)
+        if not file.exists():
+            _write(file, lambda stream: np.save(stream, array))
+        _note_edge(record, edge)
     return file
 
 

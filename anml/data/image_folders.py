@@ -15,7 +15,7 @@ import numpy as np
 from anml.config.evaluation import DataRequest
 from anml.config.facts import find_dataset
 from anml.config.image_folder import list_classes, own_split, split_by_fraction
-from anml.data.layouts import not_found
+from anml.data.layouts import find_below
 from anml.data.pickles import SUFFIXES
 from anml.data.sources import ImageFiles, find_source, list_images
 from anml.errors import DataError
@@ -40,22 +40,23 @@ _LISTED = "images"
 
 def _find_mini_imagenet(request: DataRequest) -> Path:
     """Return the folder or archive that holds a split of Mini-ImageNet. Raises DataError."""
-    folder, data_path = FOLDERS[request.split], _given_path(request)
+    data_path = _given_path(request)
     # A pickle holds one split: the other would be read from it too.
     if data_path.is_file() and data_path.suffix not in SUFFIXES:
         return data_path
-    tops = [data_path, *(data_path / name for name in _NAMES)]
+    expected = "the folders processed_images/train and processed_images/test (or train and test, or train.tar and "
+    expected += "test.tar, or mini-imagenet.tar), with a folder of JPEGs for each class in them; or images/ with "
+    expected += "train.csv and test.csv; or mini-imagenet-cache-train.pkl and -test.pkl; or images_background and "
+    expected += "images_evaluation in a folder mini-imagenet"
+    return find_below(data_path, request, _search_mini_imagenet, expected)
+
+
+def _search_mini_imagenet(request: DataRequest, data_path: Path) -> Path | None:
+    folder, tops = FOLDERS[request.split], [data_path, *(data_path / name for name in _NAMES)]
     source = find_source([top / inner for top in tops for inner in (_INNER, ".")], [folder])
     # Otherwise one archive holds both splits; folders of such names were searched above.
     source = source or _find_other(request, tops) or find_source(tops, [_INNER, *_NAMES], archives_only=True)
-    source = source or find_source([top for top in tops if top.name in _NAMES], [_OTHER_FOLDERS[request.split]])
-    if source is None:
-        expected = "the folders processed_images/train and processed_images/test (or train and test, or train.tar and "
-        expected += "test.tar, or mini-imagenet.tar), with a folder of JPEGs for each class in them; or images/ with "
-        expected += "train.csv and test.csv; or mini-imagenet-cache-train.pkl and -test.pkl; or images_background and "
-        expected += "images_evaluation in a folder mini-imagenet"
-        raise not_found(data_path, request.dataset, "Mini-ImageNet", expected)
-    return source
+    return source or find_source([top for top in tops if top.name in _NAMES], [_OTHER_FOLDERS[request.split]])
 
 
 def _find_other(request: DataRequest, tops: Sequence[Path]) -> Path | None:
@@ -90,17 +91,16 @@ def _read_classes(path: Path) -> dict[str, list[str]]:
 
 def _find_cifar_fs(request: DataRequest) -> Path:
     """Return the pickle of a split of CIFAR-FS, or the folder with its classes. Raises DataError."""
-    data_path = _given_path(request)
+    expected = "CIFAR_FS_train.pickle and CIFAR_FS_test.pickle, or the folders meta-train and meta-test, or the "
+    expected += "authors' folder cifar100 with data and splits/bertinetto"
+    return find_below(_given_path(request), request, _search_cifar_fs, expected)
+
+
+def _search_cifar_fs(request: DataRequest, data_path: Path) -> Path | None:
     tops = [data_path, *(data_path / name for name in ("cifar-fs", "CIFAR-FS", "cifar_fs", "CIFAR_FS"))]
     source = _find_other(request, tops) or find_source(tops, [f"meta-{FOLDERS[request.split]}", FOLDERS[request.split]])
-    if source is None:
-        wholes = [top / inner / "data" for top in tops for inner in (".", "cifar100")]
-        source = next((whole for whole in wholes if _split_file(request, whole).is_file()), None)
-    if source is None:
-        expected = "CIFAR_FS_train.pickle and CIFAR_FS_test.pickle, or the folders meta-train and meta-test, or the "
-        expected += "authors' folder cifar100 with data and splits/bertinetto"
-        raise not_found(data_path, request.dataset, "CIFAR-FS", expected)
-    return source
+    wholes = [top / inner / "data" for top in tops for inner in (".", "cifar100")]
+    return source or next((whole for whole in wholes if _split_file(request, whole).is_file()), None)
 
 
 def _split_file(request: DataRequest, whole: Path) -> Path:
@@ -142,17 +142,19 @@ CLASS_LISTS = ("evolved_test_class_names.json", "test_class_names.json")
 
 def _find_omniimage(request: DataRequest) -> Path:
     """Return the folder or archive of OmniImage with as many images per class as the data set has. Raises DataError."""
-    count, data_path = find_dataset(request.dataset).examples_per_class, _given_path(request)
+    data_path, name = _given_path(request), f"OmnImage84_{find_dataset(request.dataset).examples_per_class}"
     if data_path.is_file():
         return data_path
+    expected = f"the folder {name} with a folder of images for each class, or {name}.zip (or .tar)"
+    return find_below(data_path, request, _search_omniimage, expected)
+
+
+def _search_omniimage(request: DataRequest, data_path: Path) -> Path | None:
+    count = find_dataset(request.dataset).examples_per_class
     names = [f"{stem}{joint}{count}" for stem in ("OmnImage84", "OmnImage", "OmniImage") for joint in ("_", "")]
     tops = [data_path, *(data_path / name for name in ("omniimage", "OmniImage", "omnimage", "OmnImage"))]
-    if source := find_source(tops, names):
-        return source
-    if data_path.name.lower() in {name.lower() for name in names} and data_path.is_dir():
-        return data_path
-    expected = f"the folder OmnImage84_{count} with a folder of images for each class, or OmnImage84_{count}.zip "
-    raise not_found(data_path, request.dataset, request.dataset, f"{expected}(or .tar)")
+    is_itself = data_path.name.lower() in {name.lower() for name in names} and data_path.is_dir()
+    return find_source(tops, names) or (data_path if is_itself else None)
 
 
 def _class_lists(source: Path) -> list[Path]:

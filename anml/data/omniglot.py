@@ -11,7 +11,7 @@ import numpy as np
 
 from anml.config import cache_dir
 from anml.config.evaluation import DataRequest
-from anml.data.layouts import not_found
+from anml.data.layouts import find_below
 from anml.data.sources import ImageFiles, fetch, find_source, list_images
 from anml.errors import DataError
 
@@ -48,16 +48,16 @@ def find(request: DataRequest) -> Path:
     (file, md5, _), data_path = ARCHIVES[request.split], request.folder
     if data_path is None:
         return fetch(file, OFFICIAL_ADDRESS, md5, cache_dir() / "downloads")
-    names = (file, file.removesuffix(".zip"))
+    expected = f"{file} or the folder {Path(file).stem}, or all 50 alphabets in one folder or data.zip"
+    return find_below(data_path, request, _search, expected, ", or leave it out to download the data")
+
+
+def _search(request: DataRequest, data_path: Path) -> Path | None:
+    names = (ARCHIVES[request.split].file, Path(ARCHIVES[request.split].file).stem)
     # As downloaded, as cloned (python/), and as torchvision unpacks it (omniglot-py/).
     folders = (".", "omniglot", "python", "omniglot/python", "omniglot-py")
-    for candidate in (data_path / folder / name for folder in folders for name in names):
-        if candidate.exists():
-            return candidate
-    if merged := _find_merged(data_path):
-        return merged
-    expected = f"{names[0]} or the folder {names[1]}, or all 50 alphabets in one folder or data.zip"
-    raise not_found(data_path, "omniglot", "Omniglot", expected, ", or leave it out to download the data")
+    candidates = (data_path / folder / name for folder in folders for name in names)
+    return next((path for path in candidates if path.exists()), None) or _find_merged(data_path)
 
 
 def _find_merged(data_path: Path) -> Path | None:
@@ -79,9 +79,13 @@ def select(request: DataRequest, source: Path) -> list[list[str]]:
         is_train = request.split == "train"
         characters = {name: characters[name] for name in characters if name.startswith(BACKGROUND) == is_train}
     if len(characters) != classes or any(len(drawings) != DRAWINGS for drawings in characters.values()):
+        is_more = len(characters) > classes or max(map(len, characters.values()), default=0) > DRAWINGS
         message = f"{source}: expected {classes} characters with {DRAWINGS} drawings each, found {len(characters)} "
+        message += f"characters and {sum(map(len, characters.values()))} drawings. "
         message += (
-            f"characters and {sum(map(len, characters.values()))} drawings. The copy is incomplete: fetch it again."
+            "Take out what is not Omniglot's, such as rotated alphabets: the key rotations makes those."
+            if is_more
+            else "The copy is incomplete: fetch it again."
         )
         raise DataError(message)
     return list(characters.values())

@@ -168,8 +168,9 @@ def identify(source: Path, select: Callable[[], Images], record: Path, beside: S
         return last["contents"]
     contents = checksum(source, images or select())
     is_settled = max(changed for *_, changed in stats) < now - _SETTLED_NS
+    kept = last if last.get("contents") == contents else {}  # What else was noted of the same images.
     with contextlib.suppress(OSError):  # The cache may be read-only.
-        write_json(record, {"files": files if is_settled else None, "contents": contents})
+        write_json(record, kept | {"files": files if is_settled else None, "contents": contents})
     return contents
 
 

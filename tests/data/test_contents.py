@@ -1,6 +1,7 @@
 """An array stands for the bytes of its images: what replaces them is seen, what is the same is not converted again."""
 
 import os
+import pickle
 import shutil
 import time
 import zipfile
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from anml.config.evaluation import DataRequest
-from anml.data import array_file, image_folders, load_images, omniglot, sources
+from anml.data import array_file, image_folders, load_images, notices_of, omniglot, sources
 from anml.data.class_images import write_array
 from anml.errors import DataError
 from tests.data.test_image_folders import pack
@@ -50,6 +51,20 @@ def characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place.mkdir(parents=True)
     for number in range(20):
         drawing(number).save(place / f"{number:02d}.bmp")
+    return tmp_path / "data"
+
+
+def pickle_of(brightness: int) -> bytes:
+    """Return two classes of two images of 28 pixels, of which the first is as bright as this."""
+    images = np.stack([np.full((28, 28, 3), level, np.uint8) for level in (brightness, 40, 80, 120)])
+    return pickle.dumps({"data": images, "labels": [0, 1, 0, 1]}, 4)
+
+
+@pytest.fixture
+def pickled(tmp_path: Path) -> Path:
+    """A data folder with a Mini-ImageNet in a pickle."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "miniImageNet_category_split_train_phase_train.pickle").write_bytes(pickle_of(0))
     return tmp_path / "data"
 
 
@@ -124,10 +139,23 @@ def pack_bitmaps(source: Path, archive: Path) -> None:
 
 
 @pytest.mark.usefixtures("trusting")
-def test_images_that_nobody_touched_are_not_read_again(folder, monkeypatch):
-    before = load(folder)
-    monkeypatch.setattr(sources, "checksum", lambda *_: pytest.fail("read again"))
-    assert torch.equal(load(folder), before)
+def test_a_pickle_replaced_by_one_of_the_same_name_size_and_date_is_seen(pickled):
+    before = load(pickled)
+    (file,) = pickled.iterdir()
+    replace(file, pickle_of(255))
+    assert (before[0, 0] == 0).all()
+    assert (load(pickled)[0, 0] == 255).all()
+
+
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize("data", ["folder", "pickled"])
+def test_images_that_nobody_touched_are_not_read_again(data, request, monkeypatch):
+    data_path = request.getfixturevalue(data)
+    before = load(data_path)
+    for name in ("checksum", "read_images"):
+        monkeypatch.setattr(sources, name, lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("anml.data.read_pickle", lambda *_: pytest.fail("read again"))
+    assert torch.equal(load(data_path), before)
 
 
 @pytest.mark.parametrize(("seconds", "is_seen"), [(0, True), (3600, False)])
@@ -141,12 +169,15 @@ def test_dates_are_trusted_only_once_they_are_past(folder, monkeypatch, seconds,
 
 
 @pytest.mark.usefixtures("trusting")
-def test_touched_images_of_the_same_bytes_keep_their_array(folder, own_cache):
-    load(folder)
+@pytest.mark.parametrize("data", ["folder", "pickled"])
+def test_touched_images_of_the_same_bytes_keep_their_array(data, request, own_cache, monkeypatch):
+    data_path = request.getfixturevalue(data)
+    load(data_path)
     made = {file: file.stat().st_mtime_ns for file in own_cache.glob("*.npy")}
-    for file in folder.rglob("*.bmp"):
+    for file in (path for path in data_path.rglob("*") if path.is_file()):
         file.touch()
-    load(folder)
+    monkeypatch.setattr("anml.data.read_pickle", lambda *_: pytest.fail("converted again"))
+    load(data_path)
     assert {file: file.stat().st_mtime_ns for file in own_cache.glob("*.npy")} == made
 
 
@@ -159,6 +190,20 @@ def test_the_same_images_share_an_array_wherever_they_lie_and_however_packed(dat
     pack_bitmaps(source, tmp_path / "packed" / f"{source.name}.zip")
     places = (data_path, tmp_path / "copy", tmp_path / "packed")
     assert len({array_file(request_of(place)) for place in places}) == 1
+
+
+def test_the_same_pickle_shares_an_array_wherever_it_lies_and_tells_the_same(pickled, tmp_path):
+    shutil.copytree(pickled, tmp_path / "copy")
+    requests = [request_of(place) for place in (pickled, tmp_path / "copy")]
+    assert len({array_file(request) for request in requests}) == 1
+    told = [list(notices_of(request, load_images(request))) for request in requests]
+    assert ["28 pixels are enlarged to 84" in notices[0] for notices in told] == [True, True]
+
+
+def test_a_pickle_is_needed_only_once(pickled):
+    before = load(pickled)
+    shutil.rmtree(pickled)
+    assert torch.equal(load(pickled), before)
 
 
 def test_another_size_is_another_array_of_the_same_images(folder):

@@ -115,7 +115,7 @@ def test_the_data_are_needed_only_once(mini):
     first = load("mini-imagenet", mini).images
     shutil.rmtree(mini)
     assert torch.equal(load("mini-imagenet", mini).images, first)
-    with pytest.raises(DataError, match="no Mini-ImageNet here"):
+    with pytest.raises(DataError, match="no mini-imagenet here"):
         load("mini-imagenet", mini, "eval")
 
 
@@ -194,7 +194,7 @@ def test_a_truncated_archive_is_told(mini, tmp_path, archive):
 
 
 def test_a_data_path_without_the_data_says_what_was_expected(tmp_path):
-    with pytest.raises(DataError, match=r"no Mini-ImageNet here: expected the folders processed_images/train"):
+    with pytest.raises(DataError, match=r"no mini-imagenet here: expected the folders processed_images/train"):
         load("mini-imagenet", tmp_path)
 
 

@@ -17,22 +17,32 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.mark.parametrize(
-    ("dataset", "file", "words"),
+    ("dataset", "files", "words"),
     [
-        ("cifar-fs", "a/CIFAR_FS_test.pickle", "give the folder that it is in, {}/a"),
-        ("mini-imagenet", "a/b/mini-imagenet-cache-train.pkl", "give the folder that it is in, {}/a/b"),
-        ("mini-imagenet", "mini-imagenet-cache-val.pkl", "cache-val.pkl looks like mini-imagenet: a part is there"),
-        ("omniglot", "a/CIFAR_FS_train.pickle", "looks like cifar-fs: write that dataset"),
-        ("omniimage20", "OmnImage84_100.zip", "looks like omniimage: a part is there"),
-        ("mini-imagenet", "heron/1.jpg", "dataset: images-folder"),
-        ("omniglot", "notes.txt", "It holds notes.txt."),
+        ("cifar-fs", ["a/CIFAR_FS_train.pickle"], "{}/a looks like cifar-fs: give that folder"),
+        ("mini-imagenet", ["a/b/mini-imagenet-cache-train.pkl"], "{}/a/b looks like mini-imagenet: give that folder"),
+        ("mini-imagenet", ["a/mini_imagenet_full_size/train/n1/1.jpg"], "{}/a looks like mini-imagenet: give that"),
+        ("mini-imagenet", ["jpegs-of-mini-imagenet/train/n1/1.jpg"], "{}/jpegs-of-mini-imagenet looks like mini-im"),
+        ("mini-imagenet", ["a/images/1.jpg", "a/train.csv"], "if those in {}/a are mini-imagenet, give that folder"),
+        ("mini-imagenet", ["heron/1.jpg"], "write dataset: images-folder."),
+        # What is there in part, or in another way, is not found by giving its folder.
+        ("cifar-fs", ["cifar-fs/CIFAR_FS_val.pickle"], "{}/cifar-fs looks like cifar-fs, but a part is missing"),
+        ("cifar-fs", ["cifar-100-python/train.bin"], "cifar-100-python looks like cifar-fs, but a part is missing"),
+        ("mini-imagenet", ["mini-imagenet-cache-val.pkl"], "cache-val.pkl looks like mini-imagenet, but a part"),
+        ("mini-imagenet", ["images_background/n1/1.jpg"], "images_background looks like omniglot or mini-imagenet, bu"),
+        ("omniglot", ["omniglot.npy"], "omniglot.npy looks like omniglot, but a part is missing"),
+        # Other data sets.
+        ("omniglot", ["a/CIFAR_FS_train.pickle"], "looks like cifar-fs: write dataset: cifar-fs"),
+        ("cifar-fs", ["mini-imagenet/train/n1/1.jpg"], "{}/mini-imagenet looks like mini-imagenet: write dataset"),
+        ("omniimage20", ["OmnImage84_100.zip", "test_class_names.json"], "write dataset: omniimage100"),
+        ("cifar-fs", ["images_background.zip", "CIFAR_FS_val.pickle"], "CIFAR_FS_val.pickle looks like cifar-fs, but"),
+        ("omniglot", ["notes.txt"], "It holds notes.txt."),
     ],
 )
-def test_what_lies_there_instead_is_named(tmp_path: Path, dataset: str, file: str, words: str) -> None:
-    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / file).touch()
-    if dataset == "cifar-fs":  # What is looked for counts before what others have left there.
-        (tmp_path / "images_background.zip").touch()
+def test_what_lies_there_instead_is_named(tmp_path: Path, dataset: str, files: list[str], words: str) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
     with pytest.raises(DataError) as error:
         load_images(DataRequest(dataset, "train", 28, str(tmp_path)))
     assert words.format(tmp_path) in str(error.value)

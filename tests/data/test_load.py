@@ -47,7 +47,7 @@ def test_a_relative_data_path_is_not_another_ones(own_cache, source, tmp_path, m
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    with pytest.raises(DataError, match="no Omniglot here"):
+    with pytest.raises(DataError, match="no omniglot here"):
         load_images(DataRequest("omniglot", "train", 28, "data"))
 
 

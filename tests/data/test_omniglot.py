@@ -89,7 +89,14 @@ def test_an_unpacked_folder_gives_the_same_as_the_zip(archive, tmp_path):
 
 def test_a_missing_drawing_is_told(archive, files):
     write_zip(archive, dict(list(files.items())[1:]))
-    with pytest.raises(DataError, match=r"expected 3 characters with 20 drawings each, found 3 characters and 59"):
+    with pytest.raises(DataError, match=r"expected 3 characters .* found 3 .* and 59 .* The copy is incomplete"):
+        convert(archive, 28)
+
+
+def test_characters_beyond_omniglots_are_no_incomplete_copy(archive, files):
+    turned = {name.replace("Latin/", "Latin_rot90/"): content for name, content in files.items()}
+    write_zip(archive, files | turned)
+    with pytest.raises(DataError, match=r"found 5 characters and 100 drawings\. Take out .* the key rotations"):
         convert(archive, 28)
 
 

@@ -144,5 +144,5 @@ def test_mini_imagenet_has_the_folders_of_other_repositories(tmp_path, make_imag
 def test_the_pickle_of_one_split_is_not_taken_for_both(tmp_path) -> None:
     path = tmp_path / "mini-imagenet-cache-train.pkl"
     path.write_bytes(pickle.dumps({"image_data": IMAGES, "class_dict": BY_CLASS}))
-    with pytest.raises(DataError, match=r"cache-train\.pkl: no Mini-ImageNet here"):
+    with pytest.raises(DataError, match=r"cache-train\.pkl: no mini-imagenet here"):
         load("mini-imagenet", path, split="eval")
