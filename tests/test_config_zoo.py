@@ -25,10 +25,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory, make_images: Callable[..., Path]) -> Path:
-    """A folder with a little of Mini-ImageNet and of both OmniImages, laid out like the whole."""
+    """A folder with a little of Mini-ImageNet, CIFAR-FS and both OmniImages, laid out like the whole."""
     folder = tmp_path_factory.mktemp("photographs")
     mini = {f"{split}/n{number:08d}": 8 for split, count in (("train", 4), ("test", 2)) for number in range(count)}
     make_images(folder / "mini-imagenet" / "processed_images", mini)
+    make_images(folder / "cifar-fs", {f"meta-{name}": count for name, count in mini.items()}, size=32, suffix=".png")
     for count in (20, 100):
         make_images(folder / "omniimage" / f"OmnImage84_{count}", {f"n{number:08d}": 8 for number in range(8)})
     return folder
