@@ -127,12 +127,14 @@ class LocalScheduler(Scheduler):
         with ended_as_by_ctrl_c():
             try:
                 while waiting or running:
-                    # Another process may have cancelled a job that waits.
-                    waiting = [i for i in waiting if self._status(*i).state == "pending" and not self._skip(*i, plan)]
-                    ready = [item for item in waiting if self._is_ready(item[0], plan)]
-                    for item in ready[: self.profile.job_limit - len(running)]:
-                        waiting.remove(item)
-                        running.append(self._start(*item))
+                    free = self.profile.job_limit - len(running)
+                    if free:  # A look reads a file of each job that waits: 42 of them took a seventh of a core.
+                        # Another process may have cancelled a job that waits.
+                        waiting = [i for i in waiting if self._status(*i).state == "pending"]
+                        waiting = [i for i in waiting if not self._skip(*i, plan)]
+                        for item in [i for i in waiting if self._is_ready(i[0], plan)][:free]:
+                            waiting.remove(item)
+                            running.append(self._start(*item))
                     time.sleep(POLL_SECONDS)
                     running = [item for item in running if not item.has_ended()]
             except KeyboardInterrupt:

@@ -98,6 +98,15 @@ def test_job_limit_holds(tmp_path: Path) -> None:
     assert max(running) == 2
 
 
+def test_what_waits_is_looked_at_only_when_another_job_may_start(tmp_path: Path, monkeypatch) -> None:
+    looks, is_ready = list[str](), LocalScheduler._is_ready
+    monkeypatch.setattr(
+        LocalScheduler, "_is_ready", lambda self, job, plan: looks.append(job.name) or is_ready(self, job, plan)
+    )
+    Scripts(tmp_path).run((job("a"), "sleep 0.5"), (job("b", "a"), "true"))
+    assert looks == ["a", "b", "b"]
+
+
 def test_dependents_of_a_failed_job_are_skipped_and_the_report_still_runs(tmp_path: Path) -> None:
     states = Scripts(tmp_path).run(
         (job("a"), "exit 3"), (job("b", "a"), ":"), (job("c", "b"), ":"), (job("r", "a", "b", "c", after_any=True), ":")
