@@ -242,8 +242,8 @@ def _check_episode(config: TrainConfig) -> Faults:
 
 def _check_method(config: TrainConfig) -> Faults:
     """Yield keys that are for training on episodes alone."""
-    is_episodic, method = config.method.is_episodic, f"train_method: {config.train_method}"
-    if config.inner_lrs and (not is_episodic or config.method.head):
+    method = f"train_method: {config.train_method}"
+    if config.inner_lrs and not config.method.has_inner_loop:
         yield "inner_lrs", f"are for an inner loop of gradient steps, which {method} has not"
     if config.inner.learns_rates and (config.method.keeps_fast_weights or config.method.moves_to_fast_weights):
         message = f"meta-sgd learns rates by the gradient of the meta loss, which {method} has not; use "
@@ -252,7 +252,7 @@ def _check_method(config: TrainConfig) -> Faults:
         yield "on_divergence", f"skip cannot undo what the inner loop of {method} has done to the weights; remove it"
     if config.outer_lr_scheduler is None and config.outer_lr_scheduler_args is not None:
         yield "outer_lr_scheduler_args", "is without an outer_lr_scheduler that they are for"
-    if config.outer_lr_scheduler is not None and not is_episodic:
+    if config.outer_lr_scheduler is not None and not config.method.is_episodic:
         message = f"is for training on episodes; for {method} it is lr_scheduler (by epoch)"
         yield "outer_lr_scheduler", message
 

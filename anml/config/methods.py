@@ -48,6 +48,11 @@ class Method(NamedTuple):
         """What checkpoints and training curves count."""
         return "episodes" if self.is_episodic else "steps"
 
+    @property
+    def has_inner_loop(self) -> bool:
+        """Whether gradient steps at `inner_lr` are part of an update."""
+        return self.is_episodic and not self.head
+
 
 _EPISODES = "anml.train.loop:EpisodeUpdater"
 _FEW_SHOT = "anml.train.few_shot:FewShotUpdater"

@@ -49,14 +49,10 @@ _ROWS = "; it says how many rows are re-drawn"
 _UNLEARNED = ", which takes no gradient steps"
 
 
-def _has_inner_loop(config: TrainConfig) -> bool:
-    return config.method.is_episodic and not config.method.head
-
-
 TRAINING: tuple[Unread[TrainConfig], ...] = (
     Unread(
         "train_method",
-        _has_inner_loop,
+        lambda config: config.method.has_inner_loop,
         {
             "lr": "; did you mean outer_lr or inner_lr?",
             **dict.fromkeys(("optimizer", "optimizer_args"), f"{_BY_ADAM}, the inner one by SGD (inner_optimizer)"),
@@ -129,7 +125,7 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
     ),
     Unread(
         "sample_method",
-        lambda config: _has_inner_loop(config) and config.sample_method != "sequential",
+        lambda config: config.method.has_inner_loop and config.sample_method != "sequential",
         {"tasks": "; it is for sequential"},
     ),
     Unread(
@@ -155,7 +151,7 @@ TRAINING: tuple[Unread[TrainConfig], ...] = (
     ),
     Unread(
         "sample_method",
-        lambda config: _has_inner_loop(config) and config.sample_method != "uniform",
+        lambda config: config.method.has_inner_loop and config.sample_method != "uniform",
         {"lobo_classes": ", which re-draws the rows of all its classes; it is for uniform"},
     ),
     Unread(

@@ -226,9 +226,10 @@ class TrainingRun:
     def _fail(self, what: str, step: int) -> NoReturn:
         """Raise JobError of a training that diverged at `step` (from 1): where, what is left of it, what may help."""
         config, folder = self.config, step_folder(self.checkpoints, last_good_step(self.checkpoints))
-        which, rates = f"episode {step} (seed {self.config.seed}, inner_lr {config.inner_lr})", "inner_lr or outer_lr"
-        if not config.method.is_episodic:
-            which, rates = f"optimizer step {step} (seed {self.config.seed})", "lr"
+        which, rates = f"episode {step} (seed {config.seed}, inner_lr {config.inner_lr})", "inner_lr or outer_lr"
+        if not config.method.has_inner_loop:
+            unit, rates = ("episode", "outer_lr") if config.method.is_episodic else ("optimizer step", "lr")
+            which = f"{unit} {step} (seed {config.seed})"
         kept = f"last good checkpoint: {folder}" if folder.is_dir() else "there is no checkpoint from before"
         clip = "max_grad_norm" if config.max_grad_norm is None else "a lower max_grad_norm"
         message = (

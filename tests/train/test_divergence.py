@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anml.checkpoints import steps_saved
-from anml.config.training import TrainConfig
+from anml.config.training import FewShot, TrainConfig
 from anml.data.class_images import ClassImages
 from anml.errors import JobError
 from anml.meta.engine import EpisodeOutcome
@@ -22,6 +22,7 @@ SMALL = {
     "engine": "fast", "log_freq": 4, "save_freq": 5, "seed": 7,
 }  # fmt: skip
 IID = {"train_method": "iid", "batch_size": 75, "epochs": 6, "lr": 0.001}
+PROTOTYPES = {"train_method": "prototypes", "few_shot": FewShot(ways=5, shots=3, queries=3), "outer_lr": 1e38}
 KINDS: dict[str, dict[str, Any]] = {
     "meta": {},
     "meta, native": {"engine": "native"},
@@ -86,6 +87,8 @@ def test_a_diverged_training_names_the_step_the_seed_and_its_last_good_checkpoin
         ({"inner_lr": 1e30}, "launch with a lower inner_lr or outer_lr, or with max_grad_norm."),
         ({"inner_lr": 1e30, "max_grad_norm": 1.0}, "or with a lower max_grad_norm."),
         (IID | {"lr": 1e30}, "launch with a lower lr, or with max_grad_norm."),
+        (PROTOTYPES, "(seed 7) is not finite"),
+        (PROTOTYPES, "launch with a lower outer_lr, or with max_grad_norm."),
     ],
 )
 def test_a_diverged_training_says_what_may_help(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
