@@ -19,7 +19,7 @@ from anml.evaluate.sweep import LoadedModel
 from anml.results import CONFUSIONS, PICTURES, REPRESENTATION, ConfusionRow, TrajectoryResult, write_table
 from anml.rng import derived_seed
 
-# A unit is active where it exceeds this share of the largest activation: a gate makes units small, never zero.
+# A unit is active where it exceeds this share of the largest activation of all: a gate makes units small, never zero.
 ACTIVE = 0.01
 # Images whose similarities are kept (500 have 124,750 pairs), and classes that the map shows.
 COMPARED_IMAGES = 500
@@ -29,27 +29,35 @@ PICTURE_SIZE = 56
 
 
 class Activity(NamedTuple):
-    """How a representation uses its units. active, dead: shares of them. effective_rank: a number of directions."""
+    """How a representation uses its units: shares of them, and effective_rank, a number of directions."""
 
     active: float
     dead: float
     effective_rank: float
+    nonzero: float
+    always_zero: float
 
 
 def activity(features: torch.Tensor) -> Activity:
     """Return the numbers of features [n, d], float64, of n images.
 
-    active, dead: Javed & White 2019, section 5. effective_rank: the exponential of the entropy of the centred features'
-    singular values (Roy & Vetterli 2007).
+    nonzero, always_zero: instance sparsity and dead units of Javed & White 2019, section 5; active, dead: the same by a
+    threshold. effective_rank: the exponential of the entropy of the centred features' singular values (Roy & Vetterli
+    2007).
     """
-    is_active = features.abs() > ACTIVE * features.abs().max()
+    active, dead = _shares(features.abs() > ACTIVE * features.abs().max())
+    nonzero, always_zero = _shares(features != 0)
     centred = features - features.mean(dim=0)
     products = centred @ centred.T if len(features) < features.shape[1] else centred.T @ centred
     # By eigenvalues in a third of the time: only values below 1e-8 of the largest come out wrong.
     values = torch.linalg.eigvalsh(products).clamp_min(0).sqrt()
     entropy = torch.special.entr(values / values.sum()).sum()
-    dead = 1 - is_active.any(dim=0).double().mean()
-    return Activity(float(is_active.double().mean()), float(dead), float(entropy.exp().nan_to_num(0)))
+    return Activity(active, dead, float(entropy.exp().nan_to_num(0)), nonzero, always_zero)
+
+
+def _shares(is_on: torch.Tensor) -> tuple[float, float]:
+    """Return, of bools [n, d], the share of units that are on, mean over images, and of units that never are."""
+    return float(is_on.double().mean()), 1 - float(is_on.any(dim=0).double().mean())
 
 
 def similarities(features: torch.Tensor) -> torch.Tensor:

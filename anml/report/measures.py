@@ -18,6 +18,8 @@ from anml.results import CONFUSIONS, PICTURES, REPRESENTATION, ConfusionRow
 # What a number is of, as files and summaries call it; a representation has no learning rate.
 KEYS = ("flavor", "model", "dataset", "checkpoint_step", "classes", "train_examples", "test_examples")
 NUMBERS = ("active", "dead", "effective_rank")
+# Files of earlier versions have none of these.
+LATER_NUMBERS = ("nonzero", "always_zero")
 _NEEDED = {
     REPRESENTATION: {*KEYS, "train_seed", "run", *NUMBERS, "similarities", "map"},
     CONFUSIONS: {*KEYS, "train_seed", *ConfusionRow._fields, "label", "predicted_label"},
@@ -73,7 +75,9 @@ def read_measured(experiment: Experiment, suffix: str, summary: Sequence[RateRes
 
 
 def _activity(rows: pd.DataFrame) -> dict[str, Runs]:
-    return {name: rows.set_index(["train_seed", "run"])[name].to_dict() for name in NUMBERS}
+    numbers: Any = rows.set_index(["train_seed", "run"])
+    names = [name for name in (*NUMBERS, *LATER_NUMBERS) if name in numbers and numbers[name].notna().any()]
+    return {name: numbers[name].dropna().to_dict() for name in names}
 
 
 def _later(rows: pd.DataFrame) -> dict[str, Runs]:

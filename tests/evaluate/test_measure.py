@@ -30,13 +30,21 @@ def test_shares_of_units_are_those_counted_by_hand():
     assert found.dead == pytest.approx(1 / 4)
 
 
+def test_units_that_are_not_zero_are_counted_however_small():
+    features = torch.tensor([[10.0, 1e-9, 0, 0], [0, 0, 0, 0], [-2.0, 1e-30, 5.0, 0]], dtype=torch.float64)
+    found = activity(features)
+    assert found.nonzero == pytest.approx((2 + 0 + 3) / 12)
+    assert found.always_zero == pytest.approx(1 / 4)
+
+
 def test_an_effective_rank_is_the_number_of_directions_that_count():
     # Centred, with singular values in the ratio 1 : 1, then 3 : 1, and a constant unit that adds nothing.
     equal = torch.tensor([[1.0, 0, 7], [-1, 0, 7], [0, 1, 7], [0, -1, 7]], dtype=torch.float64)
     assert activity(equal).effective_rank == pytest.approx(2)
     unequal = equal * torch.tensor([3.0, 1, 1])
     assert activity(unequal).effective_rank == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
-    assert activity(unequal.T).effective_rank >= 1  # More units than images.
+    wide = torch.cat([unequal, torch.full((4, 3), 2.0)], dim=1)  # More units than images.
+    assert activity(wide).effective_rank == pytest.approx(activity(unequal).effective_rank)
 
 
 def test_the_similarity_of_two_groupings_is_that_worked_out_by_hand():
@@ -98,11 +106,22 @@ def test_a_representation_is_what_a_run_encodes(loaded: LoadedModel, tmp_path: P
         prepared = prepare_run(loaded.model, loaded.config, loaded.data, Shape(6, 10, 5), int(str(run)))
         expected = activity(prepared.test_inputs.double())
         assert (row["active"], row["effective_rank"]) == pytest.approx((expected.active, expected.effective_rank))
+        assert (row["nonzero"], row["always_zero"]) == (expected.nonzero, expected.always_zero)
     assert len(table["similarities"][0]) == 30 * 29 // 2
     assert [len(table[name][0]) for name in ("map", "tsne")] == [30 * 2, 30 * 2]
     assert [len(table[name][1]) for name in ("map", "tsne")] == [0, 0]
     write_measures(loaded, "olft", tmp_path / "b.csv", [], has_first=True)
     assert np.array_equal(pd.read_parquet(tmp_path / f"b{REPRESENTATION}")["tsne"][0], table["tsne"][0])
+
+
+def test_a_map_has_the_two_largest_singular_vectors_of_centred_features(loaded: LoadedModel, tmp_path: Path):
+    write_measures(loaded, "olft", tmp_path / "a.csv", [], has_first=True)
+    points = pd.read_parquet(tmp_path / f"a{REPRESENTATION}")["map"][0].reshape(30, 2)
+    features = prepare_run(loaded.model, loaded.config, loaded.data, Shape(6, 10, 5), 0).test_inputs.double()
+    left, values, _ = torch.linalg.svd(features - features.mean(dim=0))
+    expected = (left[:, :2] * values[:2]).numpy()
+    signs = np.sign((points * expected).sum(axis=0))  # A singular vector may have either.
+    assert points * signs == pytest.approx(expected, abs=1e-4 * float(values[0]))
 
 
 def test_a_diverged_representation_is_left_out(loaded: LoadedModel, tmp_path: Path):
