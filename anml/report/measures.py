@@ -48,6 +48,11 @@ class MeasuredRows(Measured):
 
     rows: pd.DataFrame
 
+    @property
+    def first_runs(self) -> list[dict[str, Any]]:
+        """The row of run 0 of each training, which has the similarities that give a CKA."""
+        return self.rows.loc[self.rows["run"] == 0].to_dict("records")
+
 
 def read_measured(experiment: Experiment, suffix: str, summary: Sequence[RateResult]) -> list[MeasuredRows]:
     """Return what files of a suffix (REPRESENTATION, CONFUSIONS) hold of the results of a summary."""
@@ -134,7 +139,7 @@ def worst_confusions(experiment: Experiment, rows: pd.DataFrame) -> list[Confusi
 
 def cka_frame(items: Sequence[MeasuredRows]) -> pd.DataFrame:
     """Return the CKA of every two checkpoints of a flavor, a line each: they saw the same images."""
-    rows = [row for item in items for row in item.rows.loc[item.rows["run"] == 0].to_dict("records")]
+    rows = [row for item in items for row in item.first_runs]
     lines = []
     for one, other in combinations(rows, 2):
         if all(one[key] == other[key] for key in KEYS if key not in ("model", "checkpoint_step")):

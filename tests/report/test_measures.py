@@ -126,12 +126,24 @@ def test_files_from_before_a_number_are_shown_without_it(measured):
 def test_experiments_are_compared_run_by_run(make):
     one, two = make("ANML").results(), make("SANML").results()
     write_measures(one)
-    write_measures(two, active=0.3)
+    write_measures(two, active=0.3, similarities=(0.0, 1.0))
     [table] = comparison_tables(contenders_of(one, two))
     rows = {(row.evaluation, row.name): row for row in measures_of(table)}
     assert rows["olft", "active"].values[1].mean == pytest.approx(0.305)
     assert rows["olft", "active"].differences[1].mean == pytest.approx(0.1)
     # Each run differs by the same: the interval of the difference is far narrower than those of the means.
     assert rows["olft", "active"].differences[1].half_width == pytest.approx(0, abs=1e-9)
+    assert {index: value.mean for index, value in rows["olft", "cka"].values.items()} == {1: pytest.approx(0.8)}
     accuracy = rows["no-sgd", "accuracy"]
     assert accuracy.differences[1].mean == pytest.approx(accuracy.values[1].mean - accuracy.values[0].mean)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_representations_of_different_images_are_not_compared(make):
+    one, two = make("ANML").results(), make("SANML").results()
+    for builder in (one, two):
+        write_measures(builder)
+    path = two.experiment.config_file
+    path.write_text(path.read_text().replace("    seed: 1\n", "    seed: 7\n"))
+    [table] = comparison_tables(contenders_of(one, two))
+    assert "cka" not in {row.name for row in measures_of(table)}

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
+
 from anml.config.training import TrainConfig
 from anml.config.vary import natural_order
 from anml.experiment import Experiment
@@ -24,6 +26,7 @@ class Cell(NamedTuple):
 
     runs: test accuracy of every (training seed, run) at the best rate. seed: of the evaluation, None where unknown:
     runs of one number and seed have the same classes and examples. measures: what there is besides accuracy, by run.
+    similarities: of the images of run 0 as each training sees them (evaluate/measure.py), where they were measured.
     """
 
     best: RateResult
@@ -31,6 +34,7 @@ class Cell(NamedTuple):
     runs: dict[tuple[int, int], float]
     seed: int | None
     measures: Mapping[str, Runs] = MappingProxyType({})
+    similarities: Sequence[np.ndarray] = ()
 
     @property
     def edge(self) -> str:
@@ -127,7 +131,9 @@ def _cells(report: Report, step: int, whole: Report) -> Iterator[Cell]:
             rates = sorted(result.lr for result in sweeps[best.sweep] if result.lr is not None)
             runs = {(row.train_seed, row.run): row.test_acc for row in ends[best.sweep, best.lr]}
             seed = report.config.eval[best.flavor].seed if report.config and best.flavor in report.flavors else None
-            yield Cell(best, tuple(rates), runs, seed, whole.measures(best))
+            measured = [item for item in whole.representations if item.result.sweep == best.sweep]
+            similarities = [row["similarities"] for item in measured for row in item.first_runs]
+            yield Cell(best, tuple(rates), runs, seed, whole.measures(best), similarities)
 
 
 def with_labels(models: Sequence[ComparedModel]) -> list[ComparedModel]:

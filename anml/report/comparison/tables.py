@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import pandas as pd
 
@@ -85,6 +86,7 @@ class MeasureRow:
     """One number of an evaluation, by the index of the model, and by how much it differs from the first model's.
 
     Differences are of the runs that both have, of one evaluation seed: these have the same classes and examples.
+    The values of `cka` are with the first model, which has none itself.
     """
 
     evaluation: str
@@ -106,7 +108,23 @@ def measures_of(table: Table) -> list[MeasureRow]:
             pairs = {i: {k: v - runs[first][k] for k, v in runs[i].items() if k in runs[first]} for i in others}
             differences = {index: estimate(_by_seed(pair)) for index, pair in pairs.items() if pair}
             rows.append(MeasureRow(column.name, name, values, differences))
+        if alike := _cka(column):
+            rows.append(MeasureRow(column.name, "cka", alike, {}))
     return rows
+
+
+def _cka(column: Column) -> dict[int, Estimate]:
+    """Return the CKA of each model with the first one that has it measured, mean over the trainings of both.
+
+    Of run 0, and of one evaluation seed alone, which gives both the same images.
+    """
+    cells = {index: cell for index, cell in sorted(column.cells.items()) if cell.similarities}
+    first = next(iter(cells.values()), None)
+    return {
+        index: estimate([(0, fmean(float(a @ b) for a in first.similarities for b in cell.similarities))])
+        for index, cell in cells.items()
+        if first and cell is not first and cell.seed == first.seed
+    }
 
 
 def _by_seed(runs: Runs) -> list[tuple[int, float]]:
