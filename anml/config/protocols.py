@@ -22,7 +22,7 @@ class EvalProtocol:
     function: the function, or a reference to it (MODULE:NAME), which costs no import until a job uses it.
     learns: a learner takes steps, at each learning rate of `lr`; otherwise a run is one trajectory without a rate.
     is_shuffled: the learner takes batches of all classes, mixed (`epochs`, `batch_size`; `eval_freq` counts steps),
-    so that reports show it as the oracle of its sequential counterpart; otherwise it takes example after example.
+    so that reports show it beside its sequential counterpart; otherwise it takes example after example.
     solves_head: least squares set the output layer, whatever `reinit_method` says.
     replays: a batch has the new example and earlier ones (`batch_size`, `replay_size`).
     baseline: the class (anml/evaluate/baselines.py), or a reference to it, of a head that learns in place of the output

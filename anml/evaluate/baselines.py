@@ -1,8 +1,8 @@
 """Baselines: heads that learn without a gradient, from what the output layer of a model receives.
 
 Each takes one example after the other, in any order, and keeps only what `kept` lists. Most keep sums over the
-examples, so that nothing is forgotten and no order matters; `sums` says how many powers of the inputs are summed.
-Everything is float64. What is not a sum (knn, logistic) keeps all examples: i.i.d. probes of a representation.
+examples (of inputs, their squares, their products), so that no example is lost and no order matters. Everything is
+float64. What is not a sum (knn, logistic) keeps all examples: i.i.d. probes of a representation.
 """
 
 from abc import ABC, abstractmethod
@@ -226,8 +226,8 @@ class Logistic(Probe):
 def hellinger(features: torch.Tensor) -> torch.Tensor:
     """Return square roots, with their sign, of features [n, d], scaled to length 1.
 
-    A Euclidean distance is then the Hellinger distance of the features, each taken as a distribution: large ones count
-    for less. Arandjelovic & Zisserman 2012, "Three things everyone should know to improve object retrieval", section 3.
+    A Euclidean distance is then sqrt(2) times the Hellinger distance of the features, each taken as a distribution:
+    large ones count for less. Arandjelovic & Zisserman 2012, "Three things everyone should know to improve object retrieval", section 3.
     """
     return normalize(features.sign() * features.abs().sqrt())
 

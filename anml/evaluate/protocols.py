@@ -123,7 +123,7 @@ def learn_with_replay(
 def learn_shuffled(
     learner: BatchLearner, prepared_runs: Sequence[PreparedRun], config: EvalConfig, progress: Progress
 ) -> Iterator[list[Score]]:
-    """Learn the same examples in shuffled batches, each run in its own order: the oracle of learning in sequence.
+    """Learn the same examples in shuffled batches, each run in its own order: learning in sequence is compared with it.
 
     Scores after the first step, every `eval_freq` steps and at the end; without `eval_freq`, after every epoch.
     """
