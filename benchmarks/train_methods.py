@@ -22,6 +22,7 @@ from benchmarks.machine import machine
 RESULTS = Path(__file__).parent / "results" / "train-methods.json"
 METHODS: dict[str, dict[str, Any]] = {
     "meta": {},
+    "meta, tasks": {"sample_method": "sequential", "tasks": 3, "num_batches": 5},
     "meta, inner_momentum": {"inner_momentum": 0.5},
     "meta, meta-sgd": {"inner_optimizer": "meta-sgd"},
     "meta-first-order": {"train_method": "meta-first-order"},

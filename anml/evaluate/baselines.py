@@ -227,7 +227,8 @@ def hellinger(features: torch.Tensor) -> torch.Tensor:
     """Return square roots, with their sign, of features [n, d], scaled to length 1.
 
     A Euclidean distance is then sqrt(2) times the Hellinger distance of the features, each taken as a distribution:
-    large ones count for less. Arandjelovic & Zisserman 2012, "Three things everyone should know to improve object retrieval", section 3.
+    large ones count for less. Arandjelovic & Zisserman 2012, "Three things everyone should know to improve object
+    retrieval", section 3.
     """
     return normalize(features.sign() * features.abs().sqrt())
 

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 
 from anml.config.evaluation import EvalConfig, Stepper
@@ -13,8 +16,8 @@ from anml.evaluate.learner import ReferenceLearner
 from anml.evaluate.prepared_run import Shape, check_head
 from anml.evaluate.protocols import learn_in_sequence, learn_with_replay
 from anml.optim import count_moments, make_stepper
-from tests.evaluate.runs import prepare_run
-from tests.evaluate.test_protocols import learn, make_images, plain_step
+from tests.evaluate.runs import ignore, prepare_run
+from tests.evaluate.test_protocols import learn, make_images, plain_adam, plain_step
 
 SHAPE = Shape(classes=12, train_examples=10, test_examples=5)
 COSINE = {"lr_scheduler": "CosineAnnealingLR", "lr_scheduler_args": {"T_max": 120}}
@@ -116,3 +119,34 @@ def test_a_reservoir_takes_one_example_at_a_time_and_keeps_its_size(model, data,
     for step, (before, after) in enumerate(pairwise(reservoirs)):
         assert after - before <= {step}
     assert max(reservoirs[-1]) > 20
+
+
+def test_what_replay_learns_is_what_a_plain_loop_learns_from_the_same_batches(model, data, make_config) -> None:
+    config = make_config(eval_method="replay", replay_size=20, batch_size=4, eval_freq=0)
+    learner = Recorder(prepare_run(model, config, data, SHAPE, run=0, dtype=torch.float64), 0.01)
+    learner.batches = []
+    learn(learn_with_replay, learner, learner.prepared, config)
+    images = make_images(model, data, config)
+    optimizer = plain_adam(images.model, ["fc.weight", "fc.bias"], 0.01)
+    for batch in learner.batches:
+        plain_step(images.model, optimizer, images.train_inputs[batch], images.train_labels[batch])
+    for found, expected in zip(learner.model.head.parameters(), images.model.head.parameters(), strict=True):
+        assert (found - expected).abs().max() <= 1e-12
+
+
+def test_a_reservoir_keeps_each_example_with_the_same_probability(make_config) -> None:
+    """By a test of chi-squared on 1,000 runs of one seed: 2 of 20 examples (Vitter 1985, algorithm R)."""
+    kept, examples, runs = 2, 20, 1000
+    labels, shape = torch.zeros(examples + 1, dtype=torch.int64), Shape(1, examples + 1, 1)
+    prepared: Any = [
+        SimpleNamespace(run=run, shape=shape, train_labels=labels, test_labels=labels) for run in range(runs)
+    ]
+    batches: list[Sequence[torch.Tensor]] = []
+    learner: Any = SimpleNamespace(learn_batch=batches.append, logits=list)
+    config = make_config(eval_method="replay", replay_size=kept, batch_size=kept + 1, eval_freq=0)
+    assert list(learn_with_replay(learner, prepared, config, ignore)) == [[]]
+    # The last batch has its new example, and the whole reservoir of those before.
+    counts = torch.stack([batch[1:] for batch in batches[-1]]).flatten().bincount(minlength=examples).double()
+    share = kept / examples
+    statistic = (counts - runs * share).square().sum() / (runs * share * (1 - share)) * (examples - 1) / examples
+    assert scipy.stats.chi2.sf(statistic, examples - 1) > 1e-4

@@ -10,7 +10,7 @@ from anml.config.methods import InnerOptimizer
 from anml.data.class_images import ClassImages
 from anml.data.episodes import Episode, draw_episode
 from anml.errors import ConfigError
-from anml.meta import make_engine
+from anml.meta import ENGINES, make_engine
 from anml.meta.engine import Engine, EpisodeOutcome, FirstOrderEngine, ReferenceEngine, gradient_errors
 from anml.meta.fast import FastEngine
 from anml.meta.functional_episode import FunctionalEpisode
@@ -80,6 +80,21 @@ def test_uniform_sampling_agrees_with_higher(data, kind):
     episode = make_episode(data, sample_method="uniform", batch_size=2)
     assert len(episode.new_classes) > 1
     assert_fast_is_exact(make_model(kind), PUBLISHED_INNER[kind], episode)
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind"),
+    [("fast", "oml"), ("fast", "anml"), ("sweep", "anml"), pytest.param("native", "anml", marks=pytest.mark.native)],
+)
+def test_several_classes_one_after_the_other_agree_with_higher(data, engine, kind):
+    if engine == "native" and not available("train"):
+        pytest.skip(available("train").reason)
+    episode = make_episode(data, sample_method="sequential", tasks=2, batch_size=2)
+    assert len(episode.new_classes) == 2
+    model = make_model(kind)
+    names = select_names(model, PUBLISHED_INNER[kind])
+    expected = ReferenceEngine(model, names, INNER).run(episode)
+    assert_agree(ENGINES[engine](model, names, INNER).run(episode), expected, model)
 
 
 @pytest.mark.parametrize("inner", [("all",), ("head",)], ids=str)
