@@ -150,7 +150,7 @@ class EvalConfig(Record):
     # Test-time augmentation: features are means over the image and copies moved by up to so many steps, of so many
     # pixels (1).
     shifts: Annotated[Count, Field(le=8)] | None = None
-    shift_step: Count | None = None
+    shift_step: Annotated[Count, Field(le=8), AfterValidator(lambda step: None if step == 1 else step)] | None = None
     # Of protocols that read them (`options` in config/protocols.py); here too, None is the usual value.
     feature_map: Literal["hellinger"] | None = None
     metric: Literal["euclidean", "cosine"] | None = None

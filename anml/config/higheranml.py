@@ -44,6 +44,8 @@ MODEL_ARGS = {
     "temp": "temperature",
     "n_classes": "num_classes",
 }
+# What higherANML has, by our names; its own names are others.
+_DATASETS = ("omniglot", "mini-imagenet", "omniimage20", "omniimage100")
 # How many examples of validation higherANML draws where a config says only how many there are.
 _VAL_SAMPLE = 200
 
@@ -59,7 +61,9 @@ def adopt_train(source: Source) -> Findings:
     """Rewrite a training config of higherANML into ours, in place. Doing it twice changes nothing more."""
     data = source.data
     written = data.get("dataset")
-    is_original = isinstance(written, str) and canonical_dataset(written, data.get("imgs_per_class")) != written
+    is_original = isinstance(written, str) and canonical_dataset(written, data.get("imgs_per_class")) in (
+        set(_DATASETS) - {written}
+    )
     findings = Findings([], [])
     if is_original:
         _adopt_validation(source, findings)
@@ -131,7 +135,9 @@ def _adopt_validation(source: Source, findings: Findings) -> None:
     """Read `val_size` as higherANML's later code does, where it is the number or fraction of examples of each class."""
     data = source.data
     size, drawn = data.get("val_size"), data.get("val_sample_size")
-    if size is None or (drawn is None and data.get("train_method") != "iid" and not isinstance(size, float)):
+    if size is None or "val_examples" in data:
+        return
+    if drawn is None and data.get("train_method") != "iid" and not isinstance(size, float):
         return
     data.pop("val_sample_size", None)
     data["val_examples"], data["val_size"] = size or None, (_VAL_SAMPLE if drawn is None else drawn) if size else 0

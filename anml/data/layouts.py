@@ -41,7 +41,7 @@ def _what_is_there(data_path: Path, request: DataRequest, search: Search) -> str
     paths = [path for folder in folders for path in sorted(folder.glob("*"))]
     known = [(path, dataset) for path in paths for dataset in _SIGNS if _is_of(path, dataset)]
     ours = {path for path, dataset in known if dataset == request.dataset}
-    holding = [folder for folder in folders[1:] if search(request, folder)]
+    holding = [folder for folder in folders[1:] if _holds(folder, request, search)]
     for folder in holding:
         if folder in ours or any(path.parent == folder for path in ours):
             return f"{folder} looks like {request.dataset}: give that folder."
@@ -59,13 +59,20 @@ def _what_is_there(data_path: Path, request: DataRequest, search: Search) -> str
     return f"It holds {', '.join(names[:_SHOWN])}{more}." if names else "It is empty."
 
 
+def _holds(folder: Path, request: DataRequest, search: Search) -> bool:
+    try:
+        return search(request, folder) is not None
+    except (OSError, DataError):  # It may not be ours to read.
+        return False
+
+
 def _folders(data_path: Path) -> list[Path]:
     """Return a folder and those below it, level by level, as many as are searched quickly."""
-    folders, level = list[Path](), [data_path]
-    for _ in range(_LEVELS):
+    folders, level = [data_path], [data_path]
+    for _ in range(_LEVELS - 1):
+        paths = chain.from_iterable(sorted(folder.glob("*")) for folder in level if not folder.is_symlink())
+        level = [path for path in paths if path.is_dir()][:_MOST_FOLDERS]
         folders += level
-        paths = chain.from_iterable(sorted(folder.glob("*")) for folder in level)
-        level = [path for path in paths if path.is_dir() and not path.is_symlink()][:_MOST_FOLDERS]
     return folders
 
 

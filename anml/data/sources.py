@@ -77,7 +77,8 @@ def find_source(folders: list[Path], names: list[str], archives_only: bool = Fal
     suffixes = ARCHIVE_SUFFIXES if archives_only else ("", *ARCHIVE_SUFFIXES)
     wanted = [f"{name}{suffix}".lower() for name in names for suffix in suffixes]
     for folder in folders:
-        matching = [path for path in folder.iterdir() if path.name.lower() in wanted] if folder.is_dir() else []
+        paths = folder.iterdir() if folder.is_dir() else ()
+        matching = [path for path in paths if path.name.lower() in wanted and (path.suffix or path.is_dir())]
         if matching:
             return min(matching, key=lambda path: (wanted.index(path.name.lower()), path.name))
     return None

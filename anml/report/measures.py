@@ -69,7 +69,7 @@ def read_measured(experiment: Experiment, suffix: str, summary: Sequence[RateRes
     # A sweep that a retry cut into other tasks has a trajectory in two files.
     rows: Any = pd.concat(tables, ignore_index=True)
     of = [name for name in (*KEYS, "train_seed", "run", "lr") if name in rows]
-    rows = rows[rows["pictures"] == rows.groupby(of, dropna=False)["pictures"].transform("first")]
+    rows = rows[rows["pictures"] == rows.groupby(of, dropna=False)["pictures"].transform("last")]
     by_key, found = dict(iter(rows.groupby(list(KEYS)))), []
     for result in main_results(summary):
         rows = by_key.get(tuple(getattr(result, key) for key in KEYS))
@@ -165,7 +165,8 @@ def measured_frame(items: Sequence[Measured], *more: str) -> pd.DataFrame:
     for item in items:
         line = {key: getattr(item.result, key) for key in (*KEYS, *more)}
         for name, value in ((name, item.mean(name)) for name in item.runs):
-            line |= {"runs": value.runs, name: value.mean, f"{name}_ci95": value.half_width}
+            line["runs"] = max(value.runs, line.get("runs", 0))  # Files of an earlier version have fewer numbers.
+            line |= {name: value.mean, f"{name}_ci95": value.half_width}
         lines.append(line)
     return pd.DataFrame(lines)
 

@@ -330,6 +330,16 @@ def test_what_makes_it_train_as_there_is_noticed_where_it_follows_from(load) -> 
     assert notice.endswith("replacement: true")
 
 
+def test_what_its_user_has_written_stays(load) -> None:
+    config = load("dataset: omni\nmodel: sanml\ntrain_method: iid\nepochs: 1\nval_size: 100\nval_examples: 5\n").config
+    assert (config.val_size, config.val_examples) == (100, 5)
+
+
+def test_a_data_set_that_higheranml_never_had_makes_no_config_its_own(problems) -> None:
+    [problem] = problems("dataset: cifarfs\nmodel: sanml\ntrain_size: 700\n")
+    assert "a class of cifar-fs has 600 examples" in problem
+
+
 def test_our_own_config_is_told_of_the_key_and_not_changed(problems) -> None:
     [problem] = problems(OMNIIMAGE.replace("omniimage", "omniimage20").replace("val_sample_size: 200\n", ""))
     assert problem.startswith("train.yml:5: num_batches: ")

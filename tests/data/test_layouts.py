@@ -11,6 +11,7 @@ from anml.cli.check_config import find_problems
 from anml.config.evaluation import DataRequest
 from anml.config.load import load_train_config
 from anml.data import load_images, notices_of
+from anml.data.layouts import find_below
 from anml.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
         ("mini-imagenet", ["heron/1.jpg"], "write dataset: images-folder."),
         # What is there in part, or in another way, is not found by giving its folder.
         ("cifar-fs", ["cifar-fs/CIFAR_FS_val.pickle"], "{}/cifar-fs looks like cifar-fs, but a part is missing"),
-        ("cifar-fs", ["cifar-100-python/train.bin"], "cifar-100-python looks like cifar-fs, but a part is missing"),
+        ("cifar-fs", ["cifar-100-python/train"], "cifar-100-python looks like cifar-fs, but a part is missing"),
         ("mini-imagenet", ["mini-imagenet-cache-val.pkl"], "cache-val.pkl looks like mini-imagenet, but a part"),
         ("mini-imagenet", ["images_background/n1/1.jpg"], "images_background looks like omniglot or mini-imagenet, bu"),
         ("omniglot", ["omniglot.npy"], "omniglot.npy looks like omniglot, but a part is missing"),
@@ -46,6 +47,25 @@ def test_what_lies_there_instead_is_named(tmp_path: Path, dataset: str, files: l
     with pytest.raises(DataError) as error:
         load_images(DataRequest(dataset, "train", 28, str(tmp_path)))
     assert words.format(tmp_path) in str(error.value)
+
+
+def test_a_link_to_the_images_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "images_background").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "my-omniglot").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"my-omniglot looks like omniglot: give that folder"):
+        load_images(DataRequest("omniglot", "train", 28, str(tmp_path / "data")))
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path: Path) -> None:
+    def search(request: DataRequest, folder: Path) -> Path | None:
+        if folder.name == "lost+found":
+            raise PermissionError
+        return None
+
+    (tmp_path / "lost+found").mkdir()
+    with pytest.raises(DataError, match=r"It holds lost\+found"):
+        find_below(tmp_path, DataRequest("omniglot", "train", 28, str(tmp_path)), search, "images")
 
 
 def notices(data_path: Path, size: int) -> list[str]:

@@ -85,6 +85,10 @@ def test_shifted_features_are_the_mean_over_all_places_of_the_image(model, data,
     assert not torch.allclose(mean, prepared.model.encode(images), atol=1e-3)
 
 
+def test_a_step_of_one_pixel_is_the_default(make_config):
+    assert make_config(shifts=1, shift_step=1) == make_config(shifts=1)
+
+
 def test_shifts_are_refused_where_the_layers_before_the_features_learn(model, make_config):
     check_head(model, make_config(shifts=1))
     with pytest.raises(ConfigError, match=r"shifts: with these opt_params the encoder learns"):

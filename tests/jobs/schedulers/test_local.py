@@ -98,12 +98,13 @@ def test_job_limit_holds(tmp_path: Path) -> None:
     assert max(running) == 2
 
 
-def test_what_waits_is_looked_at_only_when_another_job_may_start(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("job_limit", [1, 2])
+def test_what_waits_is_looked_at_only_when_another_job_may_start(tmp_path: Path, monkeypatch, job_limit: int) -> None:
     looks, is_ready = list[str](), LocalScheduler._is_ready
     monkeypatch.setattr(
         LocalScheduler, "_is_ready", lambda self, job, plan: looks.append(job.name) or is_ready(self, job, plan)
     )
-    Scripts(tmp_path).run((job("a"), "sleep 0.5"), (job("b", "a"), "true"))
+    Scripts(tmp_path, job_limit).run((job("a"), "sleep 0.5"), (job("b", "a"), "true"))
     assert looks == ["a", "b", "b"]
 
 
