@@ -85,7 +85,7 @@ def adopt_train(source: Source) -> Findings:
                 source.locations[key,] = source.locate((because,))
                 message = f"{why} in higherANML, and so here by {key}: {show(value)}"
                 findings.notices.append(problem(source, (because,), message))
-    _name_flavors(source, findings)
+    name_flavors(source, findings)
     for name, flavor in data["eval"].items():
         if isinstance(flavor, dict):
             _adopt(source, flavor, ("eval", name), EVAL_KEYS, findings)
@@ -203,7 +203,7 @@ def _drop_downloads(source: Source, findings: Findings) -> None:
             findings.notices.append(problem(source, at, message))
 
 
-def _name_flavors(source: Source, findings: Findings) -> None:
+def name_flavors(source: Source, findings: Findings) -> None:
     """Turn `eval` (one evaluation, or a list of {flavor: evaluation}) into one mapping of flavors."""
     value = source.data.get("eval")
     if isinstance(value, list):

@@ -10,7 +10,7 @@ from anml.config.checks import check_eval, check_fits_model, check_flavor_name, 
 from anml.config.choice import check_choices, with_candidates
 from anml.config.evaluation import EvalConfig, absolute_path, data_path_or_default
 from anml.config.facts import DATASETS, canonical_dataset, dataset_label
-from anml.config.higheranml import Findings, adopt_eval, adopt_train
+from anml.config.higheranml import Findings, adopt_eval, adopt_train, name_flavors
 from anml.config.image_folder import fill_in_flavor, fill_in_training, flavor_facts
 from anml.config.interpolation import interpolate, varied_interpolations
 from anml.config.model_args import check_model_args
@@ -89,11 +89,15 @@ def load_train_config(
 
 def _add(source: Source, more: Source) -> None:
     """Put what another file says into a source, into flavors that are there too. Raises ConfigError."""
-    if not isinstance(more.data, dict) or not isinstance(more.data.get("eval", {}), dict):
+    if not isinstance(more.data, dict):
         message = f"{more.locate(())}: expected `eval:` with flavors to add, or other keys of a training config"
         raise ConfigError(message)
-    flavors = source.data["eval"] | more.data.get("eval", {})
-    for name in source.data["eval"].keys() & more.data.get("eval", {}).keys():
+    findings = Findings([], [])
+    name_flavors(more, findings)
+    if findings.problems:
+        raise ConfigError(findings.problems)
+    flavors = source.data["eval"] | more.data["eval"]
+    for name in source.data["eval"].keys() & more.data["eval"].keys():
         flavors[name] = source.data["eval"][name] | (flavors[name] or {})
     source.locations |= {key_path: location for key_path, location in more.locations.items() if key_path}
     source.data |= more.data | {"eval": flavors}

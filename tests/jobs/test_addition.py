@@ -50,6 +50,14 @@ def test_only_what_is_new_is_added(before: Launch) -> None:
     ]
 
 
+@pytest.mark.parametrize("flavors", ["{more: {classes: [3]}}", "[{more: {classes: [3]}}]"])
+def test_flavors_come_from_a_file_as_a_training_config_has_them(before: Launch, tmp_path: Path, flavors: str) -> None:
+    write_text(tmp_path / "more.yml", f"eval: {flavors}\n")
+    after = with_more(before, load_train_config(before.experiment.config_file, more=tmp_path / "more.yml").config, ())
+    added = [job.name for job in added_jobs(before, after).jobs]
+    assert added == ["more-step-000050-seed-1", "more-step-000050-seed-2", "report"]
+
+
 def alone(folder: Path, **changes: Any) -> Launch:
     """An experiment whose only training is named by nothing."""
     keys = {"dataset": "glyphs", "model": "sanml", "epochs": 100, "eval": {"olft": {"classes": 5}}} | changes
